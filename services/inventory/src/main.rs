@@ -1,0 +1,2 @@
+//! Runs the inventory service.
+fn main() {}

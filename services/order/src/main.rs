@@ -1,0 +1,2 @@
+//! Runs the order service.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Runs the shop.
+fn main() {}
