@@ -1,1 +1,10 @@
-//! The house.
+//! The house: breakers, sagas and CQRS over gRPC, one feature a pattern.
+//!
+//! Rooms, from the top: services are assembled by `service` and `cli`; `saga` and `cqrs` hold the patterns of the write and
+//! read sides; `journal` stores, `rpc` talks; `breaker` and `telemetry` stand below. A room uses rooms below it only.
+
+#[cfg(feature = "cqrs")]
+pub mod cqrs;
+#[cfg(feature = "journal")]
+pub mod journal;
+pub mod refusal;

@@ -1,0 +1,178 @@
+//! The shape of every decision: state of the named aggregates and a command in, events and a reply or a refusal out.
+//!
+//! The pattern is Jérémie Chassaing's decider: `decide` and `evolve` are pure. Time, ids and randomness arrive as values.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    journal::{AggregateId, Change, Decided, Loaded, NewEvent, Row},
+    refusal::Refusal,
+};
+
+/// A kind of aggregate: how its events change its state.
+pub trait Aggregate: 'static {
+    /// The kind's name in the journal, stable for ever.
+    const KIND: &'static str;
+    /// The state that decisions look at; its default is the state before the first event.
+    type State: Message + Default;
+    /// What can happen to it.
+    type Event: Message + Default;
+
+    /// The state that follows an event. Total: an event that happened is never refused.
+    fn evolve(state: &mut Self::State, event: &Self::Event);
+
+    /// The event's name in the journal, such as `StockReserved`, stable for ever.
+    fn event_name(event: &Self::Event) -> &'static str;
+}
+
+/// What a decision sees: the aggregates its command names, and the time.
+#[derive(Clone, Copy, Debug)]
+pub struct State<'a>(&'a Loaded<'a>);
+
+impl<'a> State<'a> {
+    /// Looks at what the journal loaded.
+    #[must_use]
+    pub fn new(loaded: &'a Loaded<'a>) -> Self {
+        Self(loaded)
+    }
+
+    /// An aggregate's state; the default if nothing happened to it yet.
+    ///
+    /// # Errors
+    /// INTERNAL when the command doesn't name the aggregate, or what is stored can't be read.
+    pub fn get<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
+        let Some(stored) = self.0.aggregate(A::KIND, id) else {
+            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, "a decision asked for what its command does not name");
+            return Err(Refusal::internal());
+        };
+        A::State::decode(stored.state.clone()).map_err(|error| {
+            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
+            Refusal::internal()
+        })
+    }
+
+    /// True if anything ever happened to an aggregate.
+    #[must_use]
+    pub fn exists<A: Aggregate>(&self, id: &str) -> bool {
+        self.0.aggregate(A::KIND, id).is_some_and(|stored| stored.version > 0)
+    }
+
+    /// The time of the decision, in microseconds since 1970.
+    #[must_use]
+    pub fn now_micros(&self) -> i64 {
+        self.0.now_micros()
+    }
+
+    /// In a compensation behind the barrier: the reply of the action that it undoes.
+    #[must_use]
+    pub fn action_reply<R: Message + Default>(&self) -> Option<R> {
+        self.0.action_reply().and_then(|reply| R::decode(reply.clone()).ok())
+    }
+}
+
+/// What a command came to: events, in order, and the reply.
+#[derive(Debug)]
+pub struct Decision<R> {
+    reply: R,
+    events: Vec<Pending>,
+    beside: Decided,
+}
+
+/// An event that belongs to one aggregate, with the way to apply it.
+#[derive(Debug)]
+struct Pending {
+    aggregate: AggregateId,
+    event: NewEvent,
+    evolve: fn(&[u8], &[u8]) -> Result<Vec<u8>, prost::DecodeError>,
+}
+
+impl<R: Message> Decision<R> {
+    /// A decision that changes nothing yet.
+    pub fn reply(reply: R) -> Self {
+        Self { reply, events: Vec::new(), beside: Decided::default() }
+    }
+
+    /// Adds an event to one of the aggregates the command names.
+    #[must_use]
+    pub fn event<A: Aggregate>(mut self, id: &str, event: &A::Event) -> Self {
+        self.events.push(Pending {
+            aggregate: AggregateId::new(A::KIND, id),
+            event: NewEvent { name: A::event_name(event), payload: event.encode_to_vec().into() },
+            evolve: evolve::<A>,
+        });
+        self
+    }
+
+    /// Adds what must be committed in the same transaction, such as a saga that starts.
+    #[must_use]
+    pub fn beside(mut self, beside: Decided) -> Self {
+        self.beside.absorb(beside);
+        self
+    }
+
+    /// The reply.
+    pub fn reply_ref(&self) -> &R {
+        &self.reply
+    }
+
+    /// The decoded events of one kind of aggregate, in order, for tests of decisions.
+    pub fn events<A: Aggregate>(&self) -> Vec<(String, A::Event)> {
+        let of_kind = self.events.iter().filter(|pending| pending.aggregate.kind == A::KIND);
+        let decoded = |pending: &Pending| {
+            let event = A::Event::decode(pending.event.payload.clone()).ok()?;
+            Some((pending.aggregate.id.to_string(), event))
+        };
+        of_kind.filter_map(decoded).collect()
+    }
+
+    /// The rows written beside, for tests of decisions.
+    pub fn rows(&self) -> &[Row] {
+        &self.beside.rows
+    }
+
+    /// Folds the events into new states, in the form the journal commits.
+    ///
+    /// # Errors
+    /// INTERNAL when an event is for an aggregate that the command doesn't name, or stored state can't be read.
+    pub fn into_decided(self, loaded: &Loaded<'_>) -> Result<Decided, Refusal> {
+        let mut changes: Vec<Change> = Vec::new();
+        for Pending { aggregate, event, evolve } in self.events {
+            let at = match changes.iter().position(|change| change.aggregate == aggregate) {
+                Some(at) => at,
+                None => {
+                    let Some(stored) = loaded.aggregate(aggregate.kind, &aggregate.id) else {
+                        tracing::error!(
+                            aggregate.kind,
+                            aggregate.id = &*aggregate.id,
+                            event = event.name,
+                            "a decision changed what its command does not name"
+                        );
+                        return Err(Refusal::internal());
+                    };
+                    let (state, version) = (Some(stored.state.clone()), stored.version);
+                    changes.push(Change { aggregate, state, version, events: Vec::new() });
+                    changes.len() - 1
+                }
+            };
+            let change = &mut changes[at];
+            let state = change.state.take().unwrap_or_default();
+            let next = evolve(&state, &event.payload).map_err(|error| {
+                tracing::error!(aggregate.kind = change.aggregate.kind, %error, "stored state can't be read");
+                Refusal::internal()
+            })?;
+            change.state = Some(Bytes::from(next));
+            change.version += 1;
+            change.events.push(event);
+        }
+        let mut decided = Decided { reply: self.reply.encode_to_vec().into(), changes, ..Decided::default() };
+        decided.absorb(self.beside);
+        Ok(decided)
+    }
+}
+
+fn evolve<A: Aggregate>(state: &[u8], event: &[u8]) -> Result<Vec<u8>, prost::DecodeError> {
+    let mut state = A::State::decode(state)?;
+    A::evolve(&mut state, &A::Event::decode(event)?);
+    Ok(state.encode_to_vec())
+}

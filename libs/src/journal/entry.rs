@@ -1,0 +1,246 @@
+//! What goes into the journal and what comes back.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+
+use super::sql::Value;
+
+/// Names one aggregate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AggregateId {
+    /// The kind, such as `stock`.
+    pub kind: &'static str,
+    /// The id within the kind.
+    pub id: Arc<str>,
+}
+
+impl AggregateId {
+    /// Names an aggregate.
+    pub fn new(kind: &'static str, id: impl Into<Arc<str>>) -> Self {
+        Self { kind, id: id.into() }
+    }
+}
+
+/// One unit of work: what it needs to see, and the pure decision over it.
+pub struct Entry {
+    /// The key under which the answer is kept, so that a repetition gets the same one. None decides every time.
+    pub request: Option<RequestKey>,
+    /// The aggregates the decision sees and may change.
+    pub aggregates: Vec<AggregateId>,
+    /// Goes into the metadata of every event the decision makes.
+    pub cause: Cause,
+    /// The decision. It runs on the committer: no clock, no I/O, nothing that waits.
+    pub decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send>,
+    /// About how many bytes the entry holds; bounds a batch.
+    pub size: usize,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("request", &self.request)
+            .field("aggregates", &self.aggregates)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an event came to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// The W3C trace context of the request, empty when it carried none.
+    pub traceparent: String,
+    /// The request or saga operation, as in [`RequestKey::key`].
+    pub request: String,
+}
+
+/// Under which key an answer is kept, and what made the request what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestKey {
+    /// Unique within the database.
+    pub key: String,
+    /// A hash of the request: the same key with another hash is a conflict.
+    pub hash: [u8; 32],
+    /// What a repetition, or its counterpart, means.
+    pub role: Role,
+}
+
+/// What a keyed request is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A client's command, or the action of a saga step.
+    Action,
+    /// The compensation of a saga step.
+    Compensation {
+        /// The key of the action that it undoes.
+        action: String,
+    },
+}
+
+/// What a decision sees.
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    aggregates: &'a [(AggregateId, Aggregate)],
+    action_reply: Option<&'a Bytes>,
+    now_micros: i64,
+}
+
+impl<'a> Loaded<'a> {
+    /// What a decision would see, for the committer and for tests of decisions.
+    #[must_use]
+    pub fn new(aggregates: &'a [(AggregateId, Aggregate)], action_reply: Option<&'a Bytes>, now_micros: i64) -> Self {
+        Self { aggregates, action_reply, now_micros }
+    }
+
+    /// The aggregate as it stands, the batch's earlier decisions included. None if the entry didn't name it.
+    #[must_use]
+    pub fn aggregate(&self, kind: &str, id: &str) -> Option<&'a Aggregate> {
+        self.aggregates.iter().find(|(name, _)| name.kind == kind && &*name.id == id).map(|(_, aggregate)| aggregate)
+    }
+
+    /// In a compensation: the stored reply of the action it undoes.
+    #[must_use]
+    pub fn action_reply(&self) -> Option<&'a Bytes> {
+        self.action_reply
+    }
+
+    /// When the batch was taken, in microseconds since 1970: the time of every event it writes.
+    #[must_use]
+    pub fn now_micros(&self) -> i64 {
+        self.now_micros
+    }
+}
+
+/// One aggregate's stored form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aggregate {
+    /// How many events made it; 0 while it does not exist.
+    pub version: u64,
+    /// Its state, encoded by its owner; empty while it does not exist.
+    pub state: Bytes,
+}
+
+/// What a decision came to. All of it is committed in one transaction, or none.
+#[derive(Default)]
+pub struct Decided {
+    /// True for a refusal: the reply is kept like any other, nothing else may be set.
+    pub rejected: bool,
+    /// What the caller gets, now and at every repetition.
+    pub reply: Bytes,
+    /// Aggregates that changed, with their events.
+    pub changes: Vec<Change>,
+    /// Rows of registered tables, written beside.
+    pub rows: Vec<Row>,
+    /// Called once all of it is durable. A crash loses the call: whoever needs it finds its rows again at start.
+    pub on_commit: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl fmt::Debug for Decided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decided")
+            .field("rejected", &self.rejected)
+            .field("changes", &self.changes)
+            .field("rows", &self.rows)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Decided {
+    /// Takes in what another decision of the same transaction came to; the reply stays this one's.
+    pub fn absorb(&mut self, other: Self) {
+        self.changes.extend(other.changes);
+        self.rows.extend(other.rows);
+        self.on_commit.extend(other.on_commit);
+    }
+}
+
+/// One aggregate's change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Which.
+    pub aggregate: AggregateId,
+    /// Its new state, or None for a stream whose state is kept elsewhere (in a registered table).
+    pub state: Option<Bytes>,
+    /// The version after the change.
+    pub version: u64,
+    /// What happened, in order.
+    pub events: Vec<NewEvent>,
+}
+
+/// An event about to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEvent {
+    /// The event's type, such as `StockReserved`, stable for ever.
+    pub name: &'static str,
+    /// The event, encoded as protobuf.
+    pub payload: Bytes,
+}
+
+/// A table that someone else keeps in the journal's database, written in the same transaction.
+#[derive(Debug)]
+pub struct Table {
+    /// Its name.
+    pub name: &'static str,
+    /// How to make it, each statement safe to repeat.
+    pub create: &'static [&'static str],
+    /// Its columns, the key first.
+    pub columns: &'static [&'static str],
+    /// How many of the columns are the key.
+    pub key: usize,
+}
+
+/// A row to insert, or to replace if its key is there.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Whose.
+    pub table: &'static Table,
+    /// One value a column.
+    pub values: Vec<Value>,
+}
+
+/// What became of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The reply: the decision's, or the stored one of a repetition.
+    pub reply: Bytes,
+    /// The journal's position after it: a reader that has passed it has seen this entry.
+    pub position: i64,
+}
+
+/// How an entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Decided and done just now.
+    Done,
+    /// Decided just now, and refused.
+    Rejected,
+    /// Done before; the stored reply.
+    Replayed,
+    /// Refused before; the stored refusal.
+    RejectedBefore,
+    /// A compensation whose action had no effect: nothing to undo, and the action can't happen any more.
+    NothingToUndo,
+    /// An action whose compensation came first: it had no effect and never will.
+    Cancelled,
+    /// The key was used before with another request.
+    Conflict,
+}
+
+/// Why an entry could not be decided. Nothing of it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too much is waiting already.
+    #[error("the journal's queue is full")]
+    Full,
+    /// The entry alone is over the limit of a batch.
+    #[error("the command is too large")]
+    TooLarge,
+    /// The decision panicked.
+    #[error("the decision failed")]
+    Panicked,
+    /// The journal is shutting down.
+    #[error("the journal is closed")]
+    Closed,
+}
