@@ -3,10 +3,203 @@
 //! One committer a database takes whatever waits, decides it in order in memory and commits it as one batch: one fsync and
 //! a handful of statements, whatever the batch's size. The events are the outbox: readers follow them by position.
 
+mod batch;
+mod committer;
 mod entry;
+mod log;
+mod requests;
 pub mod sql;
+pub mod sqlite;
 
-pub use self::entry::{
-    Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, RequestKey, Role, Row,
-    SubmitError, Table,
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
 };
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+pub use self::{
+    entry::{
+        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, RequestKey, Role,
+        Row, SubmitError, Table,
+    },
+    log::{Event, events_after, head},
+    sqlite::OpenError,
+};
+use self::{
+    committer::{AGGREGATES, Committer, Counters, MOST_BYTES, Waiting},
+    log::EVENTS,
+    requests::REQUESTS,
+    sql::Reader,
+    sqlite::{Durability, Writer},
+};
+
+/// How many entries may wait for the committer.
+const MOST_WAITING: usize = 4096;
+
+/// The journal of one database. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// None once the journal is closed.
+    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+    head: watch::Receiver<i64>,
+    reader: Reader,
+    counters: Arc<Counters>,
+    committer: Mutex<Option<JoinHandle<Result<(), sqlx::Error>>>>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.entry.fmt(f)
+    }
+}
+
+/// What the journal has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Transactions committed; on SQLite each is one sync of the log.
+    pub commits: u64,
+    /// Entries decided, repetitions included.
+    pub entries: u64,
+}
+
+impl Journal {
+    /// Opens the SQLite database at `path`, making it and its folder when they are missing, and starts its committer.
+    /// `tables` are kept beside the journal's own, in the same transactions.
+    ///
+    /// # Errors
+    /// When the database is in use, can't be opened, or can't promise durability.
+    pub async fn open(path: &Path, tables: &[&'static Table]) -> Result<Self, OpenError> {
+        let mut all = vec![&AGGREGATES, &EVENTS, &REQUESTS];
+        all.extend(tables);
+        let writer = Writer::open(path, Durability::Full, &all).await?;
+        let reader = sqlite::readers(path, 4).await?;
+        let failed = |source| OpenError::Database { path: path.to_owned(), source };
+        let (head, watched) = watch::channel(log::head(&reader).await.map_err(failed)?);
+        let (queue, waiting) = mpsc::channel(MOST_WAITING);
+        let counters = Arc::new(Counters::default());
+        let committer = Committer { writer, waiting, head, counters: Arc::clone(&counters) };
+        Ok(Self(Arc::new(Shared {
+            path: path.to_owned(),
+            queue: Mutex::new(Some(queue)),
+            head: watched,
+            reader,
+            counters,
+            committer: Mutex::new(Some(tokio::spawn(committer.run()))),
+        })))
+    }
+
+    /// Has an entry decided and committed. When this returns, what it came to is durable.
+    ///
+    /// # Errors
+    /// [`SubmitError::Full`] at once when too much waits, before anything is written; the others as they say.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing: an entry that was taken is decided and committed all the same.
+    pub async fn submit(&self, entry: Entry) -> Result<Committed, SubmitError> {
+        let (answer, answered) = Self::waiting(entry)?;
+        self.queue()?.try_send(answer).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => SubmitError::Full,
+            mpsc::error::TrySendError::Closed(_) => SubmitError::Closed,
+        })?;
+        answered.await.unwrap_or(Err(SubmitError::Closed))
+    }
+
+    /// Like [`submit`](Self::submit), but waits for room in the queue: for work that was admitted before, such as the next
+    /// step of a saga.
+    ///
+    /// # Errors
+    /// All of [`SubmitError`] but Full.
+    pub async fn submit_admitted(&self, entry: Entry) -> Result<Committed, SubmitError> {
+        let (answer, answered) = Self::waiting(entry)?;
+        self.queue()?.send(answer).await.map_err(|_| SubmitError::Closed)?;
+        answered.await.unwrap_or(Err(SubmitError::Closed))
+    }
+
+    /// The position of the last event that is durable; changes with every batch.
+    #[must_use]
+    pub fn head(&self) -> watch::Receiver<i64> {
+        self.0.head.clone()
+    }
+
+    /// Reads the journal's database; can't write.
+    #[must_use]
+    pub fn reader(&self) -> &Reader {
+        &self.0.reader
+    }
+
+    /// The stored form of one aggregate.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub async fn aggregate(&self, id: &AggregateId) -> Result<Aggregate, sqlx::Error> {
+        let key = vec![vec![id.kind.into(), (*id.id).into()]];
+        let found = self.0.reader.fetch_keys(&AGGREGATES, &key).await?;
+        let Some(record) = found.first() else { return Ok(Aggregate::default()) };
+        Ok(Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? })
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// What was done since the journal was opened.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let counters = &self.0.counters;
+        Stats {
+            commits: counters.commits.load(Ordering::Relaxed),
+            entries: counters.entries.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Waits until the committer ends: after [`close`](Self::close) without an error, else with the database's.
+    /// The process must end then; opening the database again finds out what became of the last batch. One caller only.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub async fn ended(&self) -> Result<(), CommitError> {
+        let committer = self.0.committer.lock().take();
+        let Some(committer) = committer else { return std::future::pending().await };
+        match committer.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(CommitError { path: self.0.path.clone(), message: source.to_string() }),
+            Err(stopped) => Err(CommitError { path: self.0.path.clone(), message: stopped.to_string() }),
+        }
+    }
+
+    /// Takes nothing more, and lets what waits be committed. [`ended`](Self::ended) tells when that is done.
+    pub fn close(&self) {
+        self.0.queue.lock().take();
+    }
+
+    fn queue(&self) -> Result<mpsc::Sender<Waiting>, SubmitError> {
+        self.0.queue.lock().clone().ok_or(SubmitError::Closed)
+    }
+
+    fn waiting(entry: Entry) -> Result<(Waiting, oneshot::Receiver<Result<Committed, SubmitError>>), SubmitError> {
+        if entry.size > MOST_BYTES {
+            return Err(SubmitError::TooLarge);
+        }
+        let (answer, answered) = oneshot::channel();
+        Ok((Waiting { entry, answer }, answered))
+    }
+}
+
+/// The database failed under a commit. Nothing more is taken; the process must end.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}: stopping; what was answered is safe, start again to find out about the rest")]
+pub struct CommitError {
+    path: PathBuf,
+    message: String,
+}

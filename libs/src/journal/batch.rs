@@ -1,0 +1,129 @@
+//! Deciding a batch in memory: every entry in order, each seeing what the ones before it came to.
+//!
+//! Nothing here waits or touches the database. What was read goes in, what must be written comes out, so that deciding a
+//! batch equals deciding its entries one by one.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use bytes::Bytes;
+
+use super::{
+    entry::{Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, Row, SubmitError},
+    requests::{Ending, Judgement, Known, judge},
+};
+use crate::journal::entry::Role;
+
+/// What was read for a batch, then what its decisions made of it.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) aggregates: HashMap<AggregateId, Aggregate>,
+    pub(super) requests: HashMap<String, Known>,
+}
+
+/// What a batch has to write.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// Aggregates whose state changed; the world holds the last state of each.
+    pub(super) aggregates: Vec<AggregateId>,
+    /// Keys that were answered now; the world holds the answers.
+    pub(super) requests: Vec<String>,
+    pub(super) events: Vec<Written>,
+    pub(super) rows: Vec<Row>,
+}
+
+impl Writes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.aggregates.is_empty() && self.requests.is_empty() && self.events.is_empty() && self.rows.is_empty()
+    }
+}
+
+/// An event with its place in the log.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) position: i64,
+    pub(super) aggregate: AggregateId,
+    pub(super) version: u64,
+    pub(super) event: NewEvent,
+    pub(super) cause: Cause,
+}
+
+/// What became of one entry, and whom to tell once it is durable.
+pub(super) struct Ended {
+    pub(super) result: Result<Committed, SubmitError>,
+    pub(super) on_commit: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// Decides one entry. `head` is the last position given out so far and moves with every event.
+pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now_micros: i64, entry: Entry) -> Ended {
+    let Entry { request, aggregates, cause, decide, .. } = entry;
+    let judgement = request.as_ref().map(|request| {
+        let action = match &request.role {
+            Role::Action => None,
+            Role::Compensation { action } => world.requests.get(action),
+        };
+        judge(&request.role, &request.hash, world.requests.get(&request.key), action)
+    });
+    let known = |outcome, reply| Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit: Vec::new() };
+    let action_reply = match judgement {
+        None => None,
+        Some(Judgement::Decide { action_reply }) => action_reply,
+        Some(Judgement::Replay(reply)) => return known(Outcome::Replayed, reply),
+        Some(Judgement::RejectAgain(reply)) => return known(Outcome::RejectedBefore, reply),
+        Some(Judgement::Cancelled) => return known(Outcome::Cancelled, Bytes::new()),
+        Some(Judgement::Conflict) => return known(Outcome::Conflict, Bytes::new()),
+        Some(Judgement::NothingToUndo { tombstone }) => {
+            if let Some(request) = request {
+                if let (true, Role::Compensation { action }) = (tombstone, request.role) {
+                    remember(world, writes, action, Known::tombstone());
+                }
+                let done = Known { hash: request.hash, ending: Ending::Done, reply: Bytes::new() };
+                remember(world, writes, request.key, done);
+            }
+            return known(Outcome::NothingToUndo, Bytes::new());
+        }
+    };
+
+    let seen: Vec<(AggregateId, Aggregate)> = aggregates
+        .into_iter()
+        .map(|id| {
+            let aggregate = world.aggregates.get(&id).cloned().unwrap_or_default();
+            (id, aggregate)
+        })
+        .collect();
+    let loaded = Loaded::new(&seen, action_reply.as_ref(), now_micros);
+    let Ok(decided) = catch_unwind(AssertUnwindSafe(|| decide(&loaded))) else {
+        return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new() };
+    };
+    let Decided { rejected, reply, changes, rows, on_commit } = decided;
+
+    if !rejected {
+        for Change { aggregate, state, version, events } in changes {
+            let first = version.saturating_sub(events.len() as u64);
+            for (offset, event) in events.into_iter().enumerate() {
+                *head += 1;
+                let version = first + offset as u64 + 1;
+                let (aggregate, cause) = (aggregate.clone(), cause.clone());
+                writes.events.push(Written { position: *head, aggregate, version, event, cause });
+            }
+            if let Some(state) = state {
+                writes.aggregates.push(aggregate.clone());
+                world.aggregates.insert(aggregate, Aggregate { version, state });
+            }
+        }
+        writes.rows.extend(rows);
+    }
+    if let Some(request) = request {
+        let ending = if rejected { Ending::Rejected } else { Ending::Done };
+        remember(world, writes, request.key, Known { hash: request.hash, ending, reply: reply.clone() });
+    }
+    let outcome = if rejected { Outcome::Rejected } else { Outcome::Done };
+    Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit }
+}
+
+fn remember(world: &mut World, writes: &mut Writes, key: String, known: Known) {
+    writes.requests.push(key.clone());
+    world.requests.insert(key, known);
+}

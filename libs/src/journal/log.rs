@@ -1,0 +1,101 @@
+//! The log of events: one order a database, no gaps, read by position. It is the outbox.
+
+use bytes::Bytes;
+
+use super::{
+    batch::Written,
+    entry::Table,
+    sql::{Reader, Record, Value},
+};
+
+pub(super) static EVENTS: Table = Table {
+    name: "events",
+    create: &["CREATE TABLE IF NOT EXISTS events (
+        position INTEGER NOT NULL PRIMARY KEY,
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        cause TEXT NOT NULL,
+        traceparent TEXT NOT NULL,
+        time INTEGER NOT NULL
+    )"],
+    columns: &["position", "kind", "id", "version", "name", "payload", "cause", "traceparent", "time"],
+    key: 1,
+};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the log, from 1. A reader that has seen position p has seen all before it.
+    pub position: i64,
+    /// The kind of the aggregate it happened to.
+    pub kind: String,
+    /// The aggregate's id.
+    pub id: String,
+    /// The aggregate's version after it.
+    pub version: u64,
+    /// What happened, such as `StockReserved`.
+    pub name: String,
+    /// The event, encoded by its aggregate.
+    pub payload: Bytes,
+    /// The request or saga operation it came from.
+    pub cause: String,
+    /// The W3C trace context it came from, or empty.
+    pub traceparent: String,
+    /// When, in microseconds since 1970.
+    pub time_micros: i64,
+}
+
+impl Event {
+    fn read(record: &Record) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            position: record.int(0)?,
+            kind: record.text(1)?,
+            id: record.text(2)?,
+            version: record.int(3)?.unsigned_abs(),
+            name: record.text(4)?,
+            payload: record.blob(5)?,
+            cause: record.text(6)?,
+            traceparent: record.text(7)?,
+            time_micros: record.int(8)?,
+        })
+    }
+}
+
+impl Written {
+    pub(super) fn row(self, now_micros: i64) -> Vec<Value> {
+        vec![
+            self.position.into(),
+            self.aggregate.kind.into(),
+            (*self.aggregate.id).into(),
+            i64::try_from(self.version).unwrap_or(i64::MAX).into(),
+            self.event.name.into(),
+            self.event.payload.into(),
+            self.cause.request.into(),
+            self.cause.traceparent.into(),
+            now_micros.into(),
+        ]
+    }
+}
+
+/// Reads the events after a position, in order, at most `limit`.
+///
+/// # Errors
+/// When the log can't be read.
+pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<Vec<Event>, sqlx::Error> {
+    const SQL: &str = "SELECT position,kind,id,version,name,payload,cause,traceparent,time FROM events
+        WHERE position > $1 ORDER BY position LIMIT $2";
+    let records = reader.fetch(SQL, vec![position.into(), limit.into()]).await?;
+    records.iter().map(Event::read).collect()
+}
+
+/// The position of the last event, 0 if there is none.
+///
+/// # Errors
+/// When the log can't be read.
+pub async fn head(reader: &Reader) -> Result<i64, sqlx::Error> {
+    let records = reader.fetch("SELECT COALESCE(MAX(position), 0) FROM events", Vec::new()).await?;
+    records.first().map_or(Ok(0), |record| record.int(0))
+}
