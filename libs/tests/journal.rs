@@ -1,0 +1,260 @@
+//! The journal on a real SQLite file: what is answered is there after opening it again, once, and nothing else is.
+#![cfg(feature = "journal")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use bytes::Bytes;
+use libs::journal::{
+    AggregateId, Cause, Change, Decided, Entry, Journal, NewEvent, OpenError, Outcome, RequestKey, Role, SubmitError,
+    events_after,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+async fn open(folder: &TempDir) -> Journal {
+    Journal::open(&folder.path().join("test.db"), &[]).await.unwrap()
+}
+
+async fn reopen(journal: Journal, folder: &TempDir) -> Journal {
+    journal.close();
+    journal.ended().await.unwrap();
+    drop(journal);
+    open(folder).await
+}
+
+fn key(key: &str) -> Option<RequestKey> {
+    Some(RequestKey { key: key.to_owned(), hash: [7; 32], role: Role::Action })
+}
+
+fn undo_key(key: &str, action: &str) -> Option<RequestKey> {
+    let role = Role::Compensation { action: action.to_owned() };
+    Some(RequestKey { key: key.to_owned(), hash: [7; 32], role })
+}
+
+fn counter(name: &str) -> AggregateId {
+    AggregateId::new("counter", name)
+}
+
+fn number(bytes: &[u8]) -> i64 {
+    std::str::from_utf8(bytes).unwrap().parse().unwrap_or(0)
+}
+
+/// Adds to a counter, refusing to go below zero, and answers the new value.
+fn add(name: &'static str, amount: i64, request: Option<RequestKey>) -> Entry {
+    Entry {
+        request,
+        aggregates: vec![counter(name)],
+        cause: Cause::default(),
+        decide: Box::new(move |loaded| {
+            let now = loaded.aggregate("counter", name).unwrap();
+            let next = number(&now.state) + amount;
+            if next < 0 {
+                return Decided { rejected: true, reply: Bytes::from("below zero"), ..Decided::default() };
+            }
+            let state = Bytes::from(next.to_string());
+            let event = NewEvent { name: "Added", payload: Bytes::from(amount.to_string()) };
+            let version = now.version + 1;
+            let change = Change { aggregate: counter(name), state: Some(state.clone()), version, events: vec![event] };
+            Decided { reply: state, changes: vec![change], ..Decided::default() }
+        }),
+        size: 100,
+    }
+}
+
+async fn value(journal: &Journal, name: &str) -> i64 {
+    number(&journal.aggregate(&counter(name)).await.unwrap().state)
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    for amount in [5, 7] {
+        assert_eq!(journal.submit(add("a", amount, None)).await.unwrap().outcome, Outcome::Done);
+    }
+    let journal = reopen(journal, &folder).await;
+    assert_eq!(value(&journal, "a").await, 12);
+    let events = events_after(journal.reader(), 0, 10).await.unwrap();
+    let seen: Vec<_> = events.iter().map(|e| (e.position, e.version, e.name.as_str())).collect();
+    assert_eq!(seen, [(1, 1, "Added"), (2, 2, "Added")]);
+    // Positions go on where they ended.
+    assert_eq!(journal.submit(add("a", 1, None)).await.unwrap().position, 3);
+}
+
+#[tokio::test]
+async fn a_repetition_gets_the_first_answer_and_changes_nothing() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let first = journal.submit(add("a", 5, key("k"))).await.unwrap();
+    assert_eq!((first.outcome, &first.reply[..]), (Outcome::Done, &b"5"[..]));
+    let journal = reopen(journal, &folder).await;
+    let again = journal.submit(add("a", 5, key("k"))).await.unwrap();
+    assert_eq!((again.outcome, &again.reply[..]), (Outcome::Replayed, &b"5"[..]));
+    assert_eq!(value(&journal, "a").await, 5);
+}
+
+#[tokio::test]
+async fn a_refusal_is_kept_even_when_it_would_be_granted_now() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let refused = journal.submit(add("a", -1, key("k"))).await.unwrap();
+    assert_eq!(refused.outcome, Outcome::Rejected);
+    journal.submit(add("a", 10, None)).await.unwrap();
+    let again = journal.submit(add("a", -1, key("k"))).await.unwrap();
+    assert_eq!((again.outcome, &again.reply[..]), (Outcome::RejectedBefore, &b"below zero"[..]));
+    assert_eq!(value(&journal, "a").await, 10);
+}
+
+#[tokio::test]
+async fn one_key_with_two_requests_is_a_conflict() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    journal.submit(add("a", 5, key("k"))).await.unwrap();
+    let mut other = add("a", 6, key("k"));
+    other.request.as_mut().unwrap().hash = [8; 32];
+    assert_eq!(journal.submit(other).await.unwrap().outcome, Outcome::Conflict);
+    assert_eq!(value(&journal, "a").await, 5);
+}
+
+#[tokio::test]
+async fn an_action_that_comes_after_its_compensation_has_no_effect() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let undo = || add("a", -5, undo_key("undo", "do"));
+    assert_eq!(journal.submit(undo()).await.unwrap().outcome, Outcome::NothingToUndo);
+    let journal = reopen(journal, &folder).await;
+    assert_eq!(journal.submit(add("a", 5, key("do"))).await.unwrap().outcome, Outcome::Cancelled);
+    assert_eq!(journal.submit(undo()).await.unwrap().outcome, Outcome::Replayed);
+    assert_eq!(value(&journal, "a").await, 0);
+}
+
+#[tokio::test]
+async fn a_compensation_runs_once_and_sees_the_reply_it_undoes() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    journal.submit(add("a", 5, key("do"))).await.unwrap();
+    let undo = || {
+        let mut entry = add("a", -5, undo_key("undo", "do"));
+        let decide = entry.decide;
+        entry.decide = Box::new(move |loaded| {
+            assert_eq!(loaded.action_reply(), Some(&Bytes::from_static(b"5")));
+            decide(loaded)
+        });
+        entry
+    };
+    assert_eq!(journal.submit(undo()).await.unwrap().outcome, Outcome::Done);
+    assert_eq!(journal.submit(undo()).await.unwrap().outcome, Outcome::Replayed);
+    assert_eq!(value(&journal, "a").await, 0);
+}
+
+#[tokio::test]
+async fn a_decision_that_panics_fails_alone() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let mut poison = add("a", 1, key("poison"));
+    poison.decide = Box::new(|_| panic!("poison"));
+    let (before, bad, after) = tokio::join!(
+        journal.submit(add("a", 1, None)),
+        journal.submit(poison),
+        journal.submit(add("a", 1, None))
+    );
+    assert_eq!(bad, Err(SubmitError::Panicked));
+    assert_eq!((before.unwrap().outcome, after.unwrap().outcome), (Outcome::Done, Outcome::Done));
+    assert_eq!(value(&journal, "a").await, 2);
+}
+
+#[tokio::test]
+async fn what_waits_is_committed_together_and_seen_in_order() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let adds = (0..300).map(|_| journal.submit(add("hot", 1, None)));
+    let answers = futures::future::join_all(adds).await;
+    let values: Vec<i64> = answers.into_iter().map(|a| number(&a.unwrap().reply)).collect();
+    assert_eq!(values, (1..=300).collect::<Vec<_>>());
+    let stats = journal.stats();
+    assert_eq!(stats.entries, 300);
+    assert!(stats.commits < 30, "{} commits for 300 entries that waited together", stats.commits);
+    let events = events_after(journal.reader(), 0, 1000).await.unwrap();
+    assert_eq!(events.iter().map(|e| e.position).collect::<Vec<_>>(), (1..=300).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_file_is_told_so() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let second = Journal::open(journal.path(), &[]).await;
+    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+}
+
+#[tokio::test]
+async fn a_closed_journal_takes_nothing_more_and_keeps_what_it_took() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let mut taken = Box::pin(journal.submit(add("a", 5, None)));
+    // One poll hands the entry over.
+    assert!(futures::poll!(&mut taken).is_pending());
+    journal.close();
+    assert_eq!(journal.submit(add("a", 1, None)).await, Err(SubmitError::Closed));
+    assert_eq!(taken.await.unwrap().outcome, Outcome::Done);
+    let journal = reopen(journal, &folder).await;
+    assert_eq!(value(&journal, "a").await, 5);
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Plain(i64),
+    Do(u8, i64),
+    Undo(u8),
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    let call = prop_oneof![
+        (-3..5_i64).prop_map(Call::Plain),
+        (0..4_u8, -3..5_i64).prop_map(|(key, amount)| Call::Do(key, amount)),
+        (0..4_u8).prop_map(Call::Undo),
+    ];
+    proptest::collection::vec(call, 1..40)
+}
+
+impl Call {
+    fn entry(&self) -> Entry {
+        match *self {
+            Self::Plain(amount) => add("a", amount, None),
+            Self::Do(name, amount) => {
+                let mut entry = add("a", amount, key(&format!("do{name}")));
+                entry.request.as_mut().unwrap().hash = [amount.unsigned_abs() as u8; 32];
+                entry
+            }
+            Self::Undo(name) => add("a", -1, undo_key(&format!("undo{name}"), &format!("do{name}"))),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any commands, decided in whatever batches form, come to what they come to one by one.
+    #[test]
+    fn a_batch_equals_one_by_one(calls in calls()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (together, alone) = runtime.block_on(async {
+            let folder = TempDir::new().unwrap();
+            let journal = open(&folder).await;
+            let together = futures::future::join_all(calls.iter().map(|call| journal.submit(call.entry()))).await;
+            let together: Vec<_> = together.into_iter().map(|c| c.map(|c| (c.outcome, c.reply))).collect();
+            let events_together = events_after(journal.reader(), 0, 100).await.unwrap();
+
+            let folder = TempDir::new().unwrap();
+            let journal = open(&folder).await;
+            let mut alone = Vec::new();
+            for call in &calls {
+                alone.push(journal.submit(call.entry()).await.map(|c| (c.outcome, c.reply)));
+            }
+            let events_alone = events_after(journal.reader(), 0, 100).await.unwrap();
+            let strip = |events: Vec<libs::journal::Event>| -> Vec<_> {
+                events.into_iter().map(|e| (e.position, e.version, e.payload)).collect()
+            };
+            ((together, strip(events_together)), (alone, strip(events_alone)))
+        });
+        prop_assert_eq!(together, alone);
+    }
+}
