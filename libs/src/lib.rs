@@ -8,3 +8,5 @@ pub mod cqrs;
 #[cfg(feature = "journal")]
 pub mod journal;
 pub mod refusal;
+#[cfg(feature = "rpc")]
+pub mod rpc;

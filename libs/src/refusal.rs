@@ -45,6 +45,13 @@ impl Refusal {
         }
     }
 
+    /// INVALID_ARGUMENT for one field.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        let mut violations = Violations::default();
+        violations.add(field, description);
+        violations.into_refusal()
+    }
+
     /// FAILED_PRECONDITION: right in itself, but not in this state.
     pub fn precondition(reason: &'static str, message: impl Into<String>) -> Self {
         Self::new(Code::FailedPrecondition, reason, message)
@@ -165,12 +172,16 @@ impl Violations {
     /// # Errors
     /// When anything was noted.
     pub fn refuse(self) -> Result<(), Refusal> {
-        let Some(first) = self.0.first() else { return Ok(()) };
+        if self.0.is_empty() { Ok(()) } else { Err(self.into_refusal()) }
+    }
+
+    fn into_refusal(self) -> Refusal {
+        let first = self.0.first().map(|first| format!("{}: {}", first.field, first.description)).unwrap_or_default();
         let message = match self.0.len() {
-            1 => format!("{}: {}", first.field, first.description),
-            more => format!("{}: {} (and {} more)", first.field, first.description, more - 1),
+            0 | 1 => first,
+            more => format!("{first} (and {} more)", more - 1),
         };
-        Err(Refusal { violations: self.0, ..Refusal::new(Code::InvalidArgument, "INVALID_REQUEST", message) })
+        Refusal { violations: self.0, ..Refusal::new(Code::InvalidArgument, "INVALID_REQUEST", message) }
     }
 }
 

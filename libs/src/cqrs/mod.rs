@@ -4,6 +4,21 @@
 //! never the views; the query side is handed the views and cannot write.
 
 mod decider;
+mod documents;
+mod page;
+mod projection;
+mod read;
 pub mod testing;
+mod token;
+mod views;
 
-pub use self::decider::{Aggregate, Decision, State};
+pub use self::{
+    decider::{Aggregate, Decision, State},
+    documents::Documents,
+    page::{Page, PageOrder, PageQuery},
+    projection::{Decode, Projection, ProjectionError, Projections},
+    read::ReadSide,
+    token::{CONSISTENCY_TOKEN, READ_POSITION},
+    views::{Log, Views, ViewsError},
+};
+pub use crate::journal::Event;

@@ -147,7 +147,7 @@ impl Committer {
         let known = |key: &String| world.requests.get(key).map(|known| known.row(key, now_micros));
         sql::write(connection, &REQUESTS, Write::Insert, requests.iter().filter_map(known).collect()).await?;
         sql::upsert(connection, rows).await?;
-        transaction.0.commit().await
+        transaction.commit().await
     }
 }
 

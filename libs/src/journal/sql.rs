@@ -132,6 +132,22 @@ impl Reader {
 pub struct Transaction<'c>(pub(super) sqlx::Transaction<'c, Sqlite>);
 
 impl Transaction<'_> {
+    /// Makes all of it durable, or none.
+    ///
+    /// # Errors
+    /// When it can't be.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.0.commit().await
+    }
+
+    /// Makes none of it.
+    ///
+    /// # Errors
+    /// When the database can't be told.
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.0.rollback().await
+    }
+
     /// Runs a statement.
     ///
     /// # Errors

@@ -1,0 +1,119 @@
+//! Projections: folds of the log into tables that queries read.
+//!
+//! A projection's checkpoint moves in the transaction of its tables, so each event counts once although it may be delivered
+//! again. The tables live in a database of their own beside the journal's: reads and folds never wait for a commit of the write
+//! side, and a lost tail is folded again.
+
+use std::{future::Future, sync::Arc};
+
+use futures::future::BoxFuture;
+use prost::Message as _;
+
+use super::Aggregate;
+use crate::journal::{Event, Table, sql::Transaction};
+
+/// A fold of events into its own tables.
+pub trait Projection: Send + Sync + 'static {
+    /// Its name, under which its checkpoint is kept, stable for ever.
+    const NAME: &'static str;
+    /// Its tables. Nobody else writes them.
+    const TABLES: &'static [&'static Table];
+
+    /// Folds events, in the log's order, each once. It may wait for nothing but the transaction.
+    fn project(
+        &self,
+        events: &[Event],
+        transaction: &mut Transaction<'_>,
+    ) -> impl Future<Output = Result<(), ProjectionError>> + Send;
+}
+
+/// Why events can't be folded.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectionError {
+    /// An event, or a row it changes, can't be read.
+    #[error("can't read {what}: {source}")]
+    Decode {
+        /// Which event or row.
+        what: String,
+        /// What is wrong with it.
+        source: prost::DecodeError,
+    },
+    /// The database's error.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Reads an event as its aggregate's.
+pub trait Decode {
+    /// The event, or None if it is of another kind of aggregate.
+    ///
+    /// # Errors
+    /// When it is of that kind and can't be read.
+    fn decode<A: Aggregate>(&self) -> Result<Option<A::Event>, ProjectionError>;
+}
+
+impl Decode for Event {
+    fn decode<A: Aggregate>(&self) -> Result<Option<A::Event>, ProjectionError> {
+        if self.kind != A::KIND {
+            return Ok(None);
+        }
+        A::Event::decode(self.payload.clone()).map(Some).map_err(|source| ProjectionError::Decode {
+            what: format!("event {} ({} of {} {})", self.position, self.name, self.kind, self.id),
+            source,
+        })
+    }
+}
+
+/// A projection behind a pointer: one boxed future a batch of events.
+pub(super) trait Fold: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn tables(&self) -> &'static [&'static Table];
+    fn fold<'a>(
+        &'a self,
+        events: &'a [Event],
+        transaction: &'a mut Transaction<'_>,
+    ) -> BoxFuture<'a, Result<(), ProjectionError>>;
+}
+
+impl<P: Projection> Fold for P {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn tables(&self) -> &'static [&'static Table] {
+        P::TABLES
+    }
+
+    fn fold<'a>(
+        &'a self,
+        events: &'a [Event],
+        transaction: &'a mut Transaction<'_>,
+    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+        Box::pin(self.project(events, transaction))
+    }
+}
+
+/// The projections of a service, in no order.
+#[derive(Clone, Default)]
+pub struct Projections(pub(super) Vec<Arc<dyn Fold>>);
+
+impl std::fmt::Debug for Projections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|fold| fold.name())).finish()
+    }
+}
+
+impl Projections {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one.
+    #[must_use]
+    pub fn with(mut self, projection: impl Projection) -> Self {
+        self.0.push(Arc::new(projection));
+        self
+    }
+}

@@ -1,0 +1,212 @@
+//! All that a query is ever handed: the views, read-only, and how far they have come.
+
+use std::time::Duration;
+
+use futures::Stream;
+use prost::Message;
+use tokio::sync::watch;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+
+use super::{
+    page::{Page, PageQuery},
+    token::{CONSISTENCY_TOKEN, READ_POSITION, Token},
+};
+use crate::{
+    journal::{
+        Table,
+        sql::{Reader, Record, Value},
+    },
+    refusal::Refusal,
+};
+
+/// How many changes a watcher is read at a time.
+const MOST_CHANGES: usize = 256;
+
+/// The read side of one service.
+#[derive(Clone, Debug)]
+pub struct ReadSide {
+    service: &'static str,
+    reader: Reader,
+    caught_up: watch::Receiver<i64>,
+    most_wait: Duration,
+}
+
+impl ReadSide {
+    pub(super) fn new(
+        service: &'static str,
+        reader: Reader,
+        caught_up: watch::Receiver<i64>,
+        most_wait: Duration,
+    ) -> Self {
+        Self { service, reader, caught_up, most_wait }
+    }
+
+    /// The service whose views these are, for the domain of its errors.
+    #[must_use]
+    pub fn service(&self) -> &'static str {
+        self.service
+    }
+
+    /// The position that every view has passed.
+    #[must_use]
+    pub fn position(&self) -> i64 {
+        *self.caught_up.borrow()
+    }
+
+    /// Waits for the write that the request's consistency token names. Without a token it never waits.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for what is not a token of this service; UNAVAILABLE, NOT_CAUGHT_UP when the wait is over.
+    pub async fn wait_for_token(&self, metadata: &MetadataMap) -> Result<(), Refusal> {
+        let Some(text) = metadata.get(CONSISTENCY_TOKEN) else { return Ok(()) };
+        let token = Token::parse(text.to_str().unwrap_or_default(), self.service)?;
+        if self.position() >= token.position {
+            return Ok(());
+        }
+        let mut caught_up = self.caught_up.clone();
+        let passed = caught_up.wait_for(|position| *position >= token.position);
+        match tokio::time::timeout(self.most_wait, passed).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Refusal::unavailable(
+                "NOT_CAUGHT_UP",
+                format!("the views are at {} and the token is at {}: try again", self.position(), token.position),
+                Duration::from_millis(100),
+            )),
+        }
+    }
+
+    /// Notes in a reply's metadata how far the views had come.
+    pub fn stamp(&self, metadata: &mut MetadataMap) {
+        metadata.insert(READ_POSITION, AsciiMetadataValue::from(self.position()));
+    }
+
+    /// One document.
+    ///
+    /// # Errors
+    /// INTERNAL when the views can't be read.
+    pub async fn document<M: Message + Default>(
+        &self,
+        table: &'static Table,
+        id: &str,
+    ) -> Result<Option<M>, Refusal> {
+        let found = self.reader.fetch_keys(table, &[vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
+        found.first().map(|record| decode(table, record, 2)).transpose()
+    }
+
+    /// A page of documents.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a bad size or token; INTERNAL when the views can't be read.
+    pub async fn page<M: Message + Default>(
+        &self,
+        table: &'static Table,
+        query: PageQuery<'_>,
+    ) -> Result<Page<M>, Refusal> {
+        let size = query.size()?;
+        let (column, (compare, direction)) = (query.order.column(), query.order.direction());
+        let mut conditions = Conditions::default();
+        for (column, value) in &query.filter {
+            conditions.add(column, "=", value.clone());
+        }
+        if let Some(after) = query.after(table.name)? {
+            conditions.add(column, compare, after);
+        }
+        let by_text = column == "id";
+        let sql = format!(
+            "SELECT {column},document FROM {}{} ORDER BY {column} {direction} LIMIT {}",
+            table.name,
+            conditions.sql(),
+            size + 1
+        );
+        let read = self.reader.fetch(&sql, conditions.values).await;
+        let mut records = read.map_err(|error| unreadable(table, &error))?;
+        let size = usize::try_from(size).unwrap_or_default();
+        let more = records.len() > size;
+        records.truncate(size);
+        let next_page_token = match records.last() {
+            Some(last) if more => {
+                let value = if by_text { last.text(0).map(Value::from) } else { last.int(0).map(Value::from) };
+                query.token(table.name, &value.map_err(|error| unreadable(table, &error))?)
+            }
+            _ => String::new(),
+        };
+        let items = records.iter().map(|record| decode(table, record, 1)).collect::<Result<_, _>>()?;
+        Ok(Page { items, next_page_token })
+    }
+
+    /// Every document that changes after a position, in the order of the changes, for ever. Changes between two looks are
+    /// one: a slow watcher gets fewer of them and never makes anything grow.
+    pub fn follow<M: Message + Default + 'static>(
+        &self,
+        table: &'static Table,
+        filter: Vec<(&'static str, Value)>,
+        after_position: i64,
+    ) -> impl Stream<Item = Result<(i64, M), Refusal>> + Send + use<M> {
+        let Self { reader, mut caught_up, .. } = self.clone();
+        async_stream::try_stream! {
+            let mut position = after_position;
+            let mut passed = 0;
+            loop {
+                // Look at how far the views are before reading them: what comes between is read again, never missed.
+                passed = passed.max(*caught_up.borrow_and_update());
+                loop {
+                    let mut conditions = Conditions::default();
+                    for (column, value) in &filter {
+                        conditions.add(column, "=", value.clone());
+                    }
+                    conditions.add("position", ">", position.into());
+                    let sql = format!(
+                        "SELECT position,document FROM {}{} ORDER BY position LIMIT {MOST_CHANGES}",
+                        table.name,
+                        conditions.sql()
+                    );
+                    let read = reader.fetch(&sql, conditions.values).await;
+                    let records = read.map_err(|error| unreadable(table, &error))?;
+                    let full = records.len() == MOST_CHANGES;
+                    for record in &records {
+                        // One event changes one document of a table, so no position is cut in two by the limit.
+                        position = record.int(0).map_err(|error| unreadable(table, &error))?;
+                        yield (position, decode(table, record, 1)?);
+                    }
+                    if !full {
+                        break;
+                    }
+                }
+                if caught_up.wait_for(|now| *now > passed).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The conditions of a SELECT.
+#[derive(Default)]
+struct Conditions {
+    texts: Vec<String>,
+    values: Vec<Value>,
+}
+
+impl Conditions {
+    fn add(&mut self, column: &str, compare: &str, value: Value) {
+        self.values.push(value);
+        self.texts.push(format!("{column} {compare} ${}", self.values.len()));
+    }
+
+    fn sql(&self) -> String {
+        if self.texts.is_empty() { String::new() } else { format!(" WHERE {}", self.texts.join(" AND ")) }
+    }
+}
+
+fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -> Result<M, Refusal> {
+    let document = record.blob(column).map_err(|error| unreadable(table, &error))?;
+    M::decode(document).map_err(|error| {
+        tracing::error!(table = table.name, %error, "a view holds what can't be read: rebuild it");
+        Refusal::internal()
+    })
+}
+
+fn unreadable(table: &Table, error: &sqlx::Error) -> Refusal {
+    tracing::error!(table = table.name, %error, "a view can't be read");
+    Refusal::internal()
+}

@@ -1,0 +1,3 @@
+//! Talking gRPC: what every server and client does.
+
+pub mod verdict;

@@ -1,0 +1,199 @@
+//! What a saga and its participants say to each other beside the messages: which operation this is, and what became of it.
+//!
+//! The verdict travels in metadata because a status code alone proves nothing: a proxy, a timeout or a dying connection makes
+//! codes too. It stands in the headers of an OK and in the trailers of an error.
+
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+
+use crate::refusal::{Refusal, Violations};
+
+/// The reply's verdict.
+pub const SAGA_VERDICT: &str = "saga-verdict";
+const SAGA_ID: &str = "saga-id";
+const SAGA_TYPE: &str = "saga-type";
+const SAGA_STEP: &str = "saga-step";
+const SAGA_OP: &str = "saga-op";
+const SAGA_ATTEMPT: &str = "saga-attempt";
+const SAGA_DEADLINE: &str = "saga-deadline";
+
+/// The two operations of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    /// Doing.
+    Action,
+    /// Undoing.
+    Compensation,
+}
+
+impl Op {
+    /// As it stands on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Action => "action",
+            Self::Compensation => "compensation",
+        }
+    }
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It took effect just now, or there was nothing to undo.
+    Applied,
+    /// It took effect before; the first reply again.
+    Replayed,
+    /// It was refused and had no effect.
+    Rejected,
+    /// It is under way: ask again after the reply's RetryInfo.
+    Pending,
+    /// Its compensation came first: it had no effect and never will.
+    Cancelled,
+    /// The same operation was called with another request.
+    Conflict,
+}
+
+impl Verdict {
+    /// As it stands on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Replayed => "replayed",
+            Self::Rejected => "rejected",
+            Self::Pending => "pending",
+            Self::Cancelled => "cancelled",
+            Self::Conflict => "conflict",
+        }
+    }
+
+    /// Reads a reply's verdict. None where there is none, or none that this version knows.
+    #[must_use]
+    pub fn from_metadata(metadata: &MetadataMap) -> Option<Self> {
+        let text = metadata.get(SAGA_VERDICT)?.to_str().ok()?;
+        let all = [Self::Applied, Self::Replayed, Self::Rejected, Self::Pending, Self::Cancelled, Self::Conflict];
+        all.into_iter().find(|verdict| verdict.as_str() == text)
+    }
+
+    /// Writes the verdict into a reply.
+    pub fn write_to(self, metadata: &mut MetadataMap) {
+        metadata.insert(SAGA_VERDICT, AsciiMetadataValue::from_static(self.as_str()));
+    }
+}
+
+/// Which operation of which saga a call is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SagaCall {
+    /// The saga.
+    pub saga_id: String,
+    /// Its definition's name.
+    pub saga_type: String,
+    /// The step.
+    pub step: String,
+    /// The operation.
+    pub op: Op,
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// After this the action must not begin, in microseconds since 1970; 0 is never.
+    pub deadline_micros: i64,
+}
+
+impl SagaCall {
+    /// Reads it from a request. None if the request is no saga's.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT naming the keys that are missing or wrong.
+    pub fn from_metadata(metadata: &MetadataMap) -> Result<Option<Self>, Refusal> {
+        if metadata.get(SAGA_ID).is_none() {
+            return Ok(None);
+        }
+        let mut violations = Violations::default();
+        let mut text = |key: &'static str| {
+            let value = metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            violations.require((1..=128).contains(&value.len()), key, "must be 1 to 128 visible ASCII characters");
+            value.to_owned()
+        };
+        let (saga_id, saga_type, step, op) = (text(SAGA_ID), text(SAGA_TYPE), text(SAGA_STEP), text(SAGA_OP));
+        violations.require(matches!(&*op, "action" | "compensation"), SAGA_OP, "must be action or compensation");
+        let mut number = |key: &'static str| {
+            let Some(value) = metadata.get(key) else { return 0 };
+            let value = value.to_str().ok().and_then(|value| value.parse::<i64>().ok()).filter(|value| *value >= 0);
+            violations.require(value.is_some(), key, "must be a number that is not negative");
+            value.unwrap_or_default()
+        };
+        let (attempt, deadline_micros) = (number(SAGA_ATTEMPT), number(SAGA_DEADLINE));
+        violations.refuse()?;
+        let op = if op == "action" { Op::Action } else { Op::Compensation };
+        let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
+        Ok(Some(Self { saga_id, saga_type, step, op, attempt, deadline_micros }))
+    }
+
+    /// Writes it into a request. Text that can't stand in metadata is left out, and the participant refuses the call.
+    pub fn write_to(&self, metadata: &mut MetadataMap) {
+        let texts = [(SAGA_ID, &self.saga_id), (SAGA_TYPE, &self.saga_type), (SAGA_STEP, &self.step)];
+        for (key, text) in texts {
+            if let Ok(value) = AsciiMetadataValue::try_from(text.as_str()) {
+                metadata.insert(key, value);
+            }
+        }
+        metadata.insert(SAGA_OP, AsciiMetadataValue::from_static(self.op.as_str()));
+        metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from(self.attempt));
+        metadata.insert(SAGA_DEADLINE, AsciiMetadataValue::from(self.deadline_micros));
+    }
+
+    /// The key under which a participant keeps what became of one of the step's operations.
+    #[must_use]
+    pub fn key(&self, op: Op) -> String {
+        format!("saga/{}/{}/{}", self.saga_id, self.step, op.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call() -> SagaCall {
+        SagaCall {
+            saga_id: "o-1".to_owned(),
+            saga_type: "place-order".to_owned(),
+            step: "charge_customer".to_owned(),
+            op: Op::Compensation,
+            attempt: 3,
+            deadline_micros: 1_700_000_000_000_000,
+        }
+    }
+
+    #[test]
+    fn a_call_survives_the_wire() {
+        let mut metadata = MetadataMap::new();
+        call().write_to(&mut metadata);
+        assert_eq!(SagaCall::from_metadata(&metadata), Ok(Some(call())));
+    }
+
+    #[test]
+    fn a_request_without_a_saga_is_nobodys_operation() {
+        assert_eq!(SagaCall::from_metadata(&MetadataMap::new()), Ok(None));
+    }
+
+    #[test]
+    fn half_a_call_is_refused_by_every_key_that_is_wrong() {
+        let mut metadata = MetadataMap::new();
+        call().write_to(&mut metadata);
+        metadata.remove(SAGA_STEP);
+        metadata.insert(SAGA_OP, AsciiMetadataValue::from_static("undo"));
+        metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from_static("-1"));
+        let refusal = SagaCall::from_metadata(&metadata).expect_err("three are wrong");
+        let fields: Vec<_> = refusal.violations.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, [SAGA_STEP, SAGA_OP, SAGA_ATTEMPT]);
+    }
+
+    #[test]
+    fn every_verdict_survives_the_wire() {
+        for verdict in [Verdict::Applied, Verdict::Rejected, Verdict::Pending, Verdict::Conflict] {
+            let mut metadata = MetadataMap::new();
+            verdict.write_to(&mut metadata);
+            assert_eq!(Verdict::from_metadata(&metadata), Some(verdict));
+        }
+        assert_eq!(Verdict::from_metadata(&MetadataMap::new()), None);
+    }
+}
