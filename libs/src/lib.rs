@@ -3,10 +3,16 @@
 //! Rooms, from the top: services are assembled by `service` and `cli`; `saga` and `cqrs` hold the patterns of the write and
 //! read sides; `journal` stores, `rpc` talks; `breaker` and `telemetry` stand below. A room uses rooms below it only.
 
+#[cfg(feature = "types")]
+pub mod address;
 #[cfg(feature = "cqrs")]
 pub mod cqrs;
+#[cfg(feature = "types")]
+pub mod items;
 #[cfg(feature = "journal")]
 pub mod journal;
+#[cfg(feature = "types")]
+pub mod money;
 pub mod refusal;
 #[cfg(feature = "rpc")]
 pub mod rpc;
