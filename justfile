@@ -1,0 +1,76 @@
+# What a person does with this project, a line each. `./just` lists them; `./just NAME` runs one.
+
+set positional-arguments
+
+[private]
+default:
+    @'{{ just_executable() }}' --list --unsorted --list-heading '{{ "./just RECIPE, where RECIPE is one of\n" }}'
+
+# Four services, three orders, each saga's timeline, the books at the end
+[group('run')]
+demo *FLAGS:
+    @cargo run --package shop -- demo "$@"
+
+# Serve all four services until Ctrl-C, with grpcurl lines to paste
+[group('run')]
+up *FLAGS:
+    @cargo run --package shop -- serve "$@"
+
+# Place an order with the services that `up` serves
+[group('run')]
+order *FLAGS:
+    @cargo run --package shop -- order "$@"
+
+# Watch sagas as they move, with the services that `up` serves
+[group('run')]
+watch *FLAGS:
+    @cargo run --package shop -- watch "$@"
+
+# Everything that must pass before a change lands; installs what it needs
+[group('develop')]
+test: check features (build '--all-targets')
+    cargo test --workspace --locked
+
+# Formatting, lints, documentation, contracts, manifests
+[group('develop')]
+check: tools
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
+    cd proto && ../target/tools/python/bin/buf lint
+    tests/manifests.sh k8s/overlays/local
+
+# Format the code
+[group('develop')]
+fmt:
+    cargo fmt --all
+
+# Kill services with SIGKILL under load, restart them, then check that the books add up
+[group('prove')]
+chaos SECONDS='60' *SEED: build
+    @cargo run --package tests --bin chaos -- --seconds "$1" ${2:+--seed "$2"}
+
+# Measure: all benches, or the one named
+[group('prove')]
+bench *NAME:
+    @cargo bench --package benches ${1:+--bench "$1"}
+
+# Remove what was built, the tools and the data of `up`
+[group('develop')]
+clean:
+    rm -rf target data
+
+# The binaries that the end-to-end tests start
+[private]
+build *FLAGS:
+    cargo build --workspace --locked "$@"
+
+# Every feature of `libs` must build without the others
+[private]
+features:
+    tests/features.sh
+
+# What the checks and tests run that is not Rust
+[private]
+tools:
+    @tests/tools.sh
