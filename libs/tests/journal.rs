@@ -105,6 +105,16 @@ async fn a_refusal_is_kept_even_when_it_would_be_granted_now() {
 }
 
 #[tokio::test]
+async fn a_transient_refusal_is_not_kept() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let mut overloaded = add("a", 5, key("k"));
+    overloaded.decide = Box::new(|_| Decided { rejected: true, transient: true, ..Decided::default() });
+    assert_eq!(journal.submit(overloaded).await.unwrap().outcome, Outcome::Rejected);
+    assert_eq!(journal.submit(add("a", 5, key("k"))).await.unwrap().outcome, Outcome::Done);
+}
+
+#[tokio::test]
 async fn one_key_with_two_requests_is_a_conflict() {
     let folder = TempDir::new().unwrap();
     let journal = open(&folder).await;

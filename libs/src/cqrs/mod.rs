@@ -3,20 +3,24 @@
 //! `request → command surface → decider → journal → projection → query surface`. The command side is handed the journal and
 //! never the views; the query side is handed the views and cannot write.
 
+pub mod command;
 mod decider;
 mod documents;
 mod page;
 mod projection;
+mod query;
 mod read;
 pub mod testing;
 mod token;
 mod views;
 
 pub use self::{
+    command::{CommandSide, Method},
     decider::{Aggregate, Decision, State},
     documents::Documents,
     page::{Page, PageOrder, PageQuery},
     projection::{Decode, Projection, ProjectionError, Projections},
+    query::{Changes, Outgoing},
     read::ReadSide,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
     views::{Log, Views, ViewsError},

@@ -97,7 +97,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let Ok(decided) = catch_unwind(AssertUnwindSafe(|| decide(&loaded))) else {
         return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new() };
     };
-    let Decided { rejected, reply, changes, rows, on_commit } = decided;
+    let Decided { rejected, transient, reply, changes, rows, on_commit } = decided;
 
     if !rejected {
         for Change { aggregate, state, version, events } in changes {
@@ -115,11 +115,11 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         }
         writes.rows.extend(rows);
     }
-    if let Some(request) = request {
+    if let Some(request) = request.filter(|_| !(rejected && transient)) {
         let ending = if rejected { Ending::Rejected } else { Ending::Done };
         remember(world, writes, request.key, Known { hash: request.hash, ending, reply: reply.clone() });
     }
-    let outcome = if rejected { Outcome::Rejected } else { Outcome::Done };
+    let (outcome, on_commit) = if rejected { (Outcome::Rejected, Vec::new()) } else { (Outcome::Done, on_commit) };
     Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit }
 }
 

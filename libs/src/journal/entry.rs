@@ -123,8 +123,11 @@ pub struct Aggregate {
 /// What a decision came to. All of it is committed in one transaction, or none.
 #[derive(Default)]
 pub struct Decided {
-    /// True for a refusal: the reply is kept like any other, nothing else may be set.
+    /// True for a refusal: only the reply counts then, and it is kept like any other.
     pub rejected: bool,
+    /// With `rejected`: true if the refusal says nothing about the request itself, such as an overload. It is not kept, and a
+    /// repetition is decided anew.
+    pub transient: bool,
     /// What the caller gets, now and at every repetition.
     pub reply: Bytes,
     /// Aggregates that changed, with their events.

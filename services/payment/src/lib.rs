@@ -1,1 +1,3 @@
 //! The payment service.
+
+pub mod surface;

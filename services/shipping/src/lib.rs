@@ -1,1 +1,3 @@
 //! The shipping service.
+
+pub mod surface;

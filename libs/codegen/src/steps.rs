@@ -1,0 +1,31 @@
+//! Saga operations: each command as a type that a saga's definition can name, and the pairs that undo each other.
+
+use std::fmt::Write as _;
+
+use crate::contract::{Method, Service, doc};
+
+pub(crate) fn operations(service: &Service) -> String {
+    let mut text = String::new();
+    for Method { name, request, response, comment, compensated_by, .. } in
+        service.methods.iter().filter(|method| !method.by_hand)
+    {
+        text.push_str(&doc(comment, ""));
+        let _ = writeln!(
+            text,
+            "#[derive(Clone, Copy, Debug)]\npub struct {name};\n\n\
+             impl libs::saga::Operation for {name} {{\n\
+             \x20   const PEER: &'static str = \"{peer}\";\n\
+             \x20   const PATH: &'static str = \"/{full}/{name}\";\n\
+             \x20   type Request = {request};\n    type Reply = {response};\n}}\n",
+            peer = service.peer,
+            full = service.full_name,
+        );
+        if let Some(undo) = compensated_by {
+            let _ = writeln!(
+                text,
+                "impl libs::saga::Compensated for {name} {{\n    type Compensation = {undo};\n}}\n"
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,246 @@
+//! What every generated command surface does: key the request, submit the decision, answer with token and verdict.
+
+use bytes::Bytes;
+use prost::Message;
+use sha2::{Digest as _, Sha256};
+use std::time::Duration;
+use tonic::{
+    Response, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
+
+use super::{
+    Decision, State,
+    token::{CONSISTENCY_TOKEN, Token},
+};
+use crate::{
+    journal::{
+        AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
+    },
+    refusal::{Refusal, Violations},
+    rpc::verdict::{Op, SagaCall, Verdict},
+};
+
+/// A command method, as its contract declares it.
+#[derive(Debug)]
+pub struct Method {
+    /// Its full name, such as `inventory.v1.InventoryCommandService/ReserveStock`.
+    pub name: &'static str,
+    /// True if it is declared to compensate another one.
+    pub compensates: bool,
+}
+
+/// The command side of one service: all that a command surface is handed.
+#[derive(Clone, Debug)]
+pub struct CommandSide {
+    service: &'static str,
+    journal: Journal,
+}
+
+/// A request that may be decided.
+#[derive(Debug)]
+pub struct Accepted {
+    key: Option<RequestKey>,
+    cause: Cause,
+    saga: Option<SagaCall>,
+    size: usize,
+}
+
+impl CommandSide {
+    /// The side of `service`, by its bare name such as `inventory`.
+    #[must_use]
+    pub fn new(service: &'static str, journal: Journal) -> Self {
+        Self { service, journal }
+    }
+
+    /// The service's bare name.
+    #[must_use]
+    pub fn service(&self) -> &'static str {
+        self.service
+    }
+
+    /// Finds out under which key a request is answered. `violations` holds what is wrong with it.
+    ///
+    /// A saga's call that is wrong is a refusal like any other and is kept: it must have no effect later either.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT with every wrong field.
+    pub async fn accept<Q: Message>(
+        &self,
+        method: &Method,
+        metadata: &MetadataMap,
+        request: &Q,
+        request_id: &str,
+        mut violations: Violations,
+    ) -> Result<Accepted, Status> {
+        violations.request_id(request_id);
+        let saga = SagaCall::from_metadata(metadata).map_err(|refusal| refusal.into_status(self.service))?;
+        if saga.as_ref().is_some_and(|call| call.op == Op::Compensation) && !method.compensates {
+            let refusal = Refusal::invalid("saga-op", format!("{} compensates nothing", method.name));
+            return Err(refusal.into_status(self.service));
+        }
+        let (key, role) = match &saga {
+            Some(call) => {
+                let role = match call.op {
+                    Op::Action => Role::Action,
+                    Op::Compensation => Role::Compensation { action: call.key(Op::Action) },
+                };
+                (Some(call.key(call.op)), role)
+            }
+            None if request_id.is_empty() => (None, Role::Action),
+            None => (Some(format!("{}/{request_id}", method.name)), Role::Action),
+        };
+        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let cause = Cause {
+            traceparent: traceparent.to_owned(),
+            request: key.clone().unwrap_or_else(|| method.name.to_owned()),
+        };
+        let encoded = request.encode_to_vec();
+        let key = key.map(|key| RequestKey { key, hash: hash(method, &encoded), role });
+        let accepted = Accepted { key, cause, saga, size: encoded.len() };
+        match violations.refuse() {
+            Ok(()) => Ok(accepted),
+            Err(refusal) if accepted.saga.is_some() => {
+                let decide = move |_: &State<'_>| Err::<Decision<()>, _>(refusal);
+                match self.submit(accepted, Vec::new(), decide).await {
+                    Err(status) => Err(status),
+                    // Its key was answered before, when this request was still right.
+                    Ok(_) => Err(Refusal::internal().into_status(self.service)),
+                }
+            }
+            Err(refusal) => Err(refusal.into_status(self.service)),
+        }
+    }
+
+    /// Has a command decided over these aggregates, and answers what came of it, durable.
+    ///
+    /// # Errors
+    /// The refusal; ALREADY_EXISTS for a key used with another request; RESOURCE_EXHAUSTED when too much waits; UNAVAILABLE
+    /// while shutting down.
+    pub async fn submit<R: Message + Default>(
+        &self,
+        accepted: Accepted,
+        mut aggregates: Vec<AggregateId>,
+        decide: impl FnOnce(&State<'_>) -> Result<Decision<R>, Refusal> + Send + 'static,
+    ) -> Result<Response<R>, Status> {
+        let Accepted { key, cause, saga, size } = accepted;
+        aggregates.dedup();
+        let service = self.service;
+        let deadline_micros = saga.as_ref().filter(|call| call.op == Op::Action).map_or(0, |call| call.deadline_micros);
+        let decide = move |loaded: &Loaded<'_>| {
+            if deadline_micros > 0 && loaded.now_micros() > deadline_micros {
+                let late = "the saga's deadline has passed: the action must not begin any more";
+                return rejected(Refusal::precondition("SAGA_DEADLINE_PASSED", late), service);
+            }
+            let decided = decide(&State::new(loaded)).and_then(|decision| decision.into_decided(loaded));
+            decided.unwrap_or_else(|refusal| rejected(refusal, service))
+        };
+        let entry = Entry { request: key, aggregates, cause, decide: Box::new(decide), size };
+        let answer = match self.journal.submit(entry).await {
+            Ok(committed) => self.answer(committed),
+            Err(error) => return Err(not_submitted(error).into_status(service)),
+        };
+        match (answer, saga) {
+            (Ok((mut response, verdict)), Some(_)) => {
+                verdict.write_to(response.metadata_mut());
+                Ok(response)
+            }
+            (Ok((response, _)), None) => Ok(response),
+            (Err((mut status, Some(verdict))), Some(_)) => {
+                verdict.write_to(status.metadata_mut());
+                Err(status)
+            }
+            (Err((status, _)), _) => Err(status),
+        }
+    }
+
+    fn answer<R: Message + Default>(
+        &self,
+        committed: Committed,
+    ) -> Result<(Response<R>, Verdict), (Status, Option<Verdict>)> {
+        let Committed { outcome, reply, position } = committed;
+        let verdict = match outcome {
+            Outcome::Done | Outcome::NothingToUndo => Verdict::Applied,
+            Outcome::Replayed => Verdict::Replayed,
+            Outcome::Rejected | Outcome::RejectedBefore => {
+                let status = stored_status(reply);
+                let verdict = (!is_transient(status.code())).then_some(Verdict::Rejected);
+                return Err((status, verdict));
+            }
+            Outcome::Cancelled => {
+                let message = "the saga has turned back: this action was cancelled before it came";
+                let status = Refusal::precondition("ACTION_CANCELLED", message).into_status(self.service);
+                return Err((status, Some(Verdict::Cancelled)));
+            }
+            Outcome::Conflict => {
+                let message = "the request_id was used before with another request: send a new one";
+                let status = Refusal::already_exists("REQUEST_ID_REUSED", message).into_status(self.service);
+                return Err((status, Some(Verdict::Conflict)));
+            }
+        };
+        let reply = R::decode(reply).map_err(|error| {
+            tracing::error!(%error, "a stored reply can't be read");
+            (Refusal::internal().into_status(self.service), None)
+        })?;
+        let mut response = Response::new(reply);
+        let token = Token { service: self.service, position }.to_string();
+        if let Ok(token) = AsciiMetadataValue::try_from(token) {
+            response.metadata_mut().insert(CONSISTENCY_TOKEN, token);
+        }
+        Ok((response, verdict))
+    }
+}
+
+/// A refusal in the form the journal keeps: the `google.rpc.Status` that the caller gets.
+fn rejected(refusal: Refusal, service: &str) -> Decided {
+    let transient = is_transient(refusal.code);
+    let status = refusal.into_status(service);
+    Decided { rejected: true, transient, reply: Bytes::copy_from_slice(status.details()), ..Decided::default() }
+}
+
+/// Codes that say nothing about the request itself: no verdict, nothing kept, the caller may try again.
+fn is_transient(code: tonic::Code) -> bool {
+    use tonic::Code::{Aborted, Cancelled, DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
+    matches!(
+        code,
+        Internal | Unknown | ResourceExhausted | Unavailable | Aborted | Cancelled | DeadlineExceeded | DataLoss
+    )
+}
+
+fn stored_status(details: Bytes) -> Status {
+    match tonic_types::pb::Status::decode(details.clone()) {
+        Ok(stored) => Status::with_details(tonic::Code::from(stored.code), stored.message, details),
+        Err(error) => {
+            tracing::error!(%error, "a stored refusal can't be read");
+            Status::internal("internal error")
+        }
+    }
+}
+
+/// What makes two requests the same: the method and the message, as this version encodes it.
+fn hash(method: &Method, encoded: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(method.name);
+    hash.update([0]);
+    hash.update(encoded);
+    hash.finalize().into()
+}
+
+/// Why the journal took nothing, in a caller's words. Nothing was written.
+#[must_use]
+pub fn not_submitted(error: SubmitError) -> Refusal {
+    match error {
+        SubmitError::Full => {
+            let message = "too many commands are waiting: try again";
+            Refusal::exhausted("COMMAND_QUEUE_FULL", message, Duration::from_millis(250))
+        }
+        SubmitError::TooLarge => {
+            Refusal::new(tonic::Code::InvalidArgument, "COMMAND_TOO_LARGE", "the command is too large: send less at once")
+        }
+        SubmitError::Panicked => Refusal::internal(),
+        SubmitError::Closed => {
+            let message = "the service is shutting down: try again, another one answers";
+            Refusal::unavailable("SHUTTING_DOWN", message, Duration::from_secs(1))
+        }
+    }
+}
