@@ -137,20 +137,20 @@ fn read_service(
 
 fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &mut Method) -> Result<(), Error> {
     require_level(descriptor, IdempotencyLevel::Idempotent, "IDEMPOTENT", "a command")?;
-    let wrong = |what: String| Err(method_error(descriptor, what));
+    let wrong = |what: &str| Err(method_error(descriptor, what));
     if descriptor.is_client_streaming() || descriptor.is_server_streaming() {
-        return wrong("a command takes one message and answers one".to_owned());
+        return wrong("a command takes one message and answers one");
     }
     let is_string = |field: &prost_reflect::FieldDescriptor| matches!(field.kind(), Kind::String) && !field.is_list();
     if !descriptor.input().get_field_by_name("request_id").is_some_and(|field| is_string(&field)) {
-        return wrong(format!("{} has no `string request_id`: a command is keyed by it", descriptor.input().name()));
+        return wrong(&format!("{} has no `string request_id`: a command is keyed by it", descriptor.input().name()));
     }
     let options = pool.get_extension_by_name("libs.v1.command").and_then(|extension| {
         let options = descriptor.options();
         options.has_extension(&extension).then(|| options.get_extension(&extension).into_owned())
     });
     let Some(Value::Message(options)) = options else {
-        return wrong("say `option (libs.v1.command)`: which aggregates it decides over, or `by_hand: true`".to_owned());
+        return wrong("say `option (libs.v1.command)`: which aggregates it decides over, or `by_hand: true`");
     };
     method.by_hand = flag(&options, "by_hand");
     method.compensates = Some(text(&options, "compensates")).filter(|name| !name.is_empty());
@@ -159,14 +159,14 @@ fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &m
         let Some(aggregate) = aggregate.as_message() else { continue };
         let (kind, field) = (text(aggregate, "kind"), text(aggregate, "field"));
         if kind.is_empty() {
-            return wrong(format!("the aggregate named by {field} has no kind"));
+            return wrong(&format!("the aggregate named by {field} has no kind"));
         }
         let path = read_path(descriptor, &field)?;
         method.aggregates.push(AggregatePath { kind, path });
     }
     match (method.by_hand, method.aggregates.is_empty()) {
-        (true, false) => wrong("`by_hand` and `aggregates` exclude each other".to_owned()),
-        (false, true) => wrong("name at least one aggregate, or say `by_hand: true`".to_owned()),
+        (true, false) => wrong("`by_hand` and `aggregates` exclude each other"),
+        (false, true) => wrong("name at least one aggregate, or say `by_hand: true`"),
         _ => Ok(()),
     }
 }
@@ -174,7 +174,7 @@ fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &m
 fn read_query(_: &DescriptorPool, descriptor: &MethodDescriptor, _: &mut Method) -> Result<(), Error> {
     require_level(descriptor, IdempotencyLevel::NoSideEffects, "NO_SIDE_EFFECTS", "a query")?;
     if descriptor.is_client_streaming() {
-        return Err(method_error(descriptor, "a query takes one message".to_owned()));
+        return Err(method_error(descriptor, "a query takes one message"));
     }
     Ok(())
 }
@@ -184,19 +184,19 @@ fn require_level(descriptor: &MethodDescriptor, level: IdempotencyLevel, name: &
     if options.is_some_and(|options| options.idempotency_level() == level) {
         return Ok(());
     }
-    Err(method_error(descriptor, format!("{what} says `option idempotency_level = {name}`")))
+    Err(method_error(descriptor, &format!("{what} says `option idempotency_level = {name}`")))
 }
 
 /// Walks `items.sku` through the request.
 fn read_path(descriptor: &MethodDescriptor, field: &str) -> Result<Vec<Segment>, Error> {
-    let wrong = |what: String| method_error(descriptor, what);
+    let wrong = |what: &str| method_error(descriptor, what);
     let mut message = descriptor.input();
     let mut path = Vec::new();
     let mut names = field.split('.').peekable();
     while let Some(name) = names.next() {
         let found = message
             .get_field_by_name(name)
-            .ok_or_else(|| wrong(format!("{} has no field `{name}` (in `{field}`)", message.name())))?;
+            .ok_or_else(|| wrong(&format!("{} has no field `{name}` (in `{field}`)", message.name())))?;
         let many = found.cardinality() == Cardinality::Repeated;
         let shape = match (found.kind(), names.peek().is_none()) {
             (Kind::String, true) => {
@@ -210,8 +210,8 @@ fn read_path(descriptor: &MethodDescriptor, field: &str) -> Result<Vec<Segment>,
                 message = next;
                 if many { Shape::Messages } else { Shape::Message }
             }
-            (_, true) => return Err(wrong(format!("`{field}` is not a string: ids are"))),
-            (_, false) => return Err(wrong(format!("`{name}` in `{field}` is not a message"))),
+            (_, true) => return Err(wrong(&format!("`{field}` is not a string: ids are"))),
+            (_, false) => return Err(wrong(&format!("`{name}` in `{field}` is not a message"))),
         };
         path.push(Segment { field: name.to_snake_case(), shape });
     }
@@ -227,7 +227,7 @@ fn link_compensations(pool: &DescriptorPool, service: &mut Service) -> Result<()
             let descriptor = pool.get_service_by_name(&service.full_name);
             let method = descriptor.and_then(|service| service.methods().find(|method| method.name() == undo));
             return Err(match method {
-                Some(method) => method_error(&method, what),
+                Some(method) => method_error(&method, &what),
                 None => Error::NoPackage(what),
             });
         };
@@ -249,7 +249,7 @@ fn rust_path(message: &MessageDescriptor) -> String {
     format!("proto::{}::{}", message.package_name().replace('.', "::"), message.name())
 }
 
-fn method_error(method: &MethodDescriptor, what: String) -> Error {
+fn method_error(method: &MethodDescriptor, what: &str) -> Error {
     let what = format!("{}: {what}", method.name());
     declaration(&method.parent_service().parent_file(), method.path(), what)
 }

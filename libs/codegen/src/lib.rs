@@ -68,6 +68,7 @@ impl Contracts {
     ///
     /// # Errors
     /// When one doesn't compile or can't be read.
+    #[expect(clippy::print_stdout, reason = "how a build script talks to cargo")]
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, Error> {
         let folder = folder.as_ref();
         println!("cargo::rerun-if-changed={}", folder.display());

@@ -84,8 +84,11 @@ pub struct Decision<R> {
 struct Pending {
     aggregate: AggregateId,
     event: NewEvent,
-    evolve: fn(&[u8], &[u8]) -> Result<Vec<u8>, prost::DecodeError>,
+    evolve: Evolve,
 }
+
+/// [`Aggregate::evolve`] over encoded state and event.
+type Evolve = fn(&[u8], &[u8]) -> Result<Vec<u8>, prost::DecodeError>;
 
 impl<R: Message> Decision<R> {
     /// A decision that changes nothing yet.
