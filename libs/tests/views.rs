@@ -1,0 +1,227 @@
+//! The read side on real SQLite files: every event counts once, whatever is repeated, parked or restarted.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{path::Path, time::Duration};
+
+use futures::StreamExt as _;
+use libs::{
+    cqrs::{Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table,
+        sql::{Transaction, Value},
+    },
+};
+use tempfile::TempDir;
+use tonic::metadata::MetadataMap;
+
+static SUMS: Table = Table {
+    name: "sums",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS sums (id TEXT PRIMARY KEY, position INTEGER, document BLOB, parity INTEGER)",
+        "CREATE INDEX IF NOT EXISTS sums_position ON sums (position)",
+    ],
+    columns: &["id", "position", "document", "parity"],
+    key: 1,
+};
+
+/// Sums what was added to each counter; the document is the sum.
+struct Sums;
+
+impl Projection for Sums {
+    const NAME: &'static str = "sums";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut sums = Documents::<i64>::load(transaction, &SUMS, events.iter().map(|e| e.id.as_str())).await?;
+        for event in events {
+            let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
+            sums.update(&event.id, event.position, |sum| *sum += amount);
+        }
+        sums.save(transaction, |sum| vec![(sum % 2).into()]).await
+    }
+}
+
+static SEEN: Table = Table {
+    name: "seen",
+    create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
+    columns: &["id", "position", "document"],
+    key: 1,
+};
+
+/// Can't fold the event of counter `poison`.
+struct Squeamish;
+
+impl Projection for Squeamish {
+    const NAME: &'static str = "squeamish";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut seen = Documents::<i64>::load(transaction, &SEEN, Vec::<String>::new()).await?;
+        for event in events {
+            if event.id == "poison" {
+                let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
+                return Err(ProjectionError::Decode { what: "poison".to_owned(), source });
+            }
+            seen.update(&event.id, event.position, |count| *count += 1);
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+async fn journal(folder: &TempDir) -> Journal {
+    Journal::open(&folder.path().join("test.db"), &[]).await.unwrap()
+}
+
+/// Adds to a counter and answers the position.
+async fn add(journal: &Journal, name: &str, amount: i64) -> i64 {
+    let id = AggregateId::new("counter", name);
+    let aggregate = id.clone();
+    let decide = move |_: &Loaded<'_>| {
+        let event = NewEvent { name: "Added", payload: amount.to_string().into() };
+        let change = Change { aggregate, state: None, version: 1, events: vec![event] };
+        Decided { changes: vec![change], ..Decided::default() }
+    };
+    let cause = Cause::default();
+    let entry = Entry { request: None, aggregates: vec![id], cause, decide: Box::new(decide), size: 10 };
+    journal.submit(entry).await.unwrap().position
+}
+
+async fn views(folder: &TempDir, log: Log, projections: Projections) -> (ReadSide, tokio::task::JoinHandle<()>) {
+    let views = Views::open(&folder.path().join("test.views.db"), log, &projections).await.unwrap();
+    let read = views.read_side("test", Duration::from_secs(10));
+    (read, tokio::spawn(async { views.run().await.unwrap() }))
+}
+
+fn token(position: i64) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("consistency-token", format!("test:{position:x}").parse().unwrap());
+    metadata
+}
+
+async fn sum(read: &ReadSide, id: &str) -> Option<i64> {
+    read.document(&SUMS, id).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_query_with_the_token_of_a_write_sees_it() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    for round in 1..=50 {
+        let position = add(&journal, "a", 2).await;
+        read.wait_for_token(&token(position)).await.unwrap();
+        assert_eq!(sum(&read, "a").await, Some(2 * round));
+    }
+}
+
+#[tokio::test]
+async fn a_token_from_the_future_is_unavailable_after_the_wait() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    // Only now: the pool's own time-out must not pass while the files are opened.
+    tokio::time::pause();
+    let refusal = read.wait_for_token(&token(1_000)).await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::Unavailable, "NOT_CAUGHT_UP"));
+    assert!(refusal.retry_after.is_some());
+}
+
+#[tokio::test]
+async fn views_go_on_after_a_restart_and_rebuild_to_the_same() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, running) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    running.abort();
+    let _ = running.await;
+
+    let position = add(&journal, "a", 2).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(3));
+
+    let beside = folder.path().join("beside.db");
+    let rebuilt = Views::open(&beside, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    let read = rebuilt.read_side("test", Duration::ZERO);
+    let mut told = Vec::new();
+    rebuilt.catch_up(|done, all| told.push((done, all))).await.unwrap();
+    assert_eq!((sum(&read, "a").await, told), (Some(3), vec![(2, 2)]));
+}
+
+#[tokio::test]
+async fn a_log_of_another_process_is_followed_too() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let log = Log::open(Path::new(journal.path())).await.unwrap();
+    let (read, _) = views(&folder, log, Projections::new().with(Sums)).await;
+    let position = add(&journal, "a", 7).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(7));
+}
+
+#[tokio::test]
+async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    let projections = Projections::new().with(Squeamish).with(Sums);
+    let (read, _) = views(&folder, Log::of(&journal), projections).await;
+    let position = add(&journal, "a", 10).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!((sum(&read, "a").await, sum(&read, "poison").await), (Some(11), Some(5)));
+    // What came before the poison was folded, what came after was not.
+    let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
+    assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
+}
+
+#[tokio::test]
+async fn pages_are_stable_while_rows_come_in() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    let mut position = 0;
+    for (at, name) in ["b", "d", "f", "h"].into_iter().enumerate() {
+        position = add(&journal, name, at as i64).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    let page = |token: String| {
+        let read = read.clone();
+        async move {
+            let order = PageOrder::Ascending("id");
+            let query = PageQuery { page_size: 2, page_token: &token, filter: Vec::new(), order };
+            read.page::<i64>(&SUMS, query).await.unwrap()
+        }
+    };
+    let first = page(String::new()).await;
+    assert_eq!(first.items, [0, 1]);
+    let position = add(&journal, "a", 100).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    let second = page(first.next_page_token).await;
+    assert_eq!((second.items, second.next_page_token), (vec![2, 3], String::new()));
+
+    let order = PageOrder::Descending("position");
+    let filter = vec![("parity", Value::from(1_i64))];
+    let odd = read.page::<i64>(&SUMS, PageQuery { page_size: 0, page_token: "", filter, order }).await.unwrap();
+    assert_eq!(odd.items, [3, 1]);
+}
+
+#[tokio::test]
+async fn a_follower_sees_every_last_change_and_resumes_by_position() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    let mut all = Box::pin(read.follow::<i64>(&SUMS, Vec::new(), 0));
+    add(&journal, "a", 1).await;
+    assert_eq!(all.next().await.unwrap(), Ok((1, 1)));
+    add(&journal, "b", 5).await;
+    assert_eq!(all.next().await.unwrap(), Ok((2, 5)));
+    drop(all);
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    let mut resumed = Box::pin(read.follow::<i64>(&SUMS, Vec::new(), 2));
+    assert_eq!(resumed.next().await.unwrap(), Ok((3, 2)));
+}
