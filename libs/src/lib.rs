@@ -16,3 +16,4 @@ pub mod money;
 pub mod refusal;
 #[cfg(feature = "rpc")]
 pub mod rpc;
+pub mod time;

@@ -19,7 +19,7 @@ pub use self::{
     decider::{Aggregate, Decision, State},
     documents::Documents,
     page::{Page, PageOrder, PageQuery},
-    projection::{Decode, Projection, ProjectionError, Projections},
+    projection::{Decode, Projection, ProjectionError, Projections, events_of},
     query::{Changes, Outgoing},
     read::ReadSide,
     token::{CONSISTENCY_TOKEN, READ_POSITION},

@@ -64,6 +64,15 @@ impl Decode for Event {
     }
 }
 
+/// The events of one kind of aggregate, decoded, in order.
+///
+/// # Errors
+/// When one can't be read.
+pub fn events_of<A: Aggregate>(events: &[Event]) -> Result<Vec<(&Event, A::Event)>, ProjectionError> {
+    let decoded = |event| Decode::decode::<A>(event).map(|what| what.map(|what| (event, what))).transpose();
+    events.iter().filter_map(decoded).collect()
+}
+
 /// A projection behind a pointer: one boxed future a batch of events.
 pub(super) trait Fold: Send + Sync {
     fn name(&self) -> &'static str;

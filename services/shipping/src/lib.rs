@@ -1,6 +1,13 @@
 //! The shipping service: what is on its way, and where to.
 //!
 //! - [`domain`]: the rules, pure.
+//! - [`commands`]: which rule decides which command.
+//! - [`projections`]: the views, folded from the events.
+//! - [`queries`]: how each query is answered from the views.
+//! - [`surface`]: the gRPC servers, generated from the contract.
 
+pub mod commands;
 pub mod domain;
+pub mod projections;
+pub mod queries;
 pub mod surface;

@@ -9,8 +9,8 @@
 use libs::{
     cqrs::{Aggregate, Decision, State},
     refusal::Refusal,
+    time::timestamp,
 };
-use prost_types::Timestamp;
 use proto::{
     google::r#type::Money,
     order::v1::{
@@ -81,7 +81,7 @@ pub fn place(state: &State<'_>, request: &PlaceOrderRequest) -> Result<Decision<
         customer_id: request.customer_id.clone(),
         items: request.items.clone(),
         address: request.address.clone(),
-        time: Some(now(state)),
+        time: Some(timestamp(state.now_micros())),
     };
     let event = OrderEvent { event: Some(Event::Placed(placed)) };
     let mut order = Document { order_id: id.clone(), ..Document::default() };
@@ -98,7 +98,7 @@ pub fn complete(state: &State<'_>, order_id: &str, total: Option<Money>) -> Resu
         OrderState::Completed => Ok(Decision::reply(())),
         OrderState::Rejected => Err(closed(order_id, "rejected")),
         OrderState::Pending | OrderState::Unspecified => {
-            let completed = OrderCompleted { total, time: Some(now(state)) };
+            let completed = OrderCompleted { total, time: Some(timestamp(state.now_micros())) };
             let event = OrderEvent { event: Some(Event::Completed(completed)) };
             Ok(Decision::reply(()).event::<Order>(order_id, &event))
         }
@@ -114,7 +114,7 @@ pub fn reject(state: &State<'_>, order_id: &str, rejection: Rejection) -> Result
         OrderState::Rejected => Ok(Decision::reply(())),
         OrderState::Completed => Err(closed(order_id, "completed")),
         OrderState::Pending | OrderState::Unspecified => {
-            let rejected = OrderRejected { rejection: Some(rejection), time: Some(now(state)) };
+            let rejected = OrderRejected { rejection: Some(rejection), time: Some(timestamp(state.now_micros())) };
             let event = OrderEvent { event: Some(Event::Rejected(rejected)) };
             Ok(Decision::reply(()).event::<Order>(order_id, &event))
         }
@@ -144,15 +144,10 @@ fn stands(state: &State<'_>, order_id: &str) -> Result<OrderState, Refusal> {
     order.map(|order| order.state()).ok_or_else(|| unknown(order_id))
 }
 
-fn now(state: &State<'_>) -> Timestamp {
-    let micros = state.now_micros();
-    let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1_000).unwrap_or_default();
-    Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
-}
-
 #[cfg(test)]
 mod tests {
     use libs::cqrs::testing::{Given, given};
+    use prost_types::Timestamp;
     use proto::{google::r#type::PostalAddress, order::v1::OrderItem};
     use tonic::Code;
 

@@ -1,0 +1,95 @@
+//! The queries: how each is answered from the views.
+
+use std::pin::pin;
+
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use libs::{
+    cqrs::{Changes, PageOrder, PageQuery, ReadSide},
+    journal::sql::Value,
+    refusal::{Refusal, Violations},
+};
+use proto::order::v1::{
+    GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, OrderState, OrderView, WatchOrderRequest,
+    WatchOrderResponse,
+};
+
+use crate::{domain::order, projections::orders::ORDERS, surface::OrderQueries};
+
+/// The orders' queries.
+#[derive(Debug)]
+pub struct Queries;
+
+impl OrderQueries for Queries {
+    async fn get_order(&self, read: &ReadSide, request: GetOrderRequest) -> Result<GetOrderResponse, Refusal> {
+        let id = request.order_id;
+        let mut violations = Violations::default();
+        violations.id(&id, "order_id");
+        violations.refuse()?;
+        let view = read.document::<OrderView>(&ORDERS, &id).await?;
+        Ok(GetOrderResponse { order: Some(view.and_then(|view| view.order).ok_or_else(|| order::unknown(&id))?) })
+    }
+
+    async fn list_orders(&self, read: &ReadSide, request: ListOrdersRequest) -> Result<ListOrdersResponse, Refusal> {
+        let ListOrdersRequest { customer_id, state, page_size, page_token } = request;
+        let mut violations = Violations::default();
+        let mut filter = Vec::new();
+        if !customer_id.is_empty() {
+            violations.id(&customer_id, "customer_id");
+            filter.push(("customer", customer_id.into()));
+        }
+        if state != OrderState::Unspecified as i32 {
+            violations.require(OrderState::try_from(state).is_ok(), "state", "must be an OrderState");
+            filter.push(("state", state.into()));
+        }
+        violations.refuse()?;
+        let order = PageOrder::Descending("placed");
+        let query = PageQuery { page_size, page_token: &page_token, filter, order };
+        let page = read.page::<OrderView>(&ORDERS, query).await?;
+        let orders = page.items.into_iter().filter_map(|view| view.order).collect();
+        Ok(ListOrdersResponse { orders, next_page_token: page.next_page_token })
+    }
+
+    fn watch_order(&self, read: &ReadSide, request: WatchOrderRequest) -> Result<Changes<WatchOrderResponse>, Refusal> {
+        let WatchOrderRequest { order_id, after_position } = request;
+        let mut violations = Violations::default();
+        violations.require(after_position >= 0, "after_position", "must not be negative");
+        if !order_id.is_empty() {
+            violations.id(&order_id, "order_id");
+        }
+        violations.refuse()?;
+        Ok(if order_id.is_empty() {
+            changes(read, Vec::new(), after_position).boxed()
+        } else {
+            until_closed(read.clone(), order_id, after_position).boxed()
+        })
+    }
+}
+
+/// Every change of one order after a position, until the order has ended.
+fn until_closed(
+    read: ReadSide,
+    id: String,
+    after_position: i64,
+) -> impl Stream<Item = Result<WatchOrderResponse, Refusal>> + Send {
+    async_stream::try_stream! {
+        let view = read.document::<OrderView>(&ORDERS, &id).await?;
+        let OrderView { order, position, .. } = view.ok_or_else(|| order::unknown(&id))?;
+        let mut closed = order.as_ref().is_some_and(order::is_closed) && position <= after_position;
+        let mut changes = pin!(changes(&read, vec![("id", id.into())], after_position));
+        while !closed {
+            let Some(change) = changes.try_next().await? else { break };
+            closed = change.order.as_ref().is_some_and(order::is_closed);
+            yield change;
+        }
+    }
+}
+
+/// Every change after a position, for ever.
+fn changes(
+    read: &ReadSide,
+    filter: Vec<(&'static str, Value)>,
+    after_position: i64,
+) -> impl Stream<Item = Result<WatchOrderResponse, Refusal>> + Send + use<> {
+    let changes = read.follow::<OrderView>(&ORDERS, filter, after_position);
+    changes.map_ok(|(position, view)| WatchOrderResponse { order: view.order, position })
+}

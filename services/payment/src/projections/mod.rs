@@ -1,0 +1,6 @@
+//! The views that queries read, folded from the events.
+
+pub mod accounts;
+pub mod charges;
+
+pub use self::{accounts::AccountsView, charges::ChargesView};
