@@ -1,1 +1,15 @@
-//! Tests.
+//! A shop of four real processes to test against: started on free ports and fresh data, killed and restarted at will, and
+//! judged only by what its queries answer.
+
+pub mod chaos;
+pub mod clients;
+pub mod facts;
+pub mod invariants;
+pub mod load;
+pub mod port;
+pub mod program;
+pub mod server;
+pub mod shop;
+pub mod wish;
+
+pub use self::{clients::Clients, server::Server, shop::Shop};

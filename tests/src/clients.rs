@@ -1,0 +1,60 @@
+//! A typed client for each surface of a shop.
+
+use proto::{
+    breaker::v1::breaker_query_service_client::BreakerQueryServiceClient,
+    inventory::v1::{
+        inventory_command_service_client::InventoryCommandServiceClient,
+        inventory_query_service_client::InventoryQueryServiceClient,
+    },
+    order::v1::{
+        order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
+    },
+    payment::v1::{
+        payment_command_service_client::PaymentCommandServiceClient,
+        payment_query_service_client::PaymentQueryServiceClient,
+    },
+    saga::v1::saga_query_service_client::SagaQueryServiceClient,
+    shipping::v1::{
+        shipping_command_service_client::ShippingCommandServiceClient,
+        shipping_query_service_client::ShippingQueryServiceClient,
+    },
+};
+use tonic::transport::Channel;
+
+/// The channels to a shop's services; they outlive its processes.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// To inventory.
+    pub inventory: Channel,
+    /// To payment.
+    pub payment: Channel,
+    /// To shipping.
+    pub shipping: Channel,
+    /// To order.
+    pub order: Channel,
+}
+
+macro_rules! clients {
+    ($($name:ident: $client:ident over $channel:ident;)*) => {
+        impl Clients { $(
+            #[doc = concat!("A client of [`", stringify!($client), "`].")]
+            #[must_use]
+            pub fn $name(&self) -> $client<Channel> {
+                $client::new(self.$channel.clone())
+            }
+        )* }
+    };
+}
+
+clients! {
+    inventory_commands: InventoryCommandServiceClient over inventory;
+    inventory_queries: InventoryQueryServiceClient over inventory;
+    payment_commands: PaymentCommandServiceClient over payment;
+    payment_queries: PaymentQueryServiceClient over payment;
+    shipping_commands: ShippingCommandServiceClient over shipping;
+    shipping_queries: ShippingQueryServiceClient over shipping;
+    order_commands: OrderCommandServiceClient over order;
+    order_queries: OrderQueryServiceClient over order;
+    saga_queries: SagaQueryServiceClient over order;
+    breaker_queries: BreakerQueryServiceClient over order;
+}

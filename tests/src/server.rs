@@ -1,0 +1,202 @@
+//! One service as a real process: started, asked for health, killed, restarted on the same port and data.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{port::Port, program};
+
+/// How long a server may take to serve. It takes a fraction of a second; the rest is for a machine with much to do.
+const START: Duration = Duration::from_secs(60);
+/// Between two looks at a server that doesn't serve yet: nothing tells a stranger that a port begins to listen.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A service's process, or the place where it was.
+#[derive(Debug)]
+pub struct Server {
+    name: &'static str,
+    port: Port,
+    folder: PathBuf,
+    flags: Vec<String>,
+    channel: Channel,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// A server that isn't started yet, on a free port, with its data in `folder`.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn new(name: &'static str, folder: &Path) -> anyhow::Result<Self> {
+        let port = Port::free()?;
+        let channel = Endpoint::from_shared(format!("http://{}", port.address()))?
+            .connect_timeout(Duration::from_secs(2))
+            .connect_lazy();
+        let mut server = Self { name, port, folder: folder.to_owned(), flags: Vec::new(), channel, child: None };
+        server.flag("--listen", &server.port.address().to_string());
+        server.flag("--database-url", &server.database_url());
+        Ok(server)
+    }
+
+    /// The service's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where it listens: host and port.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.port.address().to_string()
+    }
+
+    /// Where its data is.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        format!("sqlite:{}", self.folder.join(format!("{}.db", self.name)).display())
+    }
+
+    /// A channel that reconnects after a restart.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Adds a flag for all starts to come.
+    pub fn flag(&mut self, name: &str, value: &str) {
+        self.flags.extend([name.to_owned(), value.to_owned()]);
+    }
+
+    /// Starts the process and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn) and [`serving`](Self::serving).
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.spawn()?;
+        self.serving().await
+    }
+
+    /// Starts the process and waits for nothing.
+    ///
+    /// # Errors
+    /// When it runs already, isn't built or can't be started.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        ensure!(self.child.is_none(), "{} runs already", self.name);
+        let log = self.open_log()?;
+        let mut command = program::command(self.name, &self.folder)?;
+        command.arg("serve").args(&self.flags).stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
+        self.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
+        Ok(())
+    }
+
+    /// Waits until the server answers SERVING.
+    ///
+    /// # Errors
+    /// When the process ends instead, or takes too long, with the end of its log.
+    pub async fn serving(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START;
+        let mut health = HealthClient::new(self.channel.clone());
+        loop {
+            self.running()?;
+            let answer = timeout(Duration::from_secs(2), health.check(HealthCheckRequest::default())).await;
+            if let Ok(Ok(answer)) = answer
+                && answer.get_ref().status() == ServingStatus::Serving
+            {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{} does not serve after {START:?}\n{}", self.name, self.log_end());
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Checks that the process has not ended by itself.
+    ///
+    /// # Errors
+    /// When it has, with its status and the end of its log.
+    pub fn running(&mut self) -> anyhow::Result<()> {
+        let Some(child) = &mut self.child else { bail!("{} is not started", self.name) };
+        match child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended by itself, {status}\n{}", self.name, self.log_end()),
+        }
+    }
+
+    /// Kills the process with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        self.running()?;
+        let Some(mut child) = self.child.take() else { bail!("{} is not started", self.name) };
+        child.kill().await.with_context(|| format!("can't kill {}", self.name))
+    }
+
+    /// Sends SIGTERM, and leaves the process to end.
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub async fn terminate(&mut self) -> anyhow::Result<()> {
+        self.running()?;
+        let process = self.child.as_ref().and_then(Child::id).context("the process is gone")?;
+        let sent = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &process.to_string()]).status().await?;
+        ensure!(sent.success(), "can't send SIGTERM to {}", self.name);
+        Ok(())
+    }
+
+    /// Waits until the process has ended by itself.
+    ///
+    /// # Errors
+    /// When it isn't started or doesn't end within a minute.
+    pub async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
+        let Some(child) = &mut self.child else { bail!("{} is not started", self.name) };
+        let Ok(status) = timeout(START, child.wait()).await else {
+            bail!("{} does not end\n{}", self.name, self.log_end())
+        };
+        self.child = None;
+        Ok(status?)
+    }
+
+    /// What it has logged since it was first started.
+    #[must_use]
+    pub fn log(&self) -> String {
+        // An incomplete last line may cut a character in two.
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("--- the end of {}'s log\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.log", self.name))
+    }
+
+    fn open_log(&self) -> anyhow::Result<File> {
+        let path = self.log_path();
+        OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())
+    }
+}
+
+impl Drop for Server {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what the servers said")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_end());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The four services together.
+
+use std::path::Path;
+
+use futures::future::try_join_all;
+use proto::{google::r#type::Money, inventory::v1::AddStockRequest, payment::v1::DepositFundsRequest};
+use tempfile::TempDir;
+
+use crate::{Clients, Server};
+
+/// Inventory, payment, shipping and order as processes, on fresh data that goes when this does.
+#[derive(Debug)]
+pub struct Shop {
+    // Before the folder, so that no process outlives its data.
+    servers: [Server; 4],
+    folder: TempDir,
+}
+
+impl Shop {
+    /// The services' places in [`servers_mut`](Self::servers_mut).
+    pub const NAMES: [&str; 4] = ["inventory", "payment", "shipping", "order"];
+
+    /// Starts the four and waits until they serve.
+    ///
+    /// # Errors
+    /// When one isn't built or doesn't serve.
+    pub async fn start() -> anyhow::Result<Self> {
+        let mut shop = Self::new()?;
+        try_join_all(shop.servers.iter_mut().map(Server::start)).await?;
+        Ok(shop)
+    }
+
+    /// The four, none of them started.
+    ///
+    /// # Errors
+    /// When no port or folder is to be had.
+    pub fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("shop-").tempdir()?;
+        let [inventory, payment, shipping, order] = Self::NAMES;
+        let participants = [
+            Server::new(inventory, folder.path())?,
+            Server::new(payment, folder.path())?,
+            Server::new(shipping, folder.path())?,
+        ];
+        let mut order = Server::new(order, folder.path())?;
+        for peer in &participants {
+            order.flag("--peer", &format!("{}=http://{}", peer.name(), peer.address()));
+        }
+        let [inventory, payment, shipping] = participants;
+        Ok(Self { servers: [inventory, payment, shipping, order], folder })
+    }
+
+    /// All four, in the order of [`NAMES`](Self::NAMES).
+    pub fn servers_mut(&mut self) -> &mut [Server; 4] {
+        &mut self.servers
+    }
+
+    /// The inventory service.
+    pub fn inventory(&mut self) -> &mut Server {
+        &mut self.servers[0]
+    }
+
+    /// The payment service.
+    pub fn payment(&mut self) -> &mut Server {
+        &mut self.servers[1]
+    }
+
+    /// The shipping service.
+    pub fn shipping(&mut self) -> &mut Server {
+        &mut self.servers[2]
+    }
+
+    /// The order service.
+    pub fn order(&mut self) -> &mut Server {
+        &mut self.servers[3]
+    }
+
+    /// Where all data and logs are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Clients of all four.
+    #[must_use]
+    pub fn clients(&self) -> Clients {
+        let [inventory, payment, shipping, order] = &self.servers;
+        Clients {
+            inventory: inventory.channel(),
+            payment: payment.channel(),
+            shipping: shipping.channel(),
+            order: order.channel(),
+        }
+    }
+
+    /// Adds units of a SKU at a price in USD.
+    ///
+    /// # Errors
+    /// When inventory refuses.
+    pub async fn stock(&self, sku: &str, quantity: i64, dollars: i64) -> anyhow::Result<()> {
+        let request = AddStockRequest {
+            request_id: format!("stock-{sku}"),
+            sku: sku.to_owned(),
+            quantity,
+            unit_price: Some(usd(dollars)),
+        };
+        self.clients().inventory_commands().add_stock(request).await?;
+        Ok(())
+    }
+
+    /// Puts USD into a customer's account.
+    ///
+    /// # Errors
+    /// When payment refuses.
+    pub async fn deposit(&self, customer_id: &str, dollars: i64) -> anyhow::Result<()> {
+        let request = DepositFundsRequest {
+            request_id: format!("deposit-{customer_id}"),
+            customer_id: customer_id.to_owned(),
+            amount: Some(usd(dollars)),
+        };
+        self.clients().payment_commands().deposit_funds(request).await?;
+        Ok(())
+    }
+}
+
+/// Whole US dollars.
+#[must_use]
+pub fn usd(dollars: i64) -> Money {
+    Money { currency_code: "USD".to_owned(), units: dollars, nanos: 0 }
+}
