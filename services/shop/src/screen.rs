@@ -1,0 +1,68 @@
+//! Where the shop writes for people: colours on a terminal, plain text everywhere else.
+
+use std::{
+    env, fmt,
+    io::{self, IsTerminal as _, Write as _},
+};
+
+/// A colour, by what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// As everything else.
+    Plain,
+    /// What stands back.
+    Faint,
+    /// What stands out.
+    Title,
+    /// What went well.
+    Good,
+    /// What was refused or failed.
+    Bad,
+    /// What is taken back.
+    Undo,
+}
+
+/// The standard output.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    colours: bool,
+}
+
+impl Screen {
+    /// The standard output, coloured if it is a terminal and `NO_COLOR` doesn't say otherwise.
+    #[must_use]
+    pub fn stdout() -> Self {
+        let wanted = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let able = env::var_os("TERM").is_none_or(|term| term != "dumb");
+        Self { colours: io::stdout().is_terminal() && wanted && able }
+    }
+
+    /// An output without colours.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { colours: false }
+    }
+
+    /// Writes a line.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub fn line(&self, line: impl fmt::Display) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}")?;
+        out.flush()
+    }
+
+    /// A text in a tone.
+    pub fn paint(&self, tone: Tone, text: impl fmt::Display) -> String {
+        let code = match tone {
+            Tone::Plain => return text.to_string(),
+            Tone::Faint => "2",
+            Tone::Title => "1",
+            Tone::Good => "32",
+            Tone::Bad => "31",
+            Tone::Undo => "33",
+        };
+        if self.colours { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_string() }
+    }
+}
