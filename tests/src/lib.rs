@@ -8,6 +8,7 @@ pub mod invariants;
 pub mod load;
 pub mod port;
 pub mod program;
+pub mod refusal;
 pub mod server;
 pub mod shop;
 pub mod wish;

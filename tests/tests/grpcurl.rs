@@ -1,0 +1,184 @@
+//! The shop as seen by grpcurl, which knows nothing of it but what reflection says.
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use tests::{Server, Shop, program};
+use tokio::process::Command;
+
+/// Runs grpcurl against a server.
+async fn grpcurl(flags: &[&str], server: &Server, words: &[&str]) -> anyhow::Result<std::process::Output> {
+    let mut command = Command::new(program::tool("grpcurl")?);
+    command.arg("-plaintext").args(flags).arg(server.address()).args(words);
+    program::output(command).await
+}
+
+/// What grpcurl prints when all is well.
+async fn printed(server: &Server, words: &[&str]) -> anyhow::Result<String> {
+    let output = grpcurl(&[], server, words).await?;
+    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Calls a method and answers its reply.
+async fn call(server: &Server, method: &str, request: &Value) -> anyhow::Result<Value> {
+    let output = grpcurl(&["-d", &request.to_string()], server, &[method]).await?;
+    ensure!(output.status.success(), "{method} {request}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).with_context(|| method.to_owned())
+}
+
+fn order(id: &str, customer: &str, region: &str) -> Value {
+    json!({
+        "request_id": id,
+        "order_id": id,
+        "customer_id": customer,
+        "items": [{"sku": "tea", "quantity": 2}],
+        "address": {"region_code": region, "address_lines": ["Bahnhofstrasse 1"]},
+        "wait_for_completion": true,
+    })
+}
+
+#[tokio::test]
+async fn grpcurl_lists_and_describes_everything_that_each_server_serves() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    let own = [
+        &["inventory.v1.InventoryCommandService", "inventory.v1.InventoryQueryService"][..],
+        &["payment.v1.PaymentCommandService", "payment.v1.PaymentQueryService"],
+        &["shipping.v1.ShippingCommandService", "shipping.v1.ShippingQueryService"],
+        &[
+            "breaker.v1.BreakerCommandService",
+            "breaker.v1.BreakerQueryService",
+            "order.v1.OrderCommandService",
+            "order.v1.OrderQueryService",
+            "saga.v1.SagaCommandService",
+            "saga.v1.SagaQueryService",
+        ],
+    ];
+    for (server, own) in shop.servers_mut().iter().zip(own) {
+        let listed = printed(server, &["list"]).await?;
+        let listed: Vec<&str> = listed.lines().collect();
+        let everywhere = [
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ];
+        for service in own.iter().chain(&everywhere) {
+            assert!(listed.contains(service), "{} lists {listed:?}, not {service}", server.name());
+        }
+        for service in listed {
+            let described = printed(server, &["describe", service]).await?;
+            assert!(described.starts_with(&format!("{service} is a service:")), "{described}");
+        }
+        // With the comments of the contract, and down to the messages.
+        for method in printed(server, &["list", own[0]]).await?.lines() {
+            printed(server, &["describe", method]).await?;
+            printed(
+                server,
+                &[
+                    "describe",
+                    &format!("{}Request", method.replace(own[0], own[0].rsplit_once('.').expect("a package").0)),
+                ],
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn grpcurl_asks_every_service_for_its_health() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    for server in shop.servers_mut() {
+        let listed = printed(server, &["list"]).await?;
+        let own = listed.lines().filter(|service| service.contains(".v1.") && !service.starts_with("grpc."));
+        for service in own.chain([""]) {
+            let health = call(server, "grpc.health.v1.Health/Check", &json!({"service": service})).await?;
+            assert_eq!(health, json!({"status": "SERVING"}), "{service:?} of {}", server.name());
+        }
+        let unknown = grpcurl(&["-d", r#"{"service": "nothing"}"#], server, &["grpc.health.v1.Health/Check"]).await?;
+        assert!(String::from_utf8_lossy(&unknown.stderr).contains("Code: NotFound"), "{unknown:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn grpcurl_drives_whole_orders() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    let [inventory, payment, shipping, orders] = shop.servers_mut();
+    let three = json!({"currency_code": "USD", "units": 3});
+
+    let stock = json!({"request_id": "s", "sku": "tea", "quantity": 10, "unit_price": three});
+    let added = call(inventory, "inventory.v1.InventoryCommandService/AddStock", &stock).await?;
+    assert_eq!(added, json!({"sku": "tea", "available": "10"}));
+    let funds = json!({"request_id": "d", "customer_id": "ann", "amount": {"currency_code": "USD", "units": 100}});
+    let deposited = call(payment, "payment.v1.PaymentCommandService/DepositFunds", &funds).await?;
+    assert_eq!(deposited["balance"], json!({"currencyCode": "USD", "units": "100"}));
+
+    let place = "order.v1.OrderCommandService/PlaceOrder";
+    let placed = call(orders, place, &order("o-1", "ann", "CH")).await?;
+    assert_eq!(placed["order"]["state"], "ORDER_STATE_COMPLETED", "{placed}");
+    assert_eq!(placed["order"]["total"]["units"], "6", "{placed}");
+    let refused = call(orders, place, &order("o-2", "ann", "AQ")).await?;
+    assert_eq!(refused["order"]["state"], "ORDER_STATE_REJECTED", "{refused}");
+    assert_eq!(refused["order"]["rejection"]["reason"], "UNDELIVERABLE_ADDRESS", "{refused}");
+
+    // Every list of the shop shows what came of them. The reply waits for the order, not for the other services' views.
+    let until = async |server: &Server, method: &str, request: Value, holds: &dyn Fn(&Value) -> bool| {
+        let mut answer = Value::Null;
+        for _ in 0..100 {
+            answer = call(server, method, &request).await?;
+            if holds(&answer) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("{method}: {answer}")
+    };
+    let query = "order.v1.OrderQueryService";
+    until(orders, &format!("{query}/GetOrder"), json!({"order_id": "o-1"}), &|a| a["order"]["orderId"] == "o-1")
+        .await?;
+    until(orders, &format!("{query}/ListOrders"), json!({}), &|a| a["orders"].as_array().is_some_and(|o| o.len() == 2))
+        .await?;
+    until(inventory, "inventory.v1.InventoryQueryService/GetStock", json!({"sku": "tea"}), &|a| {
+        a["stock"]["available"] == "8" && a["stock"]["reserved"] == "2"
+    })
+    .await?;
+    until(payment, "payment.v1.PaymentQueryService/GetAccount", json!({"customer_id": "ann"}), &|a| {
+        a["account"]["balance"]["units"] == "94" && a["account"]["charged"]["units"] == "6"
+    })
+    .await?;
+    until(payment, "payment.v1.PaymentQueryService/GetCharge", json!({"charge_id": "o-2"}), &|a| {
+        a["charge"]["state"] == "CHARGE_STATE_REFUNDED"
+    })
+    .await?;
+    until(shipping, "shipping.v1.ShippingQueryService/ListShipments", json!({}), &|a| {
+        a["shipments"].as_array().is_some_and(|s| s.len() == 1 && s[0]["state"] == "SHIPMENT_STATE_SHIPPED")
+    })
+    .await?;
+    until(orders, "saga.v1.SagaQueryService/GetSaga", json!({"saga_id": "o-2"}), &|a| {
+        a["saga"]["phase"] == "SAGA_PHASE_COMPENSATED" && a["saga"]["reason"]["step"] == "ship_order"
+    })
+    .await?;
+    let described = call(orders, "saga.v1.SagaQueryService/DescribeSaga", &json!({"type": "place-order"})).await?;
+    assert!(described["steps"].as_array().is_some_and(|steps| steps.len() == 4), "{described}");
+    let breakers = call(orders, "breaker.v1.BreakerQueryService/ListBreakers", &json!({})).await?;
+    let names: Vec<_> = breakers["breakers"].as_array().into_iter().flatten().map(|b| b["name"].clone()).collect();
+    assert_eq!(names, ["inventory", "payment", "shipping"], "{breakers}");
+    assert!(breakers["breakers"][1]["state"] == "CIRCUIT_STATE_CLOSED", "{breakers}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn grpcurl_shows_what_is_wrong_with_a_request() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    let mut request = order("o-1", "ann", "CH");
+    request["items"] = json!([]);
+    let place = "order.v1.OrderCommandService/PlaceOrder";
+    let output = grpcurl(&["-d", &request.to_string()], shop.order(), &[place]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success());
+    for words in
+        ["Code: InvalidArgument", "INVALID_REQUEST", "trellis.order", "\"field\": \"items\"", "must be 1 to 100 items"]
+    {
+        assert!(said.contains(words), "{words:?} is not in {said}");
+    }
+    Ok(())
+}
