@@ -143,7 +143,7 @@ impl Wish {
 }
 
 /// Every reason that a participant gives for itself.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
     "INSUFFICIENT_STOCK",
     "UNKNOWN_SKU",
     "RESERVATION_EXISTS",
@@ -153,6 +153,7 @@ const REFUSALS: [&str; 9] = [
     "CHARGE_EXISTS",
     "UNDELIVERABLE_ADDRESS",
     "SHIPMENT_EXISTS",
+    "ORDER_EXISTS",
 ];
 
 #[cfg(test)]

@@ -1,0 +1,290 @@
+//! Processes that start, end and come back: orderly, by a kill, or not at all.
+
+use std::{path::Path, process::Output, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use futures::future::join_all;
+use proto::{
+    breaker::v1::{CircuitState, ListBreakersRequest},
+    google::r#type::PostalAddress,
+    order::v1::{GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest},
+};
+use tests::{Clients, Server, Shop, facts::Facts, invariants, program};
+use tokio::time::timeout;
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn seeded() -> anyhow::Result<Shop> {
+    let shop = Shop::start().await?;
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    Ok(shop)
+}
+
+fn order(id: &str) -> PlaceOrderRequest {
+    PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "ann".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: "CH".to_owned(),
+            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: false,
+    }
+}
+
+/// Waits until an order has ended.
+async fn ended(clients: &Clients, id: &str) -> anyhow::Result<Order> {
+    let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
+    let mut changes = clients.order_queries().watch_order(watch).await?.into_inner();
+    let mut last = None;
+    while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
+        last = change.order;
+    }
+    last.with_context(|| format!("nothing was said of order {id}"))
+}
+
+async fn assert_books_add_up(clients: &Clients) -> anyhow::Result<()> {
+    for _ in 0..10_000 {
+        if invariants::differences(&Facts::read(clients).await?).is_empty() {
+            return Ok(());
+        }
+    }
+    assert_eq!(invariants::differences(&Facts::read(clients).await?), [""; 0]);
+    Ok(())
+}
+
+/// Runs a service's program to its end.
+async fn run(name: &str, folder: &Path, words: &[&str]) -> anyhow::Result<Output> {
+    let mut command = program::command(name, folder)?;
+    command.args(words);
+    program::output(command).await
+}
+
+/// Checks that a program said one line, with these words in it, and ended with a code.
+#[track_caller]
+fn assert_one_line(output: &Output, code: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in {said}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_survives_the_death_of_every_process_that_has_a_part_in_it() -> anyhow::Result<()> {
+    let mut shop = seeded().await?;
+    let clients = shop.clients();
+
+    // Nobody is there to charge it, so it waits; then the coordinator dies with it.
+    shop.payment().kill().await?;
+    clients.order_commands().place_order(order("o-1")).await?;
+    shop.order().kill().await?;
+    shop.inventory().kill().await?;
+    shop.order().start().await?;
+    let asked = clients.order_queries().get_order(GetOrderRequest { order_id: "o-1".to_owned() }).await?.into_inner();
+    assert_eq!(asked.order.context("an order")?.state(), OrderState::Pending);
+    shop.inventory().start().await?;
+    shop.payment().start().await?;
+
+    let order = ended(&clients, "o-1").await?;
+    assert_eq!(order.state(), OrderState::Completed, "{order:?}");
+    assert_books_add_up(&clients).await
+}
+
+#[tokio::test]
+async fn a_dead_peer_opens_its_breaker_and_its_return_closes_it() -> anyhow::Result<()> {
+    let mut shop = seeded().await?;
+    let clients = shop.clients();
+    let breaker = async |name: &str| {
+        let listed =
+            clients.breaker_queries().list_breakers(ListBreakersRequest { name_prefix: name.to_owned() }).await?;
+        let breakers = listed.into_inner().breakers;
+        anyhow::Ok(
+            breakers.iter().find(|breaker| breaker.name == name).map_or(CircuitState::Unspecified, |b| b.state()),
+        )
+    };
+    assert_eq!(breaker("payment").await?, CircuitState::Closed);
+
+    shop.payment().kill().await?;
+    for at in 0..20 {
+        clients.order_commands().place_order(order(&format!("o-{at}"))).await?;
+    }
+    let opened = async {
+        while breaker("payment").await? != CircuitState::Open {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(PATIENCE, opened).await.context("the breaker stays closed")??;
+    assert_eq!(breaker("inventory").await?, CircuitState::Closed, "a breaker is one peer's");
+
+    shop.payment().start().await?;
+    for order in join_all((0..20).map(|at| format!("o-{at}")).map(async |id| ended(&clients, &id).await)).await {
+        assert_eq!(order?.state(), OrderState::Completed);
+    }
+    assert_eq!(breaker("payment").await?, CircuitState::Closed);
+    assert_books_add_up(&clients).await
+}
+
+#[tokio::test]
+async fn a_server_that_is_asked_to_end_says_so_first_and_leaves_nothing_half_done() -> anyhow::Result<()> {
+    let mut shop = seeded().await?;
+    let clients = shop.clients();
+    let mut health = HealthClient::new(shop.order().channel());
+    let mut watched = health.watch(HealthCheckRequest::default()).await?.into_inner();
+    let first = watched.message().await?.context("a status")?;
+    assert_eq!(first.status(), ServingStatus::Serving);
+
+    // Orders are under way when the signal comes.
+    let under_way = join_all((0..50).map(|at| {
+        let mut commands = clients.order_commands();
+        async move {
+            commands.place_order(PlaceOrderRequest { wait_for_completion: true, ..order(&format!("o-{at}")) }).await
+        }
+    }));
+    let (answers, ended_as) = tokio::join!(under_way, async {
+        shop.order().terminate().await?;
+        let status = timeout(PATIENCE, watched.message()).await.context("the health stream says nothing")??;
+        assert_eq!(status.map(|status| status.status()), Some(ServingStatus::NotServing));
+        shop.order().ended().await
+    });
+    assert_eq!(ended_as?.code(), Some(0), "{}", shop.order().log_end());
+
+    shop.order().start().await?;
+    for (at, answer) in answers.into_iter().enumerate() {
+        match answer {
+            Ok(answer) => {
+                let order = answer.into_inner().order.context("an order")?;
+                assert_ne!(order.state(), OrderState::Unspecified);
+            }
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+        }
+        // Whether it was answered or not: the same request, and it is there once.
+        let id = format!("o-{at}");
+        clients.order_commands().place_order(order(&id)).await?;
+        assert_eq!(ended(&clients, &id).await?.state(), OrderState::Completed);
+    }
+    assert_books_add_up(&clients).await
+}
+
+#[tokio::test]
+async fn every_server_ends_with_0_when_asked_to() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    for server in shop.servers_mut() {
+        server.terminate().await?;
+        assert_eq!(server.ended().await?.code(), Some(0), "{}", server.log_end());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_one_line_and_exit_1() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    for name in Shop::NAMES {
+        let output = run(name, shop.folder(), &["serve", "--listen", &address]).await?;
+        assert_one_line(&output, 1, &[&address]);
+        assert!(!shop.folder().join("data").exists(), "{name} touched its data before it had its port");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_same_database_is_one_line_and_exit_1() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    let folder = shop.folder().to_owned();
+    for server in shop.servers_mut() {
+        let url = server.database_url();
+        let output = run(server.name(), &folder, &["serve", "--listen", "127.0.0.1:0", "--database-url", &url]).await?;
+        assert_one_line(&output, 1, &[&format!("{}.db", server.name())]);
+        server.running()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    let cases: [(&[&str], &str); 5] = [
+        (&["serve", "--lisen", "127.0.0.1:1"], "--lisen"),
+        (&["serve", "--listen", "nowhere"], "--listen"),
+        (&["serve", "--surface", "half"], "--surface"),
+        (&["serve", "--peer", "inventory"], "--peer"),
+        (&["dance"], "dance"),
+    ];
+    for name in Shop::NAMES {
+        for (words, word) in cases {
+            let output = run(name, shop.folder(), words).await?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{name} {words:?}: {said}");
+            assert!(said.contains(word), "{name} {words:?}: {said}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_can_not_be_opened_is_one_line_and_exit_1() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    let file = shop.folder().join("file");
+    std::fs::write(&file, "no folder")?;
+    let url = format!("sqlite:{}/x.db", file.display());
+    let output = run("inventory", shop.folder(), &["serve", "--listen", "127.0.0.1:0", "--database-url", &url]).await?;
+    assert_one_line(&output, 1, &["x.db"]);
+
+    let junk = shop.folder().join("junk.db");
+    std::fs::write(
+        &junk,
+        "this is no database, but it is long enough to look like one at the first glance ".repeat(100),
+    )?;
+    let url = format!("sqlite:{}", junk.display());
+    let output = run("inventory", shop.folder(), &["serve", "--listen", "127.0.0.1:0", "--database-url", &url]).await?;
+    assert_one_line(&output, 1, &["junk.db"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_names_every_flag_its_variable_and_its_default() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    for (name, port) in Shop::NAMES.into_iter().zip(["50051", "50052", "50053", "50054"]) {
+        let output = run(name, shop.folder(), &["serve", "--help"]).await?;
+        ensure!(output.status.success());
+        let help = String::from_utf8(output.stdout)?;
+        for word in [
+            "--listen",
+            "--surface",
+            "--database-url",
+            "--peer",
+            "--drain-timeout",
+            "--log-format",
+            "DATABASE_URL",
+            port,
+        ] {
+            assert!(help.contains(word), "{word:?} is not in {name}'s help:\n{help}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_health_command_tells_a_server_that_serves_from_one_that_does_not() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    let folder = shop.folder().to_owned();
+    let server: &mut Server = shop.shipping();
+    let words = ["health", "--listen", &server.address()];
+    let output = run("shipping", &folder, &words).await?;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    server.kill().await?;
+    let output = run("shipping", &folder, &words).await?;
+    assert_one_line(&output, 1, &[&server.address()]);
+    Ok(())
+}
