@@ -4,7 +4,7 @@
 //! all. There is no timer: while one batch is being synced the next one gathers.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,7 +19,7 @@ use super::{
     entry::{Aggregate, AggregateId, Committed, Entry, Role, SubmitError, Table},
     log::EVENTS,
     requests::{Known, REQUESTS},
-    sql::{self, Value, Write},
+    sql::{self, Statements, Value, Write},
     sqlite::Writer,
 };
 
@@ -56,6 +56,7 @@ pub(super) struct Counters {
 /// The committer's side of the journal.
 pub(super) struct Committer {
     pub(super) writer: Writer,
+    pub(super) cache: Cache,
     pub(super) waiting: mpsc::Receiver<Waiting>,
     pub(super) head: watch::Sender<i64>,
     pub(super) counters: Arc<Counters>,
@@ -83,7 +84,7 @@ impl Committer {
     }
 
     async fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), sqlx::Error> {
-        let mut world = self.read(Named::of(batch)).await?;
+        let mut world = self.read(Named::of(batch, &self.cache)).await?;
         let now_micros = now_micros();
         let mut head = *self.head.borrow();
         let mut writes = Writes::default();
@@ -107,7 +108,7 @@ impl Committer {
 
     /// Reads all that the batch names, once.
     async fn read(&mut self, named: Named) -> Result<World, sqlx::Error> {
-        let mut world = World::default();
+        let mut world = World { aggregates: named.cached, ..World::default() };
         let connection = &mut self.writer.connection;
         if !named.requests.is_empty() {
             for record in sql::fetch_keys(connection, &REQUESTS, &named.requests).await? {
@@ -130,8 +131,6 @@ impl Committer {
     /// Writes and commits: durable when it returns.
     async fn write(&mut self, world: &World, writes: Writes, now_micros: i64) -> Result<(), sqlx::Error> {
         let Writes { mut aggregates, requests, events, rows } = writes;
-        let mut transaction = self.writer.begin().await?;
-        let connection = &mut *transaction.0;
         aggregates.sort_unstable();
         aggregates.dedup();
         let aggregate_row = |id: &AggregateId| {
@@ -140,26 +139,30 @@ impl Committer {
                 vec![id.kind.into(), (*id.id).into(), version.into(), aggregate.state.clone().into()]
             })
         };
-        let states = aggregates.iter().filter_map(aggregate_row).collect();
-        sql::write(connection, &AGGREGATES, Write::Upsert, states).await?;
-        let events = events.into_iter().map(|event| event.row(now_micros)).collect();
-        sql::write(connection, &EVENTS, Write::Insert, events).await?;
         let known = |key: &String| world.requests.get(key).map(|known| known.row(key, now_micros));
-        sql::write(connection, &REQUESTS, Write::Insert, requests.iter().filter_map(known).collect()).await?;
-        sql::upsert(connection, rows).await?;
-        transaction.commit().await
+        let mut statements = Statements::default();
+        statements.write(&AGGREGATES, Write::Upsert, aggregates.iter().filter_map(aggregate_row).collect());
+        let events = events.into_iter().map(|event| event.row(now_micros)).collect();
+        statements.write(&EVENTS, Write::Insert, events);
+        statements.write(&REQUESTS, Write::Insert, requests.iter().filter_map(known).collect());
+        statements.upsert(rows);
+        statements.commit(&mut self.writer.connection).await?;
+        self.cache.learn(world, aggregates);
+        Ok(())
     }
 }
 
 /// The keys that a batch names, each once, as they are looked up.
 struct Named {
     requests: Vec<Vec<Value>>,
+    /// Those that the cache doesn't hold.
     aggregates: Vec<Vec<Value>>,
     kinds: Vec<&'static str>,
+    cached: HashMap<AggregateId, Aggregate>,
 }
 
 impl Named {
-    fn of(batch: &[Waiting]) -> Self {
+    fn of(batch: &[Waiting], cache: &Cache) -> Self {
         let mut keys: HashSet<&str> = HashSet::new();
         let mut ids: HashSet<&AggregateId> = HashSet::new();
         for Waiting { entry, .. } in batch {
@@ -171,6 +174,14 @@ impl Named {
             }
             ids.extend(&entry.aggregates);
         }
+        let mut cached = HashMap::with_capacity(ids.len());
+        ids.retain(|id| match cache.aggregates.get(*id) {
+            Some(aggregate) => {
+                cached.insert((*id).clone(), aggregate.clone());
+                false
+            }
+            None => true,
+        });
         let mut kinds: Vec<&'static str> = ids.iter().map(|id| id.kind).collect();
         kinds.sort_unstable();
         kinds.dedup();
@@ -178,6 +189,37 @@ impl Named {
             requests: keys.into_iter().map(|key| vec![key.into()]).collect(),
             aggregates: ids.into_iter().map(|id| vec![id.kind.into(), (*id.id).into()]).collect(),
             kinds,
+            cached,
+        }
+    }
+}
+
+/// Aggregates as they were last committed. The committer is the only writer, so they are the truth; what fills it is the hot
+/// ones, and when it is full it starts over.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    aggregates: HashMap<AggregateId, Aggregate>,
+    bytes: usize,
+}
+
+impl Cache {
+    const MOST_BYTES: usize = 16 << 20;
+    /// About what an entry takes beside its state.
+    const OVERHEAD: usize = 150;
+
+    /// Takes in what a commit changed.
+    fn learn(&mut self, world: &World, changed: Vec<AggregateId>) {
+        if self.bytes > Self::MOST_BYTES {
+            *self = Self::default();
+        }
+        for id in changed {
+            if let Some(aggregate) = world.aggregates.get(&id) {
+                self.bytes += aggregate.state.len();
+                match self.aggregates.insert(id, aggregate.clone()) {
+                    Some(before) => self.bytes -= before.state.len().min(self.bytes),
+                    None => self.bytes += Self::OVERHEAD,
+                }
+            }
         }
     }
 }

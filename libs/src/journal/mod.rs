@@ -31,7 +31,7 @@ pub use self::{
     sqlite::OpenError,
 };
 use self::{
-    committer::{AGGREGATES, Committer, Counters, MOST_BYTES, Waiting},
+    committer::{AGGREGATES, Cache, Committer, Counters, MOST_BYTES, Waiting},
     log::EVENTS,
     requests::REQUESTS,
     sql::Reader,
@@ -86,7 +86,7 @@ impl Journal {
         let (head, watched) = watch::channel(log::head(&reader).await.map_err(failed)?);
         let (queue, waiting) = mpsc::channel(MOST_WAITING);
         let counters = Arc::new(Counters::default());
-        let committer = Committer { writer, waiting, head, counters: Arc::clone(&counters) };
+        let committer = Committer { writer, cache: Cache::default(), waiting, head, counters: Arc::clone(&counters) };
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             queue: Mutex::new(Some(queue)),

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
     sync::{Arc, LazyLock},
 };
 
@@ -184,17 +183,87 @@ impl Transaction<'_> {
 
 /// Inserts or replaces rows of any tables, a table at a time, whole sets a statement.
 pub(super) async fn upsert(connection: &mut SqliteConnection, rows: Vec<Row>) -> Result<(), sqlx::Error> {
-    let mut tables: Vec<(&'static Table, Vec<Vec<Value>>)> = Vec::new();
-    for row in rows {
-        match tables.iter_mut().find(|(table, _)| table.name == row.table.name) {
-            Some((_, set)) => set.push(row.values),
-            None => tables.push((row.table, vec![row.values])),
-        }
-    }
-    for (table, set) in tables {
-        write(connection, table, Write::Upsert, last_of_each_key(table, set)).await?;
+    let mut statements = Statements::default();
+    statements.upsert(rows);
+    for Statement { sql, values } in statements.0 {
+        bind(AssertSqlSafe(sql), values).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// Statements that write sets of rows, in order.
+#[derive(Debug, Default)]
+pub(super) struct Statements(Vec<Statement>);
+
+#[derive(Debug)]
+struct Statement {
+    sql: Arc<str>,
+    values: Vec<Value>,
+}
+
+impl Statements {
+    /// Adds a set of rows, in as few statements as the fixed shapes allow.
+    pub(super) fn write(&mut self, table: &'static Table, how: Write, rows: Vec<Vec<Value>>) {
+        let mut left = rows.len();
+        let mut rows = rows.into_iter();
+        while left > 0 {
+            let count = largest_shape(left);
+            left -= count;
+            let sql = shape(Shape::Write(table.name, how, count), || match how {
+                Write::Insert => insert_sql(table, count),
+                Write::Upsert => upsert_sql(table, count),
+            });
+            let values = rows.by_ref().take(count).flatten().collect();
+            self.0.push(Statement { sql, values });
+        }
+    }
+
+    /// Adds rows of any tables; of two rows with one key the later stays.
+    pub(super) fn upsert(&mut self, rows: Vec<Row>) {
+        let mut tables: Vec<(&'static Table, Vec<Vec<Value>>)> = Vec::new();
+        for row in rows {
+            match tables.iter_mut().find(|(table, _)| table.name == row.table.name) {
+                Some((_, set)) => set.push(row.values),
+                None => tables.push((row.table, vec![row.values])),
+            }
+        }
+        for (table, set) in tables {
+            self.write(table, Write::Upsert, last_of_each_key(table, set));
+        }
+    }
+
+    /// Runs all in one transaction. Every statement is a trip to the database's thread and back, so a small batch goes as one
+    /// script, and a large one takes BEGIN and COMMIT along with its first and last statement.
+    ///
+    /// After an error the transaction is left as it is: the connection must not be used again.
+    pub(super) async fn commit(mut self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        /// With more values than this a script's shapes would be too many to keep prepared.
+        const SMALL: usize = 64;
+        let values: usize = self.0.iter().map(|statement| statement.values.len()).sum();
+        if values <= SMALL {
+            let mut script = Statement { sql: "".into(), values: Vec::with_capacity(values) };
+            let mut text = String::from("BEGIN IMMEDIATE;");
+            for statement in self.0 {
+                text.push_str(&statement.sql);
+                text.push(';');
+                script.values.extend(statement.values);
+            }
+            text.push_str("COMMIT");
+            script.sql = text.into();
+            self.0 = vec![script];
+        } else {
+            if let Some(first) = self.0.first_mut() {
+                first.sql = format!("BEGIN IMMEDIATE;{}", first.sql).into();
+            }
+            if let Some(last) = self.0.last_mut() {
+                last.sql = format!("{};COMMIT", last.sql).into();
+            }
+        }
+        for Statement { sql, values } in self.0 {
+            bind(AssertSqlSafe(sql), values).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
 }
 
 /// How a set of rows is written.
@@ -206,29 +275,7 @@ pub(super) enum Write {
     Upsert,
 }
 
-/// Writes a set of rows in as few statements as the fixed shapes allow.
-pub(super) async fn write(
-    connection: &mut SqliteConnection,
-    table: &'static Table,
-    how: Write,
-    rows: Vec<Vec<Value>>,
-) -> Result<(), sqlx::Error> {
-    let mut left = rows.len();
-    let mut rows = rows.into_iter();
-    while left > 0 {
-        let count = largest_shape(left);
-        left -= count;
-        let sql = shape(Shape::Write(table.name, how, count), || match how {
-            Write::Insert => insert_sql(table, count),
-            Write::Upsert => upsert_sql(table, count),
-        });
-        let values = rows.by_ref().take(count).flatten();
-        bind(AssertSqlSafe(sql), values).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-/// Reads the rows with these keys. The last key is repeated up to the next shape, which changes no answer.
+/// Reads the rows with these keys. The last key is repeated up to the next shape: its row may come more than once.
 pub(super) async fn fetch_keys(
     connection: &mut SqliteConnection,
     table: &'static Table,
@@ -301,18 +348,10 @@ fn shape(key: Shape, make: impl FnOnce() -> String) -> Arc<str> {
     Arc::clone(SHAPES.write().entry(key).or_insert_with(|| make().into()))
 }
 
-/// `($1,$2),($3,$4)` for two rows of two columns.
+/// `(?,?),(?,?)` for two rows of two columns. Numbered placeholders would be searched by name, each time.
 fn placeholders(rows: usize, columns: usize) -> String {
-    let mut text = String::with_capacity(rows * columns * 5);
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ",(" });
-        for column in 0..columns {
-            let comma = if column == 0 { "" } else { "," };
-            let _ = write!(text, "{comma}${}", row * columns + column + 1);
-        }
-        text.push(')');
-    }
-    text
+    let row = format!("({})", vec!["?"; columns].join(","));
+    vec![row; rows].join(",")
 }
 
 fn insert_sql(table: &Table, rows: usize) -> String {
@@ -326,9 +365,19 @@ fn upsert_sql(table: &Table, rows: usize) -> String {
     format!("{} ON CONFLICT({}) DO UPDATE SET {}", insert_sql(table, rows), key.join(","), set.join(","))
 }
 
+/// A join over the wanted keys: SQLite would scan the whole table for `(a, b) IN (VALUES …)`.
 fn fetch_sql(table: &Table, rows: usize) -> String {
-    let (columns, key) = (table.columns.join(","), table.columns[..table.key].join(","));
-    format!("SELECT {columns} FROM {} WHERE ({key}) IN (VALUES {})", table.name, placeholders(rows, table.key))
+    let key = &table.columns[..table.key];
+    let wanted: Vec<String> = (0..table.key).map(|column| format!("k{column}")).collect();
+    let equal: Vec<String> = key.iter().zip(&wanted).map(|(column, wanted)| format!("{column}={wanted}")).collect();
+    format!(
+        "WITH wanted({}) AS (VALUES {}) SELECT {} FROM wanted CROSS JOIN {} WHERE {}",
+        wanted.join(","),
+        placeholders(rows, table.key),
+        table.columns.join(","),
+        table.name,
+        equal.join(" AND ")
+    )
 }
 
 #[cfg(test)]
@@ -339,10 +388,14 @@ mod tests {
 
     #[test]
     fn shapes_are_few_and_right() {
-        assert_eq!(fetch_sql(&PAIRS, 2), "SELECT a,b,c FROM pairs WHERE (a,b) IN (VALUES ($1,$2),($3,$4))");
+        assert_eq!(
+            fetch_sql(&PAIRS, 2),
+            "WITH wanted(k0,k1) AS (VALUES (?,?),(?,?)) \
+             SELECT a,b,c FROM wanted CROSS JOIN pairs WHERE a=k0 AND b=k1"
+        );
         assert_eq!(
             upsert_sql(&PAIRS, 1),
-            "INSERT INTO pairs(a,b,c) VALUES ($1,$2,$3) ON CONFLICT(a,b) DO UPDATE SET c=excluded.c"
+            "INSERT INTO pairs(a,b,c) VALUES (?,?,?) ON CONFLICT(a,b) DO UPDATE SET c=excluded.c"
         );
         assert_eq!((1..=9).map(largest_shape).collect::<Vec<_>>(), [1, 2, 2, 4, 4, 4, 4, 8, 8]);
         assert_eq!(largest_shape(1_000), MOST_ROWS);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, SqliteConnection,
+    ConnectOptions as _, Connection as _, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -91,7 +91,8 @@ impl Writer {
             .statement_cache_capacity(256)
             // A checkpoint every 16 MiB or so: fewer syncs of the main file, and the log stays small enough to read fast.
             .pragma("wal_autocheckpoint", "4000")
-            .pragma("temp_store", "2");
+            .pragma("temp_store", "2")
+            .disable_statement_logging();
         let failed = |source| OpenError::Database { path: path.to_owned(), source };
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(failed)?;
 
@@ -135,7 +136,8 @@ pub async fn readers(path: &Path, most: u32) -> Result<Reader, OpenError> {
         .read_only(true)
         .busy_timeout(Duration::from_secs(5))
         .statement_cache_capacity(256)
-        .pragma("query_only", "1");
+        .pragma("query_only", "1")
+        .disable_statement_logging();
     let pool = SqlitePoolOptions::new().max_connections(most).min_connections(1).test_before_acquire(false);
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
     pool.connect_with(options).await.map(Reader).map_err(failed)
