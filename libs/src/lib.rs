@@ -16,4 +16,6 @@ pub mod money;
 pub mod refusal;
 #[cfg(feature = "rpc")]
 pub mod rpc;
+#[cfg(feature = "cqrs")]
+pub mod testing;
 pub mod time;

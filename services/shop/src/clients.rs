@@ -1,0 +1,121 @@
+//! How the shop's commands talk to the services: as any client would, over gRPC.
+
+use anyhow::{Context as _, bail};
+use libs::{cqrs::CONSISTENCY_TOKEN, refusal::Refusal};
+use proto::{
+    inventory::v1::{
+        inventory_command_service_client::InventoryCommandServiceClient,
+        inventory_query_service_client::InventoryQueryServiceClient,
+    },
+    order::v1::{
+        order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
+    },
+    payment::v1::{
+        payment_command_service_client::PaymentCommandServiceClient,
+        payment_query_service_client::PaymentQueryServiceClient,
+    },
+    saga::v1::saga_query_service_client::SagaQueryServiceClient,
+    shipping::v1::shipping_query_service_client::ShippingQueryServiceClient,
+};
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataMap, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+/// Clients of the order service.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    /// Places orders.
+    pub commands: OrderCommandServiceClient<Channel>,
+    /// Shows orders.
+    pub queries: OrderQueryServiceClient<Channel>,
+    /// Shows their sagas.
+    pub sagas: SagaQueryServiceClient<Channel>,
+}
+
+impl Orders {
+    /// Connects to the order service.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub async fn connect(address: &str) -> anyhow::Result<Self> {
+        let channel = connect("order", address).await?;
+        Ok(Self {
+            commands: OrderCommandServiceClient::new(channel.clone()),
+            queries: OrderQueryServiceClient::new(channel.clone()),
+            sagas: SagaQueryServiceClient::new(channel),
+        })
+    }
+}
+
+/// Clients of the services behind an order.
+#[derive(Clone, Debug)]
+pub struct Suppliers {
+    /// Adds stock.
+    pub inventory: InventoryCommandServiceClient<Channel>,
+    /// Shows stock.
+    pub stock: InventoryQueryServiceClient<Channel>,
+    /// Takes deposits.
+    pub payment: PaymentCommandServiceClient<Channel>,
+    /// Shows accounts.
+    pub accounts: PaymentQueryServiceClient<Channel>,
+    /// Shows shipments.
+    pub shipments: ShippingQueryServiceClient<Channel>,
+}
+
+impl Suppliers {
+    /// Connects to the three services.
+    ///
+    /// # Errors
+    /// When one doesn't answer.
+    pub async fn connect(inventory: &str, payment: &str, shipping: &str) -> anyhow::Result<Self> {
+        let inventory = connect("inventory", inventory).await?;
+        let payment = connect("payment", payment).await?;
+        let shipping = connect("shipping", shipping).await?;
+        Ok(Self {
+            inventory: InventoryCommandServiceClient::new(inventory.clone()),
+            stock: InventoryQueryServiceClient::new(inventory),
+            payment: PaymentCommandServiceClient::new(payment.clone()),
+            accounts: PaymentQueryServiceClient::new(payment),
+            shipments: ShippingQueryServiceClient::new(shipping),
+        })
+    }
+}
+
+async fn connect(name: &str, address: &str) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(address.to_owned());
+    let endpoint = endpoint.with_context(|| format!("{address} is not an address such as http://localhost:50054"))?;
+    match endpoint.connect().await {
+        Ok(channel) => Ok(channel),
+        Err(_) => bail!("nobody answers for {name} at {address}: start the services with `shop serve`"),
+    }
+}
+
+/// The token that a command answered: a query that carries it sees the command's effect.
+pub type Token = Option<MetadataValue<Ascii>>;
+
+/// Reads a reply's token.
+#[must_use]
+pub fn token(metadata: &MetadataMap) -> Token {
+    metadata.get(CONSISTENCY_TOKEN).cloned()
+}
+
+/// A query that sees what the token stands for.
+pub fn after<T>(token: &Token, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(token) = token {
+        request.metadata_mut().insert(CONSISTENCY_TOKEN, token.clone());
+    }
+    request
+}
+
+/// A refusal in one line: its reason and its sentence.
+#[must_use]
+pub fn sentence(status: &Status) -> anyhow::Error {
+    let refusal = Refusal::from_status(status);
+    match status.code() {
+        Code::Unavailable if refusal.message.is_empty() => anyhow::anyhow!("the service is gone"),
+        _ => anyhow::anyhow!("{}: {}", refusal.reason, refusal.message),
+    }
+}

@@ -1,0 +1,198 @@
+//! The demonstration: three orders on fresh data, each announced with its end, and the books afterwards.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use proto::{
+    google::r#type::{Money, PostalAddress},
+    inventory::v1::AddStockRequest,
+    order::v1::{Order, OrderItem, OrderState, PlaceOrderRequest},
+    payment::v1::DepositFundsRequest,
+};
+
+use crate::{
+    books::Books,
+    clients::{Orders, Suppliers, sentence},
+    follow::{amount, ending, place_and_follow},
+    screen::{Screen, Tone},
+    shop::Shop,
+    timeline::brief,
+};
+
+/// What there is: SKU, units, price in cents.
+const STOCK: [(&str, i64, i64); 2] = [("tea", 100, 12_50), ("jam", 40, 4_25)];
+/// Who has how much, in cents.
+const ACCOUNTS: [(&str, i64); 3] = [("ada", 200_00), ("ben", 5_00), ("cleo", 80_00)];
+
+/// An order and the end that is announced for it.
+struct Scene {
+    customer: &'static str,
+    items: &'static [(&'static str, i64)],
+    region: &'static str,
+    announced: &'static str,
+    /// The step and reason of the refusal; None completes.
+    refusal: Option<(&'static str, &'static str)>,
+}
+
+const SCENES: [Scene; 3] = [
+    Scene {
+        customer: "ada",
+        items: &[("tea", 2), ("jam", 1)],
+        region: "CH",
+        announced: "all is there, paid and sent: it will be COMPLETED",
+        refusal: None,
+    },
+    Scene {
+        customer: "ben",
+        items: &[("tea", 3)],
+        region: "CH",
+        announced: "he can't pay: the reservation will be released, the order REJECTED",
+        refusal: Some(("charge_customer", "INSUFFICIENT_FUNDS")),
+    },
+    Scene {
+        customer: "cleo",
+        items: &[("jam", 4)],
+        region: "AQ",
+        announced: "nobody ships to Antarctica: she will be refunded after the charge, the reservation released, the order REJECTED",
+        refusal: Some(("ship_order", "UNDELIVERABLE_ADDRESS")),
+    },
+];
+
+/// Runs the demonstration.
+///
+/// # Errors
+/// When anything ends otherwise than announced.
+pub async fn run(screen: Screen) -> anyhow::Result<()> {
+    let data = tempfile::tempdir().context("no room for the demo's data")?;
+    let began = Instant::now();
+    screen.line(screen.paint(Tone::Title, "Four services, each with its own database, on fresh data"))?;
+    let shop = Shop::start_anywhere(data.path()).await?;
+    for (name, address) in shop.addresses() {
+        screen.line(format!("  {name:<10} {address}"))?;
+    }
+    screen.line(screen.paint(Tone::Faint, format!("  serving after {}", brief(began.elapsed()))))?;
+    let played = play(&shop, screen).await;
+    let stopped = shop.stop().await;
+    played.and(stopped)
+}
+
+async fn play(shop: &Shop, screen: Screen) -> anyhow::Result<()> {
+    let [inventory, payment, shipping, order] = shop.addresses().map(|(_, address)| address);
+    let suppliers = Suppliers::connect(&inventory, &payment, &shipping).await?;
+    let orders = Orders::connect(&order).await?;
+    stock(&suppliers, screen).await?;
+    for (at, scene) in SCENES.iter().enumerate() {
+        scene.play(at + 1, &orders, screen).await?;
+    }
+    close_books(&suppliers, &orders, screen).await
+}
+
+/// Fills shelves and accounts.
+async fn stock(suppliers: &Suppliers, screen: Screen) -> anyhow::Result<()> {
+    screen.line("")?;
+    screen.line(screen.paint(Tone::Title, "Stock and accounts"))?;
+    let Suppliers { mut inventory, mut payment, .. } = suppliers.clone();
+    for (sku, quantity, price) in STOCK {
+        let (request_id, unit_price) = (format!("demo-{sku}"), Some(euros(price)));
+        let request = AddStockRequest { request_id, sku: sku.to_owned(), quantity, unit_price };
+        inventory.add_stock(request).await.map_err(|status| sentence(&status))?;
+        screen.line(format!("  {quantity} {sku} at {}", amount(&euros(price))))?;
+    }
+    for (customer, cents) in ACCOUNTS {
+        let request_id = format!("demo-{customer}");
+        let request =
+            DepositFundsRequest { request_id, customer_id: customer.to_owned(), amount: Some(euros(cents)) };
+        payment.deposit_funds(request).await.map_err(|status| sentence(&status))?;
+        screen.line(format!("  {customer} has {}", amount(&euros(cents))))?;
+    }
+    Ok(())
+}
+
+impl Scene {
+    async fn play(&self, number: usize, orders: &Orders, screen: Screen) -> anyhow::Result<()> {
+        let items: Vec<String> = self.items.iter().map(|(sku, quantity)| format!("{quantity} {sku}")).collect();
+        screen.line("")?;
+        let title = format!("Order {number}: {} wants {} to {}", self.customer, items.join(" and "), self.region);
+        screen.line(screen.paint(Tone::Title, title))?;
+        screen.line(screen.paint(Tone::Faint, format!("  announced: {}", self.announced)))?;
+        let order = place_and_follow(orders, self.request(number), screen).await?;
+        screen.line(format!("  {}", ending(&order, screen)))?;
+        let ended = self.ended_as_announced(&order);
+        ensure!(ended, "order {number} ended otherwise than announced: {}", ending(&order, Screen::plain()));
+        Ok(())
+    }
+
+    fn request(&self, number: usize) -> PlaceOrderRequest {
+        let item = |&(sku, quantity): &(&str, i64)| OrderItem { sku: sku.to_owned(), quantity };
+        PlaceOrderRequest {
+            request_id: format!("demo-{number}"),
+            order_id: format!("demo-{number}"),
+            customer_id: self.customer.to_owned(),
+            items: self.items.iter().map(item).collect(),
+            address: Some(address(self.region)),
+            wait_for_completion: false,
+        }
+    }
+
+    fn ended_as_announced(&self, order: &Order) -> bool {
+        match (self.refusal, &order.rejection) {
+            (None, None) => order.state() == OrderState::Completed,
+            (Some((step, reason)), Some(rejection)) => {
+                order.state() == OrderState::Rejected && rejection.step == step && rejection.reason == reason
+            }
+            _ => false,
+        }
+    }
+}
+
+async fn close_books(suppliers: &Suppliers, orders: &Orders, screen: Screen) -> anyhow::Result<()> {
+    screen.line("")?;
+    screen.line(screen.paint(Tone::Title, "The books, from the queries"))?;
+    let customers = ACCOUNTS.map(|(customer, _)| customer);
+    let books = Books::read(suppliers, orders, &customers).await?;
+    let sums = books.sums();
+    for sum in &sums {
+        let (tone, word) = if sum.holds { (Tone::Good, "ok") } else { (Tone::Bad, "WRONG") };
+        screen.line(format!("  {}  {}", screen.paint(tone, format!("{word:<5}")), sum.text))?;
+    }
+    ensure!(sums.iter().all(|sum| sum.holds), "the books don't add up");
+    Ok(())
+}
+
+/// An address in a region.
+#[must_use]
+pub fn address(region: &str) -> PostalAddress {
+    PostalAddress {
+        region_code: region.to_owned(),
+        address_lines: vec!["1 Market Square".to_owned()],
+        ..PostalAddress::default()
+    }
+}
+
+fn euros(cents: i64) -> Money {
+    let nanos = i32::try_from(cents % 100).unwrap_or_default() * 10_000_000;
+    Money { currency_code: "EUR".to_owned(), units: cents / 100, nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::order::v1::Rejection;
+
+    use super::*;
+
+    #[test]
+    fn only_the_announced_end_is_taken_for_it() {
+        let completed = Order { state: OrderState::Completed.into(), ..Order::default() };
+        let rejected = |step: &str, reason: &str| Order {
+            state: OrderState::Rejected.into(),
+            rejection: Some(Rejection { step: step.to_owned(), reason: reason.to_owned(), ..Rejection::default() }),
+            ..Order::default()
+        };
+        let [fine, poor, far] = SCENES;
+        assert!(fine.ended_as_announced(&completed));
+        assert!(!fine.ended_as_announced(&Order::default()));
+        assert!(poor.ended_as_announced(&rejected("charge_customer", "INSUFFICIENT_FUNDS")));
+        assert!(!poor.ended_as_announced(&completed));
+        assert!(!far.ended_as_announced(&rejected("charge_customer", "INSUFFICIENT_FUNDS")));
+    }
+}

@@ -1,0 +1,84 @@
+//! Lines to paste: an order from the shelf to the books, as any gRPC client would send it.
+
+/// A grpcurl line and what it is for.
+#[derive(Debug)]
+pub struct Recipe {
+    /// What it is for.
+    pub about: &'static str,
+    /// The service, as an index into the shop's addresses.
+    pub service: usize,
+    /// The method.
+    pub method: &'static str,
+    /// The request as JSON, empty for an empty one.
+    pub request: &'static str,
+}
+
+/// In the order in which to paste them; every one can be pasted again.
+pub const RECIPES: [Recipe; 7] = [
+    Recipe {
+        about: "fill the shelf",
+        service: 0,
+        method: "inventory.v1.InventoryCommandService/AddStock",
+        request: r#"{"request_id":"try-stock","sku":"tea","quantity":100,"unit_price":{"currency_code":"EUR","units":12,"nanos":500000000}}"#,
+    },
+    Recipe {
+        about: "give a customer money",
+        service: 1,
+        method: "payment.v1.PaymentCommandService/DepositFunds",
+        request: r#"{"request_id":"try-funds","customer_id":"ada","amount":{"currency_code":"EUR","units":500}}"#,
+    },
+    Recipe {
+        about: "place an order and wait for its end",
+        service: 3,
+        method: "order.v1.OrderCommandService/PlaceOrder",
+        request: r#"{"request_id":"try-order","order_id":"try-1","customer_id":"ada","items":[{"sku":"tea","quantity":2}],"address":{"region_code":"CH","address_lines":["1 Market Square"]},"wait_for_completion":true}"#,
+    },
+    Recipe {
+        about: "look at it",
+        service: 3,
+        method: "order.v1.OrderQueryService/GetOrder",
+        request: r#"{"order_id":"try-1"}"#,
+    },
+    Recipe {
+        about: "look at all orders, the newest first",
+        service: 3,
+        method: "order.v1.OrderQueryService/ListOrders",
+        request: "",
+    },
+    Recipe {
+        about: "look at its saga: steps, attempts, history",
+        service: 3,
+        method: "saga.v1.SagaQueryService/GetSaga",
+        request: r#"{"saga_id":"try-1"}"#,
+    },
+    Recipe {
+        about: "look at the breakers between the services",
+        service: 3,
+        method: "breaker.v1.BreakerQueryService/ListBreakers",
+        request: "",
+    },
+];
+
+impl Recipe {
+    /// The line, for services at these authorities (`localhost:50051`, …).
+    #[must_use]
+    pub fn line(&self, authorities: &[String; 4]) -> String {
+        let data = if self.request.is_empty() { String::new() } else { format!("-d '{}' ", self.request) };
+        format!("grpcurl -plaintext {data}{} {}", authorities[self.service], self.method)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_quoted_for_a_shell() {
+        let authorities = [1, 2, 3, 4].map(|port| format!("localhost:{port}"));
+        assert_eq!(
+            RECIPES[3].line(&authorities),
+            r#"grpcurl -plaintext -d '{"order_id":"try-1"}' localhost:4 order.v1.OrderQueryService/GetOrder"#
+        );
+        assert!(RECIPES.iter().all(|recipe| !recipe.request.contains('\'')));
+    }
+}
