@@ -5,6 +5,8 @@
 
 #[cfg(feature = "types")]
 pub mod address;
+#[cfg(feature = "breaker")]
+pub mod breaker;
 #[cfg(feature = "cqrs")]
 pub mod cqrs;
 #[cfg(feature = "types")]

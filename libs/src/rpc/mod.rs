@@ -1,3 +1,5 @@
 //! Talking gRPC: what every server and client does.
 
+pub mod client;
+pub mod deadline;
 pub mod verdict;

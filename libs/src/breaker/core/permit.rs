@@ -1,0 +1,163 @@
+//! Leave to make one call, and the duty to say how it went.
+
+use std::{ops::Deref, time::Duration};
+
+use super::{admission::NEVER, breaker::Breaker, class::Class, clock::nanos};
+
+/// What a result will be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The window.
+    Counted,
+    /// The half-open verdict.
+    Probe,
+    /// The totals only: it would have been refused.
+    Shadow,
+    /// Nothing.
+    Unseen,
+    /// It has been told.
+    Spent,
+}
+
+/// What a breaker remembers of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    pub(super) started: u64,
+    pub(super) deadline: u64,
+    pub(super) generation: u32,
+    pub(super) lease: u32,
+    pub(super) role: Role,
+}
+
+impl Ticket {
+    #[inline]
+    pub(super) const fn counted(generation: u32, started: u64, deadline: u64) -> Self {
+        Self { started, deadline, generation, lease: 0, role: Role::Counted }
+    }
+
+    pub(super) const fn probe(generation: u32, lease: u32, started: u64, deadline: u64) -> Self {
+        Self { started, deadline, generation, lease, role: Role::Probe }
+    }
+
+    pub(super) const fn shadow(generation: u32, started: u64, deadline: u64) -> Self {
+        Self { started, deadline, generation, lease: 0, role: Role::Shadow }
+    }
+
+    pub(super) const fn unseen() -> Self {
+        Self { started: NEVER, deadline: NEVER, generation: 0, lease: 0, role: Role::Unseen }
+    }
+
+    /// Whether the deadline has come, but for a small margin: whoever enforced it may have a finer clock.
+    fn outlived(&self, now: u64) -> bool {
+        const MARGIN: u64 = 5_000_000;
+        if self.deadline == NEVER {
+            return false;
+        }
+        let budget = self.deadline.saturating_sub(self.started);
+        let margin = (budget / 20).max(MARGIN).min(budget / 2);
+        now >= self.deadline - margin
+    }
+}
+
+/// Leave to make one call. Say how it went by [`Permit::finish`]; dropping it says that the call was abandoned.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped counts as an abandoned call"]
+pub struct Permit<B: Deref<Target = Breaker>> {
+    breaker: B,
+    ticket: Ticket,
+}
+
+impl<B: Deref<Target = Breaker>> Permit<B> {
+    #[inline]
+    pub(super) const fn new(breaker: B, ticket: Ticket) -> Self {
+        Self { breaker, ticket }
+    }
+
+    /// The breaker that gave it.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Tells how the call went.
+    #[inline]
+    pub fn finish(mut self, class: Class) {
+        self.tell(class, None);
+    }
+
+    /// Tells how the call went, and how long the peer asked callers to stay away.
+    pub fn finish_with_pause(mut self, class: Class, pause: Duration) {
+        self.tell(class, Some(pause));
+    }
+
+    /// Tells that the call ended because its deadline came: a failure, unless it left with next to no time.
+    pub fn finish_late(mut self) {
+        let class = if self.blameless() { Class::Neutral } else { Class::Failure };
+        self.tell(class, None);
+    }
+
+    /// Tells that the call was cancelled by someone. If its deadline has come that is the reason, whatever was said: gRPC
+    /// implementations report deadlines as cancellations. Otherwise it says nothing about the peer.
+    pub fn finish_cancelled(mut self) {
+        let late = self.ticket.outlived(self.breaker.clock.now()) && !self.blameless();
+        self.tell(if late { Class::Failure } else { Class::Neutral }, None);
+    }
+
+    /// Tells a first verdict about a call that goes on, such as a stream that works, and keeps the permit for a second
+    /// one. A probe gives its lease back.
+    pub fn commit(&mut self, class: Class) {
+        let ticket = self.ticket;
+        self.tell(class, None);
+        if ticket.role == Role::Counted {
+            self.ticket = ticket;
+        }
+    }
+
+    /// Whether the call is a half-open circuit's probe.
+    pub fn is_probe(&self) -> bool {
+        self.ticket.role == Role::Probe
+    }
+
+    /// For how long the call has been under way, if it is timed.
+    pub fn elapsed(&self) -> Option<Duration> {
+        (self.ticket.started != NEVER)
+            .then(|| Duration::from_nanos(self.breaker.clock.now().saturating_sub(self.ticket.started)))
+    }
+
+    #[inline]
+    fn tell(&mut self, class: Class, pause: Option<Duration>) {
+        let ticket = std::mem::replace(&mut self.ticket, Ticket { role: Role::Spent, ..Ticket::unseen() });
+        self.breaker.record(&ticket, class, pause.map_or(0, nanos));
+    }
+
+    /// Whether the budget was so small that missing it is no fault of the peer's.
+    fn blameless(&self) -> bool {
+        let budget = self.ticket.deadline.saturating_sub(self.ticket.started);
+        self.ticket.deadline != NEVER && budget < self.breaker.min_blame_nanos()
+    }
+
+    /// Judges a call that nobody waited for: by its deadline, else by how long it was under way.
+    #[cold]
+    fn abandon(&mut self) {
+        let class = if std::thread::panicking() {
+            Class::Failure
+        } else if self.ticket.started == NEVER || self.blameless() {
+            Class::Neutral
+        } else {
+            let now = self.breaker.clock.now();
+            let elapsed = now.saturating_sub(self.ticket.started);
+            let hung = elapsed >= self.breaker.abandon_nanos();
+            if hung || self.ticket.outlived(now) { Class::Failure } else { Class::Neutral }
+        };
+        self.breaker.count_abandoned(class);
+        self.tell(class, None);
+    }
+}
+
+impl<B: Deref<Target = Breaker>> Drop for Permit<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if !matches!(self.ticket.role, Role::Spent | Role::Unseen) {
+            self.abandon();
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The body, which is watched to its end.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+
+use super::{super::Class, BoxError, ending, watch::Watch};
+
+pin_project! {
+    /// A response body whose trailers tell the breaker how the call went.
+    #[derive(Debug)]
+    pub struct CircuitBody<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        inner: B,
+        watch: Option<Watch>,
+        messages: Messages,
+    }
+
+    impl<B: Body> PinnedDrop for CircuitBody<B> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            let Some(watch) = this.watch.take() else { return };
+            if this.inner.is_end_stream() {
+                ending::truncated(watch);
+            } else if this.messages.seen() {
+                // The caller had what it wanted, or left. That is no fault unless the deadline came.
+                watch.permit.finish_cancelled();
+            }
+        }
+    }
+}
+
+/// How far a stream has come.
+#[derive(Debug)]
+enum Messages {
+    /// None came.
+    None,
+    /// One came.
+    Some,
+    /// One came from a probe: it is taken for a success when this time is over, whether or not another comes.
+    Probe(Pin<Box<Sleep>>),
+    /// It was taken for a success.
+    Committed,
+}
+
+impl Messages {
+    const fn seen(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+}
+
+impl<B: Body> CircuitBody<B> {
+    #[inline]
+    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
+        Self { inner, watch, messages: Messages::None }
+    }
+}
+
+impl<B> Body for CircuitBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        if let Messages::Probe(commit) = this.messages
+            && commit.as_mut().poll(cx).is_ready()
+        {
+            commit_stream(this.watch, this.messages);
+        }
+        let frame = ready!(this.inner.poll_frame(cx));
+        if this.watch.is_none() {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        match frame {
+            Some(Ok(frame)) => {
+                match frame.trailers_ref() {
+                    None => message(this.watch, this.messages),
+                    Some(trailers) => match (this.watch.take(), ending::code(trailers)) {
+                        (Some(watch), Some(code)) => ending::by_code(watch, code, trailers),
+                        (Some(watch), None) => ending::truncated(watch),
+                        (None, _) => {}
+                    },
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let error = error.into();
+                if let Some(watch) = this.watch.take() {
+                    ending::by_error(watch, &*error);
+                }
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                if let Some(watch) = this.watch.take() {
+                    ending::truncated(watch);
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A frame of data came. A stream that works is a success long before it ends.
+#[inline]
+fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
+    match messages {
+        Messages::None => {
+            *messages = match watch {
+                // A probe's permit cannot wait for a stream's next message, or its end.
+                Some(watch) if watch.permit.is_probe() => Messages::Probe(Box::pin(sleep(watch.rules.stream_commit))),
+                _ => Messages::Some,
+            }
+        }
+        Messages::Some => {
+            let old = |watch: &Watch| watch.permit.elapsed().is_some_and(|age| age >= watch.rules.stream_commit);
+            if watch.as_ref().is_some_and(old) {
+                commit_stream(watch, messages);
+            }
+        }
+        Messages::Probe(_) | Messages::Committed => {}
+    }
+}
+
+#[cold]
+fn commit_stream(watch: &mut Option<Watch>, messages: &mut Messages) {
+    *messages = Messages::Committed;
+    if let Some(watch) = watch {
+        watch.permit.commit(Class::Success);
+    }
+}

@@ -1,0 +1,129 @@
+//! How calls end, and what that says: the one place that knows where gRPC, HTTP and tonic put it.
+
+use std::{error::Error, time::Duration};
+
+use http::{HeaderMap, HeaderName, StatusCode};
+use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
+use tonic_types::StatusExt as _;
+
+use super::super::{Class, Classes, rejection::CircuitOpen};
+use super::watch::Watch;
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// The code that headers or trailers carry, if they carry one. A number nobody knows is UNKNOWN.
+#[inline]
+pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+    let code = match headers.get(STATUS)?.as_bytes() {
+        [ones @ b'0'..=b'9'] => Code::from_i32(i32::from(ones - b'0')),
+        [b'1', ones @ b'0'..=b'6'] => Code::from_i32(i32::from(10 + ones - b'0')),
+        _ => Code::Unknown,
+    };
+    Some(code)
+}
+
+/// Ends a call by a code in headers or trailers.
+#[inline]
+pub(super) fn by_code(watch: Watch, code: Code, headers: &HeaderMap) {
+    if code == Code::Ok {
+        watch.permit.finish(watch.rules.classes.of(code));
+    } else {
+        by_error_code(watch, code, headers);
+    }
+}
+
+#[cold]
+fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
+    if code == Code::Unavailable && refused_by_a_breaker(headers) {
+        return watch.permit.finish(Class::Neutral);
+    }
+    finish(watch, code, || pause(headers));
+}
+
+fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
+    let class = watch.rules.classes.of(code);
+    let usual = Classes::default().of(code) == class;
+    match code {
+        // Somebody's deadline, whoever's clock it was.
+        Code::Cancelled if usual => watch.permit.finish_cancelled(),
+        Code::DeadlineExceeded if usual => watch.permit.finish_late(),
+        _ => match if matches!(class, Class::Overload | Class::Failure) { pause() } else { None } {
+            Some(pause) => watch.permit.finish_with_pause(class, pause),
+            None => watch.permit.finish(class),
+        },
+    }
+}
+
+/// Ends a call by an HTTP status without a gRPC one: a proxy spoke, or nobody who knows gRPC.
+#[cold]
+pub(super) fn by_http(watch: Watch, status: StatusCode) {
+    let code = match status {
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        // UNIMPLEMENTED from a peer is an answer; a path that leads to no peer is not.
+        StatusCode::NOT_FOUND => return watch.permit.finish(Class::Failure),
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    finish(watch, code, || None);
+}
+
+/// Ends a call by an error of the transport, or of a layer between this one and it.
+#[cold]
+pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<TimeoutExpired>() {
+            return watch.permit.finish_late();
+        }
+        if let Some(status) = error.downcast_ref::<Status>() {
+            if CircuitOpen::from_status(status).is_some() {
+                return watch.permit.finish(Class::Neutral);
+            }
+            // tonic wraps what the transport reports into a status: what it wraps says more.
+            if status.source().is_none() {
+                return finish(watch, status.code(), || pause_of(status));
+            }
+        }
+        next = error.source();
+    }
+    watch.permit.finish(Class::Failure);
+}
+
+/// Ends a call whose stream ended as if well, but without a status: it was cut short.
+#[cold]
+pub(super) fn truncated(watch: Watch) {
+    watch.permit.finish(Class::Failure);
+}
+
+/// The pause that the peer asks for.
+fn pause(headers: &HeaderMap) -> Option<Duration> {
+    if let Some(pushback) = headers.get(PUSHBACK) {
+        let millis = pushback.to_str().ok().and_then(|text| text.parse().ok());
+        return millis.map(Duration::from_millis);
+    }
+    pause_of(&status_with_details(headers)?)
+}
+
+fn pause_of(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info().and_then(|retry| retry.retry_delay).filter(|delay| !delay.is_zero())
+}
+
+/// Whether a breaker further on refused: an answer about somebody behind the peer, not about the peer.
+fn refused_by_a_breaker(headers: &HeaderMap) -> bool {
+    status_with_details(headers).is_some_and(|status| CircuitOpen::from_status(&status).is_some())
+}
+
+/// The status with its details. `Status::from_header_map` would panic on details that are not base64.
+fn status_with_details(headers: &HeaderMap) -> Option<Status> {
+    let value = headers.get(DETAILS)?.clone();
+    let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS, value)]));
+    let details = only.get_bin(DETAILS.as_str())?.to_bytes().ok()?;
+    Some(Status::with_details(code(headers)?, "", details))
+}

@@ -1,0 +1,82 @@
+//! The `grpc-timeout` header: up to eight digits and a unit.
+
+use std::{io::Write as _, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The header's name.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The timeout a request carries, if it carries one that can be read.
+#[inline]
+#[must_use]
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    parse(headers.get(GRPC_TIMEOUT)?.as_bytes())
+}
+
+fn parse(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) {
+        return None;
+    }
+    let mut amount = 0_u64;
+    for digit in digits {
+        amount = amount * 10 + u64::from(digit.is_ascii_digit().then(|| digit - b'0')?);
+    }
+    match unit {
+        b'n' => Some(Duration::from_nanos(amount)),
+        b'u' => Some(Duration::from_micros(amount)),
+        b'm' => Some(Duration::from_millis(amount)),
+        b'S' => Some(Duration::from_secs(amount)),
+        b'M' => Some(Duration::from_secs(amount * 60)),
+        b'H' => Some(Duration::from_secs(amount * 3600)),
+        _ => None,
+    }
+}
+
+/// A timeout as the header's value, in the finest unit that fits eight digits.
+#[must_use]
+pub fn format_grpc_timeout(timeout: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let units: [(u128, char); 6] = [
+        (1, 'n'),
+        (1_000, 'u'),
+        (1_000_000, 'm'),
+        (1_000_000_000, 'S'),
+        (60_000_000_000, 'M'),
+        (3_600_000_000_000, 'H'),
+    ];
+    let nanos = timeout.as_nanos();
+    let fits = units.into_iter().find(|(size, _)| nanos / size <= MOST);
+    let (amount, unit) = fits.map_or((MOST, 'H'), |(size, unit)| (nanos / size, unit));
+    let mut text = [0_u8; 9];
+    let mut rest = &mut text[..];
+    // Eight digits and a unit always fit.
+    let _ = write!(rest, "{amount}{unit}");
+    let length = 9 - rest.len();
+    HeaderValue::from_bytes(&text[..length]).unwrap_or(HeaderValue::from_static("0n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for timeout in [0, 1, 99_999_999, 100_000_000, 5_000_000_000, 86_400_000_000_000, u64::MAX] {
+            let timeout = Duration::from_nanos(timeout);
+            let value = format_grpc_timeout(timeout);
+            let read = parse(value.as_bytes()).expect("well formed");
+            assert!(read <= timeout && timeout - read <= timeout / 1_000_000, "{value:?}");
+            assert!(value.len() <= 9);
+        }
+        assert_eq!(format_grpc_timeout(Duration::MAX).as_bytes(), b"99999999H");
+    }
+
+    #[test]
+    fn what_is_no_timeout_is_none() {
+        for wrong in ["", "n", "5", "5x", "-5m", "123456789m", "1.5S", "５m"] {
+            assert_eq!(parse(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The layer and its service.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use tower::{Layer, Service};
+
+use super::{
+    super::{Breaker, Classes, rejection::Refusals},
+    BoxError, CircuitBody, ResponseFuture,
+    grpc_timeout::grpc_timeout,
+    watch::{Rules, Watch},
+};
+
+/// Puts a breaker before a channel.
+#[derive(Clone, Debug)]
+pub struct BreakerLayer {
+    breaker: Arc<Breaker>,
+    refusals: Arc<Refusals>,
+    rules: Rules,
+}
+
+impl BreakerLayer {
+    /// A layer on this breaker, with the usual classes.
+    #[must_use]
+    pub fn new(breaker: Arc<Breaker>) -> Self {
+        let refusals = Arc::new(Refusals::new(Arc::clone(breaker.name())));
+        Self { breaker, refusals, rules: Rules::default() }
+    }
+
+    /// The breaker.
+    #[must_use]
+    pub const fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+
+    /// Judges codes by other classes.
+    #[must_use]
+    pub fn classes(mut self, classes: Classes) -> Self {
+        self.rules.classes = classes;
+        self
+    }
+
+    /// Takes a stream that has sent something for a success once it is so old; by default 5 s. How it ends counts again.
+    #[must_use]
+    pub fn stream_commit(mut self, age: Duration) -> Self {
+        self.rules.stream_commit = age;
+        self
+    }
+}
+
+impl<S> Layer<S> for BreakerLayer {
+    type Service = Circuit<S>;
+
+    fn layer(&self, inner: S) -> Circuit<S> {
+        Circuit { inner, layer: self.clone() }
+    }
+}
+
+/// A channel with a breaker before it.
+#[derive(Clone, Debug)]
+pub struct Circuit<S> {
+    inner: S,
+    layer: BreakerLayer,
+}
+
+impl<S, RequestBody, ResponseBody> Service<Request<RequestBody>> for Circuit<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<ResponseBody>>,
+    S::Error: Into<BoxError>,
+    ResponseBody: http_body::Body,
+    ResponseBody::Error: Into<BoxError>,
+{
+    type Response = Response<CircuitBody<ResponseBody>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S::Future>;
+
+    /// The channel's readiness. The breaker is asked in `call`: an error from here would end what stands before.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let BreakerLayer { breaker, refusals, rules } = &self.layer;
+        match breaker.admit_owned(grpc_timeout(request.headers())) {
+            Ok(permit) => ResponseFuture::new(self.inner.call(request), Watch { permit, rules: *rules }),
+            Err(rejected) => ResponseFuture::refused(refusals.status(rejected)),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! All breakers of a process, by name.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use parking_lot::RwLock;
+use tokio::sync::broadcast;
+
+use super::{Breaker, Clock, Config, TokioClock, Transition};
+
+/// All breakers of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    breakers: RwLock<BTreeMap<Arc<str>, Arc<Breaker>>>,
+    changes: broadcast::Sender<Change>,
+    clock: Arc<dyn Clock>,
+}
+
+/// A breaker changed.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its name.
+    pub breaker: Arc<str>,
+    /// What changed.
+    pub transition: Transition,
+}
+
+impl Registry {
+    /// So many changes are kept for who is slow to look.
+    const KEPT: usize = 256;
+
+    /// An empty registry on tokio's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(Arc::new(TokioClock::new()))
+    }
+
+    /// An empty registry on a clock of your choice.
+    #[must_use]
+    pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
+        let (changes, _) = broadcast::channel(Self::KEPT);
+        Self(Arc::new(Inner { breakers: RwLock::default(), changes, clock }))
+    }
+
+    /// The breaker of that name, made now if there was none.
+    pub fn breaker(&self, name: &str, config: &Config) -> Arc<Breaker> {
+        if let Some(breaker) = self.get(name) {
+            return breaker;
+        }
+        let mut breakers = self.0.breakers.write();
+        let make = || {
+            let breaker = Breaker::with_clock(name, config.clone(), Arc::clone(&self.0.clock));
+            let changes = self.0.changes.clone();
+            breaker.watch(Box::new(move |breaker, transition| announce(&changes, breaker, transition)));
+            Arc::new(breaker)
+        };
+        Arc::clone(breakers.entry(name.into()).or_insert_with(make))
+    }
+
+    /// The breaker of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Breaker>> {
+        self.0.breakers.read().get(name).cloned()
+    }
+
+    /// All breakers whose name begins so, by name.
+    #[must_use]
+    pub fn list(&self, prefix: &str) -> Vec<Arc<Breaker>> {
+        let breakers = self.0.breakers.read();
+        breakers.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, breaker)| Arc::clone(breaker)).collect()
+    }
+
+    /// Every change from now on.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.0.changes.subscribe()
+    }
+}
+
+fn announce(changes: &broadcast::Sender<Change>, breaker: &Breaker, transition: Transition) {
+    let Transition { from, to, generation, cause } = transition;
+    if from != to {
+        tracing::info!(breaker = %breaker.name(), ?from, ?to, generation, ?cause, "circuit changed");
+    }
+    // Nobody watching is no error.
+    let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition });
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.breakers.read().values()).finish()
+    }
+}

@@ -1,0 +1,180 @@
+//! `breaker.v1`: shows and steers a process's breakers over gRPC.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::Stream;
+use proto::breaker::v1 as pb;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{Breaker, Override, Registry, State};
+
+/// Serves the breakers of a registry.
+#[derive(Clone, Debug)]
+pub struct BreakerService(Registry);
+
+impl BreakerService {
+    /// A service over this registry. It implements both [`pb::breaker_query_service_server::BreakerQueryService`] and
+    /// [`pb::breaker_command_service_server::BreakerCommandService`].
+    #[must_use]
+    pub const fn new(registry: Registry) -> Self {
+        Self(registry)
+    }
+
+    /// The query side, ready to serve.
+    #[must_use]
+    pub fn queries(&self) -> pb::breaker_query_service_server::BreakerQueryServiceServer<Self> {
+        pb::breaker_query_service_server::BreakerQueryServiceServer::new(self.clone())
+    }
+
+    /// The command side, ready to serve.
+    #[must_use]
+    pub fn commands(&self) -> pb::breaker_command_service_server::BreakerCommandServiceServer<Self> {
+        pb::breaker_command_service_server::BreakerCommandServiceServer::new(self.clone())
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Breaker>, Status> {
+        self.0.get(name).ok_or_else(|| {
+            let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", super::rejection::DOMAIN, HashMap::new());
+            let known = self.0.list("");
+            let names: Vec<&str> = known.iter().take(20).map(|breaker| &**breaker.name()).collect();
+            let message = format!("no breaker is named {name:?}; there are: {}", names.join(", "));
+            Status::with_error_details(Code::NotFound, message, details)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
+    async fn list_breakers(
+        &self,
+        request: Request<pb::ListBreakersRequest>,
+    ) -> Result<Response<pb::ListBreakersResponse>, Status> {
+        let breakers = self.0.list(&request.get_ref().name_prefix);
+        Ok(Response::new(pb::ListBreakersResponse { breakers: breakers.iter().map(|each| view(each)).collect() }))
+    }
+
+    type WatchBreakersStream = Pin<Box<dyn Stream<Item = Result<pb::WatchBreakersResponse, Status>> + Send>>;
+
+    async fn watch_breakers(
+        &self,
+        request: Request<pb::WatchBreakersRequest>,
+    ) -> Result<Response<Self::WatchBreakersStream>, Status> {
+        let prefix = request.into_inner().name_prefix;
+        let registry = self.0.clone();
+        // Listen before looking: a change between the two would be missed.
+        let mut changes = registry.changes();
+        let stream = async_stream::stream! {
+            let show = |breaker: &Arc<Breaker>| Ok(pb::WatchBreakersResponse { breaker: Some(view(breaker)) });
+            for breaker in registry.list(&prefix) {
+                yield show(&breaker);
+            }
+            loop {
+                match changes.recv().await {
+                    Ok(change) if change.breaker.starts_with(&prefix) => {
+                        if let Some(breaker) = registry.get(&change.breaker) {
+                            yield show(&breaker);
+                        }
+                    }
+                    Ok(_) => {}
+                    // Too slow to see each change: see where all stand now.
+                    Err(RecvError::Lagged(_)) => {
+                        for breaker in registry.list(&prefix) {
+                            yield show(&breaker);
+                        }
+                    }
+                    Err(RecvError::Closed) => break,
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::breaker_command_service_server::BreakerCommandService for BreakerService {
+    async fn set_override(
+        &self,
+        request: Request<pb::SetOverrideRequest>,
+    ) -> Result<Response<pb::SetOverrideResponse>, Status> {
+        let request = request.into_inner();
+        let over = match pb::Override::try_from(request.r#override) {
+            Ok(pb::Override::Unspecified) => Override::None,
+            Ok(pb::Override::ForcedOpen) => Override::ForcedOpen,
+            Ok(pb::Override::ForcedClosed) => Override::ForcedClosed,
+            Ok(pb::Override::MetricsOnly) => Override::MetricsOnly,
+            Ok(pb::Override::Shadow) => Override::Shadow,
+            Err(_) => {
+                let details = ErrorDetails::with_bad_request_violation("override", "must be one of the enum's values");
+                return Err(Status::with_error_details(Code::InvalidArgument, "override: not known", details));
+            }
+        };
+        let breaker = self.find(&request.name)?;
+        tracing::warn!(breaker = %breaker.name(), ?over, "override set");
+        breaker.set_override(over);
+        Ok(Response::new(pb::SetOverrideResponse { breaker: Some(view(&breaker)) }))
+    }
+
+    async fn reset_breaker(
+        &self,
+        request: Request<pb::ResetBreakerRequest>,
+    ) -> Result<Response<pb::ResetBreakerResponse>, Status> {
+        let breaker = self.find(&request.get_ref().name)?;
+        tracing::warn!(breaker = %breaker.name(), "breaker reset");
+        breaker.reset();
+        Ok(Response::new(pb::ResetBreakerResponse { breaker: Some(view(&breaker)) }))
+    }
+}
+
+/// A breaker as it stands, in the contract's words.
+fn view(breaker: &Breaker) -> pb::Breaker {
+    let shown = breaker.snapshot();
+    let totals = shown.totals;
+    pb::Breaker {
+        name: breaker.name().to_string(),
+        state: match shown.state {
+            State::Closed => pb::CircuitState::Closed,
+            State::Open => pb::CircuitState::Open,
+            State::HalfOpen => pb::CircuitState::HalfOpen,
+            State::Recovering => pb::CircuitState::Recovering,
+        }
+        .into(),
+        r#override: match shown.over {
+            Override::None => pb::Override::Unspecified,
+            Override::ForcedOpen => pb::Override::ForcedOpen,
+            Override::ForcedClosed => pb::Override::ForcedClosed,
+            Override::MetricsOnly => pb::Override::MetricsOnly,
+            Override::Shadow => pb::Override::Shadow,
+        }
+        .into(),
+        generation: shown.generation,
+        window_total: shown.window_total,
+        window_failures: shown.window_failures,
+        window_slow: shown.window_slow,
+        consecutive_failures: shown.consecutive_failures,
+        retry_after: shown.retry_after.and_then(|left| prost_types::Duration::try_from(left).ok()),
+        totals: Some(pb::Totals {
+            success: totals.success,
+            failure: totals.failure,
+            overload: totals.overload,
+            neutral: totals.neutral,
+            rejected: totals.rejected,
+            stale: totals.stale,
+            opened: totals.opened,
+            probe_timeouts: totals.probe_timeouts,
+            would_reject: totals.would_reject,
+        }),
+        transition_time: Some(moment(shown.since_change)),
+    }
+}
+
+fn moment(ago: Duration) -> prost_types::Timestamp {
+    let then = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
+    then.into()
+}

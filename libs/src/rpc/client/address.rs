@@ -1,0 +1,127 @@
+//! Where peers are: `NAME=URI`, as typed by an operator.
+
+use std::str::FromStr;
+
+use http::Uri;
+
+/// A peer's name and address, read from `NAME=URI`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The name, such as `inventory`.
+    pub name: String,
+    /// The address, such as `http://localhost:50051`.
+    pub uri: Uri,
+}
+
+/// What is wrong with a peer: one line that says what and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// There is no `=`, or nothing before it.
+    #[error("peer {0:?} is not NAME=URI, such as inventory=http://localhost:50051")]
+    NotNamed(String),
+    /// The address is no URI.
+    #[error("peer {name:?} has the address {uri:?}, which is no URI: {why}")]
+    NoUri {
+        /// The peer.
+        name: String,
+        /// What was given.
+        uri: String,
+        /// The parser's word.
+        why: String,
+    },
+    /// The scheme is neither http nor https.
+    #[error("peer {name:?} has the address {uri:?}, which must begin with http:// or https:// and name a host")]
+    Scheme {
+        /// The peer.
+        name: String,
+        /// What was given.
+        uri: String,
+    },
+    /// There is something after host and port.
+    #[error("peer {name:?} has the address {uri:?}, which must end after the port: gRPC knows no base path")]
+    Path {
+        /// The peer.
+        name: String,
+        /// What was given.
+        uri: String,
+    },
+    /// This service calls no such peer.
+    #[error("there is no peer {name:?} here; the peers are: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// TLS is asked for, and it cannot be had.
+    #[error("peer {name:?} has the address {uri:?}, but TLS cannot be set up for it: {why}")]
+    Tls {
+        /// The peer.
+        name: String,
+        /// Its address.
+        uri: String,
+        /// What is missing or wrong.
+        why: String,
+    },
+}
+
+impl FromStr for PeerAddress {
+    type Err = PeerError;
+
+    fn from_str(text: &str) -> Result<Self, PeerError> {
+        let not_named = || PeerError::NotNamed(text.to_owned());
+        let (name, uri) = text.split_once('=').ok_or_else(not_named)?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if name.is_empty() || !name.bytes().all(plain) {
+            return Err(not_named());
+        }
+        Ok(Self { name: name.to_owned(), uri: parse_uri(name, uri)? })
+    }
+}
+
+fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
+    let (name, given) = (name.to_owned(), text.to_owned());
+    let uri = match Uri::from_str(text) {
+        Ok(uri) => uri,
+        Err(error) => return Err(PeerError::NoUri { name, uri: given, why: error.to_string() }),
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(PeerError::Scheme { name, uri: given });
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(PeerError::Path { name, uri: given });
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_name_and_a_uri() {
+        let address: PeerAddress = "inventory=http://stock.example:50051".parse().expect("well formed");
+        assert_eq!((&*address.name, address.uri.host()), ("inventory", Some("stock.example")));
+        assert!("payment=https://[::1]:50052/".parse::<PeerAddress>().is_ok());
+    }
+
+    #[test]
+    fn wrong_addresses_say_what_and_why_in_a_line() {
+        let wrong = [
+            ("inventory", "not NAME=URI"),
+            ("=http://localhost:1", "not NAME=URI"),
+            ("in ventory=http://localhost:1", "not NAME=URI"),
+            ("inventory=", "no URI"),
+            ("inventory=http://", "no URI"),
+            ("inventory=http://local host:1", "no URI"),
+            ("inventory=localhost:50051", "must begin with http://"),
+            ("inventory=ftp://localhost:50051", "must begin with http://"),
+            ("inventory=http://localhost:50051/api", "must end after the port"),
+        ];
+        for (text, says) in wrong {
+            let message = text.parse::<PeerAddress>().expect_err(text).to_string();
+            assert!(message.contains(says) && !message.contains('\n'), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The peers a service knows, by name.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use http::{HeaderMap, Uri};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+
+use super::{Peer, PeerAddress, PeerError, PeerOptions};
+use crate::breaker::{BreakerLayer, Registry};
+
+/// Adds to the headers of every call: the trace context, for one.
+pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
+
+/// The peers a service knows, by name.
+///
+/// ```
+/// # use libs::{breaker::Registry, rpc::client::{PeerError, Peers, PeerOptions}};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), PeerError> {
+/// let defaults = [("inventory", "http://localhost:50051"), ("payment", "http://localhost:50052")];
+/// let given = vec!["payment=http://payment.example:50052".parse()?];
+/// let peers = Peers::new(Registry::new(), &defaults, given)?;
+/// let inventory = peers.connect("inventory")?; // connects when first called
+/// let payment = peers.connect_with("payment", &PeerOptions::query())?;
+/// assert!(peers.connect("parcels").is_err());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Peers {
+    addresses: BTreeMap<String, Uri>,
+    registry: Registry,
+    authority: Option<Certificate>,
+    on_request: Option<OnRequest>,
+}
+
+impl Peers {
+    /// The peers of `defaults`, at the addresses given instead where there are such. Their breakers go to the registry.
+    ///
+    /// # Errors
+    /// When an address is wrong, or given for a peer that `defaults` does not name.
+    pub fn new(registry: Registry, defaults: &[(&str, &str)], given: Vec<PeerAddress>) -> Result<Self, PeerError> {
+        let mut addresses = BTreeMap::new();
+        for (name, uri) in defaults {
+            let address: PeerAddress = format!("{name}={uri}").parse()?;
+            addresses.insert(address.name, address.uri);
+        }
+        let mut peers = Self { addresses, registry, authority: None, on_request: None };
+        for PeerAddress { name, uri } in given {
+            *peers.address_mut(&name)? = uri;
+        }
+        Ok(peers)
+    }
+
+    /// Trusts this authority's certificates (PEM) for `https://` addresses.
+    #[must_use]
+    pub fn trust(mut self, authority: impl AsRef<[u8]>) -> Self {
+        self.authority = Some(Certificate::from_pem(authority));
+        self
+    }
+
+    /// Adds to the headers of every call, such as the trace context.
+    #[must_use]
+    pub fn on_request(mut self, hook: OnRequest) -> Self {
+        self.on_request = Some(hook);
+        self
+    }
+
+    /// The registry that holds the peers' breakers.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The address of a peer.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<&Uri> {
+        self.addresses.get(name)
+    }
+
+    /// A channel to a peer for a saga's steps: [`Peers::connect_with`] and [`PeerOptions::saga`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect(&self, name: &str) -> Result<Peer, PeerError> {
+        self.connect_with(name, &PeerOptions::saga())
+    }
+
+    /// A channel to a peer. It connects when it is first called, so services start in any order; call it inside a tokio
+    /// runtime. Channels to the same peer share its breaker, which has the peer's name.
+    ///
+    /// # Errors
+    /// When there is no such peer, or its address asks for a TLS that cannot be had.
+    pub fn connect_with(&self, name: &str, options: &PeerOptions) -> Result<Peer, PeerError> {
+        let uri = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
+        let endpoint = self.endpoint(name, uri, options)?;
+        let channels = (0..options.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
+        let breaker = self.registry.breaker(name, &options.breaker);
+        let layer = BreakerLayer::new(breaker).classes(options.classes);
+        Ok(Peer::new(name, channels, &layer, options.timeout, self.on_request.clone()))
+    }
+
+    fn endpoint(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<Endpoint, PeerError> {
+        let endpoint = Endpoint::from(uri.clone())
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true);
+        if uri.scheme_str() != Some("https") {
+            return Ok(endpoint);
+        }
+        let wrong = |why: String| PeerError::Tls { name: name.to_owned(), uri: uri.to_string(), why };
+        let authority =
+            self.authority.clone().ok_or_else(|| wrong("give the authority to trust by --tls-ca".into()))?;
+        endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority)).map_err(|error| wrong(error.to_string()))
+    }
+
+    fn address_mut(&mut self, name: &str) -> Result<&mut Uri, PeerError> {
+        let unknown = self.unknown(name);
+        self.addresses.get_mut(name).ok_or(unknown)
+    }
+
+    fn unknown(&self, name: &str) -> PeerError {
+        let known: Vec<&str> = self.addresses.keys().map(String::as_str).collect();
+        PeerError::Unknown { name: name.to_owned(), known: known.join(", ") }
+    }
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.addresses.iter().map(|(name, uri)| (name, uri.to_string()))).finish()
+    }
+}

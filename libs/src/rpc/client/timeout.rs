@@ -1,0 +1,143 @@
+//! A deadline over a whole call: until headers, and then until the body's end.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Status, TimeoutExpired};
+
+use crate::breaker::layer::BoxError;
+
+fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("the deadline passed before the call was done")
+}
+
+/// An error as a status. tonic's own timer says CANCELLED, which it is not.
+fn into_status(error: BoxError) -> Status {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(cause) = next {
+        if cause.is::<TimeoutExpired>() {
+            return deadline_exceeded();
+        }
+        next = cause.source();
+    }
+    Status::from_error(error)
+}
+
+pin_project! {
+    /// Polls a timer that is made when it is first needed: most calls are done by then, or wait once.
+    #[derive(Debug)]
+    struct Timer {
+        deadline: Option<Instant>,
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Timer {
+    const fn new(deadline: Option<Instant>) -> Self {
+        Self { deadline, sleep: None }
+    }
+
+    /// Whether the deadline has come. Wakes the task when it does.
+    fn poll_over(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        let mut this = self.project();
+        let Some(deadline) = *this.deadline else { return false };
+        if this.sleep.is_none() {
+            this.sleep.set(Some(sleep_until(deadline)));
+        }
+        this.sleep.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_ready())
+    }
+}
+
+pin_project! {
+    /// A call under its deadline.
+    #[derive(Debug)]
+    pub struct TimeoutFuture<F> {
+        #[pin]
+        // None once it has ended: what is dropped frees its place at once.
+        call: Option<F>,
+        #[pin]
+        timer: Timer,
+    }
+}
+
+impl<F> TimeoutFuture<F> {
+    pub(super) const fn new(call: F, deadline: Option<Instant>) -> Self {
+        Self { call: Some(call), timer: Timer::new(deadline) }
+    }
+
+    /// A call whose deadline had passed before it left. It is not sent.
+    pub(super) const fn expired() -> Self {
+        Self { call: None, timer: Timer::new(None) }
+    }
+}
+
+impl<F, B> Future for TimeoutFuture<F>
+where
+    F: Future<Output = Result<Response<B>, BoxError>>,
+{
+    type Output = Result<Response<TimeoutBody<B>>, Status>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(call) = this.call.as_mut().as_pin_mut() else { return Poll::Ready(Err(deadline_exceeded())) };
+        match call.poll(cx) {
+            Poll::Ready(Ok(response)) => {
+                let deadline = this.timer.deadline;
+                Poll::Ready(Ok(response.map(|body| TimeoutBody { body: Some(body), timer: Timer::new(deadline) })))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(into_status(error))),
+            Poll::Pending if this.timer.poll_over(cx) => {
+                this.call.set(None);
+                Poll::Ready(Err(deadline_exceeded()))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+pin_project! {
+    /// A body under its call's deadline.
+    #[derive(Debug)]
+    pub struct TimeoutBody<B> {
+        #[pin]
+        body: Option<B>,
+        #[pin]
+        timer: Timer,
+    }
+}
+
+impl<B> Body for TimeoutBody<B>
+where
+    B: Body<Error = BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let mut this = self.project();
+        let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        match body.poll_frame(cx) {
+            Poll::Pending if this.timer.poll_over(cx) => {
+                this.body.set(None);
+                Poll::Ready(Some(Err(deadline_exceeded().into())))
+            }
+            frame => frame,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}

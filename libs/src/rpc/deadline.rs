@@ -1,0 +1,54 @@
+//! The moment by which an answer is needed, handed from the call being served to every call made for it.
+
+use std::future::Future;
+
+use tokio::time::Instant;
+
+pub use crate::breaker::layer::{GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout};
+
+tokio::task_local! {
+    static DEADLINE: Instant;
+}
+
+/// Runs a future under a deadline: calls made within inherit it. An earlier one already in force stays.
+///
+/// What is spawned within is a task of its own and inherits nothing.
+pub fn scope<F: Future>(deadline: Instant, future: F) -> impl Future<Output = F::Output> {
+    DEADLINE.scope(earliest(Some(deadline), current()).unwrap_or(deadline), future)
+}
+
+/// The deadline in force here, if there is one.
+#[must_use]
+pub fn current() -> Option<Instant> {
+    DEADLINE.try_with(|deadline| *deadline).ok()
+}
+
+/// The earlier of two deadlines that may not be.
+#[must_use]
+pub fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_deadline_is_inherited() {
+        let soon = Instant::now() + Duration::from_secs(1);
+        let late = soon + Duration::from_secs(1);
+        assert_eq!(current(), None);
+        scope(soon, async {
+            assert_eq!(current(), Some(soon));
+            scope(late, async { assert_eq!(current(), Some(soon)) }).await;
+        })
+        .await;
+        scope(late, scope(soon, async { assert_eq!(current(), Some(soon)) })).await;
+        assert_eq!(current(), None);
+    }
+}
