@@ -10,7 +10,7 @@ use tonic::{
 };
 
 use super::{
-    Decision, State,
+    Aggregate, Decision, State,
     token::{CONSISTENCY_TOKEN, Token},
 };
 use crate::{
@@ -57,6 +57,33 @@ impl CommandSide {
     #[must_use]
     pub fn service(&self) -> &'static str {
         self.service
+    }
+
+    /// An aggregate's state as it is committed now; the default if nothing happened to it yet.
+    ///
+    /// # Errors
+    /// INTERNAL when it can't be read.
+    pub async fn state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
+        let stored = self.journal.aggregate(&AggregateId::new(A::KIND, id)).await.map_err(|error| {
+            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
+            Refusal::internal()
+        })?;
+        A::State::decode(stored.state).map_err(|error| {
+            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
+            Refusal::internal()
+        })
+    }
+
+    /// Writes the consistency token of all that is committed now into a reply.
+    pub fn stamp(&self, metadata: &mut MetadataMap) {
+        self.write_token(*self.journal.head().borrow(), metadata);
+    }
+
+    fn write_token(&self, position: i64, metadata: &mut MetadataMap) {
+        let token = Token { service: self.service, position }.to_string();
+        if let Ok(token) = AsciiMetadataValue::try_from(token) {
+            metadata.insert(CONSISTENCY_TOKEN, token);
+        }
     }
 
     /// Finds out under which key a request is answered. `violations` holds what is wrong with it.
@@ -183,10 +210,7 @@ impl CommandSide {
             (Refusal::internal().into_status(self.service), None)
         })?;
         let mut response = Response::new(reply);
-        let token = Token { service: self.service, position }.to_string();
-        if let Ok(token) = AsciiMetadataValue::try_from(token) {
-            response.metadata_mut().insert(CONSISTENCY_TOKEN, token);
-        }
+        self.write_token(position, response.metadata_mut());
         Ok((response, verdict))
     }
 }
