@@ -7,6 +7,8 @@
 pub mod address;
 #[cfg(feature = "breaker")]
 pub mod breaker;
+#[cfg(feature = "rpc")]
+pub mod cli;
 #[cfg(feature = "cqrs")]
 pub mod cqrs;
 #[cfg(feature = "types")]
@@ -18,6 +20,10 @@ pub mod money;
 pub mod refusal;
 #[cfg(feature = "rpc")]
 pub mod rpc;
+#[cfg(feature = "rpc")]
+pub mod service;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 #[cfg(feature = "cqrs")]
 pub mod testing;
 pub mod time;

@@ -162,11 +162,8 @@ async fn a_decision_that_panics_fails_alone() {
     let journal = open(&folder).await;
     let mut poison = add("a", 1, key("poison"));
     poison.decide = Box::new(|_| panic!("poison"));
-    let (before, bad, after) = tokio::join!(
-        journal.submit(add("a", 1, None)),
-        journal.submit(poison),
-        journal.submit(add("a", 1, None))
-    );
+    let (before, bad, after) =
+        tokio::join!(journal.submit(add("a", 1, None)), journal.submit(poison), journal.submit(add("a", 1, None)));
     assert_eq!(bad, Err(SubmitError::Panicked));
     assert_eq!((before.unwrap().outcome, after.unwrap().outcome), (Outcome::Done, Outcome::Done));
     assert_eq!(value(&journal, "a").await, 2);

@@ -14,9 +14,7 @@ use super::{
     token::{CONSISTENCY_TOKEN, Token},
 };
 use crate::{
-    journal::{
-        AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
-    },
+    journal::{AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError},
     refusal::{Refusal, Violations},
     rpc::verdict::{Op, SagaCall, Verdict},
 };
@@ -224,7 +222,9 @@ fn rejected(refusal: Refusal, service: &str) -> Decided {
 
 /// Codes that say nothing about the request itself: no verdict, nothing kept, the caller may try again.
 fn is_transient(code: tonic::Code) -> bool {
-    use tonic::Code::{Aborted, Cancelled, DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
+    use tonic::Code::{
+        Aborted, Cancelled, DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown,
+    };
     matches!(
         code,
         Internal | Unknown | ResourceExhausted | Unavailable | Aborted | Cancelled | DeadlineExceeded | DataLoss
@@ -258,9 +258,11 @@ pub fn not_submitted(error: SubmitError) -> Refusal {
             let message = "too many commands are waiting: try again";
             Refusal::exhausted("COMMAND_QUEUE_FULL", message, Duration::from_millis(250))
         }
-        SubmitError::TooLarge => {
-            Refusal::new(tonic::Code::InvalidArgument, "COMMAND_TOO_LARGE", "the command is too large: send less at once")
-        }
+        SubmitError::TooLarge => Refusal::new(
+            tonic::Code::InvalidArgument,
+            "COMMAND_TOO_LARGE",
+            "the command is too large: send less at once",
+        ),
         SubmitError::Panicked => Refusal::internal(),
         SubmitError::Closed => {
             let message = "the service is shutting down: try again, another one answers";

@@ -43,7 +43,11 @@ impl<'a> State<'a> {
     /// INTERNAL when the command doesn't name the aggregate, or what is stored can't be read.
     pub fn get<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
         let Some(stored) = self.0.aggregate(A::KIND, id) else {
-            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, "a decision asked for what its command does not name");
+            tracing::error!(
+                aggregate.kind = A::KIND,
+                aggregate.id = id,
+                "a decision asked for what its command does not name"
+            );
             return Err(Refusal::internal());
         };
         A::State::decode(stored.state.clone()).map_err(|error| {

@@ -3,10 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    journal::sql::Value,
-    refusal::Refusal,
-};
+use crate::{journal::sql::Value, refusal::Refusal};
 
 /// How many a page holds when the caller doesn't say.
 const DEFAULT_SIZE: i32 = 50;

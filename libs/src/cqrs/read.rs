@@ -84,12 +84,9 @@ impl ReadSide {
     ///
     /// # Errors
     /// INTERNAL when the views can't be read.
-    pub async fn document<M: Message + Default>(
-        &self,
-        table: &'static Table,
-        id: &str,
-    ) -> Result<Option<M>, Refusal> {
-        let found = self.reader.fetch_keys(table, &[vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
+    pub async fn document<M: Message + Default>(&self, table: &'static Table, id: &str) -> Result<Option<M>, Refusal> {
+        let found =
+            self.reader.fetch_keys(table, &[vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
         found.first().map(|record| decode(table, record, 2)).transpose()
     }
 

@@ -11,7 +11,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    entry::{Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, Row, SubmitError},
+    entry::{
+        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, Row, SubmitError,
+    },
     requests::{Ending, Judgement, Known, judge},
 };
 use crate::journal::entry::Role;
@@ -66,7 +68,8 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         };
         judge(&request.role, &request.hash, world.requests.get(&request.key), action)
     });
-    let known = |outcome, reply| Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit: Vec::new() };
+    let known =
+        |outcome, reply| Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit: Vec::new() };
     let action_reply = match judgement {
         None => None,
         Some(Judgement::Decide { action_reply }) => action_reply,

@@ -22,6 +22,13 @@ use tokio::{
     task::JoinHandle,
 };
 
+use self::{
+    committer::{AGGREGATES, Cache, Committer, Counters, MOST_BYTES, Waiting},
+    log::EVENTS,
+    requests::REQUESTS,
+    sql::Reader,
+    sqlite::{Durability, Writer},
+};
 pub use self::{
     entry::{
         Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, RequestKey, Role,
@@ -29,13 +36,6 @@ pub use self::{
     },
     log::{Event, events_after, head},
     sqlite::OpenError,
-};
-use self::{
-    committer::{AGGREGATES, Cache, Committer, Counters, MOST_BYTES, Waiting},
-    log::EVENTS,
-    requests::REQUESTS,
-    sql::Reader,
-    sqlite::{Durability, Writer},
 };
 
 /// How many entries may wait for the committer.
@@ -157,10 +157,7 @@ impl Journal {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let counters = &self.0.counters;
-        Stats {
-            commits: counters.commits.load(Ordering::Relaxed),
-            entries: counters.entries.load(Ordering::Relaxed),
-        }
+        Stats { commits: counters.commits.load(Ordering::Relaxed), entries: counters.entries.load(Ordering::Relaxed) }
     }
 
     /// Waits until the committer ends: after [`close`](Self::close) without an error, else with the database's.

@@ -293,10 +293,7 @@ pub(super) async fn fetch_keys(
     Ok(found)
 }
 
-fn bind<'q>(
-    sql: impl sqlx::SqlSafeStr,
-    values: impl IntoIterator<Item = Value>,
-) -> Query<'q, Sqlite, SqliteArguments> {
+fn bind<'q>(sql: impl sqlx::SqlSafeStr, values: impl IntoIterator<Item = Value>) -> Query<'q, Sqlite, SqliteArguments> {
     values.into_iter().fold(sqlx::query(sql), |query, value| match value {
         Value::Null => query.bind(None::<i64>),
         Value::Int(value) => query.bind(value),

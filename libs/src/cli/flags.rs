@@ -1,0 +1,182 @@
+//! The flags. Their comments are what `--help` says, and every flag has a variable of the same name.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use super::{DatabaseUrl, duration};
+use crate::{rpc::client::PeerAddress, telemetry};
+
+/// How a service serves.
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    /// Address and port to listen on; 0.0.0.0 is every address, as a container needs it, and 127.0.0.1 this machine alone.
+    #[arg(long, env = "LISTEN", value_name = "ADDR:PORT")]
+    pub listen: SocketAddr,
+
+    /// What to serve: commands, queries or both.
+    #[arg(long, env = "SURFACE", value_enum, default_value_t)]
+    pub surface: Surface,
+
+    /// Where the data is.
+    #[command(flatten)]
+    pub store: Store,
+
+    /// Where to publish events. Not supported yet: leave it out.
+    #[arg(long, env = "NATS_URL", value_name = "URL", hide_env_values = true)]
+    pub nats_url: Option<String>,
+
+    /// Where another service is, such as inventory=http://localhost:50051; repeatable, or separated by commas.
+    #[arg(long = "peer", env = "PEER", value_name = "NAME=URI", value_delimiter = ',')]
+    pub peers: Vec<PeerAddress>,
+
+    /// TLS.
+    #[command(flatten)]
+    pub tls: Tls,
+
+    /// How much and how long.
+    #[command(flatten)]
+    pub limits: Limits,
+
+    /// How to log.
+    #[command(flatten)]
+    pub telemetry: telemetry::Args,
+}
+
+/// What a process serves of its service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Surface {
+    /// Commands and queries.
+    #[default]
+    All,
+    /// Commands alone.
+    Command,
+    /// Queries alone.
+    Query,
+}
+
+/// Where a service keeps its data.
+#[derive(Clone, Debug, Args)]
+pub struct Store {
+    /// The database: sqlite:PATH, a file that is made when missing. PostgreSQL is not supported yet.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: DatabaseUrl,
+}
+
+/// TLS, on when a certificate is given.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "TLS")]
+pub struct Tls {
+    /// The server's certificate chain, a PEM file.
+    #[arg(long, env = "TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, a PEM file.
+    #[arg(long, env = "TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The authority to trust, a PEM file: clients of a TLS server must show a certificate of it, https peers too.
+    #[arg(long, env = "TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// How much and how long.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// How long calls in flight may take to end once the server is told to stop.
+    #[arg(long, env = "DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = duration::parse)]
+    pub drain_timeout: Duration,
+
+    /// How long the server goes on accepting after it says NOT_SERVING, so that balancers look elsewhere first.
+    #[arg(long, env = "DRAIN_GRACE", value_name = "DURATION", default_value = "500ms", value_parser = duration::parse)]
+    pub drain_grace: Duration,
+
+    /// The most time that a call may take, whatever its client allows it.
+    #[arg(long, env = "MAX_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
+    pub max_deadline: Duration,
+
+    /// How long a query waits for the write whose consistency token it carries.
+    #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    pub max_staleness_wait: Duration,
+
+    /// The largest message taken or sent, in bytes.
+    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20)]
+    pub max_message_bytes: usize,
+
+    /// The largest header list of a call, in bytes.
+    #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10)]
+    pub max_header_bytes: u32,
+
+    /// The most calls in flight on one connection; more wait at the client.
+    #[arg(long, env = "MAX_STREAMS", value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_streams: u32,
+
+    /// How often a silent connection is asked for a sign of life.
+    #[arg(long, env = "KEEPALIVE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
+    pub keepalive: Duration,
+
+    /// How long that sign may take before the connection is given up.
+    #[arg(long, env = "KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration::parse_some)]
+    pub keepalive_timeout: Duration,
+
+    /// The age, give or take a tenth, at which a connection is closed so that its client finds new servers.
+    #[arg(long, env = "MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "15m", value_parser = duration::parse_some)]
+    pub max_connection_age: Duration,
+}
+
+impl Serve {
+    /// The defaults, for a service assembled by a program rather than a command line.
+    #[must_use]
+    pub fn new(listen: SocketAddr, database_url: DatabaseUrl) -> Self {
+        Self {
+            listen,
+            surface: Surface::All,
+            store: Store { database_url },
+            nats_url: None,
+            peers: Vec::new(),
+            tls: Tls::default(),
+            limits: Limits::default(),
+            telemetry: telemetry::Args::default(),
+        }
+    }
+
+    /// Tells in one line what can be typed but not be had yet.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if self.nats_url.is_some() {
+            return Err("--nats-url is not supported yet: leave it out, and events stay in the service's own database");
+        }
+        self.store.database_url.sqlite().map(|_| ())
+    }
+}
+
+impl Surface {
+    /// True if commands are served.
+    #[must_use]
+    pub const fn commands(self) -> bool {
+        matches!(self, Self::All | Self::Command)
+    }
+
+    /// True if queries are served.
+    #[must_use]
+    pub const fn queries(self) -> bool {
+        matches!(self, Self::All | Self::Query)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(20),
+            drain_grace: Duration::from_millis(500),
+            max_deadline: Duration::from_secs(30),
+            max_staleness_wait: Duration::from_secs(1),
+            max_message_bytes: 4 << 20,
+            max_header_bytes: 16 << 10,
+            max_streams: 256,
+            keepalive: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+            max_connection_age: Duration::from_secs(15 * 60),
+        }
+    }
+}

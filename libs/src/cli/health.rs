@@ -1,0 +1,94 @@
+//! The `health` subcommand: what a probe runs where there is no other program to run.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use super::{BoxError, duration};
+
+/// Whom to ask.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Health {
+    /// Address and port of the server, as given to it; 0.0.0.0 asks this machine.
+    #[arg(long, env = "LISTEN", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+
+    /// The part to ask for, such as inventory.v1.InventoryQueryService; the whole server if not given.
+    #[arg(long, value_name = "SERVICE", default_value = "")]
+    service: String,
+
+    /// How long the answer may take.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration::parse_some)]
+    timeout: Duration,
+
+    /// The authority to trust, a PEM file, where the server has TLS.
+    #[arg(long, env = "TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+}
+
+/// Prints the state; success is SERVING.
+pub(super) async fn ask(health: &Health) -> Result<ExitCode, BoxError> {
+    let status = tokio::time::timeout(health.timeout, check(health))
+        .await
+        .map_err(|_| format!("{} does not answer within {:?}", health.listen, health.timeout))??;
+    writeln!(std::io::stdout(), "{}", status.as_str_name())?;
+    Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn check(health: &Health) -> Result<ServingStatus, BoxError> {
+    let address = reachable(health.listen);
+    let endpoint = match &health.tls_ca {
+        None => Endpoint::from_shared(format!("http://{address}"))?,
+        Some(path) => {
+            let authority = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
+            Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?
+        }
+    };
+    let channel = endpoint.connect().await.map_err(|error| format!("{address} does not listen: {}", root(&error)))?;
+    let request = HealthCheckRequest { service: health.service.clone() };
+    match HealthClient::new(channel).check(request).await {
+        Ok(answer) => Ok(answer.get_ref().status()),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(ServingStatus::ServiceUnknown),
+        Err(status) => Err(format!("{address}: {}", status.message()).into()),
+    }
+}
+
+/// Every address is one to listen on, not one to call.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn root<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_on_every_address_is_asked_on_this_machine() {
+        let at = |text: &str| reachable(text.parse().expect("an address")).to_string();
+        assert_eq!(at("0.0.0.0:50051"), "127.0.0.1:50051");
+        assert_eq!(at("[::]:50051"), "[::1]:50051");
+        assert_eq!(at("10.0.0.7:50051"), "10.0.0.7:50051");
+    }
+}

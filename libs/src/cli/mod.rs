@@ -1,0 +1,17 @@
+//! The command line that every service has: the same words, the same variables, the same defaults.
+
+mod database;
+mod duration;
+mod flags;
+mod health;
+mod program;
+mod run;
+mod signal;
+
+pub use self::{
+    database::{DatabaseUrl, WrongUrl},
+    flags::{Limits, Serve, Store, Surface, Tls},
+    program::{BoxError, Program},
+    run::run,
+    signal::shutdown,
+};

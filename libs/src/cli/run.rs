@@ -1,0 +1,254 @@
+//! From what was typed to an exit code: 0 done, 1 failed, 2 wrong flags.
+
+use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+
+use super::{BoxError, Program, Serve, Store, health};
+use crate::{service::App, telemetry};
+
+#[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true, version)]
+struct Line {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until told to stop; what happens without a subcommand too.
+    Serve(Box<Serve>),
+    /// Bring the database to what this version needs, and end.
+    Migrate(Store),
+    /// Make the views anew from the events, and end.
+    Rebuild(Store),
+    /// Ask a server on this machine whether it serves; for probes.
+    Health(health::Health),
+}
+
+/// Runs a service's program with the arguments of this process.
+///
+/// ```no_run
+/// # use libs::{cli::{BoxError, Program, Serve, Store}, service::App};
+/// # struct Inventory;
+/// # impl Program for Inventory {
+/// #     const NAME: &'static str = "inventory"; const PORT: u16 = 50051; const ABOUT: &'static str = "";
+/// #     async fn assemble(_: &mut App, _: &Serve) -> Result<(), BoxError> { Ok(()) }
+/// #     async fn migrate(_: &Store) -> Result<(), BoxError> { Ok(()) }
+/// #     async fn rebuild(_: &Store) -> Result<(), BoxError> { Ok(()) }
+/// # }
+/// fn main() -> std::process::ExitCode {
+///     libs::cli::run::<Inventory>()
+/// }
+/// ```
+#[must_use]
+pub fn run<P: Program>() -> ExitCode {
+    let line = match parse::<P>(std::env::args_os()) {
+        Ok(line) => line,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return wrong_flags(&one_line(&error)),
+    };
+    let command = line.command.unwrap_or_else(|| Command::Serve(Box::new(line.serve)));
+    if let Err(why) = check(&command) {
+        return wrong_flags(&why);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let ended = runtime.block_on(execute::<P>(command));
+    // A blocking read that does not end must not keep the process.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|error| failed(&*error))
+}
+
+async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
+    match command {
+        Command::Serve(flags) => serve::<P>(&flags).await?,
+        Command::Migrate(store) => {
+            let _telemetry = telemetry::init(P::NAME, &telemetry::Args::default())?;
+            P::migrate(&store).await?;
+        }
+        Command::Rebuild(store) => {
+            let _telemetry = telemetry::init(P::NAME, &telemetry::Args::default())?;
+            P::rebuild(&store).await?;
+        }
+        Command::Health(flags) => return health::ask(&flags).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
+    let telemetry = telemetry::init(P::NAME, &flags.telemetry)?;
+    let shutdown = super::shutdown()?;
+    let mut app = App::bind(P::NAME, flags).await?;
+    P::assemble(&mut app, flags).await?;
+    let ended = app.run_until(shutdown).await;
+    // Last of all, so that what the draining said goes out too; and whether or not it went well.
+    telemetry.flush().await;
+    Ok(ended?)
+}
+
+fn check(command: &Command) -> Result<(), String> {
+    match command {
+        Command::Serve(flags) => flags.check().map_err(str::to_owned),
+        Command::Migrate(store) | Command::Rebuild(store) => {
+            store.database_url.sqlite().map(|_| ()).map_err(str::to_owned)
+        }
+        Command::Health(_) => Ok(()),
+    }
+}
+
+fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
+    let matches = command_line::<P>().try_get_matches_from(arguments)?;
+    Line::from_arg_matches(&matches)
+}
+
+/// The shared line with this service's own name and defaults.
+fn command_line<P: Program>() -> clap::Command {
+    let or_else = |command: clap::Command, flag: &str, default: String| {
+        command.mut_arg(flag, |arg| arg.required(false).default_value(default))
+    };
+    let listen = |command| or_else(command, "listen", format!("0.0.0.0:{}", P::PORT));
+    let database = |command| or_else(command, "database_url", format!("sqlite:data/{}.db", P::NAME));
+    listen(database(Line::command()))
+        .name(P::NAME)
+        .about(P::ABOUT)
+        .mut_subcommand("serve", |command| listen(database(command)))
+        .mut_subcommand("migrate", database)
+        .mut_subcommand("rebuild", database)
+        .mut_subcommand("health", listen)
+}
+
+/// Clap's first paragraph on one line: what is wrong, without the usage that `--help` has.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or(&text);
+    let words: Vec<&str> = first.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+fn wrong_flags(why: &str) -> ExitCode {
+    say(&format!("{why} (see --help)"));
+    ExitCode::from(2)
+}
+
+fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Many errors tell their source's message as part of their own.
+        let cause = error.to_string();
+        if !line.contains(&cause) {
+            let _ = write!(line, ": {cause}");
+        }
+        source = error.source();
+    }
+    say(&line);
+    ExitCode::FAILURE
+}
+
+fn say(line: &str) {
+    let line: Vec<&str> = line.split_whitespace().collect();
+    let _ = writeln!(std::io::stderr(), "error: {}", line.join(" "));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{DatabaseUrl, Limits, Surface};
+
+    struct Tea;
+
+    impl Program for Tea {
+        const NAME: &'static str = "tea";
+        const PORT: u16 = 50099;
+        const ABOUT: &'static str = "Serves tea.";
+
+        async fn assemble(_: &mut App, _: &Serve) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        async fn migrate(_: &Store) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        async fn rebuild(_: &Store) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    fn typed(words: &[&str]) -> Result<Line, clap::Error> {
+        parse::<Tea>(std::iter::once("tea").chain(words.iter().copied()).map(OsString::from))
+    }
+
+    fn served(words: &[&str]) -> Serve {
+        let line = typed(words).expect("right flags");
+        match line.command {
+            None => line.serve,
+            Some(Command::Serve(flags)) => *flags,
+            Some(other) => panic!("{other:?} is not serve"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_made() {
+        command_line::<Tea>().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_happens_without_a_word() {
+        for words in [&[][..], &["serve"][..]] {
+            let flags = served(words);
+            assert_eq!(flags.listen.to_string(), "0.0.0.0:50099");
+            assert_eq!(flags.store.database_url, DatabaseUrl::Sqlite("data/tea.db".into()));
+            assert_eq!(flags.surface, Surface::All);
+            assert_eq!(format!("{:?}", flags.limits), format!("{:?}", Limits::default()), "typed and built defaults");
+        }
+    }
+
+    #[test]
+    fn peers_repeat_or_stand_in_a_list() {
+        let words = ["serve", "--peer", "a=http://a:1,b=http://b:1", "--peer", "c=http://c:1"];
+        assert_eq!(served(&words).peers.len(), 3);
+    }
+
+    #[test]
+    fn wrong_flags_are_told_in_one_line() {
+        let wrong: &[(&[&str], &str)] = &[
+            (&["--listen", "here"], "--listen"),
+            (&["--drain-timeout", "20"], "--drain-timeout"),
+            (&["--surface", "half"], "--surface"),
+            (&["--tls-cert", "a.pem"], "--tls-key"),
+            (&["--max-streams", "0"], "--max-streams"),
+            (&["brew"], "brew"),
+        ];
+        for (words, says) in wrong {
+            let line = one_line(&typed(words).expect_err("wrong"));
+            assert!(line.contains(says) && !line.contains('\n') && !line.starts_with("error"), "{words:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_without_telling_a_password() {
+        let why = served(&["--database-url", "postgres://me:secret@host/db"]).check().expect_err("not yet");
+        assert!(why.contains("PostgreSQL is not supported yet") && !why.contains("secret"), "{why}");
+        let why = served(&["--nats-url", "nats://host"]).check().expect_err("not yet");
+        assert!(why.contains("--nats-url is not supported yet"), "{why}");
+    }
+
+    #[test]
+    fn help_tells_every_flag_with_its_variable_and_default() {
+        let help = typed(&["--help"]).expect_err("help").to_string();
+        let says =
+            ["--listen", "LISTEN", "0.0.0.0:50099", "sqlite:data/tea.db", "--drain-timeout", "20s", "MAX_DEADLINE"];
+        for words in says {
+            assert!(help.contains(words), "{words} is not in\n{help}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A service, being assembled and then run.
+
+use std::{convert::Infallible, fmt, net::SocketAddr, pin::pin, time::Duration};
+
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tonic::{body::Body, server::NamedService, service::RoutesBuilder, transport::Server};
+use tower::Service;
+
+use super::{
+    ServeError, StartError,
+    connection::{Connections, Phase},
+    health::Health,
+    reflection,
+    tasks::Tasks,
+    tls,
+};
+use crate::cli::{BoxError, Limits, Serve};
+
+/// The least time for putting things away, even where the calls took all there was.
+const PUT_AWAY: Duration = Duration::from_secs(5);
+
+/// A service, being assembled and then run.
+///
+/// ```
+/// # use libs::{cli::Serve, service::App};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let flags = Serve::new("127.0.0.1:0".parse()?, "sqlite:data/tea.db".parse()?);
+/// # let (stop, stopped) = tokio::sync::oneshot::channel::<()>(); stop.send(()).ok();
+/// let mut app = App::bind("tea", &flags).await?; // a taken port is told before anything is opened
+/// // app.add(TeaCommandServiceServer::new(surface));
+/// app.task("brewing", async { Ok::<_, std::io::Error>(()) }); // if it fails, the service ends
+/// app.on_drain("kettle", async { /* what must not be lost */ });
+/// app.run_until(async { stopped.await.ok(); }).await?;
+/// # Ok(()) }
+/// ```
+pub struct App {
+    name: &'static str,
+    listener: TcpListener,
+    address: SocketAddr,
+    limits: Limits,
+    server: Server,
+    routes: RoutesBuilder,
+    services: Vec<&'static str>,
+    tasks: Tasks,
+    hooks: Vec<(String, BoxFuture<'static, ()>)>,
+}
+
+impl App {
+    /// Takes the port, before anything else is opened. `name` is the service's bare name, such as `inventory`.
+    ///
+    /// # Errors
+    /// When the port is taken, or TLS cannot be set up.
+    pub async fn bind(name: &'static str, flags: &Serve) -> Result<Self, StartError> {
+        let Limits { max_streams, max_header_bytes, keepalive, keepalive_timeout, .. } = flags.limits;
+        let server = Server::builder()
+            .max_concurrent_streams(max_streams)
+            .http2_max_header_list_size(max_header_bytes)
+            .http2_keepalive_interval(Some(keepalive))
+            .http2_keepalive_timeout(Some(keepalive_timeout));
+        let server = tls::secure(server, &flags.tls)?;
+        let failed = |source| StartError::Listen { address: flags.listen, source };
+        let listener = TcpListener::bind(flags.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            name,
+            listener,
+            address,
+            limits: flags.limits.clone(),
+            server,
+            routes: RoutesBuilder::default(),
+            services: Vec::new(),
+            tasks: Tasks::default(),
+            hooks: Vec::new(),
+        })
+    }
+
+    /// The address taken; its port is real where 0 was asked for.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves a service that tonic generated. Health and reflection are added by themselves.
+    pub fn add<S>(&mut self, service: S) -> &mut Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        self.services.push(S::NAME);
+        self.routes.add_service(service);
+        self
+    }
+
+    /// Starts what goes on beside the calls. If it fails or panics, the service ends rather than serve without it; it may end
+    /// well, and is dropped once the service is put away.
+    pub fn task<E: Into<BoxError>>(
+        &mut self,
+        name: impl Into<String>,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) -> &mut Self {
+        self.tasks.spawn(name.into(), task);
+        self
+    }
+
+    /// Puts something away once no call is in flight, in the order of these calls.
+    pub fn on_drain(&mut self, name: impl Into<String>, hook: impl Future<Output = ()> + Send + 'static) -> &mut Self {
+        self.hooks.push((name.into(), Box::pin(hook)));
+        self
+    }
+
+    /// Serves until `shutdown`, then ends in order: NOT_SERVING, a grace in which balancers look elsewhere, no new calls, those
+    /// in flight end, everything is put away.
+    ///
+    /// # Errors
+    /// When a task fails. Then nothing is drained: what it was needed for is gone.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self { name, listener, address, limits, server, mut routes, services, mut tasks, hooks } = self;
+        let health = Health::new(&services);
+        routes.add_service(health.server());
+        reflection::add(&mut routes, &services)?;
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let shared = Connections {
+            server,
+            routes: routes.routes().prepare(),
+            phase: phases,
+            max_age: limits.max_connection_age,
+            grace: limits.drain_timeout,
+        };
+        health.serving().await;
+        tracing::info!(service = name, %address, "serving");
+
+        let mut connections = JoinSet::new();
+        let stop = async {
+            shutdown.await;
+            health.not_serving().await;
+            tracing::info!(service = name, "draining");
+            sleep(limits.drain_grace).await;
+        };
+        let accepted = tokio::select! {
+            never = accept(&listener, &shared, &mut connections) => match never {},
+            () = stop => Ok(()),
+            failure = tasks.failed() => Err(failure),
+        };
+        if let Err(failure) = accepted {
+            health.not_serving().await;
+            return Err(failure);
+        }
+
+        drop(listener);
+        let deadline = Instant::now() + limits.drain_timeout;
+        let drained = tokio::select! {
+            () = drain(&phase, connections, deadline) => Ok(()),
+            failure = tasks.failed() => Err(failure),
+        };
+        drained?;
+        put_away(hooks, deadline.max(Instant::now() + PUT_AWAY)).await;
+        tracing::info!(service = name, "stopped");
+        Ok(())
+    }
+}
+
+async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut JoinSet<()>) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.spawn(shared.clone().serve(stream));
+            }
+            Err(error) => {
+                // Mostly too many open files: asking again at once would only burn the processor.
+                tracing::warn!(%error, "can't accept a connection");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn drain(phase: &watch::Sender<Phase>, mut connections: JoinSet<()>, deadline: Instant) {
+    let mut ended = pin!(async { while connections.join_next().await.is_some() {} });
+    phase.send_replace(Phase::Draining);
+    if timeout_at(deadline, &mut ended).await.is_ok() {
+        return;
+    }
+    tracing::warn!("calls still in flight after --drain-timeout are cut off");
+    phase.send_replace(Phase::Cut);
+    // A cut connection ends as soon as it is next polled.
+    let _ = timeout(Duration::from_secs(1), ended).await;
+}
+
+async fn put_away(hooks: Vec<(String, BoxFuture<'static, ()>)>, deadline: Instant) {
+    for (name, hook) in hooks {
+        if timeout_at(deadline, hook).await.is_err() {
+            tracing::warn!(name, "took too long to put away");
+        }
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("name", &self.name).field("address", &self.address).finish_non_exhaustive()
+    }
+}

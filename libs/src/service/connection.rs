@@ -1,0 +1,97 @@
+//! The life of one connection: served, aged, asked to leave, and at last cut.
+//!
+//! Each is a tonic server of its own with one connection to accept. Tonic's own limit on age is the same for all connections,
+//! which then all come back at once, and with a grace it cuts calls off instead of asking the client to leave first.
+
+use std::{future::pending, io, time::Duration};
+
+use futures::{StreamExt as _, stream};
+use rand::RngExt as _;
+use tokio::{
+    net::TcpStream,
+    sync::{oneshot, watch},
+    time::sleep,
+};
+use tonic::{service::Routes, transport::Server};
+
+use super::socket::{Cord, Socket};
+
+/// How far the end of the process has come. It only moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Serving,
+    /// No new calls, and those in flight end.
+    Draining,
+    /// Whatever is still in flight is cut.
+    Cut,
+}
+
+/// What all connections of a server share.
+#[derive(Clone)]
+pub(super) struct Connections {
+    pub(super) server: Server,
+    pub(super) routes: Routes,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) max_age: Duration,
+    pub(super) grace: Duration,
+}
+
+impl Connections {
+    /// Serves a connection to its end.
+    pub(super) async fn serve(self, stream: TcpStream) {
+        let Self { mut server, routes, phase, max_age, grace } = self;
+        // Small messages each way: waiting for more to send costs a round trip.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection lost before it was served");
+            return;
+        }
+        let (socket, cord) = Socket::new(stream);
+        let (leave, left) = oneshot::channel::<()>();
+        let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
+        let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {
+            // An error is a sender that is gone, which is an end as well.
+            let _ = left.await;
+        });
+        tokio::select! {
+            served = served => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "connection failed");
+                }
+            }
+            () = live(phase, cord, leave, jittered(max_age), grace) => {}
+        }
+    }
+}
+
+/// Resolves when the socket is gone by itself.
+async fn live(
+    mut phase: watch::Receiver<Phase>,
+    cord: Cord,
+    leave: oneshot::Sender<()>,
+    age: Duration,
+    grace: Duration,
+) {
+    let Cord { cut, gone } = cord;
+    let aged = tokio::select! {
+        _ = gone => return,
+        () = reached(&mut phase, Phase::Draining) => false,
+        () = sleep(age) => true,
+    };
+    let _ = leave.send(());
+    tokio::select! {
+        () = reached(&mut phase, Phase::Cut) => {}
+        () = sleep(grace), if aged => {}
+    }
+    let _ = cut.send(());
+    pending().await
+}
+
+async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    // An error is a server that is gone without a word: then everything is over.
+    let _ = phase.wait_for(|phase| *phase >= wanted).await;
+}
+
+/// A tenth more or less, so that connections made together do not end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(rand::rng().random_range(0.9..1.1))
+}

@@ -1,0 +1,21 @@
+//! The one way to assemble a service: a listener, its parts, and an orderly end.
+//!
+//! ```text
+//! bind ─▶ open stores ─▶ start tasks ─▶ SERVING ─▶ serve ─▶ NOT_SERVING ─▶ accept no more ─▶ calls end ─▶ put away
+//! ```
+//!
+//! An [`App`] installs nothing in its process, so one process may hold several: the shop has four.
+
+mod app;
+mod connection;
+mod error;
+mod health;
+mod reflection;
+mod socket;
+mod tasks;
+mod tls;
+
+pub use self::{
+    app::App,
+    error::{ServeError, StartError},
+};

@@ -1,0 +1,90 @@
+//! A connection's socket that can be cut from outside, and tells when it is gone.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::oneshot,
+};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// A socket with a string attached.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    cut: oneshot::Receiver<()>,
+    is_cut: bool,
+    /// Dropped with the socket, which is how the other end knows.
+    _gone: oneshot::Sender<()>,
+}
+
+/// The other end of the string.
+#[derive(Debug)]
+pub(super) struct Cord {
+    /// Cuts the socket when sent.
+    pub(super) cut: oneshot::Sender<()>,
+    /// Resolves, with an error, when the socket is gone.
+    pub(super) gone: oneshot::Receiver<()>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> (Self, Cord) {
+        let (cut, to_cut) = oneshot::channel();
+        let (_gone, gone) = oneshot::channel();
+        (Self { stream, cut: to_cut, is_cut: false, _gone }, Cord { cut, gone })
+    }
+
+    /// Nobody waits for a socket but by reading: there is always a read under way on an HTTP/2 connection.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
+        self.is_cut = self.is_cut || matches!(Pin::new(&mut self.cut).poll(cx), Poll::Ready(Ok(())));
+        self.is_cut
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.poll_cut(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Socket {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
