@@ -20,6 +20,8 @@ pub mod money;
 pub mod refusal;
 #[cfg(feature = "rpc")]
 pub mod rpc;
+#[cfg(feature = "saga")]
+pub mod saga;
 #[cfg(feature = "rpc")]
 pub mod service;
 #[cfg(feature = "telemetry")]

@@ -264,10 +264,7 @@ fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     comment.unwrap_or_default().trim().to_owned()
 }
 
-fn location(
-    file: &FileDescriptor,
-    path: &[i32],
-) -> Option<prost_reflect::prost_types::source_code_info::Location> {
+fn location(file: &FileDescriptor, path: &[i32]) -> Option<prost_reflect::prost_types::source_code_info::Location> {
     let info = file.file_descriptor_proto().source_code_info.as_ref()?;
     info.location.iter().find(|location| location.path == path).cloned()
 }

@@ -21,10 +21,7 @@ pub(crate) fn operations(service: &Service) -> String {
             full = service.full_name,
         );
         if let Some(undo) = compensated_by {
-            let _ = writeln!(
-                text,
-                "impl libs::saga::Compensated for {name} {{\n    type Compensation = {undo};\n}}\n"
-            );
+            let _ = writeln!(text, "impl libs::saga::Compensated for {name} {{\n    type Compensation = {undo};\n}}\n");
         }
     }
     text

@@ -43,7 +43,9 @@ const RIGHT: &str = "rpc Move(MoveRequest) returns (MoveResponse) {
 #[test]
 fn a_right_declaration_becomes_a_surface_and_a_step() {
     let text = generate(RIGHT).unwrap();
-    for expected in ["pub trait ToyDecider", "AggregateId::new(\"toy\", request.toy_id.as_str())", "for part0 in &request.parts"] {
+    for expected in
+        ["pub trait ToyDecider", "AggregateId::new(\"toy\", request.toy_id.as_str())", "for part0 in &request.parts"]
+    {
         assert!(text.contains(expected), "{expected} in\n{text}");
     }
     assert!(text.contains("const PATH: &'static str = \"/toy.v1.ToyCommandService/Move\""), "{text}");
@@ -57,7 +59,8 @@ fn a_command_without_its_level_is_refused() {
 
 #[test]
 fn a_command_without_options_is_refused() {
-    let (line, what) = refused("rpc Move(MoveRequest) returns (MoveResponse) { option idempotency_level = IDEMPOTENT; }");
+    let (line, what) =
+        refused("rpc Move(MoveRequest) returns (MoveResponse) { option idempotency_level = IDEMPOTENT; }");
     assert_eq!(line, 8);
     assert!(what.contains("option (libs.v1.command)"), "{what}");
 }

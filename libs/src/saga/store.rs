@@ -1,0 +1,72 @@
+//! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
+
+use prost::Message as _;
+use proto::saga::v1::{SagaPhase, SagaRecord};
+
+use super::machine::is_final;
+use crate::journal::{AggregateId, Change, Decided, Journal, NewEvent, Row, Table, sql::Value};
+
+/// The kind of a saga's stream of events, each of which holds the saga as queries show it.
+pub(super) const KIND: &str = "saga";
+
+pub(super) static SAGAS: Table = Table {
+    name: "sagas",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS sagas (
+            saga_id TEXT NOT NULL PRIMARY KEY,
+            open INTEGER NOT NULL,
+            record BLOB NOT NULL
+        ) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS sagas_open ON sagas (saga_id) WHERE open = 1",
+    ],
+    columns: &["saga_id", "open", "record"],
+    key: 1,
+};
+
+/// The tables that a journal must keep for a coordinator.
+pub const TABLES: &[&Table] = &[&SAGAS];
+
+/// Adds a record's new version to what is committed: its row, and the event that shows it.
+pub(super) fn write(record: &SagaRecord, decided: &mut Decided) {
+    let Some(saga) = &record.saga else { return };
+    let open = !is_final(saga.phase());
+    let values = vec![saga.saga_id.as_str().into(), open.into(), record.encode_to_vec().into()];
+    decided.rows.push(Row { table: &SAGAS, values });
+    decided.changes.push(Change {
+        aggregate: AggregateId::new(KIND, saga.saga_id.as_str()),
+        state: None,
+        version: saga.version,
+        events: vec![NewEvent { name: event_name(saga.phase()), payload: saga.encode_to_vec().into() }],
+    });
+}
+
+fn event_name(phase: SagaPhase) -> &'static str {
+    match phase {
+        SagaPhase::Completed => "SagaCompleted",
+        SagaPhase::Compensated => "SagaCompensated",
+        SagaPhase::ForceClosed => "SagaForceClosed",
+        SagaPhase::Stuck => "SagaStuck",
+        SagaPhase::Compensating => "SagaCompensating",
+        SagaPhase::Unspecified | SagaPhase::Scheduled | SagaPhase::Forward => "SagaAdvanced",
+    }
+}
+
+/// A stored saga, or why it can't be read.
+pub(super) type Stored = Result<SagaRecord, prost::DecodeError>;
+
+/// A page of the sagas that have not ended, by id, after one of them.
+pub(super) async fn open_after(
+    journal: &Journal,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(String, Stored)>, sqlx::Error> {
+    const SQL: &str = "SELECT saga_id, record FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
+    let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
+    records.iter().map(|record| Ok((record.text(0)?, SagaRecord::decode(record.blob(1)?)))).collect()
+}
+
+/// One saga.
+pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sqlx::Error> {
+    let found = journal.reader().fetch_keys(&SAGAS, &[vec![Value::from(saga_id)]]).await?;
+    found.first().map(|record| Ok(SagaRecord::decode(record.blob(2)?))).transpose()
+}

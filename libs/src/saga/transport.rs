@@ -1,0 +1,132 @@
+//! How operations reach their participants: bytes out, bytes and metadata back.
+
+use std::{collections::HashMap, fmt, future::Future, time::Duration};
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use futures::future::BoxFuture;
+use tonic::{
+    Request, Status,
+    client::GrpcService,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::{Body, StdError, http::uri::PathAndQuery},
+    metadata::MetadataMap,
+};
+
+use super::definition::Definition;
+
+/// One attempt of one operation.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The peer.
+    pub peer: &'static str,
+    /// The method's path.
+    pub path: &'static str,
+    /// The request: the same bytes in every attempt.
+    pub request: Bytes,
+    /// Which operation it is, and the trace it belongs to.
+    pub metadata: MetadataMap,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// Carries attempts to participants. Tests carry them elsewhere.
+pub trait Transport: Send + Sync + 'static {
+    /// Makes the attempt.
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>>;
+}
+
+/// gRPC to the peers, a channel each.
+pub struct Grpc<S>(HashMap<&'static str, S>);
+
+impl<S> fmt::Debug for Grpc<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Grpc").field(&self.0.keys()).finish()
+    }
+}
+
+impl<S> Grpc<S> {
+    /// A channel for every peer that the definition calls, as `connect` gives it.
+    ///
+    /// # Errors
+    /// The first that `connect` gives.
+    pub fn connect<E>(definition: &Definition, connect: impl FnMut(&'static str) -> Result<S, E>) -> Result<Self, E> {
+        let mut connect = connect;
+        let channels = definition.peers().map(|peer| Ok((peer, connect(peer)?)));
+        channels.collect::<Result<_, E>>().map(Self)
+    }
+}
+
+impl<S> Transport for Grpc<S>
+where
+    S: GrpcService<tonic::body::Body> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::ResponseBody: Body<Data = Bytes> + Send + 'static,
+    <S::ResponseBody as Body>::Error: Into<StdError> + Send,
+{
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+        let channel = self.0.get(attempt.peer).cloned();
+        Box::pin(async move {
+            let Some(channel) = channel else {
+                return Err(Status::failed_precondition(format!("no channel to peer {}", attempt.peer)));
+            };
+            unary(channel, attempt).await
+        })
+    }
+}
+
+fn unary<S>(channel: S, attempt: Attempt) -> impl Future<Output = Result<(Bytes, MetadataMap), Status>> + Send
+where
+    S: GrpcService<tonic::body::Body> + Send,
+    S::Future: Send,
+    S::ResponseBody: Body<Data = Bytes> + Send + 'static,
+    <S::ResponseBody as Body>::Error: Into<StdError> + Send,
+{
+    async move {
+        let Attempt { path, request, metadata, timeout, .. } = attempt;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.map_err(|error| Status::from_error(error.into()))?;
+        let mut request = Request::from_parts(metadata, tonic::Extensions::new(), request);
+        request.set_timeout(timeout);
+        let (metadata, reply, _) = client.unary(request, PathAndQuery::from_static(path), Verbatim).await?.into_parts();
+        Ok((reply, metadata))
+    }
+}
+
+/// A codec for messages that are bytes already.
+#[derive(Clone, Copy, Debug)]
+struct Verbatim;
+
+impl Codec for Verbatim {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Verbatim {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Verbatim {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let length = buffer.remaining();
+        Ok(Some(buffer.copy_to_bytes(length)))
+    }
+}
