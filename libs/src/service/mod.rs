@@ -12,6 +12,8 @@ mod error;
 mod health;
 mod reflection;
 mod socket;
+#[cfg(feature = "cqrs")]
+mod stores;
 mod tasks;
 mod tls;
 
@@ -19,3 +21,5 @@ pub use self::{
     app::App,
     error::{ServeError, StartError},
 };
+#[cfg(feature = "cqrs")]
+pub use self::stores::{Sides, Stores};

@@ -5,9 +5,13 @@
 //! - [`projections`]: the views, folded from the events.
 //! - [`queries`]: how each query is answered from the views.
 //! - [`surface`]: the gRPC servers, generated from the contract.
+//! - [`app`]: the one place that wires them all.
 
+pub mod app;
 pub mod commands;
 pub mod domain;
 pub mod projections;
 pub mod queries;
 pub mod surface;
+
+pub use self::app::Service;

@@ -2,7 +2,9 @@
 
 mod support;
 
+use inventory::Service;
 use libs::{
+    cli::Program as _,
     rpc::verdict::{Op, Verdict},
     testing::{after, in_saga, refused, verdict, wrong_fields},
 };
@@ -13,7 +15,7 @@ use proto::{
         WatchStockRequest,
     },
 };
-use support::TestApp;
+use support::{TestApp, store};
 use tonic::Code;
 
 fn euros(units: i64) -> Option<Money> {
@@ -176,4 +178,31 @@ async fn a_saga_s_operation_has_one_effect_however_often_it_comes() {
     }
     let stock = app.queries.get_stock(after(&last.unwrap(), get("tea"))).await.unwrap().into_inner().stock;
     assert_eq!(counts(stock), (10, 10, 0));
+}
+
+#[tokio::test]
+async fn what_was_decided_is_there_after_a_restart_and_its_key_too() {
+    let mut app = TestApp::start().await;
+    app.commands.add_stock(add("tea", 10)).await.unwrap();
+    let data = app.stop().await;
+
+    let mut app = TestApp::start_on(data).await;
+    let again = app.commands.add_stock(add("tea", 10)).await.unwrap();
+    let stock = app.queries.get_stock(after(&again, get("tea"))).await.unwrap().into_inner().stock;
+    assert_eq!(counts(stock), (10, 10, 0));
+}
+
+#[tokio::test]
+async fn views_made_anew_answer_as_before() {
+    let mut app = TestApp::start().await;
+    app.commands.add_stock(add("tea", 10)).await.unwrap();
+    let reserved = app.commands.reserve_stock(reserve("r1", &[("tea", 4)])).await.unwrap();
+    let before = app.queries.get_stock(after(&reserved, get("tea"))).await.unwrap().into_inner();
+    let data = app.stop().await;
+
+    // A view that got something wrong, as after a mistake in a projection that was mended since.
+    std::fs::write(data.path().join("inventory.views.db"), "not a database".repeat(1_000)).unwrap();
+    assert!(Service::rebuild(&store(&data)).await.is_ok());
+    let mut app = TestApp::start_on(data).await;
+    assert_eq!(app.queries.get_stock(after(&reserved, get("tea"))).await.unwrap().into_inner(), before);
 }

@@ -2,53 +2,54 @@
 
 use std::time::Duration;
 
-use inventory::{
-    commands::Commands,
-    projections::StockView,
-    queries::Queries,
-    surface::{InventoryCommandSurface, InventoryQuerySurface},
-};
+use inventory::Service;
 use libs::{
-    cqrs::{CommandSide, Log, Projections, Views},
-    journal::Journal,
+    cli::{DatabaseUrl, Program as _, Serve, Store},
+    service::{App, ServeError},
 };
 use proto::inventory::v1::{
     inventory_command_service_client::InventoryCommandServiceClient,
-    inventory_command_service_server::InventoryCommandServiceServer,
     inventory_query_service_client::InventoryQueryServiceClient,
-    inventory_query_service_server::InventoryQueryServiceServer,
 };
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::transport::{Channel, Endpoint};
 
 /// The service under test.
-pub struct TestApp {
-    pub commands: InventoryCommandServiceClient<Channel>,
-    pub queries: InventoryQueryServiceClient<Channel>,
-    _data: TempDir,
+pub(crate) struct TestApp {
+    pub(crate) commands: InventoryCommandServiceClient<Channel>,
+    pub(crate) queries: InventoryQueryServiceClient<Channel>,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<Result<(), ServeError>>,
+    data: TempDir,
 }
 
 impl TestApp {
-    pub async fn start() -> Self {
-        let data = TempDir::new().unwrap();
-        let journal = Journal::open(&data.path().join("inventory.db"), &[]).await.unwrap();
-        let projections = Projections::new().with(StockView);
-        let views = Views::open(&data.path().join("views.db"), Log::of(&journal), &projections).await.unwrap();
-        let read = views.read_side("inventory", Duration::from_secs(10));
-        tokio::spawn(views.run());
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = incoming.local_addr().unwrap();
-        let commands = InventoryCommandSurface::new(CommandSide::new("inventory", journal), Commands);
-        let server = Server::builder()
-            .add_service(InventoryCommandServiceServer::new(commands))
-            .add_service(InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, Queries)))
-            .serve_with_incoming(incoming);
-        tokio::spawn(server);
-        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self {
-            commands: InventoryCommandServiceClient::new(channel.clone()),
-            queries: InventoryQueryServiceClient::new(channel),
-            _data: data,
-        }
+    pub(crate) async fn start() -> Self {
+        Self::start_on(TempDir::new().unwrap()).await
     }
+
+    /// Starts on data that is there.
+    pub(crate) async fn start_on(data: TempDir) -> Self {
+        let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), store(&data).database_url);
+        flags.limits.drain_grace = Duration::ZERO;
+        let mut app = App::bind(Service::NAME, &flags).await.unwrap();
+        Service::assemble(&mut app, &flags).await.unwrap();
+        let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(app.run_until(async move { drop(stopped.await) }));
+        let commands = InventoryCommandServiceClient::new(channel.clone());
+        Self { commands, queries: InventoryQueryServiceClient::new(channel), stop, running, data }
+    }
+
+    /// Stops in order, and leaves the data.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.stop.send(()).unwrap();
+        self.running.await.unwrap().unwrap();
+        self.data
+    }
+}
+
+pub(crate) fn store(data: &TempDir) -> Store {
+    Store { database_url: DatabaseUrl::Sqlite(data.path().join("inventory.db")) }
 }

@@ -1,0 +1,128 @@
+//! The embedded stores of a service: the journal its commands are written to, and beside it the views its queries read.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::App;
+use crate::{
+    cli::{BoxError, Serve, Store},
+    cqrs::{CommandSide, Log, Projections, ReadSide, Views},
+    journal::{Journal, OpenError, Table},
+};
+
+/// What a service keeps: tables beside the journal's own, and views.
+#[derive(Debug, Default)]
+pub struct Stores {
+    /// Tables that decisions write to beside their events, such as a coordinator's sagas.
+    pub tables: Vec<&'static Table>,
+    /// The folds that make the views.
+    pub projections: Projections,
+}
+
+/// The sides that this process serves.
+#[derive(Debug)]
+pub struct Sides {
+    /// Where commands are decided, unless this process serves queries alone.
+    pub commands: Option<CommandSide>,
+    /// Where queries are answered, unless this process serves commands alone.
+    pub queries: Option<ReadSide>,
+    /// The journal behind the commands.
+    pub journal: Option<Journal>,
+}
+
+impl Stores {
+    /// Opens what this process serves, making what is missing, and gives its tasks to the app: the service ends if the journal
+    /// or the views fail, and when it drains all that waits is committed.
+    ///
+    /// # Errors
+    /// When a database is in use, can't be opened or can't promise durability.
+    pub async fn open(self, service: &'static str, app: &mut App, flags: &Serve) -> Result<Sides, BoxError> {
+        let path = flags.store.database_url.sqlite()?;
+        let journal = match flags.surface.commands() {
+            true => Some(Journal::open(path, &self.tables).await?),
+            false => None,
+        };
+        let queries = match flags.surface.queries() {
+            true => {
+                let log = match &journal {
+                    Some(journal) => Log::of(journal),
+                    None => Log::open(path).await?,
+                };
+                let views = Views::open(&views_path(path), log, &self.projections).await?;
+                let read = views.read_side(service, flags.limits.max_staleness_wait);
+                app.task("views", views.run());
+                Some(read)
+            }
+            false => None,
+        };
+        if let Some(journal) = &journal {
+            let (running, draining) = (journal.clone(), journal.clone());
+            app.task("journal", async move { running.ended().await });
+            app.on_drain("journal", async move {
+                let mut head = draining.head();
+                draining.close();
+                // Its end is told by nobody telling of a new head any more.
+                while head.changed().await.is_ok() {}
+            });
+        }
+        let commands = journal.clone().map(|journal| CommandSide::new(service, journal));
+        Ok(Sides { commands, queries, journal })
+    }
+
+    /// Brings both databases to what this version needs.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn migrate(self, store: &Store) -> Result<(), BoxError> {
+        let path = store.database_url.sqlite()?;
+        let journal = Journal::open(path, &self.tables).await?;
+        let views = Views::open(&views_path(path), Log::of(&journal), &self.projections).await?;
+        journal.close();
+        journal.ended().await?;
+        Ok(views.run().await?)
+    }
+
+    /// Makes the views anew from the events, beside the old ones, and puts them in their place. The service must not be
+    /// serving queries.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn rebuild(self, store: &Store) -> Result<(), BoxError> {
+        let path = store.database_url.sqlite()?;
+        let (old, new) = (views_path(path), path.with_extension("views.new.db"));
+        remove(&new)?;
+        // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
+        match Views::open(&old, Log::open(path).await?, &Projections::new()).await {
+            Ok(views) => views.catch_up(|_, _| {}).await?,
+            Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
+            Err(error) => tracing::warn!(%error, "the old views are lost"),
+        }
+        let built = Views::open(&new, Log::open(path).await?, &self.projections).await?;
+        built.catch_up(|done, all| tracing::info!(done, all, "folding events")).await?;
+        remove(&old)?;
+        fs::rename(&new, &old)?;
+        remove(&new)?;
+        tracing::info!(views = %old.display(), "the views are made anew");
+        Ok(())
+    }
+}
+
+/// `data/orders.views.db` beside `data/orders.db`.
+fn views_path(path: &Path) -> PathBuf {
+    path.with_extension("views.db")
+}
+
+/// Removes a database, its write-ahead log and its lock.
+fn remove(database: &Path) -> io::Result<()> {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = database.as_os_str().to_owned();
+        name.push(suffix);
+        match fs::remove_file(PathBuf::from(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! The one place that knows every part: it opens the stores, wires the surfaces to them, and hands all to the server.
+
+use libs::{
+    cli::{BoxError, Program, Serve, Store},
+    cqrs::Projections,
+    service::{App, Stores},
+};
+use proto::inventory::v1::{
+    inventory_command_service_server::InventoryCommandServiceServer,
+    inventory_query_service_server::InventoryQueryServiceServer,
+};
+
+use crate::{
+    commands::Commands,
+    projections::StockView,
+    queries::Queries,
+    surface::{InventoryCommandSurface, InventoryQuerySurface},
+};
+
+/// The service as a program.
+#[derive(Debug)]
+pub enum Service {}
+
+impl Program for Service {
+    const NAME: &'static str = "inventory";
+    const PORT: u16 = 50051;
+    const ABOUT: &'static str = "How much of what there is, what it costs, and who has set some aside.";
+
+    async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
+        let sides = stores().open(Self::NAME, app, flags).await?;
+        if let Some(side) = sides.commands {
+            app.add(InventoryCommandServiceServer::new(InventoryCommandSurface::new(side, Commands)));
+        }
+        if let Some(read) = sides.queries {
+            app.add(InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, Queries)));
+        }
+        Ok(())
+    }
+
+    async fn migrate(store: &Store) -> Result<(), BoxError> {
+        stores().migrate(store).await
+    }
+
+    async fn rebuild(store: &Store) -> Result<(), BoxError> {
+        stores().rebuild(store).await
+    }
+}
+
+fn stores() -> Stores {
+    Stores { projections: Projections::new().with(StockView), ..Stores::default() }
+}
