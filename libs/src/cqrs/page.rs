@@ -17,7 +17,7 @@ pub struct PageQuery<'a> {
     pub page_size: i32,
     /// As in the request.
     pub page_token: &'a str,
-    /// Columns that must hold these values.
+    /// Columns that must hold these values; one that is named more than once, any of its values.
     pub filter: Vec<(&'static str, Value)>,
     /// By what the rows are ordered.
     pub order: PageOrder,

@@ -102,9 +102,7 @@ impl ReadSide {
         let size = query.size()?;
         let (column, (compare, direction)) = (query.order.column(), query.order.direction());
         let mut conditions = Conditions::default();
-        for (column, value) in &query.filter {
-            conditions.add(column, "=", value.clone());
-        }
+        conditions.filter(&query.filter);
         if let Some(after) = query.after(table.name)? {
             conditions.add(column, compare, after);
         }
@@ -148,9 +146,7 @@ impl ReadSide {
                 passed = passed.max(*caught_up.borrow_and_update());
                 loop {
                     let mut conditions = Conditions::default();
-                    for (column, value) in &filter {
-                        conditions.add(column, "=", value.clone());
-                    }
+                    conditions.filter(&filter);
                     conditions.add("position", ">", position.into());
                     let sql = format!(
                         "SELECT position,document FROM {}{} ORDER BY position LIMIT {MOST_CHANGES}",
@@ -185,6 +181,24 @@ struct Conditions {
 }
 
 impl Conditions {
+    /// Columns that must hold a value; one that is named more than once, any of its values.
+    fn filter(&mut self, filter: &[(&'static str, Value)]) {
+        for (at, (column, _)) in filter.iter().enumerate() {
+            if filter[..at].iter().any(|(before, _)| before == column) {
+                continue;
+            }
+            let wanted: Vec<String> = filter
+                .iter()
+                .filter(|(other, _)| other == column)
+                .map(|(_, value)| {
+                    self.values.push(value.clone());
+                    format!("{column} = ${}", self.values.len())
+                })
+                .collect();
+            self.texts.push(format!("({})", wanted.join(" OR ")));
+        }
+    }
+
     fn add(&mut self, column: &str, compare: &str, value: Value) {
         self.values.push(value);
         self.texts.push(format!("{column} {compare} ${}", self.values.len()));

@@ -279,10 +279,6 @@ impl Coordinator {
         self.0.live.lock().len()
     }
 
-    pub(super) fn definition(&self, name: &str) -> Option<&Arc<Definition>> {
-        self.0.definitions.get(name)
-    }
-
     async fn order(
         &self,
         saga_id: &str,

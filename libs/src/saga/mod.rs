@@ -8,7 +8,9 @@ mod coordinator;
 mod definition;
 mod driver;
 mod machine;
+mod projection;
 mod reply;
+mod service;
 mod store;
 mod transport;
 
@@ -18,6 +20,8 @@ pub use self::{
         Builder, Compensated, Definition, DefinitionError, Handle, LocalWork, MOST_STEPS, Missing, Operation, Replies,
         Retry, Undo,
     },
+    projection::SagasView,
+    service::{SagaCommands, SagaQueries},
     store::TABLES,
     transport::{Attempt, Grpc, Transport},
 };

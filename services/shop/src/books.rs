@@ -98,7 +98,9 @@ impl Books {
         let kept = kept.filter(|charge| charge.customer_id == *customer_id);
         let add_up = || -> Option<(String, bool)> {
             let [deposited, balance, charged] = [exact(deposited)?, exact(balance)?, exact(charged)?];
-            let kept = kept.map(|charge| exact(&charge.amount)).try_fold(charged.zero(), |sum, charge| sum.plus(charge?).ok())?;
+            let kept = kept
+                .map(|charge| exact(&charge.amount))
+                .try_fold(charged.zero(), |sum, charge| sum.plus(charge?).ok())?;
             let text = format!("{customer_id}: {deposited} deposited = {balance} left + {charged} charged");
             Some((text, balance.plus(charged).ok()? == deposited && kept == charged))
         };

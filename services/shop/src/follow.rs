@@ -28,7 +28,8 @@ pub async fn place_and_follow(orders: &Orders, request: PlaceOrderRequest, scree
     let id = placed.into_inner().order.context("the order service answered no order")?.order_id;
     let followed = async {
         let saga = after(&token, WatchSagasRequest { saga_id: id.clone(), after_position: 0 });
-        let mut changes = orders.sagas.clone().watch_sagas(saga).await.map_err(|status| sentence(&status))?.into_inner();
+        let mut changes =
+            orders.sagas.clone().watch_sagas(saga).await.map_err(|status| sentence(&status))?.into_inner();
         let mut timeline = Timeline::default();
         while let Some(change) = changes.message().await.map_err(|status| sentence(&status))? {
             let Some(saga) = change.saga else { continue };
@@ -41,7 +42,8 @@ pub async fn place_and_follow(orders: &Orders, request: PlaceOrderRequest, scree
         }
         // The order's last event and its saga's are one transaction; its view may be a moment behind.
         let order = after(&token, WatchOrderRequest { order_id: id.clone(), after_position: 0 });
-        let mut changes = orders.queries.clone().watch_order(order).await.map_err(|status| sentence(&status))?.into_inner();
+        let mut changes =
+            orders.queries.clone().watch_order(order).await.map_err(|status| sentence(&status))?.into_inner();
         let mut last = None;
         while let Some(change) = changes.message().await.map_err(|status| sentence(&status))? {
             last = change.order;

@@ -1,0 +1,70 @@
+//! Each saga, as queries show it: its events hold it whole, so the last one is the view.
+
+use prost::Message as _;
+use proto::saga::v1::{Saga, SagaView};
+
+use super::store::KIND;
+use crate::{
+    cqrs::{Documents, Projection, ProjectionError},
+    journal::{Event, Table, sql::Transaction},
+};
+
+/// One row a saga. `started` is the position of its first transition: unique, and the larger the newer.
+pub(super) static SAGA_VIEWS: Table = Table {
+    name: "saga_views",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS saga_views (
+            id TEXT NOT NULL PRIMARY KEY,
+            position INTEGER NOT NULL,
+            document BLOB NOT NULL,
+            type TEXT NOT NULL,
+            phase INTEGER NOT NULL,
+            started INTEGER NOT NULL
+        ) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS saga_views_by_position ON saga_views (position)",
+        "CREATE INDEX IF NOT EXISTS saga_views_by_started ON saga_views (started)",
+        "CREATE INDEX IF NOT EXISTS saga_views_by_phase ON saga_views (phase, started)",
+    ],
+    columns: &["id", "position", "document", "type", "phase", "started"],
+    key: 1,
+};
+
+/// Folds saga events into the view that [`SagaQueries`](super::SagaQueries) reads.
+#[derive(Debug)]
+pub struct SagasView;
+
+impl Projection for SagasView {
+    const NAME: &'static str = "sagas";
+    const TABLES: &'static [&'static Table] = &[&SAGA_VIEWS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let of_sagas: Vec<&Event> = events.iter().filter(|event| event.kind == KIND).collect();
+        let mut views = Documents::load(transaction, &SAGA_VIEWS, of_sagas.iter().map(|event| &event.id)).await?;
+        for (at, event) in of_sagas.iter().enumerate() {
+            // Only a saga's last event of the batch is read: the others are part of it.
+            let superseded = of_sagas[at + 1..].iter().any(|later| later.id == event.id);
+            let saga = if superseded { None } else { Some(decode(event)?) };
+            views.update(&event.id, event.position, |view: &mut SagaView| {
+                if view.started_position == 0 {
+                    view.started_position = event.position;
+                }
+                view.position = event.position;
+                if saga.is_some() {
+                    view.saga = saga;
+                }
+            });
+        }
+        let columns = |view: &SagaView| {
+            let (saga_type, phase) = view.saga.as_ref().map_or(("", 0), |saga| (&saga.r#type, saga.phase));
+            vec![saga_type.into(), phase.into(), view.started_position.into()]
+        };
+        views.save(transaction, columns).await
+    }
+}
+
+fn decode(event: &Event) -> Result<Saga, ProjectionError> {
+    Saga::decode(event.payload.clone()).map_err(|source| ProjectionError::Decode {
+        what: format!("event {} ({} of saga {})", event.position, event.name, event.id),
+        source,
+    })
+}

@@ -1,0 +1,279 @@
+//! `saga.v1`: shows and steers a coordinator's sagas over gRPC.
+
+use std::{pin::pin, sync::Arc};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use proto::saga::v1::{
+    self as pb, SagaPhase, SagaView, StepDefinition, saga_command_service_server::SagaCommandServiceServer,
+    saga_query_service_server::SagaQueryServiceServer,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    coordinator::Coordinator,
+    definition::{Action, Definition},
+    machine::is_final,
+    projection::SAGA_VIEWS,
+};
+use crate::{
+    cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
+    journal::sql::Value,
+    refusal::{Refusal, Violations},
+    rpc::verdict::Op,
+};
+
+/// The query side: sagas from the view, definitions as they are.
+#[derive(Clone, Debug)]
+pub struct SagaQueries {
+    read: ReadSide,
+    definitions: Arc<[Arc<Definition>]>,
+}
+
+impl SagaQueries {
+    /// Queries over views that [`SagasView`](super::SagasView) keeps.
+    pub fn new(read: ReadSide, definitions: impl IntoIterator<Item = Arc<Definition>>) -> Self {
+        Self { read, definitions: definitions.into_iter().collect() }
+    }
+
+    /// The tonic server.
+    #[must_use]
+    pub fn into_server(self) -> SagaQueryServiceServer<Self> {
+        SagaQueryServiceServer::new(self)
+    }
+
+    /// The transitions of all sagas, or of one until it has ended.
+    fn changes(&self, request: pb::WatchSagasRequest) -> Result<Changes<pb::WatchSagasResponse>, Refusal> {
+        let pb::WatchSagasRequest { saga_id, after_position } = request;
+        let mut violations = Violations::default();
+        violations.require(after_position >= 0, "after_position", "must not be negative");
+        if !saga_id.is_empty() {
+            violations.id(&saga_id, "saga_id");
+        }
+        violations.refuse()?;
+        let read = self.read.clone();
+        let response = |(position, view): (i64, SagaView)| pb::WatchSagasResponse { saga: view.saga, position };
+        if saga_id.is_empty() {
+            let after = if after_position == 0 { read.position() } else { after_position };
+            return Ok(read.follow::<SagaView>(&SAGA_VIEWS, Vec::new(), after).map_ok(response).boxed());
+        }
+        let one = async_stream::try_stream! {
+            let view = read.document::<SagaView>(&SAGA_VIEWS, &saga_id).await?.ok_or_else(|| unknown(&saga_id))?;
+            let has_ended = |view: &SagaView| view.saga.as_ref().is_some_and(|saga| is_final(saga.phase()));
+            let mut ended = has_ended(&view) && view.position <= after_position;
+            let mut changes = pin!(read.follow(&SAGA_VIEWS, vec![("id", saga_id.into())], after_position));
+            while !ended {
+                let Some((position, view)) = changes.try_next().await? else { break };
+                ended = has_ended(&view);
+                yield response((position, view));
+            }
+        };
+        Ok(one.boxed())
+    }
+}
+
+fn unknown(saga_id: &str) -> Refusal {
+    Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
+}
+
+#[tonic::async_trait]
+impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
+    async fn get_saga(&self, request: Request<pb::GetSagaRequest>) -> Result<Response<pb::GetSagaResponse>, Status> {
+        let query = |request: pb::GetSagaRequest| async move {
+            let mut violations = Violations::default();
+            violations.id(&request.saga_id, "saga_id");
+            violations.refuse()?;
+            let view = self.read.document::<SagaView>(&SAGA_VIEWS, &request.saga_id).await?;
+            let saga = view.and_then(|view| view.saga).ok_or_else(|| unknown(&request.saga_id))?;
+            Ok(pb::GetSagaResponse { saga: Some(saga) })
+        };
+        self.read.answer(request, query).await
+    }
+
+    async fn list_sagas(
+        &self,
+        request: Request<pb::ListSagasRequest>,
+    ) -> Result<Response<pb::ListSagasResponse>, Status> {
+        let query = |request: pb::ListSagasRequest| async move {
+            let pb::ListSagasRequest { phases, r#type, page_size, page_token } = request;
+            let mut violations = Violations::default();
+            violations.require(phases.len() <= 16, "phases", "must be at most 16");
+            let known = phases.iter().all(|phase| SagaPhase::try_from(*phase).is_ok());
+            violations.require(known, "phases", "must be of SagaPhase");
+            violations.require(r#type.len() <= 64, "type", "must be at most 64 characters");
+            violations.refuse()?;
+            let mut filter: Vec<(&'static str, Value)> =
+                phases.into_iter().map(|phase| ("phase", phase.into())).collect();
+            if !r#type.is_empty() {
+                filter.push(("type", r#type.into()));
+            }
+            let order = PageOrder::Descending("started");
+            let query = PageQuery { page_size, page_token: &page_token, filter, order };
+            let page = self.read.page::<SagaView>(&SAGA_VIEWS, query).await?;
+            let sagas = page.items.into_iter().filter_map(|view| view.saga).collect();
+            Ok(pb::ListSagasResponse { sagas, next_page_token: page.next_page_token })
+        };
+        self.read.answer(request, query).await
+    }
+
+    type WatchSagasStream = Outgoing<pb::WatchSagasResponse>;
+
+    async fn watch_sagas(
+        &self,
+        request: Request<pb::WatchSagasRequest>,
+    ) -> Result<Response<Self::WatchSagasStream>, Status> {
+        self.read.stream(request, |request| self.changes(request)).await
+    }
+
+    async fn describe_saga(
+        &self,
+        request: Request<pb::DescribeSagaRequest>,
+    ) -> Result<Response<pb::DescribeSagaResponse>, Status> {
+        let name = request.into_inner().r#type;
+        match self.definitions.iter().find(|definition| definition.name == name) {
+            Some(definition) => Ok(Response::new(describe(definition))),
+            None => {
+                let known: Vec<&str> = self.definitions.iter().map(|definition| definition.name).collect();
+                let message = format!("there is no such saga; there are: {}", known.join(", "));
+                Err(Refusal::not_found("UNKNOWN_SAGA_TYPE", message).into_status(self.read.service()))
+            }
+        }
+    }
+}
+
+fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
+    let step = |step: &super::definition::Step| {
+        let action = match &step.action {
+            Action::Remote(call) => call.path.to_owned(),
+            Action::Local(_) => String::new(),
+        };
+        let after = definition.steps.iter().enumerate().filter(|(at, _)| step.after & (1 << at) != 0);
+        let mut described = StepDefinition {
+            name: step.name.to_owned(),
+            after: after.map(|(_, step)| step.name.to_owned()).collect(),
+            participant: step.participant().to_owned(),
+            action,
+            compensation: step.compensation.as_ref().map_or("", |call| call.path).to_owned(),
+            attempt_timeout: prost_types::Duration::try_from(step.attempt_timeout).ok(),
+            ..StepDefinition::default()
+        };
+        described.set_kind(step.kind);
+        described
+    };
+    pb::DescribeSagaResponse {
+        r#type: definition.name.to_owned(),
+        version: definition.version,
+        definition_hash: definition.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        steps: definition.steps.iter().map(step).collect(),
+    }
+}
+
+/// The command side: an operator's words to a coordinator. Each goes into the saga's own history.
+#[derive(Clone, Debug)]
+pub struct SagaCommands {
+    service: &'static str,
+    coordinator: Coordinator,
+}
+
+impl SagaCommands {
+    /// Commands to a coordinator. `service` is the bare name of the service it is part of, for the domain of errors.
+    #[must_use]
+    pub fn new(service: &'static str, coordinator: Coordinator) -> Self {
+        Self { service, coordinator }
+    }
+
+    /// The tonic server.
+    #[must_use]
+    pub fn into_server(self) -> SagaCommandServiceServer<Self> {
+        SagaCommandServiceServer::new(self)
+    }
+
+    /// Checks who asks and why, then has it done.
+    async fn obeyed(
+        &self,
+        saga_id: &str,
+        actor: &str,
+        reason: &str,
+        ordered: impl Future<Output = Result<pb::Saga, Refusal>> + Send,
+    ) -> Result<pb::Saga, Status> {
+        let mut violations = Violations::default();
+        violations.id(saga_id, "saga_id");
+        violations.require((1..=128).contains(&actor.len()), "actor", "must be 1 to 128 characters: who asks");
+        violations.require((1..=512).contains(&reason.len()), "reason", "must be 1 to 512 characters: why");
+        let obeyed = match violations.refuse() {
+            Ok(()) => ordered.await,
+            Err(refusal) => Err(refusal),
+        };
+        obeyed.map_err(|refusal| refusal.into_status(self.service))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
+    async fn cancel_saga(
+        &self,
+        request: Request<pb::CancelSagaRequest>,
+    ) -> Result<Response<pb::CancelSagaResponse>, Status> {
+        let pb::CancelSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let ordered = self.coordinator.cancel(&saga_id, &actor, &reason);
+        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
+        Ok(Response::new(pb::CancelSagaResponse { saga: Some(saga) }))
+    }
+
+    async fn retry_saga(
+        &self,
+        request: Request<pb::RetrySagaRequest>,
+    ) -> Result<Response<pb::RetrySagaResponse>, Status> {
+        let pb::RetrySagaRequest { saga_id, actor, reason } = request.into_inner();
+        let ordered = self.coordinator.retry(&saga_id, &actor, &reason);
+        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
+        Ok(Response::new(pb::RetrySagaResponse { saga: Some(saga) }))
+    }
+
+    async fn force_close_saga(
+        &self,
+        request: Request<pb::ForceCloseSagaRequest>,
+    ) -> Result<Response<pb::ForceCloseSagaResponse>, Status> {
+        let pb::ForceCloseSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let ordered = self.coordinator.force_close(&saga_id, &actor, &reason);
+        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
+        Ok(Response::new(pb::ForceCloseSagaResponse { saga: Some(saga) }))
+    }
+
+    async fn pause_saga(
+        &self,
+        request: Request<pb::PauseSagaRequest>,
+    ) -> Result<Response<pb::PauseSagaResponse>, Status> {
+        let pb::PauseSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let ordered = self.coordinator.pause(&saga_id, &actor, &reason);
+        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
+        Ok(Response::new(pb::PauseSagaResponse { saga: Some(saga) }))
+    }
+
+    async fn resume_saga(
+        &self,
+        request: Request<pb::ResumeSagaRequest>,
+    ) -> Result<Response<pb::ResumeSagaResponse>, Status> {
+        let pb::ResumeSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let ordered = self.coordinator.resume(&saga_id, &actor, &reason);
+        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
+        Ok(Response::new(pb::ResumeSagaResponse { saga: Some(saga) }))
+    }
+
+    async fn skip_step(&self, request: Request<pb::SkipStepRequest>) -> Result<Response<pb::SkipStepResponse>, Status> {
+        let request = request.into_inner();
+        let (saga_id, actor, reason) = (&request.saga_id, &request.actor, &request.reason);
+        let op = match request.operation() {
+            pb::Operation::Action => Ok(Op::Action),
+            pb::Operation::Compensation => Ok(Op::Compensation),
+            pb::Operation::Unspecified => Err(Refusal::invalid("operation", "must be ACTION or COMPENSATION")),
+        };
+        let done = match request.outcome() {
+            pb::SkipOutcome::Done => Ok(true),
+            pb::SkipOutcome::Rejected => Ok(false),
+            pb::SkipOutcome::Unspecified => Err(Refusal::invalid("outcome", "must be DONE or REJECTED")),
+        };
+        let ordered = async { self.coordinator.skip(saga_id, &request.step, op?, done?, actor, reason).await };
+        let saga = self.obeyed(saga_id, actor, reason, ordered).await?;
+        Ok(Response::new(pb::SkipStepResponse { saga: Some(saga) }))
+    }
+}
