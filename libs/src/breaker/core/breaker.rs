@@ -197,7 +197,6 @@ impl Breaker {
                 return;
             }
             let now = self.clock.now();
-            cold.half_open.clear();
             self.begin(&mut cold, word.state(), over, now)
         };
         self.announce(transition);
@@ -274,11 +273,10 @@ impl Breaker {
     /// Opens the circuit.
     pub(super) fn open(&self, cold: &mut Cold, cause: Cause, counts: Counts, now: u64) -> Transition {
         let word = self.word();
-        let Cold { config, open_time, half_open, .. } = &mut *cold;
+        let Cold { config, open_time, .. } = &mut *cold;
         let time = open_time.next(config, now, word.state() == State::Closed);
         let longest = now.saturating_add(nanos(config.open_cap));
         let asked = self.hot.pause_until.load(SeqCst).min(longest);
-        half_open.clear();
         self.hot.open_until.store(now.saturating_add(time).max(asked), SeqCst);
         cold.last_opening = Some((cause, counts));
         self.counters.opened.add(1);
@@ -288,8 +286,6 @@ impl Breaker {
 
     /// Lets probes out.
     pub(super) fn half_open(&self, cold: &mut Cold, now: u64) -> Transition {
-        cold.half_open.clear();
-        self.hot.full_until.store(0, SeqCst);
         let over = self.word().over();
         self.begin(cold, State::HalfOpen, over, now)
     }
@@ -307,7 +303,6 @@ impl Breaker {
 
     pub(super) fn close(&self, cold: &mut Cold, now: u64) -> Transition {
         cold.open_time.closed(now);
-        cold.half_open.clear();
         let over = self.word().over();
         self.begin(cold, State::Closed, over, now)
     }
@@ -320,6 +315,8 @@ impl Breaker {
             Recent::Count(window) => window.begin(generation),
             Recent::Time(window) => window.begin(generation),
         }
+        cold.half_open.clear();
+        self.hot.full_until.store(0, SeqCst);
         self.hot.pause_until.store(0, SeqCst);
         self.hot.word.store(Word::new(to, over, generation).bits(), SeqCst);
         cold.changed = now;

@@ -1,0 +1,404 @@
+//! A breaker written for being read: a list of what happened, counted from scratch each time. One thread, no cleverness.
+
+use std::time::Duration;
+
+use libs::breaker::{Cause, Class, Config, Override, ProbeTimeout, Rate, Reason, State, Totals, Undecided, Window};
+
+/// The settings, as drawn.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) window: Window,
+    pub(crate) min_calls: u32,
+    pub(crate) failure_percent: Option<u32>,
+    pub(crate) consecutive: Option<u32>,
+    pub(crate) slow: Option<(u64, u32)>,
+    pub(crate) open_base: u64,
+    pub(crate) open_multiplier: u32,
+    pub(crate) open_cap: u64,
+    pub(crate) decay: u64,
+    pub(crate) permits: u32,
+    pub(crate) required: u32,
+    pub(crate) probe_timeout: u64,
+    pub(crate) on_probe_timeout: ProbeTimeout,
+    pub(crate) on_undecided: Undecided,
+    pub(crate) ramp: u64,
+    pub(crate) abandon_after: u64,
+    pub(crate) min_blame: u64,
+}
+
+impl Settings {
+    pub(crate) fn config(&self) -> Config {
+        let nanos = Duration::from_nanos;
+        let builder = match self.window {
+            Window::Count { calls } => Config::builder().count_window(calls),
+            Window::Time { length, buckets } => Config::builder().time_window(length, buckets),
+        };
+        let slow = self.slow.map(|(threshold, percent)| libs::breaker::SlowCalls {
+            threshold: nanos(threshold),
+            rate: Rate::percent(percent),
+        });
+        builder
+            .min_calls(self.min_calls)
+            .failure_rate(self.failure_percent.map(Rate::percent))
+            .consecutive_failures(self.consecutive)
+            .slow_calls(slow)
+            .open_for(nanos(self.open_base), self.open_multiplier, nanos(self.open_cap))
+            .jitter(Rate::percent(0))
+            .decay(nanos(self.decay))
+            .probes(self.permits, self.required)
+            .probe_timeout(nanos(self.probe_timeout))
+            .on_probe_timeout(self.on_probe_timeout)
+            .on_undecided(self.on_undecided)
+            .ramp(nanos(self.ramp))
+            .abandon_after(nanos(self.abandon_after))
+            .min_blame(nanos(self.min_blame))
+            .build()
+            .expect("drawn to make sense")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Counted,
+    Probe(u64),
+    Shadow,
+    Unseen,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) role: Role,
+    pub(crate) generation: u32,
+    pub(crate) started: u64,
+    pub(crate) deadline: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    at: u64,
+    failed: bool,
+    slow: bool,
+}
+
+/// How a call ended, as its caller tells it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End {
+    Class(Class),
+    Pause(Class, u64),
+    Late,
+    Cancelled,
+    Dropped,
+}
+
+pub(crate) struct Model {
+    pub(crate) settings: Settings,
+    pub(crate) now: u64,
+    pub(crate) state: State,
+    pub(crate) over: Override,
+    pub(crate) generation: u32,
+    pub(crate) open_until: u64,
+    pub(crate) totals: Totals,
+    pub(crate) last_cause: Option<Cause>,
+    records: Vec<Record>,
+    run: u32,
+    at_opening: (u64, u64, u64),
+    leases: Vec<(u64, u64)>,
+    next_lease: u64,
+    probes: (u32, u32, u32),
+    level: u32,
+    closed_since: u64,
+    pause_until: u64,
+    ramp_from: u64,
+    asked: u32,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+impl Model {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            now: 0,
+            state: State::Closed,
+            over: Override::None,
+            generation: 0,
+            open_until: 0,
+            totals: Totals::default(),
+            last_cause: None,
+            records: Vec::new(),
+            run: 0,
+            at_opening: (0, 0, 0),
+            leases: Vec::new(),
+            next_lease: 0,
+            probes: (0, 0, 0),
+            level: 0,
+            closed_since: 0,
+            pause_until: 0,
+            ramp_from: 0,
+            asked: 0,
+        }
+    }
+
+    pub(crate) fn run_of_failures(&self) -> u32 {
+        self.run
+    }
+
+    /// Calls, failed and slow ones in the window as of now.
+    fn window(&self) -> (u64, u64, u64) {
+        let within: Vec<&Record> = match self.settings.window {
+            Window::Count { calls } => self.records.iter().rev().take(calls as usize).collect(),
+            Window::Time { length, buckets } => {
+                let width = length.as_nanos() as u64 / u64::from(buckets);
+                let newest = self.now / width;
+                let old = |record: &&Record| record.at / width + u64::from(buckets) > newest;
+                self.records.iter().filter(old).collect()
+            }
+        };
+        let failed = within.iter().filter(|record| record.failed).count() as u64;
+        let slow = within.iter().filter(|record| record.slow).count() as u64;
+        (within.len() as u64, failed, slow)
+    }
+
+    /// What a snapshot shows of the window.
+    pub(crate) fn shown(&self) -> (u64, u64, u64) {
+        match self.state {
+            State::Closed | State::Recovering => self.window(),
+            State::Open => self.at_opening,
+            State::HalfOpen => (u64::from(self.probes.0 + self.probes.1), u64::from(self.probes.1), 0),
+        }
+    }
+
+    fn begin(&mut self, state: State) {
+        self.state = state;
+        self.generation += 1;
+        self.records.clear();
+        self.run = 0;
+        self.pause_until = 0;
+        self.leases.clear();
+        self.probes = (0, 0, 0);
+    }
+
+    fn open(&mut self, cause: Cause, counts: (u64, u64, u64)) {
+        let settings = &self.settings;
+        if self.state == State::Closed {
+            let forgotten = (self.now - self.closed_since) / settings.decay;
+            self.level = self.level.saturating_sub(forgotten.try_into().unwrap_or(u32::MAX));
+        }
+        let grown = settings.open_base.saturating_mul(u64::from(settings.open_multiplier).saturating_pow(self.level));
+        if grown < settings.open_cap {
+            self.level += 1;
+        }
+        let own = self.now + grown.min(settings.open_cap);
+        self.open_until = own.max(self.pause_until.min(self.now + settings.open_cap));
+        self.last_cause = Some(cause);
+        self.at_opening = counts;
+        self.totals.opened += 1;
+        self.begin(State::Open);
+    }
+
+    fn close(&mut self) {
+        self.closed_since = self.now;
+        self.begin(State::Closed);
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.level = 0;
+        self.close();
+    }
+
+    pub(crate) fn set_override(&mut self, over: Override) {
+        if self.over != over {
+            self.over = over;
+            self.begin(self.state);
+        }
+    }
+
+    pub(crate) fn admit(&mut self, budget: Option<u64>) -> Result<Call, (Reason, u64)> {
+        let deadline = budget.map(|budget| self.now + budget);
+        let call = |model: &Self, role| Ok(Call { role, generation: model.generation, started: model.now, deadline });
+        match self.over {
+            Override::ForcedOpen => {
+                self.totals.rejected += 1;
+                return Err((Reason::ForcedOpen, SECOND));
+            }
+            Override::ForcedClosed => return call(self, Role::Unseen),
+            Override::MetricsOnly => return call(self, Role::Counted),
+            Override::None | Override::Shadow => {}
+        }
+        if self.state == State::Open && self.now >= self.open_until {
+            self.begin(State::HalfOpen);
+        }
+        if self.state == State::Recovering && self.now - self.ramp_from >= self.settings.ramp {
+            self.close();
+        }
+        if self.state == State::HalfOpen {
+            self.expire();
+        }
+        let refused = match self.state {
+            State::Closed => return call(self, Role::Counted),
+            State::Open => (Reason::Open, self.open_until - self.now),
+            State::HalfOpen => {
+                let taken = self.leases.len() as u32 + self.probes.0 + self.probes.1;
+                if taken < self.settings.permits {
+                    self.next_lease += 1;
+                    let ends = (self.now + self.settings.probe_timeout).min(deadline.unwrap_or(u64::MAX));
+                    self.leases.push((self.next_lease, ends.max(self.now + 1)));
+                    return call(self, Role::Probe(self.next_lease));
+                }
+                let first = self.leases.iter().map(|(_, ends)| *ends).min().expect("all permits are out");
+                (Reason::HalfOpenSaturated, first - self.now)
+            }
+            State::Recovering => {
+                let share = ((u128::from(self.now - self.ramp_from) << 32) / u128::from(self.settings.ramp)) as u64;
+                let at = self.asked.wrapping_mul(0x9e37_79b9);
+                self.asked = self.asked.wrapping_add(1);
+                if u64::from(at) < share.max((1 << 32) / 10) {
+                    return call(self, Role::Counted);
+                }
+                (Reason::Recovering, SECOND)
+            }
+        };
+        if self.over == Override::Shadow {
+            self.totals.would_reject += 1;
+            return call(self, Role::Shadow);
+        }
+        self.totals.rejected += 1;
+        Err(refused)
+    }
+
+    fn expire(&mut self) {
+        let before = self.leases.len();
+        let now = self.now;
+        self.leases.retain(|(_, ends)| *ends > now);
+        let expired = before - self.leases.len();
+        self.totals.probe_timeouts += expired as u64;
+        if expired == 0 {
+            return;
+        }
+        if self.settings.on_probe_timeout == ProbeTimeout::Failure {
+            let (ok, bad, _) = self.probes;
+            return self.open(Cause::ProbeTimeout, (u64::from(ok + bad), u64::from(bad), 0));
+        }
+        self.probes.2 += expired as u32;
+        self.verdict();
+    }
+
+    fn verdict(&mut self) {
+        let (ok, bad, unsaid) = self.probes;
+        let settings = &self.settings;
+        let hopeful = ok > 0 && bad == 0 && settings.on_undecided == Undecided::CloseOnSuccess;
+        let undecided = unsaid >= 3 * settings.permits;
+        if ok >= settings.required || (settings.permits - bad >= settings.required && undecided && hopeful) {
+            if settings.ramp > 0 {
+                self.ramp_from = self.now;
+                self.asked = 0;
+                self.begin(State::Recovering);
+            } else {
+                self.close();
+            }
+        } else if settings.permits - bad < settings.required || undecided {
+            self.open(Cause::Probes, (u64::from(ok + bad), u64::from(bad), 0));
+        }
+    }
+
+    pub(crate) fn finish(&mut self, call: Call, end: End) {
+        let budget = call.deadline.map(|deadline| deadline - call.started);
+        let blameless = budget.is_some_and(|budget| budget < self.settings.min_blame);
+        let outlived = budget.is_some_and(|budget| {
+            let margin = (budget / 20).max(5_000_000).min(budget / 2);
+            self.now >= call.started + budget - margin
+        });
+        let failure_if = |failed| if failed { Class::Failure } else { Class::Neutral };
+        let (class, pause) = match end {
+            End::Class(class) => (class, 0),
+            End::Pause(class, pause) => (class, pause),
+            End::Late => (failure_if(!blameless), 0),
+            End::Cancelled => (failure_if(outlived && !blameless), 0),
+            End::Dropped => {
+                if call.role == Role::Unseen {
+                    return;
+                }
+                let hung = self.now - call.started >= self.settings.abandon_after;
+                let failed = !blameless && (outlived || hung);
+                *if failed { &mut self.totals.abandoned_failure } else { &mut self.totals.abandoned_neutral } += 1;
+                (failure_if(failed), 0)
+            }
+        };
+        match call.role {
+            Role::Unseen => {}
+            Role::Shadow => self.count(class),
+            Role::Counted | Role::Probe(_) if call.generation != self.generation => self.totals.stale += 1,
+            Role::Counted => self.finish_counted(call, class, pause),
+            Role::Probe(lease) => self.finish_probe(call, lease, class, pause),
+        }
+    }
+
+    fn finish_counted(&mut self, call: Call, class: Class, pause: u64) {
+        self.count(class);
+        let failed = match class {
+            Class::Neutral => return,
+            Class::Success => false,
+            Class::Failure | Class::Overload => true,
+        };
+        self.records.push(Record { at: self.now, failed, slow: self.is_slow(call) });
+        match class {
+            Class::Failure => self.run += 1,
+            Class::Success => self.run = 0,
+            _ => {}
+        }
+        self.ask_to_pause(failed, pause);
+        let counts @ (calls, failures, slow) = self.window();
+        let minimum = u64::from(self.settings.min_calls);
+        let enough = calls >= if self.state == State::Recovering { minimum.div_ceil(2) } else { minimum };
+        let reached = |part: u64, percent: Option<u32>| {
+            enough && percent.is_some_and(|percent| part * 100 >= calls * u64::from(percent))
+        };
+        let cause = if self.settings.consecutive.is_some_and(|limit| self.run >= limit) {
+            Cause::Consecutive
+        } else if reached(failures, self.settings.failure_percent) {
+            Cause::FailureRate
+        } else if reached(slow, self.settings.slow.map(|(_, percent)| percent)) {
+            Cause::SlowRate
+        } else {
+            return;
+        };
+        if self.over != Override::MetricsOnly {
+            self.open(cause, counts);
+        }
+    }
+
+    fn finish_probe(&mut self, call: Call, lease: u64, class: Class, pause: u64) {
+        let Some(at) = self.leases.iter().position(|(id, _)| *id == lease) else {
+            self.totals.stale += 1;
+            return;
+        };
+        self.leases.remove(at);
+        self.count(class);
+        match class {
+            Class::Success if !self.is_slow(call) => self.probes.0 += 1,
+            Class::Neutral => self.probes.2 += 1,
+            _ => self.probes.1 += 1,
+        }
+        self.ask_to_pause(true, pause);
+        self.verdict();
+    }
+
+    fn ask_to_pause(&mut self, listens: bool, pause: u64) {
+        if listens && pause > 0 {
+            self.pause_until = self.pause_until.max(self.now + pause);
+        }
+    }
+
+    fn is_slow(&self, call: Call) -> bool {
+        self.settings.slow.is_some_and(|(threshold, _)| self.now - call.started >= threshold)
+    }
+
+    fn count(&mut self, class: Class) {
+        match class {
+            Class::Success => self.totals.success += 1,
+            Class::Failure => self.totals.failure += 1,
+            Class::Overload => self.totals.overload += 1,
+            Class::Neutral => self.totals.neutral += 1,
+        }
+    }
+}
