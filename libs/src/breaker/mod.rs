@@ -11,7 +11,7 @@ mod window;
 
 pub use self::{
     classify::Classes,
-    clock::TokioClock,
+    clock::{CoarseClock, TokioClock},
     core::{
         Breaker, Cause, Class, Clock, Config, ConfigBuilder, ConfigError, ManualClock, MonotonicClock, Override,
         Permit, ProbeTimeout, Rate, Reason, Rejected, SlowCalls, Snapshot, State, Totals, Transition, Undecided,

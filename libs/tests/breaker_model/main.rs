@@ -4,7 +4,9 @@ mod model;
 
 use std::{sync::Arc, time::Duration};
 
-use libs::breaker::{Breaker, Class, ManualClock, Override, Permit, ProbeTimeout, Rejected, State, Undecided, Window};
+use libs::breaker::{
+    Breaker, Class, ConfigError, ManualClock, Override, Permit, ProbeTimeout, Rejected, State, Undecided, Window,
+};
 use model::{Call, End, Model, Settings};
 use proptest::prelude::*;
 
@@ -20,6 +22,8 @@ enum Step {
     Calls(Class, u8),
     Override(Override),
     Reset,
+    /// Other rules, and now and then another window.
+    Reconfigure(Box<Settings>, bool),
 }
 
 fn class() -> impl Strategy<Value = Class> {
@@ -57,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (class(), 1..12_u8).prop_map(|(class, times)| Step::Calls(class, times)),
         1 => over.prop_map(Step::Override),
         1 => Just(Step::Reset),
+        1 => (settings(), any::<bool>()).prop_map(|(settings, keep)| Step::Reconfigure(Box::new(settings), keep)),
     ]
 }
 
@@ -167,6 +172,19 @@ impl Pair {
                 self.breaker.set_override(over);
                 self.model.set_override(over);
             }
+            Step::Reconfigure(ref settings, keep) => {
+                let mut settings = (**settings).clone();
+                if keep {
+                    settings.window = self.model.settings.window;
+                    if let Window::Count { calls } = settings.window {
+                        settings.min_calls = settings.min_calls.min(calls);
+                    }
+                }
+                match self.breaker.reconfigure(settings.config()) {
+                    Ok(()) => self.model.reconfigure(settings),
+                    Err(error) => prop_assert_eq!(error, ConfigError::TooManyShapes(8)),
+                }
+            }
             Step::Reset => {
                 self.breaker.reset();
                 self.model.reset();
@@ -192,7 +210,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn the_breaker_equals_its_model(settings in settings(), steps in prop::collection::vec(step(), 1..120)) {

@@ -206,6 +206,14 @@ impl Model {
         self.close();
     }
 
+    pub(crate) fn reconfigure(&mut self, settings: Settings) {
+        let anew = settings.window != self.settings.window || self.state == State::HalfOpen;
+        self.settings = settings;
+        if anew {
+            self.begin(self.state);
+        }
+    }
+
     pub(crate) fn set_override(&mut self, over: Override) {
         if self.over != over {
             self.over = over;

@@ -7,11 +7,11 @@ use std::{
 };
 
 use super::{
-    super::window::{CountWindow, TimeWindow},
     clock::{Clock, nanos},
-    config::{Config, Window},
+    config::{Config, ConfigError},
     half_open::HalfOpen,
     open_time::OpenTime,
+    recent::Windows,
     rules::{Counts, Rules},
     state::{Cause, Override, State, Transition, Word},
     sync::{AtomicU32, AtomicU64, Mutex, Ordering::SeqCst, lock},
@@ -66,14 +66,7 @@ pub(super) struct Hot {
     pub(super) abandon_nanos: AtomicU64,
     pub(super) min_blame_nanos: AtomicU64,
     pub(super) rules: Rules,
-    pub(super) window: Recent,
-}
-
-/// The window, one kind or the other.
-#[derive(Debug)]
-pub(super) enum Recent {
-    Count(CountWindow),
-    Time(TimeWindow),
+    pub(super) windows: Windows,
 }
 
 /// What changes only at transitions.
@@ -134,15 +127,9 @@ impl Breaker {
     #[must_use]
     pub fn with_seed(name: impl Into<Arc<str>>, config: Config, clock: Arc<dyn Clock>, seed: u64) -> Self {
         let now = clock.now();
-        let window = match config.window {
-            Window::Count { calls } => Recent::Count(CountWindow::new(calls, 0)),
-            Window::Time { length, buckets } => {
-                Recent::Time(TimeWindow::new(nanos(length) / u64::from(buckets.max(1)), buckets))
-            }
-        };
         Self {
             hot: Hot {
-                word: AtomicU64::new(Word::new(State::Closed, Override::None, 0).bits()),
+                word: AtomicU64::new(Word::new(State::Closed, Override::None, 0, 0).bits()),
                 open_until: AtomicU64::new(0),
                 full_until: AtomicU64::new(0),
                 ramp_from: AtomicU64::new(0),
@@ -154,7 +141,7 @@ impl Breaker {
                 abandon_nanos: AtomicU64::new(nanos(config.abandon_after)),
                 min_blame_nanos: AtomicU64::new(nanos(config.min_blame)),
                 rules: Rules::new(&config),
-                window,
+                windows: Windows::new(config.window),
             },
             counters: Counters::new(),
             cold: Mutex::new(Cold {
@@ -202,6 +189,39 @@ impl Breaker {
         self.announce(transition);
     }
 
+    /// Changes what it is told to do. State, window and earlier trips stay, and the new rules hold from the next record on.
+    /// A window of another shape begins empty, and a half-open circuit sends its probes anew: both begin a generation.
+    ///
+    /// # Errors
+    /// When the window would be of one more shape than a breaker can have had.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+        let transition = {
+            let mut cold = lock(&self.cold);
+            let word = self.word();
+            let window = self.hot.windows.number(config.window, word.generation())?;
+            self.hot.rules.set(&config);
+            self.hot.ramp_nanos.store(nanos(config.ramp), SeqCst);
+            self.hot.abandon_nanos.store(nanos(config.abandon_after), SeqCst);
+            self.hot.min_blame_nanos.store(nanos(config.min_blame), SeqCst);
+            // What broke no rule before may break one now.
+            self.hot.settled.store(u64::MAX, SeqCst);
+            cold.config = config;
+            let anew = window != word.window() || word.state() == State::HalfOpen;
+            anew.then(|| {
+                let now = self.clock.now();
+                self.begin_with(&mut cold, word.state(), word.over(), window, now)
+            })
+        };
+        transition.into_iter().for_each(|transition| self.announce(transition));
+        Ok(())
+    }
+
+    /// What it is told to do.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        lock(&self.cold).config.clone()
+    }
+
     /// Closes the circuit, empties the window and forgets earlier trips. An override stays.
     pub fn reset(&self) {
         let transition = {
@@ -224,7 +244,7 @@ impl Breaker {
                 Counts { total: ok + bad, failures: bad, slow: 0 }
             }
             State::Open => cold.last_opening.map_or_else(Counts::default, |(_, counts)| counts),
-            State::Closed | State::Recovering => self.counts_now(word.generation(), now),
+            State::Closed | State::Recovering => self.hot.windows.get(word.window()).counts_now(word.generation(), now),
         };
         let open = word.state() == State::Open;
         Snapshot {
@@ -239,10 +259,7 @@ impl Breaker {
             retry_after: open.then(|| Duration::from_nanos(self.hot.open_until.load(SeqCst).saturating_sub(now))),
             last_cause: cold.last_opening.map(|(cause, _)| cause),
             since_change: Duration::from_nanos(now.saturating_sub(cold.changed)),
-            totals: self.counters.totals(match &self.hot.window {
-                Recent::Count(window) => window.successes(),
-                Recent::Time(window) => window.successes(),
-            }),
+            totals: self.counters.totals(self.hot.windows.successes()),
         }
     }
 
@@ -250,22 +267,9 @@ impl Breaker {
         Word::from_bits(self.hot.word.load(SeqCst))
     }
 
-    fn consecutive(&self, generation: u32) -> u32 {
+    pub(super) fn consecutive(&self, generation: u32) -> u32 {
         let held = self.hot.consecutive.load(SeqCst);
         if (held >> 32) as u32 == generation { held as u32 } else { 0 }
-    }
-
-    fn counts_now(&self, generation: u32, now: u64) -> Counts {
-        match &self.hot.window {
-            Recent::Count(window) => {
-                let (failures, slow) = window.marks(generation);
-                Counts { total: window.total(generation), failures, slow }
-            }
-            Recent::Time(window) => {
-                let (total, failures, slow) = window.sum_now(generation, now);
-                Counts { total, failures, slow }
-            }
-        }
     }
 
     // === transitions: under the lock, announced after it ===
@@ -309,16 +313,18 @@ impl Breaker {
 
     /// Begins a generation. The window goes first: a call that sees the new word finds it ready.
     fn begin(&self, cold: &mut Cold, to: State, over: Override, now: u64) -> Transition {
+        let window = self.word().window();
+        self.begin_with(cold, to, over, window, now)
+    }
+
+    fn begin_with(&self, cold: &mut Cold, to: State, over: Override, window: u8, now: u64) -> Transition {
         let word = self.word();
         let generation = word.generation().wrapping_add(1);
-        match &self.hot.window {
-            Recent::Count(window) => window.begin(generation),
-            Recent::Time(window) => window.begin(generation),
-        }
+        self.hot.windows.get(window).begin(generation, window != word.window());
         cold.half_open.clear();
         self.hot.full_until.store(0, SeqCst);
         self.hot.pause_until.store(0, SeqCst);
-        self.hot.word.store(Word::new(to, over, generation).bits(), SeqCst);
+        self.hot.word.store(Word::new(to, over, window, generation).bits(), SeqCst);
         cold.changed = now;
         Transition { from: word.state(), to, generation, cause: None }
     }

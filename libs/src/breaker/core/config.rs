@@ -362,6 +362,9 @@ pub enum ConfigError {
     /// Every probe would be late.
     #[error("the probe timeout is above zero")]
     NoProbeTimeout,
+    /// A breaker was given one shape of window after another.
+    #[error("a breaker can change between {0} shapes of window, and this would be one more")]
+    TooManyShapes(usize),
     /// Every abandoned call would be a failure.
     #[error("the time after which an abandoned call counts is above zero")]
     NoAbandonTime,

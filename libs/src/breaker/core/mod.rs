@@ -24,6 +24,7 @@ mod config;
 mod half_open;
 mod open_time;
 mod permit;
+mod recent;
 mod record;
 mod rules;
 mod state;

@@ -3,9 +3,10 @@
 use super::{
     super::window::{Mark, Place},
     admission::NEVER,
-    breaker::{Breaker, Recent},
+    breaker::Breaker,
     class::Class,
     permit::{Role, Ticket},
+    recent::Recent,
     rules::Counts,
     state::{Cause, Override, State, Word},
     sync::{Ordering::SeqCst, lock},
@@ -34,20 +35,17 @@ impl Breaker {
             self.counters.neutral.add(1);
             return;
         }
-        let now = self.now_if_needed(ticket);
+        let window = self.hot.windows.get(word.window());
+        let now = self.now_if_needed(ticket, window);
         let slow = ticket.started != NEVER && self.hot.rules.is_slow(now.saturating_sub(ticket.started));
         let mark = Mark { failed: class.counts_against(), slow };
-        let place = match &self.hot.window {
-            Recent::Count(window) => window.record(ticket.generation, mark),
-            Recent::Time(window) => window.record(ticket.generation, now, mark),
-        };
-        match place {
+        match window.record(ticket.generation, now, mark) {
             None => self.counters.stale.add(1),
             Some(place) if class == Class::Success => {
                 self.end_run_of_failures(ticket.generation);
                 if slow {
                     self.judge(word, place, 0);
-                } else if self.suspect(ticket.generation, place) {
+                } else if window.suspect(ticket.generation, place) {
                     self.judge_clean(word, place);
                 }
             }
@@ -59,22 +57,17 @@ impl Breaker {
     fn record_bad(&self, word: Word, place: Place, class: Class, pause: u64) {
         self.count(class, false);
         self.note_pause(pause);
-        let run = if class == Class::Failure { self.lengthen_run_of_failures(word.generation()) } else { 0 };
+        let run = match class {
+            Class::Failure => self.lengthen_run_of_failures(word.generation()),
+            _ => self.consecutive(word.generation()),
+        };
         self.judge(word, place, run);
     }
 
     #[inline]
-    fn now_if_needed(&self, ticket: &Ticket) -> u64 {
+    fn now_if_needed(&self, ticket: &Ticket, window: &Recent) -> u64 {
         let timed = ticket.started != NEVER && self.hot.rules.times_calls();
-        if timed || matches!(self.hot.window, Recent::Time(_)) { self.clock.now() } else { 0 }
-    }
-
-    #[inline]
-    fn suspect(&self, generation: u32, place: Place) -> bool {
-        match &self.hot.window {
-            Recent::Count(window) => window.suspect(generation),
-            Recent::Time(window) => window.suspect(generation, place.epoch),
-        }
+        if timed || window.is_timed() { self.clock.now() } else { 0 }
     }
 
     /// A clean call can break a rule too: by being the one that makes the window full enough to judge, or by coming when
@@ -92,16 +85,7 @@ impl Breaker {
 
     /// Opens the circuit if a rule is broken.
     fn judge(&self, word: Word, place: Place, run: u32) -> Counts {
-        let counts = match &self.hot.window {
-            Recent::Count(window) => {
-                let (failures, slow) = window.marks(word.generation());
-                Counts { total: place.total, failures, slow }
-            }
-            Recent::Time(window) => {
-                let (total, failures, slow) = window.sum(word.generation(), place.epoch);
-                Counts { total, failures, slow }
-            }
-        };
+        let counts = self.hot.windows.get(word.window()).counts_at(word.generation(), place);
         let recovering = word.state() == State::Recovering;
         if let Some(cause) = self.hot.rules.broken(counts, run, recovering) {
             self.trip(word, cause, counts);

@@ -15,6 +15,12 @@ pub(crate) struct Counts {
     pub(crate) slow: u64,
 }
 
+impl From<(u64, u64, u64)> for Counts {
+    fn from((total, failures, slow): (u64, u64, u64)) -> Self {
+        Self { total, failures, slow }
+    }
+}
+
 /// The armed rules; zero means that one is not.
 #[derive(Debug)]
 pub(crate) struct Rules {

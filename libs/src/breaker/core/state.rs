@@ -1,4 +1,4 @@
-//! The states, and the one word that holds the state, the override and the generation.
+//! The states, and the one word that holds them.
 
 /// Where the circuit stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +57,7 @@ pub struct Transition {
     pub cause: Option<Cause>,
 }
 
-/// State, override and generation in one word, so that a single load tells all.
+/// State, override, window and generation in one word, so that a single load tells all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(u64);
 
@@ -74,8 +74,9 @@ impl Word {
         Override::None,
     ];
 
-    pub(crate) const fn new(state: State, over: Override, generation: u32) -> Self {
-        Self((generation as u64) << 32 | (over as u64) << 2 | state as u64)
+    /// `window` is which of the breaker's windows is in use.
+    pub(crate) const fn new(state: State, over: Override, window: u8, generation: u32) -> Self {
+        Self((generation as u64) << 32 | (window as u64) << 8 | (over as u64) << 2 | state as u64)
     }
 
     pub(crate) const fn from_bits(bits: u64) -> Self {
@@ -94,13 +95,17 @@ impl Word {
         Self::OVERRIDES[(self.0 >> 2 & 0b111) as usize]
     }
 
+    pub(crate) const fn window(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
     pub(crate) const fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
     /// Closed, and nobody has said otherwise: the way of nearly every call.
     pub(crate) const fn plainly_closed(self) -> bool {
-        self.0 as u32 == 0
+        self.0 & 0b1_1111 == 0
     }
 }
 
@@ -113,8 +118,9 @@ mod tests {
         for state in Word::STATES {
             for over in &Word::OVERRIDES[..5] {
                 for generation in [0, 1, u32::MAX] {
-                    let word = Word::new(state, *over, generation);
-                    assert_eq!((word.state(), word.over(), word.generation()), (state, *over, generation));
+                    let word = Word::new(state, *over, 7, generation);
+                    assert_eq!((word.state(), word.over()), (state, *over));
+                    assert_eq!((word.window(), word.generation()), (7, generation));
                     assert_eq!(word.plainly_closed(), (state, *over) == (State::Closed, Override::None));
                 }
             }

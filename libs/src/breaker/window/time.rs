@@ -108,9 +108,9 @@ impl TimeWindow {
         }
     }
 
-    /// Begins a generation. Its tag alone empties the window.
-    pub(crate) fn begin(&self, generation: u32) {
-        if generation.is_multiple_of(GENERATIONS) {
+    /// Begins a generation. Its tag alone empties the window, unless it was in disuse for so many that tags repeat.
+    pub(crate) fn begin(&self, generation: u32, disused: bool) {
+        if disused || generation.is_multiple_of(GENERATIONS) {
             self.empty();
         }
     }
@@ -333,7 +333,7 @@ mod tests {
         let window = TimeWindow::new(10, 4);
         let bad = Mark { failed: true, slow: true };
         window.record(0, 5, bad);
-        window.begin(1);
+        window.begin(1, false);
         assert_eq!(window.sum(1, 0), (0, 0, 0));
         window.record(1, 5, Mark { failed: false, slow: false });
         assert_eq!(window.record(0, 5, Mark { failed: true, slow: false }), None);
@@ -345,7 +345,7 @@ mod tests {
     fn many_generations_at_one_moment_never_mix() {
         let window = TimeWindow::new(10, 4);
         for generation in 0..2000 {
-            window.begin(generation);
+            window.begin(generation, false);
             assert_eq!(window.sum(generation, 0), (0, 0, 0));
             window.record(generation, 5, Mark { failed: false, slow: true });
             assert_eq!(window.sum(generation, 0), (1, 0, 1));

@@ -1,0 +1,112 @@
+//! What a breaker costs a call, ours beside those of other crates: `just bench breaker`.
+//!
+//! Fairness: the same outcomes for all, windows filled before, the circuit's state asserted before and after each group.
+#![expect(clippy::print_stdout, reason = "it prints what it counts")]
+
+mod grpc;
+mod others;
+mod ours;
+
+use std::{
+    hint::black_box,
+    sync::{Arc, Barrier},
+    time::{Duration, Instant},
+};
+
+use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// One call through a breaker, from admission to record.
+type Call = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// A breaker, and what it is.
+struct Row {
+    name: &'static str,
+    call: Call,
+}
+
+/// The rows whose circuits stay closed.
+fn closed() -> Vec<Row> {
+    let mut rows = ours::closed();
+    rows.extend(others::closed());
+    for row in &rows {
+        (0..1000).for_each(|_| assert!((row.call)(), "{} is closed", row.name));
+    }
+    rows
+}
+
+fn one_thread(criterion: &mut Criterion, name: &str, rows: &[Row], admitted: bool) {
+    let mut group = criterion.benchmark_group(name);
+    for row in rows {
+        assert_eq!((row.call)(), admitted, "{}", row.name);
+        group.bench_function(row.name, |bencher| bencher.iter(|| black_box((row.call)())));
+        assert_eq!((row.call)(), admitted, "{}", row.name);
+    }
+    group.finish();
+}
+
+/// Several threads at once: the time of the slowest, a call.
+fn many_threads(group: &mut BenchmarkGroup<'_, WallTime>, row: &Arc<Row>, threads: usize) {
+    group.bench_function(row.name, |bencher| {
+        bencher.iter_custom(|calls| {
+            let barrier = Arc::new(Barrier::new(threads));
+            let run = move |row: Arc<Row>, barrier: Arc<Barrier>| {
+                barrier.wait();
+                let started = Instant::now();
+                (0..calls).for_each(|_| _ = black_box((row.call)()));
+                started.elapsed()
+            };
+            let handles: Vec<_> = (0..threads)
+                .map(|_| (Arc::clone(row), Arc::clone(&barrier)))
+                .map(|(row, barrier)| std::thread::spawn(move || run(row, barrier)))
+                .collect();
+            handles.into_iter().map(|handle| handle.join().expect("no panic")).max().unwrap_or_default()
+        });
+    });
+    assert!((row.call)(), "{} is closed", row.name);
+}
+
+/// Allocations of a call, over ten thousand.
+fn print_allocations(rows: &[Row]) {
+    for row in rows {
+        let region = Region::new(ALLOCATOR);
+        (0..10_000).for_each(|_| _ = black_box((row.call)()));
+        let made = region.change().allocations as f64 / 10_000.0;
+        println!("allocations a call: {made:>5.2}  {}", row.name);
+    }
+}
+
+fn main() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("{threads} processors; versions: {}", others::VERSIONS);
+    ours::soak();
+
+    let rows = closed();
+    let open: Vec<Row> = ours::open().into_iter().chain(others::open()).collect();
+    let grpc = grpc::rows();
+    println!("-- closed");
+    print_allocations(&rows);
+    println!("-- open");
+    print_allocations(&open);
+    println!("-- a whole unary call through the layer");
+    print_allocations(&grpc);
+
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(30)
+        .configure_from_args();
+    one_thread(&mut criterion, "closed", &rows, true);
+    one_thread(&mut criterion, "open", &open, false);
+    one_thread(&mut criterion, "grpc", &grpc, true);
+    let rows: Vec<Arc<Row>> = rows.into_iter().map(Arc::new).collect();
+    for threads in [2, 4, 8] {
+        let mut group = criterion.benchmark_group(format!("closed/{threads} threads"));
+        rows.iter().for_each(|row| many_threads(&mut group, row, threads));
+        group.finish();
+    }
+    criterion.final_summary();
+}

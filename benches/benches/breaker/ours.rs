@@ -1,0 +1,79 @@
+//! Our rows.
+
+use std::{sync::Arc, time::Duration};
+
+use libs::breaker::{
+    Breaker, Class, Clock, CoarseClock, Config, ConfigBuilder, MonotonicClock, Rate, SlowCalls, State,
+};
+use stats_alloc::Region;
+
+use super::Row;
+
+fn breaker(config: ConfigBuilder, clock: Arc<dyn Clock>) -> Breaker {
+    Breaker::with_clock("bench", config.build().expect("makes sense"), clock)
+}
+
+fn row(name: &'static str, config: ConfigBuilder, clock: Arc<dyn Clock>) -> Row {
+    let breaker = breaker(config, clock);
+    let call = move || match breaker.admit() {
+        Ok(permit) => {
+            permit.finish(Class::Success);
+            true
+        }
+        Err(_) => false,
+    };
+    Row { name, call: Box::new(call) }
+}
+
+fn slow() -> SlowCalls {
+    SlowCalls { threshold: Duration::from_secs(1), rate: Rate::percent(50) }
+}
+
+pub(super) fn closed() -> Vec<Row> {
+    let count = || Config::builder().count_window(100);
+    vec![
+        row("ours: count window", count(), Arc::new(CoarseClock::new())),
+        row("ours: time window, coarse clock", Config::builder(), Arc::new(CoarseClock::new())),
+        row("ours: time window, fine clock", Config::builder(), Arc::new(MonotonicClock::new())),
+        row(
+            "ours: time window, slow calls, coarse clock",
+            Config::builder().slow_calls(slow()),
+            Arc::new(CoarseClock::new()),
+        ),
+        row("ours: count window, slow calls, coarse clock", count().slow_calls(slow()), Arc::new(CoarseClock::new())),
+    ]
+}
+
+pub(super) fn open() -> Vec<Row> {
+    let hour = Duration::from_secs(3600);
+    let config = Config::builder().consecutive_failures(1).open_for(hour, 1, hour);
+    let breaker = breaker(config, Arc::new(CoarseClock::new()));
+    breaker.admit().expect("closed").finish(Class::Failure);
+    vec![Row {
+        name: "ours: core",
+        call: Box::new(move || breaker.admit().map(|permit| permit.finish(Class::Success)).is_ok()),
+    }]
+}
+
+/// A million transitions, and not a byte more than before.
+pub(super) fn soak() {
+    let short = Duration::from_nanos(1);
+    let config = Config::builder().consecutive_failures(1).open_for(short, 1, short).probes(1, 1);
+    let clock = Arc::new(libs::breaker::ManualClock::default());
+    let breaker = breaker(config, clock.clone());
+    let flap = |times: u32| {
+        for _ in 0..times {
+            breaker.admit().expect("closed").finish(Class::Failure);
+            assert_eq!(breaker.state(), State::Open);
+            clock.advance(Duration::from_millis(1));
+            breaker.admit().expect("the probe").finish(Class::Success);
+        }
+    };
+    flap(1000);
+    let region = Region::new(super::ALLOCATOR);
+    flap(333_333);
+    let change = region.change();
+    let kept = change.bytes_allocated as i64 - change.bytes_deallocated as i64;
+    println!("1,000,000 transitions keep {kept} bytes; a breaker is {} bytes and its window", size_of::<Breaker>());
+    assert_eq!(kept, 0);
+}
