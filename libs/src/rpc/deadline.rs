@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use tokio::time::Instant;
+use tokio::{task::futures::TaskLocalFuture, time::Instant};
 
 pub use crate::breaker::layer::{GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout};
 
@@ -10,10 +10,13 @@ tokio::task_local! {
     static DEADLINE: Instant;
 }
 
+/// A future under a deadline.
+pub type Scoped<F> = TaskLocalFuture<Instant, F>;
+
 /// Runs a future under a deadline: calls made within inherit it. An earlier one already in force stays.
 ///
 /// What is spawned within is a task of its own and inherits nothing.
-pub fn scope<F: Future>(deadline: Instant, future: F) -> impl Future<Output = F::Output> {
+pub fn scope<F: Future>(deadline: Instant, future: F) -> Scoped<F> {
     DEADLINE.scope(earliest(Some(deadline), current()).unwrap_or(deadline), future)
 }
 

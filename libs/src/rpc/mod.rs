@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod deadline;
+pub mod server;
 pub mod verdict;

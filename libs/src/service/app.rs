@@ -21,7 +21,10 @@ use super::{
     tasks::Tasks,
     tls,
 };
-use crate::cli::{BoxError, Limits, Serve};
+use crate::{
+    cli::{BoxError, Limits, Serve},
+    telemetry::ServerMetrics,
+};
 
 /// The least time for putting things away, even where the calls took all there was.
 const PUT_AWAY: Duration = Duration::from_secs(5);
@@ -128,9 +131,12 @@ impl App {
         reflection::add(&mut routes, &services)?;
         let (phase, phases) = watch::channel(Phase::Serving);
         let shared = Connections {
+            service: name,
             server,
             routes: routes.routes().prepare(),
             phase: phases,
+            metrics: ServerMetrics::new(),
+            max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout,
         };

@@ -15,6 +15,10 @@ use tokio::{
 use tonic::{service::Routes, transport::Server};
 
 use super::socket::{Cord, Socket};
+use crate::{
+    rpc::server::{CatchLayer, DeadlineLayer, ObserveLayer},
+    telemetry::ServerMetrics,
+};
 
 /// How far the end of the process has come. It only moves on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,9 +33,12 @@ pub(super) enum Phase {
 /// What all connections of a server share.
 #[derive(Clone)]
 pub(super) struct Connections {
+    pub(super) service: &'static str,
     pub(super) server: Server,
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
+    pub(super) metrics: Option<ServerMetrics>,
+    pub(super) max_deadline: Duration,
     pub(super) max_age: Duration,
     pub(super) grace: Duration,
 }
@@ -39,7 +46,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Serves a connection to its end.
     pub(super) async fn serve(self, stream: TcpStream) {
-        let Self { mut server, routes, phase, max_age, grace } = self;
+        let Self { service, server, routes, phase, metrics, max_deadline, max_age, grace } = self;
         // Small messages each way: waiting for more to send costs a round trip.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost before it was served");
@@ -48,6 +55,14 @@ impl Connections {
         let (socket, cord) = Socket::new(stream);
         let (leave, left) = oneshot::channel::<()>();
         let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
+        let (end_streams, draining) = watch::channel(false);
+        let mut server = server
+            // Outermost, so that whatever becomes of a call is seen.
+            .layer(ObserveLayer::new(service, metrics, draining))
+            // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
+            .layer(CatchLayer::new(service))
+            // Innermost: what is left of the time is the surface's.
+            .layer(DeadlineLayer::new(service, max_deadline));
         let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {
             // An error is a sender that is gone, which is an end as well.
             let _ = left.await;
@@ -58,7 +73,7 @@ impl Connections {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, leave, jittered(max_age), grace) => {}
+            () = live(phase, cord, leave, end_streams, jittered(max_age), grace) => {}
         }
     }
 }
@@ -68,6 +83,7 @@ async fn live(
     mut phase: watch::Receiver<Phase>,
     cord: Cord,
     leave: oneshot::Sender<()>,
+    end_streams: watch::Sender<bool>,
     age: Duration,
     grace: Duration,
 ) {
@@ -78,6 +94,14 @@ async fn live(
         () = sleep(age) => true,
     };
     let _ = leave.send(());
+    if aged {
+        // New calls go over a new connection already; streams may go on a while.
+        tokio::select! {
+            () = reached(&mut phase, Phase::Draining) => {}
+            () = sleep(grace) => {}
+        }
+    }
+    end_streams.send_replace(true);
     tokio::select! {
         () = reached(&mut phase, Phase::Cut) => {}
         () = sleep(grace), if aged => {}

@@ -1,9 +1,16 @@
 //! Traces, metrics and logs.
+//!
+//! Logs go to stderr. Traces and metrics go where the standard `OTEL_*` variables say, and cost nothing where none is set.
 
 mod args;
 mod init;
+mod lines;
+mod metrics;
+mod otlp;
+pub mod propagation;
 
 pub use self::{
     args::{Args, LogFormat},
     init::{Guard, TelemetryError, init},
+    metrics::ServerMetrics,
 };

@@ -1,0 +1,116 @@
+//! An answer's body, watched to its end.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body::{Frame, SizeHint};
+use tonic::{Status, body::Body};
+
+use super::call::Call;
+use crate::refusal::Refusal;
+
+/// An answer's body: its trailers say what became of the call. A stream that waits when its server drains ends UNAVAILABLE,
+/// so that its client goes on elsewhere.
+pub struct ServerBody {
+    inner: Body,
+    /// Gone once the call is finished; then nothing follows.
+    call: Option<Call>,
+    /// Made when the body first has to wait. The answer to a unary call never does.
+    draining: Option<BoxFuture<'static, ()>>,
+}
+
+impl ServerBody {
+    /// A body that follows no headers of success: there is nothing to watch.
+    pub(super) const fn finished(inner: Body) -> Self {
+        Self { inner, call: None, draining: None }
+    }
+
+    pub(super) const fn watched(inner: Body, call: Call) -> Self {
+        Self { inner, call: Some(call), draining: None }
+    }
+
+    fn end(&mut self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let trailers = self.call.take().map(|call| {
+            let status = refusal.into_status(call.shared.service);
+            Ok(Frame::trailers(call.fail(&status)))
+        });
+        Poll::Ready(trailers)
+    }
+
+    fn must_end(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(call) = &self.call else { return false };
+        let draining = self.draining.get_or_insert_with(|| {
+            let mut draining = call.shared.draining.clone();
+            Box::pin(async move {
+                if draining.wait_for(|draining| *draining).await.is_err() {
+                    std::future::pending().await
+                }
+            })
+        });
+        draining.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl http_body::Body for ServerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let Some(call) = &this.call else { return Pin::new(&mut this.inner).poll_frame(cx) };
+        let polled = call.span.in_scope(|| {
+            let inner = Pin::new(&mut this.inner);
+            catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)))
+        });
+        match polled {
+            Err(_) => this.end(Refusal::internal()),
+            // What was to be said is said before the stream ends.
+            Ok(Poll::Pending) if this.must_end(cx) => {
+                this.end(Refusal::unavailable("DRAINING", "this server is about to stop: call again", Duration::ZERO))
+            }
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_trailers() {
+                Ok(mut trailers) => {
+                    if let Some(call) = this.call.take() {
+                        call.finish(&mut trailers);
+                    }
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+                Err(frame) => Poll::Ready(Some(Ok(frame))),
+            },
+            Ok(Poll::Ready(Some(Err(status)))) => {
+                if let Some(call) = this.call.take() {
+                    call.fail(&status);
+                }
+                Poll::Ready(Some(Err(status)))
+            }
+            Ok(Poll::Ready(None)) => {
+                if let Some(call) = this.call.take() {
+                    call.fail(&Status::internal("the answer had no end"));
+                }
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl fmt::Debug for ServerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBody").field("call", &self.call).finish_non_exhaustive()
+    }
+}

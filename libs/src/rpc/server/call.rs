@@ -1,0 +1,121 @@
+//! One call, from its arrival to its last byte: what is known of it, and what is said of it in the end.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, uri::PathAndQuery};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Code, Status};
+use tracing::Span;
+
+use super::details;
+use crate::telemetry::{ServerMetrics, propagation};
+
+/// The header that names a request, chosen by the client or here.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What all calls of one connection share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) service: &'static str,
+    pub(super) metrics: Option<ServerMetrics>,
+    /// Becomes true when streams that have no end of their own must end.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// A call under way. Dropped before it is finished, it was cancelled by its client.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) shared: Arc<Shared>,
+    pub(super) span: Span,
+    path: Option<PathAndQuery>,
+    request_id: Option<HeaderValue>,
+    start: Instant,
+    finished: bool,
+}
+
+impl Call {
+    pub(super) fn new<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
+        let path = request.uri().path_and_query().cloned();
+        let request_id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= 128).cloned();
+        let span = propagation::server_span(method(path.as_ref()), request.headers());
+        Self { shared, span, path, request_id, start: Instant::now(), finished: false }
+    }
+
+    /// Ends the call with the status in headers or trailers, which it completes.
+    pub(super) fn finish(mut self, headers: &mut HeaderMap) {
+        let path = self.path.as_ref().map_or("", PathAndQuery::path);
+        let Some(status) = details::complete(headers, self.shared.service, path) else {
+            return self.told(Code::Ok, "");
+        };
+        // Whoever looks for the call in the log needs its name; a call that went well leaves no line there.
+        let id = self.request_id.get_or_insert_with(generated).clone();
+        headers.insert(REQUEST_ID, id);
+        self.told(status.code(), status.message());
+    }
+
+    /// Ends the call with an error made here, as trailers.
+    pub(super) fn fail(self, status: &Status) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        // Fails only for messages that no header can hold; the code stands even then.
+        let _ = status.add_header(&mut trailers);
+        self.finish(&mut trailers);
+        trailers
+    }
+
+    fn told(&mut self, code: Code, message: &str) {
+        self.finished = true;
+        let method = method(self.path.as_ref());
+        let elapsed = self.start.elapsed();
+        let name = details::name(code);
+        if let Some(metrics) = &self.shared.metrics {
+            // Paths that nobody serves are without number.
+            let method = if code == Code::Unimplemented { "_OTHER" } else { method };
+            metrics.record(method, name, elapsed);
+        }
+        propagation::end_server_span(&self.span, name, is_fault(code));
+        let service = self.shared.service;
+        let elapsed_ms = elapsed.as_secs_f64() * 1_000.0;
+        let _entered = self.span.enter();
+        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
+        match code {
+            Code::Ok | Code::Cancelled => {
+                tracing::debug!(service, method, code = name, elapsed_ms, request_id, "answered")
+            }
+            code if is_fault(code) => {
+                tracing::warn!(service, method, code = name, elapsed_ms, request_id, message, "failed")
+            }
+            _ => tracing::info!(service, method, code = name, elapsed_ms, request_id, message, "refused"),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.told(Code::Cancelled, "");
+        }
+    }
+}
+
+/// The method as the specification writes it: `package.Service/Method`.
+fn method(path: Option<&PathAndQuery>) -> &str {
+    path.map_or("", |path| path.path().trim_start_matches('/'))
+}
+
+/// True if the server is to blame, not the request.
+const fn is_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+fn generated() -> HeaderValue {
+    let text = format!("{:032x}", rand::random::<u128>());
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unnamed"))
+}

@@ -1,0 +1,94 @@
+//! Every error that leaves a server carries `google.rpc` details, also those that tonic makes by itself.
+
+use http::{HeaderMap, header::HeaderName};
+use tonic::{Code, Status};
+
+use crate::refusal::Refusal;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+
+/// The code in headers or trailers, if there is one.
+pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get(GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// Gives a bare error an ErrorInfo whose reason is the code's name, and answers the whole status of any error.
+pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
+    let status = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)?;
+    if headers.contains_key(DETAILS) {
+        return Some(status);
+    }
+    let message = match status.code() {
+        // Tonic says nothing about a path that nobody serves.
+        Code::Unimplemented if status.message().is_empty() => format!("{path} is not served here"),
+        _ => status.message().to_owned(),
+    };
+    let complete = Refusal::new(status.code(), name(status.code()), message).into_status(service);
+    // The metadata stands in the headers already.
+    complete.add_header(headers).ok()?;
+    Some(complete)
+}
+
+/// The code's name in the specification.
+pub(super) const fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    fn headers(status: &Status) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        status.add_header(&mut headers).expect("a status fits");
+        headers
+    }
+
+    #[test]
+    fn a_bare_error_gets_its_codes_name_as_reason() {
+        let mut headers = headers(&Status::out_of_range("too far"));
+        headers.insert("saga-verdict", http::HeaderValue::from_static("rejected"));
+        complete(&mut headers, "tea", "/a/B");
+        let status = Status::from_header_map(&headers).expect("a status");
+        let info = status.get_details_error_info().expect("an ErrorInfo");
+        assert_eq!((&*info.reason, &*info.domain, status.message()), ("OUT_OF_RANGE", "trellis.tea", "too far"));
+        assert_eq!(status.metadata().get("saga-verdict").map(|value| value.as_bytes()), Some(&b"rejected"[..]));
+    }
+
+    #[test]
+    fn details_that_are_there_stay() {
+        let refusal = Refusal::precondition("INSUFFICIENT_STOCK", "only 3 left");
+        let mut headers = headers(&refusal.clone().into_status("inventory"));
+        complete(&mut headers, "tea", "/a/B");
+        assert_eq!(Refusal::from_status(&Status::from_header_map(&headers).expect("a status")), refusal);
+    }
+
+    #[test]
+    fn an_ok_stays_bare() {
+        let mut headers = headers(&Status::ok(""));
+        let before = headers.clone();
+        assert!(complete(&mut headers, "tea", "/a/B").is_none());
+        assert_eq!(headers, before);
+    }
+}

@@ -1,0 +1,22 @@
+//! What every call passes on its way to a surface, and every answer on its way out.
+//!
+//! ```text
+//! call ─▶ observe ─▶ catch ─▶ deadline ─▶ surface
+//!         │          │        └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
+//!         │          └ a panic is INTERNAL, and only this call's
+//!         └ trace, request id, log, metric; details on every error; ends endless streams when the server drains
+//! ```
+
+mod body;
+mod call;
+mod catch;
+mod deadline;
+mod details;
+mod observe;
+
+pub use self::{
+    body::ServerBody,
+    catch::{Catch, CatchFuture, CatchLayer},
+    deadline::{Deadline, DeadlineFuture, DeadlineLayer},
+    observe::{Observe, ObserveFuture, ObserveLayer},
+};

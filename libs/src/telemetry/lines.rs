@@ -1,0 +1,68 @@
+//! Log lines: text for people, JSON for programs, and in each the trace it belongs to.
+
+use std::fmt;
+
+use opentelemetry::trace::TraceContextExt as _;
+use tracing::{Event, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::{
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, Full, Json, Writer},
+    },
+    registry::LookupSpan,
+};
+
+use super::{LogFormat, init};
+
+/// How lines are written.
+#[derive(Debug)]
+pub(super) enum Lines {
+    Text(Format<Full>),
+    Json(Format<Json>),
+}
+
+impl Lines {
+    pub(super) fn new(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text(Format::default()),
+            LogFormat::Json => Self::Json(Format::default().json().flatten_event(true)),
+        }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, cx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let trace_id = trace_id();
+        match self {
+            Self::Text(format) => {
+                if let Some(trace_id) = trace_id {
+                    write!(out, "{trace_id} ")?;
+                }
+                format.format_event(cx, out, event)
+            }
+            Self::Json(format) => {
+                let Some(trace_id) = trace_id else { return format.format_event(cx, out, event) };
+                let mut line = String::new();
+                format.format_event(cx, Writer::new(&mut line), event)?;
+                // An object is never empty here: it has a time, a level and a target.
+                writeln!(out, "{{\"trace_id\":\"{trace_id}\",{}", line.trim_start_matches('{').trim_end())
+            }
+        }
+    }
+}
+
+/// The trace of the span that is current.
+fn trace_id() -> Option<String> {
+    if !init::traces() {
+        return None;
+    }
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| span.trace_id().to_string())
+}

@@ -1,0 +1,45 @@
+//! What is measured of calls, by the names of the RPC semantic conventions.
+//!
+//! | metric | unit | attributes |
+//! |---|---|---|
+//! | `rpc.server.call.duration` | s | `rpc.system.name`, `rpc.method`, `rpc.response.status_code` |
+
+use std::time::Duration;
+
+use opentelemetry::{KeyValue, metrics::Histogram};
+
+use super::init;
+
+/// The conventions' own boundaries.
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// What is measured of the calls that a server answers.
+#[derive(Clone, Debug)]
+pub struct ServerMetrics {
+    duration: Histogram<f64>,
+}
+
+impl ServerMetrics {
+    /// The instruments, or none where nobody collects metrics, so that nothing is spent on them.
+    #[must_use]
+    pub fn new() -> Option<Self> {
+        init::collects_metrics().then(|| Self {
+            duration: opentelemetry::global::meter("trellis")
+                .f64_histogram("rpc.server.call.duration")
+                .with_unit("s")
+                .with_description("How long calls took, streams to their end.")
+                .with_boundaries(SECONDS.to_vec())
+                .build(),
+        })
+    }
+
+    /// Records a call by its method, such as `inventory.v1.InventoryQueryService/GetStock`, and its code's name.
+    pub fn record(&self, method: &str, code: &'static str, elapsed: Duration) {
+        let attributes = [
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", method.to_owned()),
+            KeyValue::new("rpc.response.status_code", code),
+        ];
+        self.duration.record(elapsed.as_secs_f64(), &attributes);
+    }
+}

@@ -1,0 +1,128 @@
+//! The trace that a call belongs to, carried from process to process as W3C `traceparent`.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::{
+    Context,
+    propagation::{Extractor, Injector, TextMapPropagator as _},
+    trace::TraceContextExt as _,
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::{Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::init;
+
+/// Writes the current span's trace into headers. Nothing where nothing is traced.
+pub fn inject(headers: &mut HeaderMap) {
+    if init::traces() {
+        TraceContextPropagator::new().inject_context(&Span::current().context(), &mut Headers(headers));
+    }
+}
+
+/// The trace that headers tell of.
+#[must_use]
+pub fn extract(headers: &HeaderMap) -> Context {
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &Received(headers))
+}
+
+/// The current span's `traceparent`, to be kept beside an event or a saga. None where nothing is traced.
+#[must_use]
+pub fn traceparent() -> Option<String> {
+    let mut headers = HeaderMap::new();
+    inject(&mut headers);
+    headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Makes a span part of the trace that a kept `traceparent` tells of.
+pub fn resume(span: &Span, traceparent: &str) {
+    if let (true, Ok(value)) = (init::traces(), HeaderValue::try_from(traceparent)) {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]);
+        join(span, extract(&headers));
+    }
+}
+
+/// A span for serving a call, in the trace of its caller. None where nothing is traced.
+pub(crate) fn server_span(method: &str, headers: &HeaderMap) -> Span {
+    if !init::traces() {
+        return Span::none();
+    }
+    let span = tracing::info_span!(
+        target: "libs::rpc",
+        "serve",
+        otel.name = method,
+        otel.kind = "server",
+        otel.status_code = Empty,
+        rpc.system.name = "grpc",
+        rpc.method = method,
+        rpc.response.status_code = Empty,
+    );
+    join(&span, extract(headers));
+    span
+}
+
+/// Notes what became of the call.
+pub(crate) fn end_server_span(span: &Span, code: &'static str, is_fault: bool) {
+    span.record("rpc.response.status_code", code);
+    if is_fault {
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+fn join(span: &Span, parent: Context) {
+    if parent.span().span_context().is_valid() {
+        // Fails for a span that is disabled or begun already: it then is a trace of its own.
+        let _ = span.set_parent(parent);
+    }
+}
+
+struct Headers<'a>(&'a mut HeaderMap);
+
+impl Injector for Headers<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value)) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+struct Received<'a>(&'a HeaderMap);
+
+impl Extractor for Received<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_callers_trace_is_read_from_headers() {
+        let headers =
+            HeaderMap::from_iter([(HeaderName::from_static("traceparent"), HeaderValue::from_static(TRACEPARENT))]);
+        let context = extract(&headers);
+        assert_eq!(context.span().span_context().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert!(context.span().span_context().is_remote());
+    }
+
+    #[test]
+    fn garbage_is_no_trace() {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), HeaderValue::from_static("x"))]);
+        assert!(!extract(&headers).span().span_context().is_valid());
+        assert!(!extract(&HeaderMap::new()).span().span_context().is_valid());
+    }
+
+    #[test]
+    fn nothing_is_written_where_nothing_is_traced() {
+        let mut headers = HeaderMap::new();
+        inject(&mut headers);
+        assert!(headers.is_empty() && traceparent().is_none());
+    }
+}

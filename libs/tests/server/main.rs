@@ -1,0 +1,226 @@
+//! Servers as their clients see them, over loopback.
+
+mod shelf;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, future::join_all, stream};
+use libs::{refusal::Refusal, service::App};
+use parking_lot::Mutex;
+use proto::inventory::v1::{GetStockRequest, ListStockRequest, WatchStockRequest};
+use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt as _;
+
+use shelf::{Served, flags};
+
+fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info().expect("every error has an ErrorInfo");
+    assert_eq!(info.domain, "trellis.shelf");
+    info.reason
+}
+
+async fn health(served: &Served, service: &str) -> Result<i32, Code> {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(served.channel.clone()).check(request).await;
+    answer.map(|answer| answer.into_inner().status).map_err(|status| status.code())
+}
+
+#[tokio::test]
+async fn a_taken_port_is_told_in_one_line() {
+    let first = App::bind("shelf", &flags()).await.expect("a free port");
+    let mut flags = flags();
+    flags.listen = first.local_addr();
+    let error = App::bind("shelf", &flags).await.expect_err("taken").to_string();
+    assert!(error.contains("another process listens there") && !error.contains('\n'), "{error}");
+}
+
+#[tokio::test]
+async fn every_service_and_the_whole_server_are_healthy_while_they_serve() {
+    let served = Served::start(&flags()).await;
+    assert_eq!(health(&served, "").await, Ok(1));
+    assert_eq!(health(&served, "inventory.v1.InventoryQueryService").await, Ok(1));
+    assert_eq!(health(&served, "nobody.v1.Nothing").await, Err(Code::NotFound));
+}
+
+#[tokio::test]
+async fn reflection_answers_in_both_versions_with_what_is_served_alone() {
+    let served = Served::start(&flags()).await;
+    macro_rules! services {
+        ($version:ident) => {{
+            use tonic_reflection::pb::$version::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+            let request = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(MessageRequest::ListServices(String::new())),
+            };
+            let mut client = ServerReflectionClient::new(served.channel.clone());
+            let answers = client.server_reflection_info(stream::iter([request])).await.expect("reflection");
+            let answer = answers.into_inner().next().await.expect("an answer").expect("an answer");
+            let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+                panic!("{answer:?}")
+            };
+            list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+        }};
+    }
+    let wanted = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "inventory.v1.InventoryQueryService"];
+    assert_eq!(services!(v1), wanted);
+    assert_eq!(services!(v1alpha), wanted);
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_own_call_alone() {
+    let served = Served::start(&flags()).await;
+    let status = served.get("panic").await.expect_err("a panic");
+    assert_eq!((status.code(), reason(&status)), (Code::Internal, "INTERNAL".to_owned()));
+    assert_eq!(status.message(), "internal error");
+    assert!(status.metadata().contains_key("x-request-id"));
+    served.get("tea").await.expect("the next call is none of it");
+}
+
+#[tokio::test]
+async fn a_panic_in_a_stream_ends_it_as_an_error() {
+    let served = Served::start(&flags()).await;
+    // Tonic gathers messages: those not yet sent are lost with what panicked.
+    let request = WatchStockRequest { sku: "panic".to_owned(), after_position: 0 };
+    let mut stream = served.client().watch_stock(request).await.expect("a stream").into_inner();
+    let status = stream.message().await.expect_err("a panic");
+    assert_eq!((status.code(), reason(&status)), (Code::Internal, "INTERNAL".to_owned()));
+}
+
+#[tokio::test]
+async fn every_error_has_details_whoever_made_it() {
+    let served = Served::start(&flags()).await;
+    let bare = served.get("bare").await.expect_err("refused");
+    assert_eq!((bare.code(), reason(&bare)), (Code::FailedPrecondition, "FAILED_PRECONDITION".to_owned()));
+    let streamed = served.watch("bare").await.message().await.expect_err("refused");
+    assert_eq!((streamed.code(), reason(&streamed)), (Code::Aborted, "ABORTED".to_owned()));
+    let large = served.get(&"x".repeat(5 << 20)).await.expect_err("too large");
+    assert_eq!((large.code(), reason(&large)), (Code::OutOfRange, "OUT_OF_RANGE".to_owned()));
+
+    let mut client = tonic::client::Grpc::new(served.channel.clone());
+    client.ready().await.expect("ready");
+    let codec = tonic_prost::ProstCodec::<GetStockRequest, GetStockRequest>::default();
+    let path = PathAndQuery::from_static("/nobody.v1.Nothing/Call");
+    let unknown = client.unary(Request::new(GetStockRequest::default()), path, codec).await.expect_err("unknown");
+    assert_eq!((unknown.code(), reason(&unknown)), (Code::Unimplemented, "UNIMPLEMENTED".to_owned()));
+    assert_eq!(unknown.message(), "/nobody.v1.Nothing/Call is not served here");
+}
+
+#[tokio::test]
+async fn a_call_that_takes_longer_than_allowed_is_answered_deadline_exceeded() {
+    let mut flags = flags();
+    flags.limits.max_deadline = Duration::from_millis(20);
+    let served = Served::start(&flags).await;
+    let status = served.get("wait").await.expect_err("nobody releases it");
+    assert_eq!((status.code(), reason(&status)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+    let mut stream = served.watch("").await;
+    let more = tokio::time::timeout(Duration::from_millis(100), stream.message()).await;
+    assert!(more.is_err(), "a stream that has begun is not capped: {more:?}");
+}
+
+#[tokio::test]
+async fn what_is_called_while_serving_inherits_the_deadline() {
+    let served = Served::start(&flags()).await;
+    let mut request = Request::new(ListStockRequest::default());
+    request.set_timeout(Duration::from_secs(3));
+    let answer = served.client().list_stock(request).await.expect("an answer").into_inner();
+    let left: u64 = answer.next_page_token.parse().expect("milliseconds");
+    assert!((1..=3_000).contains(&left), "{left} ms");
+    let answer = served.client().list_stock(ListStockRequest::default()).await.expect("an answer").into_inner();
+    let left: u64 = answer.next_page_token.parse().expect("milliseconds");
+    assert!((3_001..=30_000).contains(&left), "{left} ms: ours, where the client has none");
+}
+
+#[tokio::test]
+async fn as_many_calls_as_allowed_are_in_flight_on_one_connection() {
+    let served = Served::start(&flags()).await;
+    let calls = join_all((0..256).map(|_| served.get("wait")));
+    let release = async {
+        // All of them wait at the same time, or this waits for ever.
+        served.shelf.waiting.acquire_many(256).await.expect("open").forget();
+        served.shelf.release.add_permits(256);
+    };
+    let (answers, ()) = tokio::join!(calls, release);
+    assert!(answers.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn draining_lets_calls_in_flight_end_and_then_puts_away_in_order() {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let note = |what: &'static str| {
+        let order = Arc::clone(&order);
+        move || order.lock().push(what)
+    };
+    let (sagas, journal) = (note("sagas"), note("journal"));
+    let served = Served::start_with(&flags(), |app| {
+        app.on_drain("sagas", async move { sagas() }).on_drain("journal", async move { journal() });
+    })
+    .await;
+    let shelf = served.shelf.clone();
+    let mut client = served.client();
+    let channel = served.channel.clone();
+    let call = tokio::spawn(async move { client.get_stock(GetStockRequest { sku: "wait".to_owned() }).await });
+    shelf.waiting.acquire().await.expect("open").forget();
+
+    let ended = served.stop();
+    // A refused connection is the sign that draining has begun.
+    while HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.is_ok() {}
+    assert!(!ended.is_finished() && order.lock().is_empty(), "a call is in flight");
+    shelf.release.add_permits(1);
+    call.await.expect("no panic").expect("the call ends well");
+    ended.await.expect("no panic").expect("an orderly end");
+    assert_eq!(*order.lock(), ["sagas", "journal"]);
+}
+
+#[tokio::test]
+async fn calls_that_do_not_end_in_time_are_cut_off() {
+    let mut flags = flags();
+    flags.limits.drain_timeout = Duration::from_millis(20);
+    let served = Served::start(&flags).await;
+    let shelf = served.shelf.clone();
+    let mut client = served.client();
+    let call = tokio::spawn(async move { client.get_stock(GetStockRequest { sku: "wait".to_owned() }).await });
+    shelf.waiting.acquire().await.expect("open").forget();
+    served.stop().await.expect("no panic").expect("an end all the same");
+    call.await.expect("no panic").expect_err("cut off");
+}
+
+#[tokio::test]
+async fn an_endless_stream_does_not_keep_a_server_from_ending() {
+    let served = Served::start(&flags()).await;
+    let mut stream = served.watch("").await;
+    let ended = served.stop();
+    let status = stream.message().await.expect_err("the server leaves");
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".to_owned()));
+    assert!(Refusal::from_status(&status).retry_after.is_some());
+    ended.await.expect("no panic").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn an_old_connection_is_left_for_a_new_one() {
+    let mut flags = flags();
+    flags.limits.max_connection_age = Duration::from_millis(20);
+    flags.limits.drain_timeout = Duration::from_millis(20);
+    let served = Served::start(&flags).await;
+    let status = served.watch("").await.message().await.expect_err("the connection is old");
+    assert_eq!(status.code(), Code::Unavailable);
+    served.get("tea").await.expect("a new connection");
+}
+
+#[tokio::test]
+async fn a_failed_task_ends_the_service() {
+    let failing = Served::start_with(&flags(), |app| {
+        app.task("projection", async { Ok::<_, std::io::Error>(()) });
+        app.task("committer", async { Err(std::io::Error::other("no space left")) });
+    })
+    .await;
+    assert_eq!(failing.ended().await.expect_err("a task failed").to_string(), "committer: no space left");
+    let panicking = Served::start_with(&flags(), |app| {
+        app.task("committer", async { if true { panic!("on purpose") } else { Ok::<_, std::io::Error>(()) } });
+    })
+    .await;
+    assert_eq!(panicking.ended().await.expect_err("a task panicked").to_string(), "committer: panicked");
+}
