@@ -113,7 +113,7 @@ impl App {
         self
     }
 
-    /// Puts something away once no call is in flight, in the order of these calls.
+    /// Puts something away once no call is in flight: what was asked for last comes first, so that nothing loses what it stands on.
     pub fn on_drain(&mut self, name: impl Into<String>, hook: impl Future<Output = ()> + Send + 'static) -> &mut Self {
         self.hooks.push((name.into(), Box::pin(hook)));
         self
@@ -202,7 +202,7 @@ async fn drain(phase: &watch::Sender<Phase>, mut connections: JoinSet<()>, deadl
 }
 
 async fn put_away(hooks: Vec<(String, BoxFuture<'static, ()>)>, deadline: Instant) {
-    for (name, hook) in hooks {
+    for (name, hook) in hooks.into_iter().rev() {
         if timeout_at(deadline, hook).await.is_err() {
             tracing::warn!(name, "took too long to put away");
         }

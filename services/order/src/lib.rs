@@ -1,11 +1,22 @@
 //! The order service: what customers want, and the saga that gets it for them.
 //!
 //! - [`domain`]: the rules, pure.
+//! - [`commands`]: which rule decides which command.
+//! - [`sagas`]: what takes several services, and the way back.
+//! - [`completion`]: waiting for an order's end.
 //! - [`projections`]: the views, folded from the events.
 //! - [`queries`]: how each query is answered from the views.
-//! - [`surface`]: the gRPC servers, generated from the contract.
+//! - [`surface`], [`steps`]: the gRPC servers and the other services' operations, generated from the contracts.
+//! - [`app`]: the one place that wires them all.
 
+pub mod app;
+pub mod commands;
+pub mod completion;
 pub mod domain;
 pub mod projections;
 pub mod queries;
+pub mod sagas;
+pub mod steps;
 pub mod surface;
+
+pub use self::app::Service;

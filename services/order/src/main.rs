@@ -1,2 +1,7 @@
 //! Runs the order service.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    libs::cli::run::<order::Service>()
+}

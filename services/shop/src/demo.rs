@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use proto::{
     google::r#type::{Money, PostalAddress},
     inventory::v1::AddStockRequest,
@@ -15,14 +15,14 @@ use crate::{
     clients::{Orders, Suppliers, sentence},
     follow::{amount, ending, place_and_follow},
     screen::{Screen, Tone},
-    shop::Shop,
+    shop::{Shop, Site},
     timeline::brief,
 };
 
 /// What there is: SKU, units, price in cents.
-const STOCK: [(&str, i64, i64); 2] = [("tea", 100, 12_50), ("jam", 40, 4_25)];
+const STOCK: [(&str, i64, i64); 2] = [("tea", 100, 1_250), ("jam", 40, 425)];
 /// Who has how much, in cents.
-const ACCOUNTS: [(&str, i64); 3] = [("ada", 200_00), ("ben", 5_00), ("cleo", 80_00)];
+const ACCOUNTS: [(&str, i64); 3] = [("ada", 20_000), ("ben", 500), ("cleo", 8_000)];
 
 /// An order and the end that is announced for it.
 struct Scene {
@@ -66,20 +66,19 @@ pub async fn run(screen: Screen) -> anyhow::Result<()> {
     let data = tempfile::tempdir().context("no room for the demo's data")?;
     let began = Instant::now();
     screen.line(screen.paint(Tone::Title, "Four services, each with its own database, on fresh data"))?;
-    let shop = Shop::start_anywhere(data.path()).await?;
-    for (name, address) in shop.addresses() {
-        screen.line(format!("  {name:<10} {address}"))?;
+    let shop = Shop::start(&Site::anywhere(data.path())).await?;
+    for (name, uri) in shop.uris() {
+        screen.line(format!("  {name:<10} {uri}"))?;
     }
     screen.line(screen.paint(Tone::Faint, format!("  serving after {}", brief(began.elapsed()))))?;
-    let played = play(&shop, screen).await;
-    let stopped = shop.stop().await;
-    played.and(stopped)
+    let uris: Vec<String> = shop.uris().map(|(_, uri)| uri).collect();
+    shop.during(play(&uris, screen)).await
 }
 
-async fn play(shop: &Shop, screen: Screen) -> anyhow::Result<()> {
-    let [inventory, payment, shipping, order] = shop.addresses().map(|(_, address)| address);
-    let suppliers = Suppliers::connect(&inventory, &payment, &shipping).await?;
-    let orders = Orders::connect(&order).await?;
+async fn play(uris: &[String], screen: Screen) -> anyhow::Result<()> {
+    let [inventory, payment, shipping, order] = uris else { bail!("four services, not {}", uris.len()) };
+    let suppliers = Suppliers::connect(inventory, payment, shipping).await?;
+    let orders = Orders::connect(order).await?;
     stock(&suppliers, screen).await?;
     for (at, scene) in SCENES.iter().enumerate() {
         scene.play(at + 1, &orders, screen).await?;
@@ -100,8 +99,7 @@ async fn stock(suppliers: &Suppliers, screen: Screen) -> anyhow::Result<()> {
     }
     for (customer, cents) in ACCOUNTS {
         let request_id = format!("demo-{customer}");
-        let request =
-            DepositFundsRequest { request_id, customer_id: customer.to_owned(), amount: Some(euros(cents)) };
+        let request = DepositFundsRequest { request_id, customer_id: customer.to_owned(), amount: Some(euros(cents)) };
         payment.deposit_funds(request).await.map_err(|status| sentence(&status))?;
         screen.line(format!("  {customer} has {}", amount(&euros(cents))))?;
     }

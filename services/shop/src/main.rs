@@ -1,2 +1,35 @@
 //! Runs the shop.
-fn main() {}
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use shop::{
+    config::{Cli, Command},
+    demo, order,
+    screen::Screen,
+    serve, watch,
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let screen = Screen::stdout();
+    let ended = match Cli::parse().asked() {
+        Command::Serve(asked) => serve::run(&asked, screen).await,
+        Command::Demo => demo::run(screen).await,
+        Command::Order(asked) => order::run(asked, screen).await,
+        Command::Watch(asked) => watch::run(&asked, screen).await,
+    };
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    // Whoever read has seen enough: that is no failure.
+    let unread = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(unread) {
+        return ExitCode::SUCCESS;
+    }
+    let _ = writeln!(io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -96,7 +96,7 @@ pub fn place(state: &State<'_>, request: &PlaceOrderRequest) -> Result<Decision<
 pub fn complete(state: &State<'_>, order_id: &str, total: Option<Money>) -> Result<Decision<()>, Refusal> {
     match stands(state, order_id)? {
         OrderState::Completed => Ok(Decision::reply(())),
-        OrderState::Rejected => Err(closed(order_id, "rejected")),
+        OrderState::Rejected => Err(closed(order_id, OrderState::Rejected)),
         OrderState::Pending | OrderState::Unspecified => {
             let completed = OrderCompleted { total, time: Some(timestamp(state.now_micros())) };
             let event = OrderEvent { event: Some(Event::Completed(completed)) };
@@ -112,7 +112,7 @@ pub fn complete(state: &State<'_>, order_id: &str, total: Option<Money>) -> Resu
 pub fn reject(state: &State<'_>, order_id: &str, rejection: Rejection) -> Result<Decision<()>, Refusal> {
     match stands(state, order_id)? {
         OrderState::Rejected => Ok(Decision::reply(())),
-        OrderState::Completed => Err(closed(order_id, "completed")),
+        OrderState::Completed => Err(closed(order_id, OrderState::Completed)),
         OrderState::Pending | OrderState::Unspecified => {
             let rejected = OrderRejected { rejection: Some(rejection), time: Some(timestamp(state.now_micros())) };
             let event = OrderEvent { event: Some(Event::Rejected(rejected)) };
@@ -127,6 +127,12 @@ pub fn is_closed(order: &Document) -> bool {
     matches!(order.state(), OrderState::Completed | OrderState::Rejected)
 }
 
+/// True if it ended because somebody cancelled it, rather than by a step's refusal.
+#[must_use]
+pub fn is_cancelled(order: &Document) -> bool {
+    order.rejection.as_ref().is_some_and(|rejection| rejection.step.is_empty())
+}
+
 /// There is no such order.
 #[must_use]
 pub fn unknown(order_id: &str) -> Refusal {
@@ -135,7 +141,8 @@ pub fn unknown(order_id: &str) -> Refusal {
 
 /// The order has ended.
 #[must_use]
-pub fn closed(order_id: &str, how: &str) -> Refusal {
+pub fn closed(order_id: &str, state: OrderState) -> Refusal {
+    let how = if state == OrderState::Completed { "completed" } else { "rejected" };
     Refusal::precondition("ORDER_CLOSED", format!("order {order_id} is {how}")).with("order_id", order_id)
 }
 

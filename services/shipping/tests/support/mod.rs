@@ -1,4 +1,5 @@
 //! The real service on a free port and fresh data, and real clients.
+#![expect(clippy::unwrap_used, reason = "a test that can not start has failed")]
 
 use libs::{
     cli::{DatabaseUrl, Program as _, Serve},

@@ -1,0 +1,78 @@
+//! The one place that knows every part: it opens the stores, wires surfaces, sagas and peers to them, and hands all to the
+//! server.
+
+use libs::{
+    breaker::{Registry, service::BreakerService},
+    cli::{BoxError, Program, Serve, Store},
+    cqrs::{CommandSide, Projections},
+    journal::Journal,
+    rpc::client::Peers,
+    saga::{self, Coordinator, Grpc, Options},
+    service::{App, Stores},
+};
+use proto::order::v1::{
+    order_command_service_server::OrderCommandServiceServer, order_query_service_server::OrderQueryServiceServer,
+};
+
+use crate::{
+    completion::Completion, projections::OrdersView, queries::Queries, sagas::place_order, surface::OrderQuerySurface,
+};
+
+/// Where the other services are, unless told otherwise.
+const PEERS: [(&str, &str); 3] = [
+    ("inventory", "http://localhost:50051"),
+    ("payment", "http://localhost:50052"),
+    ("shipping", "http://localhost:50053"),
+];
+
+/// The service as a program.
+#[derive(Debug)]
+pub enum Service {}
+
+impl Program for Service {
+    const NAME: &'static str = "order";
+    const PORT: u16 = 50054;
+    const ABOUT: &'static str = "What customers want, and the saga that gets it for them.";
+
+    async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
+        let sides = stores().open(Self::NAME, app, flags).await?;
+        if let Some((side, journal)) = sides.commands.zip(sides.journal) {
+            serve_commands(app, flags, side, journal).await?;
+        }
+        if let Some(read) = sides.queries {
+            app.add(OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries)));
+        }
+        Ok(())
+    }
+
+    async fn migrate(store: &Store) -> Result<(), BoxError> {
+        stores().migrate(store).await
+    }
+
+    async fn rebuild(store: &Store) -> Result<(), BoxError> {
+        stores().rebuild(store).await
+    }
+}
+
+async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal: Journal) -> Result<(), BoxError> {
+    let breakers = Registry::new();
+    let peers = Peers::new(breakers.clone(), &PEERS, flags.peers.clone())?;
+    let definition = place_order::definition()?;
+    let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
+    let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
+    let taken_up = coordinator.recover().await?;
+    if taken_up > 0 {
+        tracing::info!(sagas = taken_up, "taken up where they stood");
+    }
+    let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
+    app.on_drain("sagas", async move { drained.drain(grace).await });
+    app.add(OrderCommandServiceServer::new(Completion::new(side, coordinator)));
+    let breakers = BreakerService::new(breakers);
+    app.add(breakers.queries());
+    app.add(breakers.commands());
+    Ok(())
+}
+
+fn stores() -> Stores {
+    Stores { tables: saga::TABLES.to_vec(), projections: Projections::new().with(OrdersView) }
+}

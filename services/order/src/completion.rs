@@ -1,0 +1,61 @@
+//! Lets a caller who asks for it wait for the end of the order that was placed.
+
+use libs::{cqrs::CommandSide, refusal::Refusal, saga::Coordinator};
+use proto::order::v1::{
+    CancelOrderRequest, CancelOrderResponse, Order as Document, PlaceOrderRequest, PlaceOrderResponse,
+    order_command_service_server::OrderCommandService,
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    commands::Commands,
+    domain::{Order, order},
+    surface::OrderCommandSurface,
+};
+
+/// The command surface, and after it the wait. Whoever leaves while waiting changes nothing: the saga goes on.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    surface: OrderCommandSurface<Commands>,
+    side: CommandSide,
+    coordinator: Coordinator,
+}
+
+impl Completion {
+    /// A surface over the command side, whose sagas this coordinator drives.
+    #[must_use]
+    pub fn new(side: CommandSide, coordinator: Coordinator) -> Self {
+        let commands = Commands::new(side.clone(), coordinator.clone());
+        Self { surface: OrderCommandSurface::new(side.clone(), commands), side, coordinator }
+    }
+
+    async fn ended(&self, order_id: &str) -> Result<Document, Refusal> {
+        self.coordinator.finished(order_id).await?;
+        let ended = self.side.state::<Order>(order_id).await?.order.ok_or_else(|| order::unknown(order_id))?;
+        Ok(Document { order_id: order_id.to_owned(), ..ended })
+    }
+}
+
+#[tonic::async_trait]
+impl OrderCommandService for Completion {
+    async fn place_order(
+        &self,
+        mut request: Request<PlaceOrderRequest>,
+    ) -> Result<Response<PlaceOrderResponse>, Status> {
+        // Taken out before the request is keyed: waiting or not, it is the same order.
+        let wait = std::mem::take(&mut request.get_mut().wait_for_completion);
+        let mut placed = self.surface.place_order(request).await?;
+        if wait && let Some(order) = &mut placed.get_mut().order {
+            *order = self.ended(&order.order_id).await.map_err(|refusal| refusal.into_status(self.side.service()))?;
+            self.side.stamp(placed.metadata_mut());
+        }
+        Ok(placed)
+    }
+
+    async fn cancel_order(
+        &self,
+        request: Request<CancelOrderRequest>,
+    ) -> Result<Response<CancelOrderResponse>, Status> {
+        self.surface.cancel_order(request).await
+    }
+}

@@ -1,0 +1,3 @@
+//! What takes several services: one file a saga.
+
+pub mod place_order;

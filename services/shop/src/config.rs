@@ -1,0 +1,108 @@
+//! What can be asked of the shop.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// The four services in one process: to try, to show and to develop against.
+#[derive(Debug, Parser)]
+#[command(name = "shop", args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; without it, serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve all four services until Ctrl-C, and print grpcurl lines to paste (the default).
+    Serve(Serve),
+    /// Place three orders on fresh data, show each saga as it moves, and check the books.
+    Demo,
+    /// Place an order with services that run, and show its saga.
+    Order(Order),
+    /// Show every saga of services that run as it moves, until Ctrl-C.
+    Watch(Watch),
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    /// The folder of the four databases; made when it is missing.
+    #[arg(long, env = "DATA_DIR", default_value = "data")]
+    pub data_dir: PathBuf,
+    /// The address to listen on, at ports 50051 (inventory) to 50054 (order).
+    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// How to log.
+    #[command(flatten)]
+    pub telemetry: libs::telemetry::Args,
+}
+
+/// Which order to place.
+#[derive(Clone, Debug, Args)]
+pub struct Order {
+    /// What to order.
+    #[arg(long, default_value = "tea")]
+    pub sku: String,
+    /// How much of it.
+    #[arg(long, default_value_t = 1)]
+    pub quantity: i64,
+    /// Who orders.
+    #[arg(long, default_value = "ada")]
+    pub customer: String,
+    /// Where to: a region code of two capital letters.
+    #[arg(long, default_value = "CH")]
+    pub region: String,
+    /// Where the order service is.
+    #[command(flatten)]
+    pub at: OrderAddress,
+}
+
+/// Which sagas to watch.
+#[derive(Clone, Debug, Args)]
+pub struct Watch {
+    /// Where the order service is.
+    #[command(flatten)]
+    pub at: OrderAddress,
+}
+
+/// Where the order service is.
+#[derive(Clone, Debug, Args)]
+pub struct OrderAddress {
+    /// The order service's address.
+    #[arg(long = "order-address", env = "ORDER_ADDRESS", value_name = "URI", default_value = "http://127.0.0.1:50054")]
+    pub address: String,
+}
+
+impl Cli {
+    /// What is asked for.
+    #[must_use]
+    pub fn asked(self) -> Command {
+        self.command.unwrap_or(Command::Serve(self.serve))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serving_is_the_default_with_its_flags() {
+        let asked = |words: &[&str]| Cli::try_parse_from(words).unwrap().asked();
+        assert!(matches!(asked(&["shop"]), Command::Serve(_)));
+        assert!(matches!(asked(&["shop", "--data-dir", "x"]), Command::Serve(serve) if serve.data_dir == *"x"));
+        assert!(matches!(asked(&["shop", "demo"]), Command::Demo));
+    }
+}

@@ -1,0 +1,112 @@
+//! Four services in one process, each as its own binary would be: its own port, its own database, gRPC between them.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use libs::{
+    cli::{DatabaseUrl, Limits, Program, Serve},
+    service::App,
+};
+use tokio::{sync::watch, task::JoinSet};
+
+/// Where a shop opens.
+#[derive(Debug)]
+pub struct Site {
+    host: IpAddr,
+    /// False takes any free ports.
+    own_ports: bool,
+    data_dir: PathBuf,
+}
+
+impl Site {
+    /// On the ports that the services have by themselves.
+    #[must_use]
+    pub fn at(host: IpAddr, data_dir: &Path) -> Self {
+        Self { host, own_ports: true, data_dir: data_dir.to_owned() }
+    }
+
+    /// On free ports of this machine.
+    #[must_use]
+    pub fn anywhere(data_dir: &Path) -> Self {
+        Self { host: Ipv4Addr::LOCALHOST.into(), own_ports: false, data_dir: data_dir.to_owned() }
+    }
+
+    fn flags<P: Program>(&self) -> Serve {
+        let listen = SocketAddr::new(self.host, if self.own_ports { P::PORT } else { 0 });
+        let database = DatabaseUrl::Sqlite(self.data_dir.join(format!("{}.db", P::NAME)));
+        // No balancer looks at it: it need not go on accepting once it stops.
+        let limits = Limits { drain_grace: Duration::ZERO, ..Limits::default() };
+        Serve { limits, ..Serve::new(listen, database) }
+    }
+}
+
+/// A shop that serves.
+#[derive(Debug)]
+pub struct Shop {
+    addresses: Vec<(&'static str, SocketAddr)>,
+    stop: watch::Sender<bool>,
+    running: JoinSet<anyhow::Result<()>>,
+}
+
+impl Shop {
+    /// Opens a shop: when this returns, all four services take calls.
+    ///
+    /// # Errors
+    /// When a port is taken or a database can't be opened.
+    pub async fn start(site: &Site) -> anyhow::Result<Self> {
+        let mut shop = Self { addresses: Vec::new(), stop: watch::Sender::new(false), running: JoinSet::new() };
+        shop.open::<inventory::Service>(&site.flags::<inventory::Service>()).await?;
+        shop.open::<payment::Service>(&site.flags::<payment::Service>()).await?;
+        shop.open::<shipping::Service>(&site.flags::<shipping::Service>()).await?;
+        let mut flags = site.flags::<order::Service>();
+        flags.peers = shop.uris().map(|(name, uri)| format!("{name}={uri}").parse()).collect::<Result<_, _>>()?;
+        shop.open::<order::Service>(&flags).await?;
+        Ok(shop)
+    }
+
+    async fn open<P: Program>(&mut self, flags: &Serve) -> anyhow::Result<()> {
+        let mut app = App::bind(P::NAME, flags).await.context(P::NAME)?;
+        self.addresses.push((P::NAME, app.local_addr()));
+        P::assemble(&mut app, flags).await.map_err(|error| anyhow!(error).context(P::NAME))?;
+        let mut stopped = self.stop.subscribe();
+        self.running.spawn(async move {
+            let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+            app.run_until(stop).await.context(P::NAME)
+        });
+        Ok(())
+    }
+
+    /// The names and addresses of the services: inventory, payment, shipping, order.
+    pub fn uris(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.addresses.iter().map(|(name, address)| {
+            let host = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+            (*name, format!("http://{}", SocketAddr::new(host, address.port())))
+        })
+    }
+
+    /// Serves while something goes on, then closes in order.
+    ///
+    /// # Errors
+    /// That something's error, or that of a service which ends before it.
+    pub async fn during<T>(mut self, something: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let ended = tokio::select! {
+            ended = something => ended,
+            Some(joined) = self.running.join_next() => match joined {
+                Ok(Err(failure)) => Err(failure),
+                Ok(Ok(())) => bail!("a service has stopped by itself"),
+                Err(stopped) => Err(stopped.into()),
+            },
+        };
+        self.stop.send_replace(true);
+        while let Some(joined) = self.running.join_next().await {
+            if ended.is_ok() {
+                joined??;
+            }
+        }
+        ended
+    }
+}
