@@ -61,6 +61,12 @@ impl Server {
         self.port.address().to_string()
     }
 
+    /// The process's id while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
     /// Where its data is.
     #[must_use]
     pub fn database_url(&self) -> String {

@@ -79,7 +79,10 @@ impl Committer {
             }
             self.commit(&mut batch).await?;
         }
+        let (commits, entries) = (&self.counters.commits, &self.counters.entries);
+        let (commits, entries) = (commits.load(Ordering::Relaxed), entries.load(Ordering::Relaxed));
         self.writer.close().await;
+        tracing::info!(commits, entries, "journal closed");
         Ok(())
     }
 

@@ -106,6 +106,10 @@ impl Writer {
         for statement in tables.iter().flat_map(|table| table.create) {
             sqlx::query(*statement).execute(&mut connection).await.map_err(failed)?;
         }
+        let sqlite: String =
+            sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut connection).await.map_err(failed)?;
+        let synchronous = if durability == Durability::Full { "full" } else { "normal" };
+        tracing::info!(path = %path.display(), journal_mode = "wal", synchronous, sqlite, "database open");
         Ok(Self { connection, _lock: lock })
     }
 

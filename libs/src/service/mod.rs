@@ -17,9 +17,9 @@ mod stores;
 mod tasks;
 mod tls;
 
+#[cfg(feature = "cqrs")]
+pub use self::stores::{Sides, Stores};
 pub use self::{
     app::App,
     error::{ServeError, StartError},
 };
-#[cfg(feature = "cqrs")]
-pub use self::stores::{Sides, Stores};

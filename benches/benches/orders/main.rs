@@ -1,0 +1,122 @@
+//! Durable orders a second over real gRPC, the four services as processes, beside the same calls bare: the same messages between
+//! as many processes, and nothing stored. Both in one run, in turn, so that the ratio holds when the machine's speed drifts.
+//!
+//! After each durable round every order's end is read back from the query side, and the books must balance.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark: its output is its purpose")]
+
+mod bare;
+mod load;
+mod syncs;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tests::{Shop, facts::Facts, invariants};
+
+/// How many orders are under way, and how many are placed for a figure.
+const ROWS: [(usize, u64); 4] = [(1, 400), (16, 4_000), (64, 10_000), (256, 20_000)];
+const ROUNDS: usize = 3;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some("bare") {
+        return bare::serve(arguments).await;
+    }
+    println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn\n");
+    let (durable, bare) = (Shop::start_quietly().await?, bare::start().await?);
+    prepare(&durable).await?;
+    println!(
+        "{:>9} {:>11} {:>9} {:>6} {:>17} {:>17}",
+        "in flight", "durable/s", "bare/s", "ratio", "durable p50/p99", "bare p50/p99"
+    );
+    let mut placed = 0;
+    for (in_flight, orders) in ROWS {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(load::place(durable.clients().order, in_flight, orders).await?);
+            theirs.push(load::place(bare.channel(), in_flight, orders).await?);
+            placed += orders;
+        }
+        let (ours, theirs) = (load::median(ours), load::median(theirs));
+        println!(
+            "{in_flight:>9} {:>11.0} {:>9.0} {:>6.2} {:>17} {:>17}",
+            ours.rate,
+            theirs.rate,
+            ours.rate / theirs.rate,
+            ours.latencies(),
+            theirs.latencies()
+        );
+    }
+    drop(bare);
+    verify(&durable, placed).await?;
+    println!("\nend states: {placed} of {placed} orders COMPLETED, sagas too, and the books balance");
+    report(durable, placed).await
+}
+
+/// Stock and money for everybody.
+async fn prepare(shop: &Shop) -> anyhow::Result<()> {
+    for sku in 0..load::SKUS {
+        shop.stock(&load::sku(sku), 1_000_000, 1).await?;
+    }
+    for customer in 0..load::CUSTOMERS {
+        shop.deposit(&load::customer(customer), 1_000_000).await?;
+    }
+    Ok(())
+}
+
+/// Reads everything back from the query side.
+async fn verify(shop: &Shop, placed: u64) -> anyhow::Result<()> {
+    let facts = Facts::read(&shop.clients()).await?;
+    let differences = invariants::differences(&facts);
+    ensure!(differences.is_empty(), "the books don't balance:\n{}", differences.join("\n"));
+    let completed = facts.orders.iter().filter(|order| order.state() == proto::order::v1::OrderState::Completed);
+    let completed = u64::try_from(completed.count())?;
+    ensure!(completed == placed, "{completed} of {placed} orders are COMPLETED");
+    Ok(())
+}
+
+/// What it cost: commits from the services' own last words, syncs from the kernel.
+async fn report(mut shop: Shop, placed: u64) -> anyhow::Result<()> {
+    let syncs = syncs::count(&mut shop).await;
+    for server in shop.servers_mut() {
+        server.terminate().await?;
+        let log = server.log();
+        let opened = log.lines().find(|line| line.contains("database open")).context("no word of the database")?;
+        println!("{}: {}", server.name(), opened.split_once("database open").map_or(opened, |(_, rest)| rest).trim());
+    }
+    let mut commits = 0;
+    for server in shop.servers_mut() {
+        commits += committed(&server.log()).with_context(|| format!("{} told no commits", server.name()))?;
+    }
+    println!("commits per order over the whole run, all four databases: {:.2}", commits as f64 / placed as f64);
+    match syncs {
+        Ok(syncs) => println!("syncs per order at 256 in flight, all four processes (strace): {syncs:.2}"),
+        Err(why) => println!("syncs per order: not counted: {why}"),
+    }
+    Ok(())
+}
+
+/// The `commits=` of the line that a closing journal logs.
+fn committed(log: &str) -> Option<u64> {
+    let line = log.lines().rfind(|line| line.contains("journal closed"))?;
+    let (_, rest) = line.split_once("commits=")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Starts the shop with logs that cost nothing in between.
+trait Quietly: Sized {
+    async fn start_quietly() -> anyhow::Result<Self>;
+}
+
+impl Quietly for Shop {
+    async fn start_quietly() -> anyhow::Result<Self> {
+        let mut shop = Self::new()?;
+        for server in shop.servers_mut() {
+            server.flag("--log-format", "text");
+            server.start().await?;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(shop)
+    }
+}
