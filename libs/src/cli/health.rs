@@ -3,16 +3,16 @@
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
 
 use clap::Args;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{BoxError, duration};
+use super::{BoxError, Tls, duration};
 
 /// Whom to ask.
 #[derive(Clone, Debug, Args)]
@@ -29,9 +29,9 @@ pub(super) struct Health {
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration::parse_some)]
     timeout: Duration,
 
-    /// The authority to trust, a PEM file, where the server has TLS.
-    #[arg(long, env = "TLS_CA", value_name = "FILE")]
-    tls_ca: Option<PathBuf>,
+    /// How to ask a server that has TLS: as it was told itself.
+    #[command(flatten)]
+    tls: Tls,
 }
 
 /// Prints the state; success is SERVING.
@@ -45,21 +45,31 @@ pub(super) async fn ask(health: &Health) -> Result<ExitCode, BoxError> {
 
 async fn check(health: &Health) -> Result<ServingStatus, BoxError> {
     let address = reachable(health.listen);
-    let endpoint = match &health.tls_ca {
+    let endpoint = match client_tls(&health.tls)? {
         None => Endpoint::from_shared(format!("http://{address}"))?,
-        Some(path) => {
-            let authority = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
-            Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?
-        }
+        Some(tls) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?,
     };
     let channel = endpoint.connect().await.map_err(|error| format!("{address} does not listen: {}", root(&error)))?;
     let request = HealthCheckRequest { service: health.service.clone() };
     match HealthClient::new(channel).check(request).await {
         Ok(answer) => Ok(answer.get_ref().status()),
         Err(status) if status.code() == tonic::Code::NotFound => Ok(ServingStatus::ServiceUnknown),
-        Err(status) => Err(format!("{address}: {}", status.message()).into()),
+        Err(status) => Err(format!("{address}: {}", root(&status)).into()),
     }
+}
+
+/// The server's own files serve to ask it as well: its authority is trusted, and its certificate shown where it wants to see
+/// one. The name is not the address asked but what every certificate for such a probe names.
+fn client_tls(tls: &Tls) -> Result<Option<ClientTlsConfig>, BoxError> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    // A certificate without an authority vouches for itself.
+    let Some(authority) = tls.tls_ca.as_deref().or(tls.tls_cert.as_deref()) else { return Ok(None) };
+    let config =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authority)?)).domain_name("localhost");
+    Ok(Some(match (&tls.tls_cert, &tls.tls_key) {
+        (Some(certificate), Some(key)) => config.identity(Identity::from_pem(read(certificate)?, read(key)?)),
+        _ => config,
+    }))
 }
 
 /// Every address is one to listen on, not one to call.

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    io::IsTerminal as _,
     panic::{self, PanicHookInfo},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -53,7 +54,8 @@ pub fn init(service_name: &str, args: &Args) -> Result<Guard, TelemetryError> {
     };
     let exporters = Exporters::from_env(service_name)?;
     let format = args.format();
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Text => lines.fmt_fields(DefaultFields::new()).event_format(Lines::new(format)).boxed(),
         LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(Lines::new(format)).boxed(),
@@ -88,12 +90,12 @@ impl Guard {
 
 /// A panic is a line like any other, so that who reads logs as JSON sees it, and once.
 fn log_panic(panic: &PanicHookInfo<'_>) {
-    let message = panic.payload_as_str().unwrap_or("no message");
+    let why = panic.payload_as_str().unwrap_or("no message");
     let location = panic.location().map(ToString::to_string);
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = match backtrace.status() {
         std::backtrace::BacktraceStatus::Captured => Some(backtrace.to_string()),
         _ => None,
     };
-    tracing::error!(message, location, backtrace, "panicked");
+    tracing::error!(why, location, backtrace, "panicked");
 }

@@ -26,7 +26,7 @@ impl Lines {
     pub(super) fn new(format: LogFormat) -> Self {
         match format {
             LogFormat::Text => Self::Text(Format::default()),
-            LogFormat::Json => Self::Json(Format::default().json().flatten_event(true)),
+            LogFormat::Json => Self::Json(Format::default().json().flatten_event(true).with_span_list(false)),
         }
     }
 }

@@ -62,7 +62,7 @@ impl Call {
         trailers
     }
 
-    fn told(&mut self, code: Code, message: &str) {
+    fn told(&mut self, code: Code, why: &str) {
         self.finished = true;
         let method = method(self.path.as_ref());
         let elapsed = self.start.elapsed();
@@ -82,9 +82,9 @@ impl Call {
                 tracing::debug!(service, method, code = name, elapsed_ms, request_id, "answered")
             }
             code if is_fault(code) => {
-                tracing::warn!(service, method, code = name, elapsed_ms, request_id, message, "failed")
+                tracing::warn!(service, method, code = name, elapsed_ms, request_id, why, "failed")
             }
-            _ => tracing::info!(service, method, code = name, elapsed_ms, request_id, message, "refused"),
+            _ => tracing::info!(service, method, code = name, elapsed_ms, request_id, why, "refused"),
         }
     }
 }

@@ -1,0 +1,160 @@
+//! The floor plan: which room of `libs` may use which. One crate cannot be kept in order by its compiler.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each room and the rooms it may use, from the ground up. Arrows point down only.
+const FLOOR_PLAN: &[(&str, &[&str])] = &[
+    ("time", &[]),
+    ("refusal", &[]),
+    ("money", &["refusal"]),
+    ("items", &["refusal"]),
+    ("address", &["refusal"]),
+    ("breaker", &[]),
+    ("telemetry", &[]),
+    ("journal", &["refusal"]),
+    ("rpc", &["refusal", "breaker", "telemetry"]),
+    ("cqrs", &["refusal", "time", "journal", "rpc"]),
+    // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
+    ("saga", &["refusal", "time", "journal", "rpc", "telemetry", "cqrs"]),
+    ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),
+    ("cli", &["rpc", "telemetry", "service"]),
+    ("service", &["refusal", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),
+];
+
+/// Parts of rooms that must do without a crate, as a reader may want them alone.
+const WITHOUT: &[(&str, &[&str])] = &[
+    ("breaker/core", &["tonic", "http", "proto", "crate::rpc"]),
+    ("breaker/window", &["tonic", "http", "proto", "crate::rpc"]),
+    ("saga/machine.rs", &["tonic", "tokio", "sqlx", "crate::journal", "crate::cqrs"]),
+    ("saga/definition.rs", &["tokio", "sqlx", "crate::cqrs"]),
+    ("cqrs/decider.rs", &["tonic", "tokio", "sqlx"]),
+];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Every Rust file below a folder, or the file itself.
+fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let rust = |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|extension| extension == "rs");
+    entries.filter(rust).flat_map(|path| files(&path)).collect()
+}
+
+/// What a file says to the compiler, apart from its tests: those may use any room.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).expect("text");
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The names right after `crate::`, those in braces too.
+fn rooms_used(code: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (at, found) in code.match_indices("crate::") {
+        let before = code[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '$')) {
+            continue;
+        }
+        let rest = &code[at + found.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(first_names(group)),
+            None => used.extend(first_name(rest)),
+        }
+    }
+    used
+}
+
+/// The first name of each part of a brace group: `a::b, c::{d, e}` names `a` and `c`.
+fn first_names(group: &str) -> Vec<String> {
+    let (mut depth, mut start, mut names) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' | '}' if depth == 0 => {
+                names.extend(first_name(group[start..at].trim_start()));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    names
+}
+
+fn first_name(path: &str) -> Option<String> {
+    let name: String = path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!name.is_empty()).then_some(name)
+}
+
+fn rooms() -> BTreeMap<String, PathBuf> {
+    let entries = fs::read_dir(source()).expect("src").map(|entry| entry.expect("an entry").path());
+    let named = entries.filter_map(|path| Some((path.file_stem()?.to_str()?.to_owned(), path)));
+    named.filter(|(name, _)| name != "lib").collect()
+}
+
+#[test]
+fn rooms_open_only_the_doors_they_may() {
+    let plan: BTreeMap<&str, &[&str]> = FLOOR_PLAN.iter().copied().collect();
+    for (room, path) in rooms() {
+        let Some(allowed) = plan.get(&*room) else {
+            panic!("`{room}` has no place in the floor plan: give it one in {}", file!());
+        };
+        for file in files(&path) {
+            for used in rooms_used(&code(&file)) {
+                let may = used == room || allowed.contains(&&*used) || !plan.contains_key(&*used);
+                assert!(may, "{}: `{room}` must not use `{used}`", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_can_be_read_alone_needs_nothing_else() {
+    for (part, strangers) in WITHOUT {
+        for file in files(&source().join(part)) {
+            let code = code(&file);
+            for stranger in *strangers {
+                if let Some(room) = stranger.strip_prefix("crate::") {
+                    assert!(!rooms_used(&code).contains(room), "{}: uses `{room}`", file.display());
+                    continue;
+                }
+                let path = format!("{stranger}::");
+                let used = code.match_indices(&path).any(|(at, _)| {
+                    let before = code[..at].chars().next_back();
+                    before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':'))
+                });
+                assert!(!used, "{}: uses {stranger}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_room_looks_up_only_to_its_own() {
+    // `super::super::…` past the room's door would get round the plan unseen.
+    for (room, path) in rooms() {
+        for file in files(&path) {
+            let depth = file.strip_prefix(source()).expect("below src").components().count();
+            let deepest = (1..8).take_while(|n| code(&file).contains(&"super::".repeat(*n))).count();
+            let above = depth - usize::from(file.ends_with("mod.rs"));
+            assert!(deepest < above, "{}: looks out of `{room}`", file.display());
+        }
+    }
+}
+
+#[test]
+fn names_in_braces_are_seen() {
+    let code = "use crate::{\n    a::{b, c},\n    d,\n};\nlet x = crate::e::f(); use $crate::g; mycrate::h();";
+    assert_eq!(rooms_used(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e"]);
+}
