@@ -7,7 +7,7 @@ use libs::{
     cqrs::{CommandSide, Projections},
     journal::Journal,
     rpc::client::Peers,
-    saga::{self, Coordinator, Grpc, Options},
+    saga::{self, Coordinator, Grpc, Options, SagaCommands, SagaQueries, SagasView},
     service::{App, Stores},
 };
 use proto::order::v1::{
@@ -40,6 +40,7 @@ impl Program for Service {
             serve_commands(app, flags, side, journal).await?;
         }
         if let Some(read) = sides.queries {
+            app.add(SagaQueries::new(read.clone(), [place_order::definition()?]).into_server());
             app.add(OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries)));
         }
         Ok(())
@@ -66,6 +67,7 @@ async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal
     }
     let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
     app.on_drain("sagas", async move { drained.drain(grace).await });
+    app.add(SagaCommands::new(Service::NAME, coordinator.clone()).into_server());
     app.add(OrderCommandServiceServer::new(Completion::new(side, coordinator)));
     let breakers = BreakerService::new(breakers);
     app.add(breakers.queries());
@@ -74,5 +76,5 @@ async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal
 }
 
 fn stores() -> Stores {
-    Stores { tables: saga::TABLES.to_vec(), projections: Projections::new().with(OrdersView) }
+    Stores { tables: saga::TABLES.to_vec(), projections: Projections::new().with(OrdersView).with(SagasView) }
 }
