@@ -76,6 +76,19 @@ impl Breaker {
         self.ticket(budget).map(|ticket| Permit::new(Arc::clone(self), ticket))
     }
 
+    /// Whether it would refuse a call now, as far as can be told without asking: a balancer passes it over.
+    #[must_use]
+    pub fn refuses_now(&self) -> bool {
+        let word = self.word();
+        let before = |until: &super::sync::AtomicU64| self.clock.now() < until.load(SeqCst);
+        match (word.over(), word.state()) {
+            (Override::ForcedOpen, _) => true,
+            (Override::None, State::Open) => before(&self.hot.open_until),
+            (Override::None, State::HalfOpen) => before(&self.hot.full_until),
+            _ => false,
+        }
+    }
+
     #[inline]
     fn ticket(&self, budget: Option<Duration>) -> Result<Ticket, Rejected> {
         let word = Word::from_bits(self.hot.word.load(SeqCst));

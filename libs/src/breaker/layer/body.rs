@@ -89,7 +89,7 @@ where
             Some(Ok(frame)) => {
                 match frame.trailers_ref() {
                     None => message(this.watch, this.messages),
-                    Some(trailers) => match (this.watch.take(), ending::code(trailers)) {
+                    Some(trailers) => match (this.watch.take(), ending::grpc_status(trailers)) {
                         (Some(watch), Some(code)) => ending::by_code(watch, code, trailers),
                         (Some(watch), None) => ending::truncated(watch),
                         (None, _) => {}

@@ -15,7 +15,8 @@ const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The code that headers or trailers carry, if they carry one. A number nobody knows is UNKNOWN.
 #[inline]
-pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+#[must_use]
+pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
     let code = match headers.get(STATUS)?.as_bytes() {
         [ones @ b'0'..=b'9'] => Code::from_i32(i32::from(ones - b'0')),
         [b'1', ones @ b'0'..=b'6'] => Code::from_i32(i32::from(10 + ones - b'0')),
@@ -125,5 +126,5 @@ fn status_with_details(headers: &HeaderMap) -> Option<Status> {
     let value = headers.get(DETAILS)?.clone();
     let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS, value)]));
     let details = only.get_bin(DETAILS.as_str())?.to_bytes().ok()?;
-    Some(Status::with_details(code(headers)?, "", details))
+    Some(Status::with_details(grpc_status(headers)?, "", details))
 }

@@ -36,6 +36,11 @@ impl<F> ResponseFuture<F> {
         Self { state: State::UnderWay { inner, watch: Some(watch) } }
     }
 
+    /// A call that no breaker watches.
+    pub fn unwatched(inner: F) -> Self {
+        Self { state: State::UnderWay { inner, watch: None } }
+    }
+
     pub(super) fn refused(status: Status) -> Self {
         Self { state: State::Refused { status: Some(status) } }
     }
@@ -78,7 +83,7 @@ where
 fn judge<B: http_body::Body>(response: Response<B>, watch: Option<Watch>) -> Response<CircuitBody<B>> {
     let (parts, body) = response.into_parts();
     let Some(watch) = watch else { return Response::from_parts(parts, CircuitBody::new(body, None)) };
-    let watch = match ending::code(&parts.headers) {
+    let watch = match ending::grpc_status(&parts.headers) {
         Some(code) => {
             ending::by_code(watch, code, &parts.headers);
             None

@@ -13,6 +13,7 @@ mod watch;
 
 pub use self::{
     body::CircuitBody,
+    ending::grpc_status,
     future::ResponseFuture,
     grpc_timeout::{GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
     service::{BreakerLayer, Circuit},

@@ -38,6 +38,17 @@ impl BreakerLayer {
         &self.breaker
     }
 
+    /// Makes a call if the breaker lets it, and takes the request only then.
+    pub fn try_call<B, F>(
+        &self,
+        request: &mut Option<Request<B>>,
+        call: impl FnOnce(Request<B>) -> F,
+    ) -> Option<ResponseFuture<F>> {
+        let permit = self.breaker.admit_owned(grpc_timeout(request.as_ref()?.headers())).ok()?;
+        let watch = Watch { permit, rules: self.rules };
+        Some(ResponseFuture::new(call(request.take()?), watch))
+    }
+
     /// Judges codes by other classes.
     #[must_use]
     pub fn classes(mut self, classes: Classes) -> Self {

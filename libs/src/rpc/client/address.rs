@@ -1,16 +1,16 @@
-//! Where peers are: `NAME=URI`, as typed by an operator.
+//! Where peers are: `NAME=URI` or `NAME=URI,URI…`, as typed by an operator.
 
 use std::str::FromStr;
 
 use http::Uri;
 
-/// A peer's name and address, read from `NAME=URI`.
+/// A peer's name and addresses, read from `NAME=URI` or `NAME=URI,URI…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
     /// The name, such as `inventory`.
     pub name: String,
-    /// The address, such as `http://localhost:50051`.
-    pub uri: Uri,
+    /// The addresses, such as `http://localhost:50051`: at least one. Calls go to them in turn.
+    pub uris: Vec<Uri>,
 }
 
 /// What is wrong with a peer: one line that says what and why.
@@ -76,7 +76,8 @@ impl FromStr for PeerAddress {
         if name.is_empty() || !name.bytes().all(plain) {
             return Err(not_named());
         }
-        Ok(Self { name: name.to_owned(), uri: parse_uri(name, uri)? })
+        let uris = uri.split(',').map(|uri| parse_uri(name, uri)).collect::<Result<_, _>>()?;
+        Ok(Self { name: name.to_owned(), uris })
     }
 }
 
@@ -102,7 +103,9 @@ mod tests {
     #[test]
     fn an_address_is_a_name_and_a_uri() {
         let address: PeerAddress = "inventory=http://stock.example:50051".parse().expect("well formed");
-        assert_eq!((&*address.name, address.uri.host()), ("inventory", Some("stock.example")));
+        assert_eq!((&*address.name, address.uris[0].host()), ("inventory", Some("stock.example")));
+        let two: PeerAddress = "inventory=http://a:1,http://b:1".parse().expect("well formed");
+        assert_eq!(two.uris.len(), 2);
         assert!("payment=https://[::1]:50052/".parse::<PeerAddress>().is_ok());
     }
 
@@ -113,6 +116,7 @@ mod tests {
             ("=http://localhost:1", "not NAME=URI"),
             ("in ventory=http://localhost:1", "not NAME=URI"),
             ("inventory=", "no URI"),
+            ("inventory=http://a:1,", "no URI"),
             ("inventory=http://", "no URI"),
             ("inventory=http://local host:1", "no URI"),
             ("inventory=localhost:50051", "must begin with http://"),

@@ -1,15 +1,31 @@
-//! Calling other services: one line a peer, and under it a deadline, a breaker and a connection that is made when needed.
+//! Calling other services: one line a peer, and under it, from the outside in:
+//!
+//! | layer | why there |
+//! |---|---|
+//! | deadline | one budget over waiting, connecting, every attempt and the whole body |
+//! | bulkhead | a slow peer takes a bounded number of calls with it |
+//! | retry | each attempt is judged below; a breaker's refusal is final. Never on a saga's channel |
+//! | breaker | counts attempts, not calls |
+//! | endpoints | calls go round the addresses; one that keeps failing is passed over |
+//! | connections | made when first needed, so services start in any order |
 
 mod address;
+mod attempts;
+mod bulkhead;
+mod endpoints;
 mod options;
 mod peer;
 mod peers;
+mod retry;
 mod timeout;
 
 pub use self::{
     address::{PeerAddress, PeerError},
+    attempts::Attempts,
+    endpoints::EndpointFuture,
     options::PeerOptions,
     peer::{Peer, PeerBody, PeerFuture},
     peers::{OnRequest, Peers},
+    retry::Retry,
     timeout::{TimeoutBody, TimeoutFuture},
 };

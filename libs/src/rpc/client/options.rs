@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Retry;
 use crate::breaker::{Classes, Config};
 
 /// How a peer is called.
@@ -13,6 +14,9 @@ pub struct PeerOptions {
     pub(super) connections: usize,
     pub(super) breaker: Config,
     pub(super) classes: Classes,
+    pub(super) most_calls: Option<usize>,
+    pub(super) retry: Option<Retry>,
+    pub(super) ejection: Config,
 }
 
 impl PeerOptions {
@@ -24,12 +28,38 @@ impl PeerOptions {
             connections: 1,
             breaker: Config::default(),
             classes: Classes::default(),
+            most_calls: None,
+            retry: None,
+            ejection: ejection(),
         }
     }
 
-    /// For queries: a person may be waiting.
+    /// For queries: a person may be waiting, and asking twice does no harm.
     pub fn query() -> Self {
-        Self { timeout: Some(Duration::from_secs(5)), ..Self::saga() }
+        Self {
+            timeout: Some(Duration::from_secs(5)),
+            most_calls: Some(1024),
+            retry: Some(Retry::new()),
+            ..Self::saga()
+        }
+    }
+
+    /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.
+    pub fn most_calls(mut self, calls: impl Into<Option<usize>>) -> Self {
+        self.most_calls = calls.into();
+        self
+    }
+
+    /// Tries calls again. Only for calls that may be made twice, and never for a saga's steps.
+    pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
+        self.retry = retry.into();
+        self
+    }
+
+    /// When one of several addresses is passed over, and for how long.
+    pub fn ejection(mut self, config: Config) -> Self {
+        self.ejection = config;
+        self
     }
 
     /// Ends a call that carries no timeout of its own after so long; `None` never does. For a call that does, that one holds.
@@ -67,5 +97,21 @@ impl Default for PeerOptions {
     /// As [`PeerOptions::saga`].
     fn default() -> Self {
         Self::saga()
+    }
+}
+
+/// Three failures in a row, and an address is passed over; one probe that succeeds, and it is back.
+fn ejection() -> Config {
+    // Checked by a test: these settings make sense.
+    Config::builder().consecutive_failures(3).probes(1, 1).build().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_ejection_make_sense() {
+        assert_ne!(ejection(), Config::default());
     }
 }

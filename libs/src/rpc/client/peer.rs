@@ -2,30 +2,30 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response};
 use tokio::time::Instant;
-use tonic::{Status, transport::Channel};
-use tower::{Layer as _, Service, util::Oneshot};
+use tonic::Status;
+use tower::{Layer as _, Service};
 
-use super::{OnRequest, TimeoutBody, TimeoutFuture};
+use super::{
+    OnRequest, PeerOptions, Retry, TimeoutBody, TimeoutFuture, attempts::Attempts, bulkhead::Bulkhead,
+    endpoints::Endpoints,
+};
 use crate::{
-    breaker::{Breaker, BreakerLayer, Circuit, layer},
+    breaker::{Breaker, BreakerLayer, Circuit, layer::CircuitBody},
     rpc::deadline::{self, GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
 };
 
 type Body = tonic::body::Body;
 /// A response's body, under its deadline and watched by the breaker.
-pub type PeerBody = TimeoutBody<layer::CircuitBody<Body>>;
+pub type PeerBody = TimeoutBody<CircuitBody<CircuitBody<Body>>>;
 /// A call to a peer.
-pub type PeerFuture = TimeoutFuture<layer::ResponseFuture<Oneshot<Channel, Request<Body>>>>;
+pub type PeerFuture = TimeoutFuture<Attempts>;
 
 /// A neighbour, as this service sees it: give it to a generated client. Cheap to clone.
 ///
@@ -35,7 +35,9 @@ pub type PeerFuture = TimeoutFuture<layer::ResponseFuture<Oneshot<Channel, Reque
 #[derive(Clone)]
 pub struct Peer {
     name: Arc<str>,
-    circuit: Circuit<Connections>,
+    circuit: Circuit<Endpoints>,
+    bulkhead: Option<Bulkhead>,
+    retry: Option<Arc<Retry>>,
     breaker: Arc<Breaker>,
     timeout: Option<Duration>,
     on_request: Option<OnRequest>,
@@ -44,14 +46,21 @@ pub struct Peer {
 impl Peer {
     pub(super) fn new(
         name: &str,
-        channels: Vec<Channel>,
+        endpoints: Endpoints,
         layer: &BreakerLayer,
-        timeout: Option<Duration>,
+        options: &PeerOptions,
         on_request: Option<OnRequest>,
     ) -> Self {
-        let next = Arc::new(AtomicUsize::new(0));
-        let circuit = layer.layer(Connections { channels: channels.into(), next });
-        Self { name: name.into(), circuit, breaker: Arc::clone(layer.breaker()), timeout, on_request }
+        let name: Arc<str> = name.into();
+        Self {
+            circuit: layer.layer(endpoints),
+            bulkhead: options.most_calls.map(|calls| Bulkhead::new(Arc::clone(&name), calls)),
+            retry: options.retry.clone().map(Arc::new),
+            breaker: Arc::clone(layer.breaker()),
+            timeout: options.timeout,
+            name,
+            on_request,
+        }
     }
 
     /// Its name.
@@ -92,37 +101,21 @@ impl Service<Request<Body>> for Peer {
         if let Some(hook) = &self.on_request {
             hook(request.headers_mut());
         }
-        TimeoutFuture::new(self.circuit.call(request), deadline)
+        let place = match self.bulkhead.as_ref().map(Bulkhead::enter).transpose() {
+            Ok(place) => place,
+            Err(status) => return TimeoutFuture::refused(status),
+        };
+        let circuit = self.circuit.clone();
+        let attempts = match &self.retry {
+            None => Attempts::once(circuit, request),
+            Some(retry) => Attempts::more(circuit, Arc::clone(retry), request, deadline),
+        };
+        TimeoutFuture::new(attempts, deadline, place)
     }
 }
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer").field("name", &self.name).field("breaker", &self.breaker).finish_non_exhaustive()
-    }
-}
-
-/// Connections to one address, used in turn.
-#[derive(Clone, Debug)]
-struct Connections {
-    channels: Arc<[Channel]>,
-    next: Arc<AtomicUsize>,
-}
-
-impl Service<Request<Body>> for Connections {
-    type Response = Response<Body>;
-    type Error = tonic::transport::Error;
-    type Future = Oneshot<Channel, Request<Body>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let turn = match self.channels.len() {
-            1 => 0,
-            many => self.next.fetch_add(1, Ordering::Relaxed) % many,
-        };
-        Oneshot::new(self.channels[turn].clone(), request)
     }
 }

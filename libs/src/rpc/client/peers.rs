@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{self, Certificate, ClientTlsConfig};
 
-use super::{Peer, PeerAddress, PeerError, PeerOptions};
-use crate::breaker::{BreakerLayer, Registry};
+use super::{
+    Peer, PeerAddress, PeerError, PeerOptions,
+    endpoints::{Endpoint, Endpoints},
+};
+use crate::breaker::{Breaker, BreakerLayer, Registry};
 
 /// Adds to the headers of every call: the trace context, for one.
 pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
@@ -26,7 +29,7 @@ pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
 /// ```
 #[derive(Clone)]
 pub struct Peers {
-    addresses: BTreeMap<String, Uri>,
+    addresses: BTreeMap<String, Vec<Uri>>,
     registry: Registry,
     authority: Option<Certificate>,
     on_request: Option<OnRequest>,
@@ -41,11 +44,11 @@ impl Peers {
         let mut addresses = BTreeMap::new();
         for (name, uri) in defaults {
             let address: PeerAddress = format!("{name}={uri}").parse()?;
-            addresses.insert(address.name, address.uri);
+            addresses.insert(address.name, address.uris);
         }
         let mut peers = Self { addresses, registry, authority: None, on_request: None };
-        for PeerAddress { name, uri } in given {
-            *peers.address_mut(&name)? = uri;
+        for PeerAddress { name, uris } in given {
+            *peers.addresses_mut(&name)? = uris;
         }
         Ok(peers)
     }
@@ -70,10 +73,10 @@ impl Peers {
         &self.registry
     }
 
-    /// The address of a peer.
+    /// The addresses of a peer; none if there is no such peer.
     #[must_use]
-    pub fn address(&self, name: &str) -> Option<&Uri> {
-        self.addresses.get(name)
+    pub fn addresses(&self, name: &str) -> &[Uri] {
+        self.addresses.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// A channel to a peer for a saga's steps: [`Peers::connect_with`] and [`PeerOptions::saga`].
@@ -90,16 +93,28 @@ impl Peers {
     /// # Errors
     /// When there is no such peer, or its address asks for a TLS that cannot be had.
     pub fn connect_with(&self, name: &str, options: &PeerOptions) -> Result<Peer, PeerError> {
-        let uri = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
-        let endpoint = self.endpoint(name, uri, options)?;
-        let channels = (0..options.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
+        let uris = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
+        let endpoints = uris.iter().map(|uri| self.endpoint(name, uri, options)).collect::<Result<_, _>>()?;
         let breaker = self.registry.breaker(name, &options.breaker);
         let layer = BreakerLayer::new(breaker).classes(options.classes);
-        Ok(Peer::new(name, channels, &layer, options.timeout, self.on_request.clone()))
+        Ok(Peer::new(name, Endpoints::new(endpoints), &layer, options, self.on_request.clone()))
     }
 
+    /// One address: its connections, and the breaker that passes it over when there are others.
     fn endpoint(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<Endpoint, PeerError> {
-        let endpoint = Endpoint::from(uri.clone())
+        let transport = self.transport(name, uri, options)?;
+        let channels = (0..options.connections.max(1)).map(|_| transport.connect_lazy()).collect();
+        let place = uri.authority().map_or("", |authority| authority.as_str());
+        let breaker = match self.addresses(name) {
+            // A single address is never passed over, so its breaker is not for showing.
+            [_] => Arc::new(Breaker::new(name, options.ejection.clone())),
+            _ => self.registry.breaker(&format!("{name}/{place}"), &options.ejection),
+        };
+        Ok(Endpoint { channels, ejection: BreakerLayer::new(breaker).classes(options.classes) })
+    }
+
+    fn transport(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {
+        let endpoint = transport::Endpoint::from(uri.clone())
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .tcp_keepalive(Some(Duration::from_secs(30)))
@@ -115,7 +130,7 @@ impl Peers {
         endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority)).map_err(|error| wrong(error.to_string()))
     }
 
-    fn address_mut(&mut self, name: &str) -> Result<&mut Uri, PeerError> {
+    fn addresses_mut(&mut self, name: &str) -> Result<&mut Vec<Uri>, PeerError> {
         let unknown = self.unknown(name);
         self.addresses.get_mut(name).ok_or(unknown)
     }
@@ -128,6 +143,6 @@ impl Peers {
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.addresses.iter().map(|(name, uri)| (name, uri.to_string()))).finish()
+        f.debug_map().entries(self.addresses.iter()).finish()
     }
 }

@@ -4,15 +4,19 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::{Status, TimeoutExpired};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep, sleep_until},
+};
+use tonic::{Code, Status, TimeoutExpired};
 
-use crate::breaker::layer::BoxError;
+use crate::breaker::layer::{BoxError, grpc_status};
 
 fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline passed before the call was done")
@@ -60,6 +64,10 @@ pin_project! {
     /// A call under its deadline.
     #[derive(Debug)]
     pub struct TimeoutFuture<F> {
+        // A place among the calls under way, if there is a bound.
+        place: Option<OwnedSemaphorePermit>,
+        // Why it was not sent.
+        refused: Option<Status>,
         #[pin]
         // None once it has ended: what is dropped frees its place at once.
         call: Option<F>,
@@ -69,13 +77,18 @@ pin_project! {
 }
 
 impl<F> TimeoutFuture<F> {
-    pub(super) const fn new(call: F, deadline: Option<Instant>) -> Self {
-        Self { call: Some(call), timer: Timer::new(deadline) }
+    pub(super) const fn new(call: F, deadline: Option<Instant>, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { place, refused: None, call: Some(call), timer: Timer::new(deadline) }
     }
 
     /// A call whose deadline had passed before it left. It is not sent.
-    pub(super) const fn expired() -> Self {
-        Self { call: None, timer: Timer::new(None) }
+    pub(super) fn expired() -> Self {
+        Self::refused(deadline_exceeded())
+    }
+
+    /// A call that is not sent.
+    pub(super) const fn refused(status: Status) -> Self {
+        Self { place: None, refused: Some(status), call: None, timer: Timer::new(None) }
     }
 }
 
@@ -87,11 +100,17 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let Some(call) = this.call.as_mut().as_pin_mut() else { return Poll::Ready(Err(deadline_exceeded())) };
+        let Some(call) = this.call.as_mut().as_pin_mut() else {
+            return Poll::Ready(Err(this.refused.take().unwrap_or_else(deadline_exceeded)));
+        };
         match call.poll(cx) {
+            Poll::Ready(Ok(response)) if says_late(&response, this.timer.deadline) => {
+                Poll::Ready(Err(deadline_exceeded()))
+            }
             Poll::Ready(Ok(response)) => {
-                let deadline = this.timer.deadline;
-                Poll::Ready(Ok(response.map(|body| TimeoutBody { body: Some(body), timer: Timer::new(deadline) })))
+                let (deadline, place) = (this.timer.deadline, this.place.take());
+                let body = |body| TimeoutBody { body: Some(body), place, timer: Timer::new(deadline) };
+                Poll::Ready(Ok(response.map(body)))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(into_status(error))),
             Poll::Pending if this.timer.poll_over(cx) => {
@@ -103,12 +122,20 @@ where
     }
 }
 
+/// Whether the answer is a tonic server's word for our deadline, which is CANCELLED too.
+fn says_late<B>(response: &Response<B>, deadline: Option<Instant>) -> bool {
+    const MARGIN: Duration = Duration::from_millis(5);
+    grpc_status(response.headers()) == Some(Code::Cancelled)
+        && deadline.is_some_and(|deadline| Instant::now() + MARGIN >= deadline)
+}
+
 pin_project! {
     /// A body under its call's deadline.
     #[derive(Debug)]
     pub struct TimeoutBody<B> {
         #[pin]
         body: Option<B>,
+        place: Option<OwnedSemaphorePermit>,
         #[pin]
         timer: Timer,
     }
@@ -127,6 +154,7 @@ where
         match body.poll_frame(cx) {
             Poll::Pending if this.timer.poll_over(cx) => {
                 this.body.set(None);
+                *this.place = None;
                 Poll::Ready(Some(Err(deadline_exceeded().into())))
             }
             frame => frame,

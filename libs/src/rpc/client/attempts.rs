@@ -1,0 +1,184 @@
+//! One call, in as many attempts as it takes and may have.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::{HeaderName, HeaderValue, Request, Response, request::Parts};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyStream, Full, StreamBody};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Status};
+use tower::Service as _;
+
+use super::{
+    endpoints::{EndpointFuture, Endpoints},
+    retry::{Pushback, Retry},
+};
+use crate::{
+    breaker::{
+        Circuit, CircuitOpen,
+        layer::{self, BoxError, CircuitBody},
+    },
+    rpc::deadline::{GRPC_TIMEOUT, format_grpc_timeout},
+};
+
+type Body = tonic::body::Body;
+type Answer = Result<Response<CircuitBody<CircuitBody<Body>>>, BoxError>;
+
+pin_project! {
+    /// A call, tried once or more often.
+    #[project = AttemptsProjected]
+    pub struct Attempts {
+        #[pin]
+        kind: Kind,
+    }
+}
+
+pin_project! {
+    #[project = KindProjected]
+    enum Kind {
+        Once { #[pin] call: layer::ResponseFuture<EndpointFuture> },
+        More { call: Pin<Box<dyn Future<Output = Answer> + Send>> },
+    }
+}
+
+impl std::fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attempts").finish_non_exhaustive()
+    }
+}
+
+impl Attempts {
+    pub(super) fn once(mut circuit: Circuit<Endpoints>, request: Request<Body>) -> Self {
+        Self { kind: Kind::Once { call: circuit.call(request) } }
+    }
+
+    pub(super) fn more(
+        circuit: Circuit<Endpoints>,
+        retry: Arc<Retry>,
+        request: Request<Body>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { kind: Kind::More { call: Box::pin(call(circuit, retry, request, deadline)) } }
+    }
+}
+
+impl Future for Attempts {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        match self.project().kind.project() {
+            KindProjected::Once { call } => call.poll(cx),
+            KindProjected::More { call } => call.as_mut().poll(cx),
+        }
+    }
+}
+
+async fn call(
+    mut circuit: Circuit<Endpoints>,
+    retry: Arc<Retry>,
+    request: Request<Body>,
+    deadline: Option<Instant>,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    let body = match buffer(body).await {
+        Buffered::Whole(bytes) => bytes,
+        // A stream cannot be sent twice.
+        Buffered::Stream(body) => return circuit.call(Request::from_parts(parts, body)).await,
+    };
+    retry.begin();
+    for attempt in 1.. {
+        let answer = circuit.call(request_again(&parts, &body, attempt, deadline)).await;
+        let Some(pushback) = worth_another(&retry, &answer) else {
+            if answer.as_ref().is_ok_and(|response| layer::grpc_status(response.headers()).is_none()) {
+                retry.succeeded();
+            }
+            return answer;
+        };
+        match retry.failed(attempt, pushback) {
+            Some(pause) if deadline.is_none_or(|deadline| Instant::now() + pause < deadline) => {
+                // What was answered goes before the wait: it holds a place in the connection.
+                drop(answer);
+                sleep(pause).await;
+            }
+            _ => return answer,
+        }
+    }
+    Err(Status::internal("attempts are counted and bounded").into())
+}
+
+fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Instant>) -> Request<Body> {
+    const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+    let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
+    if attempt > 1 {
+        request.headers_mut().insert(PREVIOUS, HeaderValue::from(attempt - 1));
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(left));
+        }
+    }
+    request
+}
+
+/// Whether another attempt may end better, and what the server says about it. Once headers come without a status the call is
+/// under way and is not made again.
+fn worth_another(retry: &Retry, answer: &Answer) -> Option<Pushback> {
+    match answer {
+        Ok(response) => {
+            let code = layer::grpc_status(response.headers())?;
+            retry.codes.contains(&code).then(|| Pushback::of(response.headers()))
+        }
+        Err(error) => match error.downcast_ref::<Status>() {
+            // A breaker's refusal is final: asking again at once is what it is there to prevent.
+            Some(status) if CircuitOpen::from_status(status).is_some() => None,
+            Some(status) => retry.codes.contains(&status.code()).then_some(Pushback::None),
+            // The transport failed.
+            None => retry.codes.contains(&Code::Unavailable).then_some(Pushback::None),
+        },
+    }
+}
+
+/// A request's body, held or not.
+enum Buffered {
+    Whole(Bytes),
+    Stream(Body),
+}
+
+/// Takes what a body has at once. A unary request has all of it.
+async fn buffer(mut body: Body) -> Buffered {
+    let (mut held, mut frames) = (0, Vec::new());
+    loop {
+        let next = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+        match next {
+            Poll::Ready(None) => return Buffered::Whole(joined(&frames)),
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() && held <= Retry::MOST_BUFFERED => {
+                let data = frame.into_data().unwrap_or_default();
+                held += data.len();
+                frames.push(data);
+            }
+            // Too much, not data, or an error: the transport's to deal with.
+            Poll::Ready(Some(rest)) => return Buffered::Stream(after(frames, Some(rest), body)),
+            Poll::Pending => return Buffered::Stream(after(frames, None, body)),
+        }
+    }
+}
+
+fn joined(frames: &[Bytes]) -> Bytes {
+    match frames {
+        [only] => only.clone(),
+        many => many.concat().into(),
+    }
+}
+
+/// A body with what was taken from it put back.
+fn after(taken: Vec<Bytes>, next: Option<Result<Frame<Bytes>, Status>>, rest: Body) -> Body {
+    let taken = taken.into_iter().map(|data| Ok(Frame::data(data))).chain(next);
+    Body::new(StreamBody::new(futures::stream::iter(taken).chain(BodyStream::new(rest))))
+}

@@ -1,0 +1,181 @@
+//! Trying again, within bounds: a few attempts, a share of all calls, and only as long as trying helps.
+//!
+//! Retries are for calls that may be made twice. A saga's channel has none: the saga itself decides what is sent again.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName};
+use tonic::Code;
+use tower::retry::budget::{Budget as _, TpsBudget};
+
+/// How a call is tried again.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Retry {
+    pub(super) attempts: u32,
+    pub(super) codes: Vec<Code>,
+    base: Duration,
+    cap: Duration,
+    budget: Arc<Budget>,
+}
+
+/// What keeps retries from making an outage worse, shared by all calls of a channel.
+struct Budget {
+    /// gRPC's throttle (A6): thousandths of tokens. A failure takes one, a success gives a tenth back.
+    tokens: AtomicU32,
+    /// A fifth of the calls of the last ten seconds, and three a second at least.
+    share: TpsBudget,
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("tokens", &self.tokens).finish_non_exhaustive()
+    }
+}
+
+/// What a server says about trying again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushback {
+    /// Nothing.
+    None,
+    /// After so long.
+    After(Duration),
+    /// Not at all.
+    Never,
+}
+
+impl Pushback {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+        let Some(value) = headers.get(PUSHBACK) else { return Self::None };
+        // What cannot be read means "do not": so gRPC has it.
+        let millis = value.to_str().ok().and_then(|text| text.parse::<u32>().ok());
+        millis.map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis.into())))
+    }
+}
+
+impl Retry {
+    const TOKENS: u32 = 10_000;
+    const TOKEN: u32 = 1_000;
+    const RETURNED: u32 = 100;
+    /// More attempts than this are refused by gRPC's retry design (A6) too.
+    const MOST_ATTEMPTS: u32 = 5;
+    /// A request larger than this is sent once.
+    pub(super) const MOST_BUFFERED: usize = 64 * 1024;
+
+    /// Up to three attempts at what ended as UNAVAILABLE, 50 ms to 1 s apart.
+    pub fn new() -> Self {
+        let share = TpsBudget::new(Duration::from_secs(10), 3, 0.2);
+        Self {
+            attempts: 3,
+            codes: vec![Code::Unavailable],
+            base: Duration::from_millis(50),
+            cap: Duration::from_secs(1),
+            budget: Arc::new(Budget { tokens: AtomicU32::new(Self::TOKENS), share }),
+        }
+    }
+
+    /// Makes up to so many attempts in all, at least one and at most five.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.clamp(1, Self::MOST_ATTEMPTS);
+        self
+    }
+
+    /// Tries again what ended with one of these.
+    pub fn codes(mut self, codes: impl Into<Vec<Code>>) -> Self {
+        self.codes = codes.into();
+        self
+    }
+
+    /// Waits so long before the second attempt, twice as long before each further one, and never longer than `cap`.
+    pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
+        (self.base, self.cap) = (base, cap);
+        self
+    }
+
+    /// Notes that a call begins: a share of calls may be tried again.
+    pub(super) fn begin(&self) {
+        self.budget.share.deposit();
+    }
+
+    /// Notes that a call went well.
+    pub(super) fn succeeded(&self) {
+        let give = |tokens: u32| (tokens < Self::TOKENS).then(|| (tokens + Self::RETURNED).min(Self::TOKENS));
+        // A full bucket stays as it is.
+        let _ = self.budget.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give);
+    }
+
+    /// Notes that attempt number `attempt` (from one) failed, and says after how long to try again, if at all.
+    pub(super) fn failed(&self, attempt: u32, pushback: Pushback) -> Option<Duration> {
+        let take = |tokens: u32| Some(tokens.saturating_sub(Self::TOKEN));
+        let held = self.budget.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or(0);
+        let tokens_left = held.saturating_sub(Self::TOKEN);
+        if attempt >= self.attempts || pushback == Pushback::Never || tokens_left <= Self::TOKENS / 2 {
+            return None;
+        }
+        if !self.budget.share.withdraw() {
+            return None;
+        }
+        Some(match pushback {
+            Pushback::After(delay) => delay,
+            _ => self.pause(attempt),
+        })
+    }
+
+    fn pause(&self, attempt: u32) -> Duration {
+        let grown = self.base.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX)).min(self.cap);
+        grown.mul_f64(rand::random_range(0.8..1.2))
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn five_failures_in_a_row_stop_retries_until_calls_go_well_again() {
+        let retry = Retry::new();
+        (0..100).for_each(|_| retry.begin());
+        let tried = (0..10).filter(|_| retry.failed(1, Pushback::None).is_some()).count();
+        assert_eq!(tried, 4, "the fifth leaves half of the tokens");
+        (0..70).for_each(|_| retry.succeeded());
+        assert!(retry.failed(1, Pushback::None).is_some());
+    }
+
+    #[test]
+    fn the_server_says_when_and_whether() {
+        let headers =
+            |value: &str| HeaderMap::from_iter([("grpc-retry-pushback-ms".parse().unwrap(), value.parse().unwrap())]);
+        assert_eq!(Pushback::of(&HeaderMap::<http::HeaderValue>::default()), Pushback::None);
+        assert_eq!(Pushback::of(&headers("250")), Pushback::After(Duration::from_millis(250)));
+        for never in ["-1", "soon", "99999999999999"] {
+            assert_eq!(Pushback::of(&headers(never)), Pushback::Never);
+        }
+        let retry = Retry::new();
+        assert_eq!(retry.failed(1, Pushback::After(Duration::from_secs(2))), Some(Duration::from_secs(2)));
+        assert_eq!(retry.failed(1, Pushback::Never), None);
+        assert_eq!(retry.failed(3, Pushback::None), None, "three attempts are enough");
+    }
+
+    #[test]
+    fn pauses_grow_to_the_cap() {
+        let retry = Retry::new().backoff(Duration::from_millis(100), Duration::from_millis(300));
+        for (attempt, millis) in [(1, 100), (2, 200), (3, 300), (4, 300)] {
+            let pause = retry.pause(attempt).as_millis();
+            assert!((millis * 8 / 10..=millis * 12 / 10).contains(&pause), "{attempt}: {pause}");
+        }
+    }
+}
