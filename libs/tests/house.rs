@@ -21,7 +21,7 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
     ("saga", &["refusal", "time", "journal", "rpc", "telemetry", "cqrs"]),
     ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),
-    ("cli", &["rpc", "telemetry", "service"]),
+    ("cli", &["breaker", "rpc", "telemetry", "service"]),
     ("service", &["refusal", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),
 ];
 

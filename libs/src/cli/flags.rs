@@ -1,11 +1,15 @@
 //! The flags. Their comments are what `--help` says, and every flag has a variable of the same name.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{DatabaseUrl, duration};
-use crate::{rpc::client::PeerAddress, telemetry};
+use super::{BoxError, DatabaseUrl, duration};
+use crate::{
+    breaker::Registry,
+    rpc::client::{PeerAddress, Peers},
+    telemetry::{self, propagation},
+};
 
 /// How a service serves.
 #[derive(Clone, Debug, Args)]
@@ -139,6 +143,18 @@ impl Serve {
             limits: Limits::default(),
             telemetry: telemetry::Args::default(),
         }
+    }
+
+    /// The peers of `defaults`, at the addresses typed instead where there are such. Calls to them carry the trace they belong
+    /// to, and https addresses are trusted by `--tls-ca`.
+    ///
+    /// # Errors
+    /// When an address is given for a peer that `defaults` does not name, or the authority can't be read.
+    pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
+        let peers = Peers::new(registry, defaults, self.peers.clone())?.on_request(Arc::new(propagation::inject));
+        let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
+        let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
+        Ok(peers.trust(authority))
     }
 
     /// Tells in one line what can be typed but not be had yet.

@@ -26,7 +26,7 @@ use crate::{
     telemetry::ServerMetrics,
 };
 
-/// The least time for putting things away, even where the calls took all there was.
+/// The least time for putting one thing away, even where calls and others took all there was.
 const PUT_AWAY: Duration = Duration::from_secs(5);
 
 /// A service, being assembled and then run.
@@ -167,7 +167,7 @@ impl App {
             failure = tasks.failed() => Err(failure),
         };
         drained?;
-        put_away(hooks, deadline.max(Instant::now() + PUT_AWAY)).await;
+        put_away(hooks, deadline).await;
         tracing::info!(service = name, "stopped");
         Ok(())
     }
@@ -203,7 +203,7 @@ async fn drain(phase: &watch::Sender<Phase>, mut connections: JoinSet<()>, deadl
 
 async fn put_away(hooks: Vec<(String, BoxFuture<'static, ()>)>, deadline: Instant) {
     for (name, hook) in hooks.into_iter().rev() {
-        if timeout_at(deadline, hook).await.is_err() {
+        if timeout_at(deadline.max(Instant::now() + PUT_AWAY), hook).await.is_err() {
             tracing::warn!(name, "took too long to put away");
         }
     }

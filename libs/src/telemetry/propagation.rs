@@ -42,7 +42,8 @@ pub fn resume(span: &Span, traceparent: &str) {
 }
 
 /// A span for serving a call, in the trace of its caller. None where nothing is traced.
-pub(crate) fn server_span(method: &str, headers: &HeaderMap) -> Span {
+#[must_use]
+pub fn server_span(method: &str, headers: &HeaderMap) -> Span {
     if !init::traces() {
         return Span::none();
     }
@@ -61,7 +62,7 @@ pub(crate) fn server_span(method: &str, headers: &HeaderMap) -> Span {
 }
 
 /// Notes what became of the call.
-pub(crate) fn end_server_span(span: &Span, code: &'static str, is_fault: bool) {
+pub fn end_server_span(span: &Span, code: &'static str, is_fault: bool) {
     span.record("rpc.response.status_code", code);
     if is_fault {
         span.record("otel.status_code", "ERROR");

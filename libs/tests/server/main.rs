@@ -65,7 +65,12 @@ async fn reflection_answers_in_both_versions_with_what_is_served_alone() {
             list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
         }};
     }
-    let wanted = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "inventory.v1.InventoryQueryService"];
+    let wanted = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inventory.v1.InventoryQueryService",
+    ];
     assert_eq!(services!(v1), wanted);
     assert_eq!(services!(v1alpha), wanted);
 }
@@ -148,7 +153,7 @@ async fn as_many_calls_as_allowed_are_in_flight_on_one_connection() {
 }
 
 #[tokio::test]
-async fn draining_lets_calls_in_flight_end_and_then_puts_away_in_order() {
+async fn draining_lets_calls_in_flight_end_and_then_puts_away_what_was_opened_last_first() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let note = |what: &'static str| {
         let order = Arc::clone(&order);
@@ -156,7 +161,7 @@ async fn draining_lets_calls_in_flight_end_and_then_puts_away_in_order() {
     };
     let (sagas, journal) = (note("sagas"), note("journal"));
     let served = Served::start_with(&flags(), |app| {
-        app.on_drain("sagas", async move { sagas() }).on_drain("journal", async move { journal() });
+        app.on_drain("journal", async move { journal() }).on_drain("sagas", async move { sagas() });
     })
     .await;
     let shelf = served.shelf.clone();

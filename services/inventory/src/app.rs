@@ -27,12 +27,21 @@ impl Program for Service {
     const ABOUT: &'static str = "How much of what there is, what it costs, and who has set some aside.";
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
+        let most = flags.limits.max_message_bytes;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some(side) = sides.commands {
-            app.add(InventoryCommandServiceServer::new(InventoryCommandSurface::new(side, Commands)));
+            app.add(
+                InventoryCommandServiceServer::new(InventoryCommandSurface::new(side, Commands))
+                    .max_decoding_message_size(most)
+                    .max_encoding_message_size(most),
+            );
         }
         if let Some(read) = sides.queries {
-            app.add(InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, Queries)));
+            app.add(
+                InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, Queries))
+                    .max_decoding_message_size(most)
+                    .max_encoding_message_size(most),
+            );
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ use libs::{
     cli::{BoxError, Program, Serve, Store},
     cqrs::{CommandSide, Projections},
     journal::Journal,
-    rpc::client::Peers,
     saga::{self, Coordinator, Grpc, Options, SagaCommands, SagaQueries, SagasView},
     service::{App, Stores},
 };
@@ -35,13 +34,18 @@ impl Program for Service {
     const ABOUT: &'static str = "What customers want, and the saga that gets it for them.";
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
+        let most = flags.limits.max_message_bytes;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
             serve_commands(app, flags, side, journal).await?;
         }
         if let Some(read) = sides.queries {
             app.add(SagaQueries::new(read.clone(), [place_order::definition()?]).into_server());
-            app.add(OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries)));
+            app.add(
+                OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries))
+                    .max_decoding_message_size(most)
+                    .max_encoding_message_size(most),
+            );
         }
         Ok(())
     }
@@ -57,7 +61,7 @@ impl Program for Service {
 
 async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal: Journal) -> Result<(), BoxError> {
     let breakers = Registry::new();
-    let peers = Peers::new(breakers.clone(), &PEERS, flags.peers.clone())?;
+    let peers = flags.known_peers(breakers.clone(), &PEERS)?;
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
     let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
@@ -65,10 +69,15 @@ async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal
     if taken_up > 0 {
         tracing::info!(sagas = taken_up, "taken up where they stood");
     }
+    let most = flags.limits.max_message_bytes;
     let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
     app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(Service::NAME, coordinator.clone()).into_server());
-    app.add(OrderCommandServiceServer::new(Completion::new(side, coordinator)));
+    app.add(
+        OrderCommandServiceServer::new(Completion::new(side, coordinator))
+            .max_decoding_message_size(most)
+            .max_encoding_message_size(most),
+    );
     let breakers = BreakerService::new(breakers);
     app.add(breakers.queries());
     app.add(breakers.commands());

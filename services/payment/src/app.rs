@@ -27,12 +27,21 @@ impl Program for Service {
     const ABOUT: &'static str = "What customers have, and what was taken from them.";
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
+        let most = flags.limits.max_message_bytes;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some(side) = sides.commands {
-            app.add(PaymentCommandServiceServer::new(PaymentCommandSurface::new(side, Commands)));
+            app.add(
+                PaymentCommandServiceServer::new(PaymentCommandSurface::new(side, Commands))
+                    .max_decoding_message_size(most)
+                    .max_encoding_message_size(most),
+            );
         }
         if let Some(read) = sides.queries {
-            app.add(PaymentQueryServiceServer::new(PaymentQuerySurface::new(read, Queries)));
+            app.add(
+                PaymentQueryServiceServer::new(PaymentQuerySurface::new(read, Queries))
+                    .max_decoding_message_size(most)
+                    .max_encoding_message_size(most),
+            );
         }
         Ok(())
     }

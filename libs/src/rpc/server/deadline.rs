@@ -97,3 +97,45 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Deadline
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use tonic::Status;
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::rpc::deadline::{GRPC_TIMEOUT, current};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn asked(timeout: Option<&'static str>, takes: Duration) -> (Code, Duration) {
+        let surface = service_fn(move |_| async move {
+            assert!(current().is_some(), "the deadline is handed down");
+            tokio::time::sleep(takes).await;
+            Ok(Status::ok("").into_http())
+        });
+        let mut request = Request::new(Body::empty());
+        if let Some(timeout) = timeout {
+            request.headers_mut().insert(GRPC_TIMEOUT, HeaderValue::from_static(timeout));
+        }
+        let start = Instant::now();
+        let layered = DeadlineLayer::new("tea", 10 * SECOND).layer(surface);
+        let Ok(response) = layered.oneshot(request).await;
+        let code = Status::from_header_map(response.headers()).map(|status| status.code());
+        (code.expect("a status"), start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_allow_less_time_but_not_more() {
+        assert_eq!(asked(Some("2S"), 60 * SECOND).await, (Code::DeadlineExceeded, 2 * SECOND));
+        assert_eq!(asked(Some("99999999H"), 60 * SECOND).await, (Code::DeadlineExceeded, 10 * SECOND));
+        assert_eq!(asked(Some("soon"), 60 * SECOND).await, (Code::DeadlineExceeded, 10 * SECOND));
+        assert_eq!(asked(None, 60 * SECOND).await, (Code::DeadlineExceeded, 10 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_in_time_stands() {
+        assert_eq!(asked(Some("2S"), SECOND).await, (Code::Ok, SECOND));
+    }
+}
