@@ -176,7 +176,7 @@ async fn grpcurl_shows_what_is_wrong_with_a_request() -> anyhow::Result<()> {
     let said = String::from_utf8(output.stderr)?;
     assert!(!output.status.success());
     for words in
-        ["Code: InvalidArgument", "INVALID_REQUEST", "trellis.order", "\"field\": \"items\"", "must be 1 to 100 items"]
+        ["Code: InvalidArgument", "INVALID_REQUEST", "trellis.order", "\"field\":\"items\"", "must be 1 to 100 items"]
     {
         assert!(said.contains(words), "{words:?} is not in {said}");
     }
