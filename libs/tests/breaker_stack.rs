@@ -5,14 +5,22 @@ mod breaker_support;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use breaker_support::{HANG, Moody, eager, list, peer_at};
+use breaker_support::{HANG, Moody, eager, list, peer_at, serve};
 use libs::{
     breaker::{CircuitOpen, Config, State},
-    rpc::client::{PeerOptions, Retry},
+    rpc::{
+        client::{PeerOptions, Retry},
+        shed::ShedLayer,
+    },
 };
-use proto::breaker::v1::{WatchBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient};
+use proto::breaker::v1::{
+    WatchBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient,
+    breaker_query_service_server::BreakerQueryServiceServer,
+};
 use tokio::net::TcpListener;
-use tonic::Code;
+use tonic::{Code, transport::Server};
+use tonic_types::StatusExt as _;
+use tower::Layer as _;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -132,4 +140,36 @@ async fn with_most_addresses_out_all_are_tried() {
     }
     moody.set(0);
     list(&peer).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_overloaded_server_sheds_calls_and_breakers_rest_as_long_as_it_says() {
+    let moody = Moody::default();
+    moody.set(HANG);
+    let shed = ShedLayer::new("moody", 2, Duration::from_secs(20));
+    let service = shed.layer(BreakerQueryServiceServer::new(moody.clone()));
+    let address = serve(Server::builder().add_service(service)).await;
+    let breaker = Config::builder().min_calls(3).build().unwrap();
+    let peer = peer_at(&format!("http://{address}"), &PeerOptions::saga().breaker(breaker));
+    let working: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn({
+                let peer = peer.clone();
+                async move { list(&peer).await }
+            })
+        })
+        .collect();
+    while shed.free() > 0 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        let status = list(&peer).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "OVERLOADED");
+    }
+    let totals = peer.breaker().snapshot().totals;
+    assert_eq!((totals.overload, totals.failure), (3, 0));
+    let open = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert!(open.retry_after > Duration::from_secs(15), "{open:?}");
+    working.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -3,7 +3,10 @@
 mod classify;
 mod clock;
 pub mod core;
+mod fallback;
 pub mod layer;
+#[cfg(feature = "telemetry")]
+pub mod metrics;
 mod registry;
 mod rejection;
 pub mod service;
@@ -17,6 +20,7 @@ pub use self::{
         Permit, ProbeTimeout, Rate, Reason, Rejected, SlowCalls, Snapshot, State, Totals, Transition, Undecided,
         Window,
     },
+    fallback::{Answer, Fallback, LastKnown},
     layer::{BreakerLayer, Circuit},
     registry::{Change, Registry},
     rejection::{CircuitOpen, DOMAIN},

@@ -3,4 +3,5 @@
 pub mod client;
 pub mod deadline;
 pub mod server;
+pub mod shed;
 pub mod verdict;

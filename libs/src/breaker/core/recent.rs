@@ -90,22 +90,27 @@ impl Recent {
 /// Every shape of window that a breaker has had, up to a few. Calls find the one in use without a lock, by the number in the
 /// breaker's word; none is ever freed, so a call that is late finds its window too.
 #[derive(Debug)]
-pub(super) struct Windows([OnceLock<(Window, Recent)>; Windows::MOST]);
+pub(super) struct Windows {
+    /// The one it was made with: for most the only one, so it is where calls look first.
+    first: (Window, Recent),
+    others: [OnceLock<Box<(Window, Recent)>>; Windows::MOST - 1],
+}
 
 impl Windows {
     pub(super) const MOST: usize = 8;
 
     pub(super) fn new(shape: Window) -> Self {
-        let windows = Self(std::array::from_fn(|_| OnceLock::new()));
-        windows.0[0].get_or_init(|| (shape, Recent::new(shape, 0)));
-        windows
+        Self { first: (shape, Recent::new(shape, 0)), others: std::array::from_fn(|_| OnceLock::new()) }
     }
 
     /// The number of the window of this shape, made if it is new.
     pub(super) fn number(&self, shape: Window, generation: u32) -> Result<u8, ConfigError> {
-        for (number, window) in (0..).zip(&self.0) {
-            let (held, _) = window.get_or_init(|| (shape, Recent::new(shape, generation)));
-            if *held == shape {
+        if self.first.0 == shape {
+            return Ok(0);
+        }
+        for (number, window) in (1..).zip(&self.others) {
+            let held = window.get_or_init(|| Box::new((shape, Recent::new(shape, generation))));
+            if held.0 == shape {
                 return Ok(number);
             }
         }
@@ -114,14 +119,16 @@ impl Windows {
 
     #[inline]
     pub(super) fn get(&self, number: u8) -> &Recent {
-        let window = self.0[usize::from(number) % Self::MOST].get();
-        // Numbers come from `number`, so the window is there; the first one always is.
-        let (_, recent) = window.or_else(|| self.0[0].get()).expect("the first window is made with the breaker");
-        recent
+        if number == 0 {
+            return &self.first.1;
+        }
+        // Numbers come from `number`, so it is there.
+        self.others.get(usize::from(number) - 1).and_then(OnceLock::get).map_or(&self.first.1, |window| &window.1)
     }
 
     /// Calls ever recorded in any of them that did not fail.
     pub(super) fn successes(&self) -> u64 {
-        self.0.iter().filter_map(OnceLock::get).map(|(_, recent)| recent.successes()).sum()
+        let others = self.others.iter().filter_map(OnceLock::get).map(|window| window.1.successes());
+        self.first.1.successes() + others.sum::<u64>()
     }
 }
