@@ -98,8 +98,11 @@ pub struct LocalWork {
     /// The aggregates it sees and may change.
     pub aggregates: Vec<AggregateId>,
     /// The decision over them.
-    pub decide: Box<dyn FnOnce(&Loaded<'_>) -> Result<Decided, Refusal> + Send>,
+    pub decide: DecideLocally,
 }
+
+/// A decision over the aggregates that local work names.
+pub type DecideLocally = Box<dyn FnOnce(&Loaded<'_>) -> Result<Decided, Refusal> + Send>;
 
 impl fmt::Debug for LocalWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -49,7 +49,7 @@ pub(super) enum End {
 }
 
 /// What an operator asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// Turn back.
     Cancel,

@@ -17,8 +17,8 @@ mod transport;
 pub use self::{
     coordinator::{Coordinator, Options, RecoverError},
     definition::{
-        Builder, Compensated, Definition, DefinitionError, Handle, LocalWork, MOST_STEPS, Missing, Operation, Replies,
-        Retry, Undo,
+        Builder, Compensated, DecideLocally, Definition, DefinitionError, Handle, LocalWork, MOST_STEPS, Missing,
+        Operation, Replies, Retry, Undo,
     },
     projection::SagasView,
     service::{SagaCommands, SagaQueries},

@@ -1,6 +1,6 @@
 //! How operations reach their participants: bytes out, bytes and metadata back.
 
-use std::{collections::HashMap, fmt, future::Future, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures::future::BoxFuture;
@@ -74,22 +74,19 @@ where
     }
 }
 
-fn unary<S>(channel: S, attempt: Attempt) -> impl Future<Output = Result<(Bytes, MetadataMap), Status>> + Send
+async fn unary<S>(channel: S, attempt: Attempt) -> Result<(Bytes, MetadataMap), Status>
 where
-    S: GrpcService<tonic::body::Body> + Send,
-    S::Future: Send,
+    S: GrpcService<tonic::body::Body>,
     S::ResponseBody: Body<Data = Bytes> + Send + 'static,
     <S::ResponseBody as Body>::Error: Into<StdError> + Send,
 {
-    async move {
-        let Attempt { path, request, metadata, timeout, .. } = attempt;
-        let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.map_err(|error| Status::from_error(error.into()))?;
-        let mut request = Request::from_parts(metadata, tonic::Extensions::new(), request);
-        request.set_timeout(timeout);
-        let (metadata, reply, _) = client.unary(request, PathAndQuery::from_static(path), Verbatim).await?.into_parts();
-        Ok((reply, metadata))
-    }
+    let Attempt { path, request, metadata, timeout, .. } = attempt;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    let mut request = Request::from_parts(metadata, tonic::Extensions::new(), request);
+    request.set_timeout(timeout);
+    let (metadata, reply, _) = client.unary(request, PathAndQuery::from_static(path), Verbatim).await?.into_parts();
+    Ok((reply, metadata))
 }
 
 /// A codec for messages that are bytes already.
