@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context as _, bail};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use tokio::time::{Instant, sleep};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{Clients, Server, Shop, facts::Facts, invariants, load::Load, wish::Wish};
+use crate::{Clients, Shop, facts::Facts, invariants, load::Load, wish::Wish};
 
 /// Customers who order at the same time.
 const CUSTOMERS: u64 = 8;
@@ -48,15 +48,16 @@ pub async fn run(plan: Plan, mut tell: impl FnMut(&Progress)) -> anyhow::Result<
     let load = Load::begin(&clients, CUSTOMERS, plan.seed);
 
     let mut progress = Progress::default();
-    let mut random = StdRng::seed_from_u64(plan.seed);
+    let mut killer = Killer { random: StdRng::seed_from_u64(plan.seed), back: [None; 4] };
     let end = Instant::now() + plan.time;
     while Instant::now() < end {
-        kill_and_restart(&mut shop, &mut random).await?;
+        killer.kill_one(&mut shop).await?;
         progress.kills += 1;
         progress.orders = load.counts().orders.load(Ordering::Relaxed);
         progress.retries = load.counts().retries.load(Ordering::Relaxed);
         tell(&progress);
     }
+    killer.bring_all_back(&mut shop)?;
     for server in shop.servers_mut() {
         server.serving().await?;
     }
@@ -72,20 +73,63 @@ pub async fn run(plan: Plan, mut tell: impl FnMut(&Progress)) -> anyhow::Result<
     Ok(progress)
 }
 
-/// Kills one of the four at a random moment and starts it again, not always waiting until it serves: to be killed while
-/// recovering is one of the moments.
-async fn kill_and_restart(shop: &mut Shop, random: &mut StdRng) -> anyhow::Result<()> {
-    sleep(Duration::from_millis(random.random_range(0..600))).await;
-    let servers = shop.servers_mut();
-    let victim: &mut Server = &mut servers[random.random_range(0..4)];
-    victim.kill().await?;
-    sleep(Duration::from_millis(random.random_range(0..200))).await;
-    victim.spawn()?;
-    if random.random_bool(0.7) {
-        victim.serving().await?;
+/// Kills at random moments and brings back after random times. It never waits until a server serves: to be killed while
+/// recovering is one of the moments, and so is being called by a peer that recovers.
+struct Killer {
+    random: StdRng,
+    /// When each that is down comes back.
+    back: [Option<Instant>; 4],
+}
+
+impl Killer {
+    /// Waits for the next moment, bringing back meanwhile whose time has come, and kills one of those that run.
+    async fn kill_one(&mut self, shop: &mut Shop) -> anyhow::Result<()> {
+        let mut moment = Instant::now() + self.between(0, 600);
+        loop {
+            let next = (0..4).filter_map(|at| Some((self.back[at]?, at))).min();
+            if let Some((back, at)) = next.filter(|(back, _)| *back <= moment) {
+                sleep_until(back).await;
+                self.bring_back(shop, at)?;
+                continue;
+            }
+            sleep_until(moment).await;
+            let up: Vec<usize> = (0..4).filter(|at| self.back[*at].is_none()).collect();
+            // With all four down there is nobody to kill before the next is back.
+            let Some(victim) = up.choose(&mut self.random).copied() else {
+                moment += self.between(100, 600);
+                continue;
+            };
+            for at in up {
+                // Whoever runs must not have ended by itself meanwhile.
+                shop.servers_mut()[at].running()?;
+            }
+            shop.servers_mut()[victim].kill().await?;
+            self.back[victim] = Some(Instant::now() + self.downtime());
+            return Ok(());
+        }
     }
-    // Any other that was left to recover must not have ended by itself meanwhile.
-    servers.iter_mut().try_for_each(Server::running)
+
+    /// Mostly as short as a restart; now and then long enough for breakers to open and for steps to be given up.
+    fn downtime(&mut self) -> Duration {
+        if self.random.random_bool(0.1) { self.between(1_000, 6_000) } else { self.between(0, 250) }
+    }
+
+    fn between(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(self.random.random_range(least..most))
+    }
+
+    fn bring_back(&mut self, shop: &mut Shop, at: usize) -> anyhow::Result<()> {
+        self.back[at] = None;
+        shop.servers_mut()[at].spawn()
+    }
+
+    fn bring_all_back(&mut self, shop: &mut Shop) -> anyhow::Result<()> {
+        (0..4)
+            .filter(|at| self.back[*at].is_some())
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|at| self.bring_back(shop, at))
+    }
 }
 
 /// Waits until every order has ended and the books add up; says what doesn't when that takes too long.
