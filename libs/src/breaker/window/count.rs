@@ -86,7 +86,12 @@ impl CountWindow {
         self.write(ticket, marks);
         let calls = self.slots.len() as u64;
         let total = if ticket.lap > 0 { calls } else { ticket.index + 1 };
-        Some(Place { epoch: 0, total })
+        Some(Place {
+            epoch: 0,
+            total,
+            #[cfg(loom)]
+            order: self.tickets(ticket),
+        })
     }
 
     fn take_ticket(&self, generation: u64) -> Option<Ticket> {
@@ -153,7 +158,8 @@ impl CountWindow {
     /// A clean call one lap later may have looked at the slot before the mark came, and passed by: then the mark is out of
     /// date and nobody else would take it away.
     fn withdraw_if_overtaken(&self, ticket: Ticket, marks: u64) {
-        let head = Ticket::of(self.head.load(SeqCst));
+        // Not a plain load: a ticket taken after this one's addition of nothing is taken by someone who sees the mark.
+        let head = Ticket::of(self.head.fetch_add(0, SeqCst));
         if head.generation != ticket.generation {
             return;
         }

@@ -30,6 +30,9 @@ pub(crate) struct Place {
     pub(crate) epoch: u64,
     /// The calls in a count window with this one.
     pub(crate) total: u64,
+    /// The call's place in the order of all, for the model checker.
+    #[cfg(loom)]
+    pub(crate) order: u64,
 }
 
 /// Whether generation `a` is newer than `b`, both cut to their low `bits` bits.

@@ -133,7 +133,12 @@ impl TimeWindow {
                 self.last_bad.store(bad, SeqCst);
             }
         }
-        Some(Place { epoch, total: 0 })
+        Some(Place {
+            epoch,
+            total: 0,
+            #[cfg(loom)]
+            order: 0,
+        })
     }
 
     /// The bucket's number since the origin. A clock that went back stands still.
