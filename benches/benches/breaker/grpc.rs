@@ -15,7 +15,11 @@ use http_body::{Body, Frame};
 use libs::breaker::{Breaker, BreakerLayer, CoarseClock, Config, MonotonicClock, State};
 use tower::{Layer as _, Service};
 
-use super::Row;
+/// A call through a stack.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) call: Box<dyn FnMut() -> bool>,
+}
 
 /// Answers at once, as a tonic server answers a unary call.
 #[derive(Clone)]
@@ -57,12 +61,12 @@ impl Body for UnaryBody {
 }
 
 /// Makes a call and reads its body to the end.
-fn drive<S, B>(service: &S) -> bool
+fn drive<S, B>(service: &mut S) -> bool
 where
-    S: Service<Request<()>, Response = Response<B>> + Clone,
+    S: Service<Request<()>, Response = Response<B>>,
     B: Body<Data = Bytes>,
 {
-    let Some(Ok(response)) = service.clone().call(Request::new(())).now_or_never() else { return false };
+    let Some(Ok(response)) = service.call(Request::new(())).now_or_never() else { return false };
     let mut body = std::pin::pin!(response.into_body());
     let mut cx = Context::from_waker(std::task::Waker::noop());
     while let Poll::Ready(Some(Ok(_))) = body.as_mut().poll_frame(&mut cx) {}
@@ -76,16 +80,24 @@ pub(super) fn rows() -> Vec<Row> {
         assert_eq!(breaker.state(), State::Closed);
         BreakerLayer::new(breaker).layer(Unary)
     };
-    let (coarse, fine) = (circuit(Arc::new(CoarseClock::new())), circuit(Arc::new(MonotonicClock::new())));
-    let theirs = {
+    let (mut coarse, mut fine) = (circuit(Arc::new(CoarseClock::new())), circuit(Arc::new(MonotonicClock::new())));
+    let mut theirs = {
         let builder = tower_resilience_circuitbreaker::CircuitBreakerLayer::builder().sliding_window_size(100);
         builder.failure_rate_threshold(0.5).build().expect("makes sense").layer(Unary)
     };
-    let row = |name, call: Box<dyn Fn() -> bool + Send + Sync>| Row { name, call };
+    let mut open = {
+        let hour = std::time::Duration::from_secs(3600);
+        let config = Config::builder().consecutive_failures(1).open_for(hour, 1, hour).build().expect("makes sense");
+        let breaker = Arc::new(Breaker::with_clock("bench", config, Arc::new(CoarseClock::new())));
+        breaker.admit().expect("closed").finish(libs::breaker::Class::Failure);
+        BreakerLayer::new(breaker).layer(Unary)
+    };
+    let row = |name, call: Box<dyn FnMut() -> bool>| Row { name, call };
     vec![
-        row("bare", Box::new(|| drive(&Unary))),
-        row("ours, coarse clock", Box::new(move || drive(&coarse))),
-        row("ours, fine clock", Box::new(move || drive(&fine))),
-        row("tower-resilience (reads no trailers)", Box::new(move || drive(&theirs))),
+        row("bare", Box::new(|| drive(&mut Unary))),
+        row("ours, coarse clock", Box::new(move || drive(&mut coarse))),
+        row("ours, fine clock", Box::new(move || drive(&mut fine))),
+        row("ours, refusing with a status", Box::new(move || drive(&mut open))),
+        row("tower-resilience (reads no trailers)", Box::new(move || drive(&mut theirs))),
     ]
 }

@@ -69,28 +69,19 @@ fn many_threads(group: &mut BenchmarkGroup<'_, WallTime>, row: &Arc<Row>, thread
     assert!((row.call)(), "{} is closed", row.name);
 }
 
-/// Allocations of a call, over ten thousand.
-fn print_allocations(rows: &[Row]) {
-    for row in rows {
-        let region = Region::new(ALLOCATOR);
-        (0..10_000).for_each(|_| _ = black_box((row.call)()));
-        let made = region.change().allocations as f64 / 10_000.0;
-        println!("allocations a call: {made:>5.2}  {}", row.name);
-    }
-}
-
-/// The time of a call, best of many short rounds: what it costs when nothing else has the processor.
-fn print_best(group: &str, rows: &[Row]) {
+/// Allocations and time of a call, the best of many short rounds: what it costs when nothing else has the processor.
+fn print_best(group: &str, name: &str, call: &mut dyn FnMut() -> bool) {
     const CALLS: u32 = 20_000;
-    for row in rows {
-        let round = || {
-            let started = Instant::now();
-            (0..CALLS).for_each(|_| _ = black_box((row.call)()));
-            started.elapsed()
-        };
-        let best = (0..300).map(|_| round()).min().unwrap_or_default().as_nanos() as f64 / f64::from(CALLS);
-        println!("{group}: {best:>6.1} ns a call, best of 300 rounds  {}", row.name);
-    }
+    let region = Region::new(ALLOCATOR);
+    (0..10_000).for_each(|_| _ = black_box(call()));
+    let allocations = region.change().allocations as f64 / 10_000.0;
+    let mut round = || {
+        let started = Instant::now();
+        (0..CALLS).for_each(|_| _ = black_box(call()));
+        started.elapsed()
+    };
+    let best = (0..300).map(|_| round()).min().unwrap_or_default().as_nanos() as f64 / f64::from(CALLS);
+    println!("{group}: {best:>6.1} ns, {allocations:.2} allocations a call  {name}");
 }
 
 fn main() {
@@ -100,17 +91,11 @@ fn main() {
 
     let rows = closed();
     let open: Vec<Row> = ours::open().into_iter().chain(others::open()).collect();
-    let grpc = grpc::rows();
-    println!("-- closed");
-    print_allocations(&rows);
-    println!("-- open");
-    print_allocations(&open);
-    println!("-- a whole unary call through the layer");
-    print_allocations(&grpc);
-
-    print_best("closed", &rows);
-    print_best("open", &open);
-    print_best("grpc", &grpc);
+    let mut grpc = grpc::rows();
+    println!("the best of 300 rounds:");
+    rows.iter().for_each(|row| print_best("closed", row.name, &mut || (row.call)()));
+    open.iter().for_each(|row| print_best("open", row.name, &mut || (row.call)()));
+    grpc.iter_mut().for_each(|row| print_best("grpc", row.name, &mut row.call));
 
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
@@ -119,7 +104,11 @@ fn main() {
         .configure_from_args();
     one_thread(&mut criterion, "closed", &rows, true);
     one_thread(&mut criterion, "open", &open, false);
-    one_thread(&mut criterion, "grpc", &grpc, true);
+    let mut group = criterion.benchmark_group("grpc");
+    for row in &mut grpc {
+        group.bench_function(row.name, |bencher| bencher.iter(|| black_box((row.call)())));
+    }
+    group.finish();
     let rows: Vec<Arc<Row>> = rows.into_iter().map(Arc::new).collect();
     for threads in [2, 4, 8] {
         let mut group = criterion.benchmark_group(format!("closed/{threads} threads"));

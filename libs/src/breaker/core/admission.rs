@@ -1,6 +1,6 @@
 //! May this call pass?
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use super::{
     breaker::{Breaker, Cold},
@@ -74,6 +74,16 @@ impl Breaker {
     #[inline]
     pub fn admit_owned(self: &Arc<Self>, budget: Option<Duration>) -> Result<Permit<Arc<Self>>, Rejected> {
         self.ticket(budget).map(|ticket| Permit::new(Arc::clone(self), ticket))
+    }
+
+    /// As [`Breaker::admit_timed`], with a permit that keeps the breaker by a handle of your own.
+    ///
+    /// # Errors
+    /// When it may not.
+    #[inline]
+    pub fn admit_by<B: Deref<Target = Self>>(handle: B, budget: Option<Duration>) -> Result<Permit<B>, Rejected> {
+        let ticket = handle.ticket(budget)?;
+        Ok(Permit::new(handle, ticket))
     }
 
     /// Whether it would refuse a call now, as far as can be told without asking: a balancer passes it over.

@@ -78,6 +78,11 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         &self.breaker
     }
 
+    /// The handle by which it keeps the breaker.
+    pub const fn handle(&self) -> &B {
+        &self.breaker
+    }
+
     /// Tells how the call went.
     #[inline]
     pub fn finish(mut self, class: Class) {
@@ -125,7 +130,9 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
 
     #[inline]
     fn tell(&mut self, class: Class, pause: Option<Duration>) {
-        let ticket = std::mem::replace(&mut self.ticket, Ticket { role: Role::Spent, ..Ticket::unseen() });
+        let ticket = self.ticket;
+        // Before it is told, so that a panic there does not tell it again.
+        self.ticket.role = Role::Spent;
         self.breaker.record(&ticket, class, pause.map_or(0, nanos));
     }
 

@@ -10,7 +10,9 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use super::{super::Class, BoxError, ending, watch::Watch};
+use super::{super::Class, BoxError, ending,
+    watch::{Watch, rules},
+};
 
 pin_project! {
     /// A response body whose trailers tell the breaker how the call went.
@@ -33,7 +35,7 @@ pin_project! {
                 ending::truncated(watch);
             } else if this.messages.seen() {
                 // The caller had what it wanted, or left. That is no fault unless the deadline came.
-                watch.permit.finish_cancelled();
+                watch.finish_cancelled();
             }
         }
     }
@@ -129,12 +131,12 @@ fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
         Messages::None => {
             *messages = match watch {
                 // A probe's permit cannot wait for a stream's next message, or its end.
-                Some(watch) if watch.permit.is_probe() => Messages::Probe(Box::pin(sleep(watch.rules.stream_commit))),
+                Some(watch) if watch.is_probe() => Messages::Probe(Box::pin(sleep(rules(watch).stream_commit))),
                 _ => Messages::Some,
             }
         }
         Messages::Some => {
-            let old = |watch: &Watch| watch.permit.elapsed().is_some_and(|age| age >= watch.rules.stream_commit);
+            let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
             if watch.as_ref().is_some_and(old) {
                 commit_stream(watch, messages);
             }
@@ -147,6 +149,6 @@ fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
 fn commit_stream(watch: &mut Option<Watch>, messages: &mut Messages) {
     *messages = Messages::Committed;
     if let Some(watch) = watch {
-        watch.permit.commit(Class::Success);
+        watch.commit(Class::Success);
     }
 }

@@ -7,17 +7,17 @@ use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
 use super::super::{Class, Classes, rejection::CircuitOpen};
-use super::watch::Watch;
+use super::watch::{Watch, rules};
 
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+static STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+static PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The code that headers or trailers carry, if they carry one. A number nobody knows is UNKNOWN.
 #[inline]
 #[must_use]
 pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
-    let code = match headers.get(STATUS)?.as_bytes() {
+    let code = match headers.get(&STATUS)?.as_bytes() {
         [ones @ b'0'..=b'9'] => Code::from_i32(i32::from(ones - b'0')),
         [b'1', ones @ b'0'..=b'6'] => Code::from_i32(i32::from(10 + ones - b'0')),
         _ => Code::Unknown,
@@ -29,7 +29,8 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
 #[inline]
 pub(super) fn by_code(watch: Watch, code: Code, headers: &HeaderMap) {
     if code == Code::Ok {
-        watch.permit.finish(watch.rules.classes.of(code));
+        let class = rules(&watch).classes.of(code);
+        watch.finish(class);
     } else {
         by_error_code(watch, code, headers);
     }
@@ -38,21 +39,21 @@ pub(super) fn by_code(watch: Watch, code: Code, headers: &HeaderMap) {
 #[cold]
 fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
     if code == Code::Unavailable && refused_by_a_breaker(headers) {
-        return watch.permit.finish(Class::Neutral);
+        return watch.finish(Class::Neutral);
     }
     finish(watch, code, || pause(headers));
 }
 
 fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
-    let class = watch.rules.classes.of(code);
+    let class = rules(&watch).classes.of(code);
     let usual = Classes::default().of(code) == class;
     match code {
         // Somebody's deadline, whoever's clock it was.
-        Code::Cancelled if usual => watch.permit.finish_cancelled(),
-        Code::DeadlineExceeded if usual => watch.permit.finish_late(),
+        Code::Cancelled if usual => watch.finish_cancelled(),
+        Code::DeadlineExceeded if usual => watch.finish_late(),
         _ => match if matches!(class, Class::Overload | Class::Failure) { pause() } else { None } {
-            Some(pause) => watch.permit.finish_with_pause(class, pause),
-            None => watch.permit.finish(class),
+            Some(pause) => watch.finish_with_pause(class, pause),
+            None => watch.finish(class),
         },
     }
 }
@@ -65,7 +66,7 @@ pub(super) fn by_http(watch: Watch, status: StatusCode) {
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
         // UNIMPLEMENTED from a peer is an answer; a path that leads to no peer is not.
-        StatusCode::NOT_FOUND => return watch.permit.finish(Class::Failure),
+        StatusCode::NOT_FOUND => return watch.finish(Class::Failure),
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
@@ -81,11 +82,11 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.is::<TimeoutExpired>() {
-            return watch.permit.finish_late();
+            return watch.finish_late();
         }
         if let Some(status) = error.downcast_ref::<Status>() {
             if CircuitOpen::from_status(status).is_some() {
-                return watch.permit.finish(Class::Neutral);
+                return watch.finish(Class::Neutral);
             }
             // tonic wraps what the transport reports into a status: what it wraps says more.
             if status.source().is_none() {
@@ -94,18 +95,18 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
         }
         next = error.source();
     }
-    watch.permit.finish(Class::Failure);
+    watch.finish(Class::Failure);
 }
 
 /// Ends a call whose stream ended as if well, but without a status: it was cut short.
 #[cold]
 pub(super) fn truncated(watch: Watch) {
-    watch.permit.finish(Class::Failure);
+    watch.finish(Class::Failure);
 }
 
 /// The pause that the peer asks for.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
-    if let Some(pushback) = headers.get(PUSHBACK) {
+    if let Some(pushback) = headers.get(&PUSHBACK) {
         let millis = pushback.to_str().ok().and_then(|text| text.parse().ok());
         return millis.map(Duration::from_millis);
     }
@@ -123,8 +124,8 @@ fn refused_by_a_breaker(headers: &HeaderMap) -> bool {
 
 /// The status with its details. `Status::from_header_map` would panic on details that are not base64.
 fn status_with_details(headers: &HeaderMap) -> Option<Status> {
-    let value = headers.get(DETAILS)?.clone();
-    let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS, value)]));
+    let value = headers.get(&DETAILS)?.clone();
+    let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS.clone(), value)]));
     let details = only.get_bin(DETAILS.as_str())?.to_bytes().ok()?;
     Some(Status::with_details(grpc_status(headers)?, "", details))
 }

@@ -81,18 +81,16 @@ where
 /// Ends the call if its headers say all, else has the body go on watching.
 #[inline]
 fn judge<B: http_body::Body>(response: Response<B>, watch: Option<Watch>) -> Response<CircuitBody<B>> {
-    let (parts, body) = response.into_parts();
-    let Some(watch) = watch else { return Response::from_parts(parts, CircuitBody::new(body, None)) };
-    let watch = match ending::grpc_status(&parts.headers) {
+    let watch = watch.and_then(|watch| match ending::grpc_status(response.headers()) {
         Some(code) => {
-            ending::by_code(watch, code, &parts.headers);
+            ending::by_code(watch, code, response.headers());
             None
         }
-        None if parts.status != StatusCode::OK => {
-            ending::by_http(watch, parts.status);
+        None if response.status() != StatusCode::OK => {
+            ending::by_http(watch, response.status());
             None
         }
         None => Some(watch),
-    };
-    Response::from_parts(parts, CircuitBody::new(body, watch))
+    });
+    response.map(|body| CircuitBody::new(body, watch))
 }

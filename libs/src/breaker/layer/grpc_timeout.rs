@@ -6,12 +6,14 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The header's name.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+// A constant is made anew wherever it is used.
+static NAME: HeaderName = GRPC_TIMEOUT;
 
 /// The timeout a request carries, if it carries one that can be read.
 #[inline]
 #[must_use]
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    parse(headers.get(GRPC_TIMEOUT)?.as_bytes())
+    parse(headers.get(&NAME)?.as_bytes())
 }
 
 fn parse(value: &[u8]) -> Option<Duration> {

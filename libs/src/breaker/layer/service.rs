@@ -13,29 +13,29 @@ use super::{
     super::{Breaker, Classes, rejection::Refusals},
     BoxError, CircuitBody, ResponseFuture,
     grpc_timeout::grpc_timeout,
-    watch::{Rules, Watch},
+    watch::{Handle, Shared},
 };
 
 /// Puts a breaker before a channel.
 #[derive(Clone, Debug)]
-pub struct BreakerLayer {
-    breaker: Arc<Breaker>,
-    refusals: Arc<Refusals>,
-    rules: Rules,
-}
+pub struct BreakerLayer(Handle);
 
 impl BreakerLayer {
     /// A layer on this breaker, with the usual classes.
     #[must_use]
     pub fn new(breaker: Arc<Breaker>) -> Self {
-        let refusals = Arc::new(Refusals::new(Arc::clone(breaker.name())));
-        Self { breaker, refusals, rules: Rules::default() }
+        Self::with(breaker, Classes::default(), Duration::from_secs(5))
+    }
+
+    fn with(breaker: Arc<Breaker>, classes: Classes, stream_commit: Duration) -> Self {
+        let refusals = Refusals::new(Arc::clone(breaker.name()));
+        Self(Handle(Arc::new(Shared { breaker, refusals, classes, stream_commit })))
     }
 
     /// The breaker.
     #[must_use]
-    pub const fn breaker(&self) -> &Arc<Breaker> {
-        &self.breaker
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.0.0.breaker
     }
 
     /// Makes a call if the breaker lets it, and takes the request only then.
@@ -44,23 +44,20 @@ impl BreakerLayer {
         request: &mut Option<Request<B>>,
         call: impl FnOnce(Request<B>) -> F,
     ) -> Option<ResponseFuture<F>> {
-        let permit = self.breaker.admit_owned(grpc_timeout(request.as_ref()?.headers())).ok()?;
-        let watch = Watch { permit, rules: self.rules };
+        let watch = Breaker::admit_by(self.0.clone(), grpc_timeout(request.as_ref()?.headers())).ok()?;
         Some(ResponseFuture::new(call(request.take()?), watch))
     }
 
     /// Judges codes by other classes.
     #[must_use]
-    pub fn classes(mut self, classes: Classes) -> Self {
-        self.rules.classes = classes;
-        self
+    pub fn classes(self, classes: Classes) -> Self {
+        Self::with(Arc::clone(self.breaker()), classes, self.0.0.stream_commit)
     }
 
     /// Takes a stream that has sent something for a success once it is so old; by default 5 s. How it ends counts again.
     #[must_use]
-    pub fn stream_commit(mut self, age: Duration) -> Self {
-        self.rules.stream_commit = age;
-        self
+    pub fn stream_commit(self, age: Duration) -> Self {
+        Self::with(Arc::clone(self.breaker()), self.0.0.classes, age)
     }
 }
 
@@ -97,10 +94,10 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        let BreakerLayer { breaker, refusals, rules } = &self.layer;
-        match breaker.admit_owned(grpc_timeout(request.headers())) {
-            Ok(permit) => ResponseFuture::new(self.inner.call(request), Watch { permit, rules: *rules }),
-            Err(rejected) => ResponseFuture::refused(refusals.status(rejected)),
+        let BreakerLayer(handle) = &self.layer;
+        match Breaker::admit_by(handle.clone(), grpc_timeout(request.headers())) {
+            Ok(watch) => ResponseFuture::new(self.inner.call(request), watch),
+            Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(rejected)),
         }
     }
 }

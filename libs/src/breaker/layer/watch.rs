@@ -1,25 +1,36 @@
-//! What the layer carries along with a call.
+//! What the layer carries along with a call: one pointer, and the permit's few words.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
-use super::super::{Breaker, Classes, Permit};
+use super::super::{Breaker, Classes, Permit, rejection::Refusals};
 
-/// How the layer judges. Small and copied, so that a call borrows nothing.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+/// What all calls through a layer share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) refusals: Refusals,
     pub(super) classes: Classes,
     pub(super) stream_commit: Duration,
 }
 
-impl Default for Rules {
-    fn default() -> Self {
-        Self { classes: Classes::default(), stream_commit: Duration::from_secs(5) }
+/// A pointer to it, which stands for its breaker.
+#[derive(Clone, Debug)]
+pub(super) struct Handle(pub(super) Arc<Shared>);
+
+impl Deref for Handle {
+    type Target = Breaker;
+
+    #[inline]
+    fn deref(&self) -> &Breaker {
+        &self.0.breaker
     }
 }
 
-/// A call under way: the permit, and how to judge.
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) permit: Permit<Arc<Breaker>>,
-    pub(super) rules: Rules,
+/// A call under way.
+pub(super) type Watch = Permit<Handle>;
+
+/// How its result is judged.
+#[inline]
+pub(super) fn rules(watch: &Watch) -> &Shared {
+    &watch.handle().0
 }

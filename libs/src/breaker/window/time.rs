@@ -22,6 +22,8 @@ const FIELD_MASK: u64 = (1 << FIELD) - 1;
 const TAG: u32 = 2 * FIELD;
 const EPOCH: u32 = 16;
 const GENERATION: u32 = 8;
+const BUCKET: u32 = 8;
+const BUCKET_MASK: u64 = (1 << BUCKET) - 1;
 /// So many lost races, and the stripes are worth their memory.
 const CONTENDED: u64 = 256;
 /// Before tags could repeat, all cells are emptied: after so many epochs at rest, and every so many generations.
@@ -33,7 +35,7 @@ const GENERATIONS: u32 = 1 << (GENERATION - 2);
 pub(crate) struct TimeWindow {
     width: u64,
     buckets: u64,
-    /// The newest epoch seen: time over width.
+    /// The newest epoch seen, which is time over width, and beside it its bucket: a remainder costs as much as all the rest.
     head: AtomicU64,
     /// The last bad record: generation and epoch, or nothing yet.
     last_bad: AtomicU64,
@@ -117,8 +119,7 @@ impl TimeWindow {
 
     /// Records a call, unless its generation is over.
     pub(crate) fn record(&self, generation: u32, now: u64, mark: Mark) -> Option<Place> {
-        let epoch = self.epoch(now);
-        let bucket = self.bucket(epoch);
+        let (epoch, bucket) = self.place(now);
         let stripe = self.stripe();
         let tag = tag(generation, epoch);
         if mark.slow && !self.add(stripe.slow(bucket), tag, false, true) {
@@ -141,23 +142,27 @@ impl TimeWindow {
         })
     }
 
-    /// The bucket's number since the origin. A clock that went back stands still.
-    fn epoch(&self, now: u64) -> u64 {
+    /// The epoch, and the bucket that is its. A clock that went back stands still.
+    #[inline]
+    fn place(&self, now: u64) -> (u64, usize) {
         let head = self.head.load(Relaxed);
         // Nearly every call is in the newest bucket: a product is cheaper than a quotient.
-        let since = now.wrapping_sub(head.wrapping_mul(self.width));
-        if since < self.width { head } else { self.advance(head, now / self.width) }
+        let since = now.wrapping_sub((head >> BUCKET).wrapping_mul(self.width));
+        let head = if since < self.width { head } else { self.advance(head, now / self.width) };
+        (head >> BUCKET, (head & BUCKET_MASK) as usize)
     }
 
     #[cold]
     fn advance(&self, head: u64, epoch: u64) -> u64 {
-        if epoch <= head {
+        let newest = head >> BUCKET;
+        if epoch <= newest {
             return head;
         }
-        if epoch - head >= EPOCHS_AT_REST {
+        if epoch - newest >= EPOCHS_AT_REST {
             self.empty();
         }
-        self.head.fetch_max(epoch, SeqCst).max(epoch)
+        let next = epoch << BUCKET | epoch % self.buckets;
+        self.head.fetch_max(next, SeqCst).max(next)
     }
 
     fn bucket(&self, epoch: u64) -> usize {
@@ -248,9 +253,10 @@ impl TimeWindow {
 
     /// The sums as of now, without a record.
     pub(crate) fn sum_now(&self, generation: u32, now: u64) -> (u64, u64, u64) {
-        let epoch = (now / self.width).max(self.head.load(SeqCst));
+        let head = self.head.load(SeqCst) >> BUCKET;
+        let epoch = (now / self.width).max(head);
         // Cells far behind may carry a tag that has come round again.
-        if epoch - self.head.load(SeqCst) >= self.buckets { (0, 0, 0) } else { self.sum(generation, epoch) }
+        if epoch - head >= self.buckets { (0, 0, 0) } else { self.sum(generation, epoch) }
     }
 
     /// Whether the window that ends with the epoch may hold anything but clean calls.
