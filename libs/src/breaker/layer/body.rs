@@ -10,7 +10,9 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use super::{super::Class, BoxError, ending,
+use super::{
+    super::Class,
+    BoxError, ending,
     watch::{Watch, rules},
 };
 
