@@ -161,7 +161,7 @@ impl TimeWindow {
         if epoch - newest >= EPOCHS_AT_REST {
             self.empty();
         }
-        let next = epoch << BUCKET | epoch % self.buckets;
+        let next = (epoch << BUCKET) | (epoch % self.buckets);
         self.head.fetch_max(next, SeqCst).max(next)
     }
 
