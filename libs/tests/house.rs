@@ -19,7 +19,7 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
     ("rpc", &["refusal", "breaker", "telemetry"]),
     ("cqrs", &["refusal", "time", "journal", "rpc"]),
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
-    ("saga", &["refusal", "time", "journal", "rpc", "telemetry", "cqrs"]),
+    ("saga", &["refusal", "time", "journal", "rpc", "breaker", "telemetry", "cqrs"]),
     ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),
     ("cli", &["breaker", "rpc", "telemetry", "service"]),
     ("service", &["refusal", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),
@@ -29,7 +29,7 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
 const WITHOUT: &[(&str, &[&str])] = &[
     ("breaker/core", &["tonic", "http", "proto", "crate::rpc"]),
     ("breaker/window", &["tonic", "http", "proto", "crate::rpc"]),
-    ("saga/machine.rs", &["tonic", "tokio", "sqlx", "crate::journal", "crate::cqrs"]),
+    ("saga/machine", &["tonic", "tokio", "sqlx", "crate::journal", "crate::cqrs"]),
     ("saga/definition.rs", &["tokio", "sqlx", "crate::cqrs"]),
     ("cqrs/decider.rs", &["tonic", "tokio", "sqlx"]),
 ];

@@ -4,24 +4,34 @@
 //! each transition before it acts on it, and starts again where the log ends. A saga stands above CQRS: it starts inside a decision,
 //! ends in one, and is shown by a projection.
 
+mod builder;
 mod coordinator;
 mod definition;
-mod driver;
+mod local;
 mod machine;
+mod operation;
+mod plan;
 mod projection;
+mod record;
+mod replies;
 mod reply;
 mod service;
+mod shape;
 mod store;
+pub mod testing;
 mod transport;
 
 pub use self::{
-    coordinator::{Coordinator, Options, RecoverError},
-    definition::{
-        Builder, Compensated, DecideLocally, Definition, DefinitionError, Handle, LocalWork, MOST_STEPS, Missing,
-        Operation, Replies, Retry, Undo,
-    },
+    builder::Builder,
+    coordinator::{Clock, Coordinator, Options, RecoverError},
+    definition::Definition,
+    local::{DecideLocally, LocalWork},
+    operation::{Compensated, Operation},
+    plan::Retry,
     projection::SagasView,
+    replies::{Handle, Replies, Undo},
     service::{SagaCommands, SagaQueries},
+    shape::{DefinitionError, Fault},
     store::TABLES,
     transport::{Attempt, Grpc, Transport},
 };

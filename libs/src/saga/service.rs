@@ -11,9 +11,10 @@ use tonic::{Request, Response, Status};
 
 use super::{
     coordinator::Coordinator,
-    definition::{Action, Definition},
-    machine::is_final,
+    definition::Definition,
+    plan::{StepPlan, each},
     projection::SAGA_VIEWS,
+    record::is_final,
 };
 use crate::{
     cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
@@ -129,10 +130,11 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
         request: Request<pb::DescribeSagaRequest>,
     ) -> Result<Response<pb::DescribeSagaResponse>, Status> {
         let name = request.into_inner().r#type;
-        match self.definitions.iter().find(|definition| definition.name == name) {
+        let named = self.definitions.iter().filter(|definition| definition.name() == name);
+        match named.max_by_key(|definition| definition.version()) {
             Some(definition) => Ok(Response::new(describe(definition))),
             None => {
-                let known: Vec<&str> = self.definitions.iter().map(|definition| definition.name).collect();
+                let known: Vec<&str> = self.definitions.iter().map(|definition| definition.name()).collect();
                 let message = format!("there is no such saga; there are: {}", known.join(", "));
                 Err(Refusal::not_found("UNKNOWN_SAGA_TYPE", message).into_status(self.read.service()))
             }
@@ -141,29 +143,21 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
 }
 
 fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
-    let step = |step: &super::definition::Step| {
-        let action = match &step.action {
-            Action::Remote(call) => call.path.to_owned(),
-            Action::Local(_) => String::new(),
-        };
-        let after = definition.steps.iter().enumerate().filter(|(at, _)| step.after & (1 << at) != 0);
-        let mut described = StepDefinition {
-            name: step.name.to_owned(),
-            after: after.map(|(_, step)| step.name.to_owned()).collect(),
-            participant: step.participant().to_owned(),
-            action,
-            compensation: step.compensation.as_ref().map_or("", |call| call.path).to_owned(),
-            attempt_timeout: prost_types::Duration::try_from(step.attempt_timeout).ok(),
-            ..StepDefinition::default()
-        };
-        described.set_kind(step.kind);
-        described
+    let plan = &definition.plan;
+    let step = |step: &StepPlan| StepDefinition {
+        name: step.name.to_owned(),
+        kind: step.kind.into(),
+        after: each(step.after).map(|before| plan.steps[before].name.to_owned()).collect(),
+        participant: step.participant.to_owned(),
+        action: step.action.to_owned(),
+        compensation: step.compensation.to_owned(),
+        attempt_timeout: prost_types::Duration::try_from(step.options.attempt_timeout).ok(),
     };
     pb::DescribeSagaResponse {
-        r#type: definition.name.to_owned(),
-        version: definition.version,
-        definition_hash: definition.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
-        steps: definition.steps.iter().map(step).collect(),
+        r#type: plan.name.to_owned(),
+        version: plan.version,
+        definition_hash: plan.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        steps: plan.steps.iter().map(step).collect(),
     }
 }
 

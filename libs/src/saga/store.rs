@@ -1,9 +1,8 @@
 //! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
 
-use prost::Message as _;
-use proto::saga::v1::{SagaPhase, SagaRecord};
+use proto::saga::v1::SagaPhase;
 
-use super::machine::is_final;
+use super::record::{Record, RecordError, is_final};
 use crate::journal::{AggregateId, Change, Decided, Journal, NewEvent, Row, Table, sql::Value};
 
 /// The kind of a saga's stream of events, each of which holds the saga as queries show it.
@@ -26,18 +25,20 @@ pub(super) static SAGAS: Table = Table {
 /// The tables that a journal must keep for a coordinator.
 pub const TABLES: &[&Table] = &[&SAGAS];
 
-/// Adds a record's new version to what is committed: its row, and the event that shows it.
-pub(super) fn write(record: &SagaRecord, decided: &mut Decided) {
-    let Some(saga) = &record.saga else { return };
-    let open = !is_final(saga.phase());
-    let values = vec![saga.saga_id.as_str().into(), open.into(), record.encode_to_vec().into()];
-    decided.rows.push(Row { table: &SAGAS, values });
-    decided.changes.push(Change {
+/// A record's new version as the journal commits it, its row and the event that shows it, and about how many bytes it takes.
+pub(super) fn transition(record: &Record) -> (Decided, usize) {
+    let saga = &record.saga;
+    let (shown, stored) = record.encode();
+    let size = shown.len() + stored.len();
+    let values = vec![saga.saga_id.as_str().into(), (!is_final(saga.phase())).into(), stored.into()];
+    let change = Change {
         aggregate: AggregateId::new(KIND, saga.saga_id.as_str()),
         state: None,
         version: saga.version,
-        events: vec![NewEvent { name: event_name(saga.phase()), payload: saga.encode_to_vec().into() }],
-    });
+        events: vec![NewEvent { name: event_name(saga.phase()), payload: shown }],
+    };
+    let rows = vec![Row { table: &SAGAS, values }];
+    (Decided { rows, changes: vec![change], ..Decided::default() }, size)
 }
 
 fn event_name(phase: SagaPhase) -> &'static str {
@@ -52,7 +53,7 @@ fn event_name(phase: SagaPhase) -> &'static str {
 }
 
 /// A stored saga, or why it can't be read.
-pub(super) type Stored = Result<SagaRecord, prost::DecodeError>;
+pub(super) type Stored = Result<Record, RecordError>;
 
 /// A page of the sagas that have not ended, by id, after one of them.
 pub(super) async fn open_after(
@@ -62,11 +63,11 @@ pub(super) async fn open_after(
 ) -> Result<Vec<(String, Stored)>, sqlx::Error> {
     const SQL: &str = "SELECT saga_id, record FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
     let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
-    records.iter().map(|record| Ok((record.text(0)?, SagaRecord::decode(record.blob(1)?)))).collect()
+    records.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(1)?)))).collect()
 }
 
 /// One saga.
 pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sqlx::Error> {
     let found = journal.reader().fetch_keys(&SAGAS, &[vec![Value::from(saga_id)]]).await?;
-    found.first().map(|record| Ok(SagaRecord::decode(record.blob(2)?))).transpose()
+    found.first().map(|record| Ok(Record::decode(record.blob(2)?))).transpose()
 }

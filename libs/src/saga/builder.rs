@@ -1,0 +1,210 @@
+//! Building a definition, step by step, each with its types.
+
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+
+use prost::Message;
+use proto::saga::v1::{Reason, StepKind};
+
+use super::{
+    Compensated, Definition, DefinitionError, Handle, LocalWork, Operation, Replies, Retry, Undo,
+    definition::{MakeLocal, StepCode},
+    plan::{Plan, StepOptions, StepPlan},
+    record::Record,
+    shape,
+};
+use crate::refusal::Refusal;
+
+/// The participant of a local step, as it is shown.
+const LOCAL: &str = "local";
+
+/// Builds a definition. Each step comes after the one added before it, unless [`after`](Self::after) says otherwise; options are
+/// those of the step added last.
+pub struct Builder<I> {
+    plan: Plan,
+    /// The names that each step comes after, where they were given.
+    after: Vec<Option<Vec<String>>>,
+    steps: Vec<StepCode>,
+    ending: Option<MakeLocal>,
+    input: PhantomData<fn(I)>,
+}
+
+impl<I> fmt::Debug for Builder<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Builder").field(&self.plan).finish()
+    }
+}
+
+impl<I: Message + Default + 'static> Builder<I> {
+    pub(super) fn new(name: &'static str, version: u32) -> Self {
+        let plan = Plan { name, version, hash: [0; 32], steps: Vec::new(), deadline: None, has_ending: false };
+        Self { plan, after: Vec::new(), steps: Vec::new(), ending: None, input: PhantomData }
+    }
+
+    /// Adds a step without effect: it can be refused, and there is nothing to undo.
+    pub fn check<O: Operation>(
+        &mut self,
+        name: &'static str,
+        request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
+    ) -> Handle<O::Reply> {
+        self.remote::<O>(name, StepKind::Check, request)
+    }
+
+    /// Adds a step that its operation's declared compensation undoes.
+    ///
+    /// `request` makes the action's request from the input and the replies of the steps before; an error turns the saga back
+    /// as if the participant had refused. `undo` makes the compensation's; it is asked when the action may have taken effect,
+    /// known or not.
+    pub fn compensatable<O: Compensated>(
+        &mut self,
+        name: &'static str,
+        request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
+        undo: impl Fn(Undo<'_, I, O>) -> <O::Compensation as Operation>::Request + Send + Sync + 'static,
+    ) -> Handle<O::Reply> {
+        let handle = self.remote::<O>(name, StepKind::Compensatable, request);
+        self.plan.steps[handle.step].compensation = O::Compensation::PATH;
+        if let StepCode::Remote { undo: slot, .. } = &mut self.steps[handle.step] {
+            *slot = Some(Box::new(move |record, step| {
+                let input = input(record)?;
+                Ok(undo(Undo::new(&input, record, step)?).encode_to_vec().into())
+            }));
+        }
+        handle
+    }
+
+    /// Adds the point of no return: once it has started, the saga goes on until it is completed. If it is refused, the saga
+    /// turns back. At most one.
+    pub fn pivot<O: Operation>(
+        &mut self,
+        name: &'static str,
+        request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
+    ) -> Handle<O::Reply> {
+        self.remote::<O>(name, StepKind::Pivot, request)
+    }
+
+    /// Adds a step after the pivot: it must succeed in the end, and is called until it does.
+    pub fn retriable<O: Operation>(
+        &mut self,
+        name: &'static str,
+        request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
+    ) -> Handle<O::Reply> {
+        self.remote::<O>(name, StepKind::Retriable, request)
+    }
+
+    /// Adds a step after the pivot that the coordinator's own service takes, in the transaction of the saga's transition.
+    pub fn retriable_local(
+        &mut self,
+        name: &'static str,
+        work: impl Fn(&I, Replies<'_>) -> Result<LocalWork, Refusal> + Send + Sync + 'static,
+    ) {
+        let work = move |record: &Record| work(&input(record)?, Replies::of(record));
+        let _: Handle<()> = self.add(name, StepKind::Retriable, (LOCAL, ""), StepCode::Local(Box::new(work)));
+    }
+
+    /// What the coordinator's own service does when everything is undone, in the transaction that makes the saga COMPENSATED.
+    pub fn on_compensated(&mut self, work: impl Fn(&I, &Reason) -> Result<LocalWork, Refusal> + Send + Sync + 'static) {
+        let reason = |record: &Record| record.saga.reason.clone().unwrap_or_default();
+        self.ending = Some(Box::new(move |record| work(&input(record)?, &reason(record))));
+    }
+
+    /// How long a saga may take to its pivot; then it turns back. Participants refuse an action that comes later.
+    pub fn deadline(&mut self, deadline: Duration) -> &mut Self {
+        self.plan.deadline = Some(deadline);
+        self
+    }
+
+    /// The step begins once these are done, rather than after the step added before it; none of them means at once. Steps with
+    /// no order between them run side by side.
+    pub fn after(&mut self, names: &[&str]) -> &mut Self {
+        if let Some(last) = self.after.last_mut() {
+            *last = Some(names.iter().map(ToString::to_string).collect());
+        }
+        self
+    }
+
+    /// How long one call may take. 5 seconds unless said otherwise.
+    pub fn attempt_timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.option(|options| options.attempt_timeout = timeout)
+    }
+
+    /// When a failed call is made again.
+    pub fn retry(&mut self, retry: Retry) -> &mut Self {
+        self.option(|options| options.retry = retry)
+    }
+
+    /// How long the step may take, all its calls together; then the saga turns back. For Check and Compensatable steps.
+    pub fn step_deadline(&mut self, deadline: Duration) -> &mut Self {
+        self.option(|options| options.deadline = Some(deadline))
+    }
+
+    /// Codes that mean a refusal although the answer carries no verdict, for participants without our barrier. The step is
+    /// undone all the same. For Check and Compensatable steps, and for the codes that handlers answer on purpose:
+    /// INVALID_ARGUMENT, FAILED_PRECONDITION, NOT_FOUND, OUT_OF_RANGE, ALREADY_EXISTS.
+    pub fn trusted_codes(&mut self, codes: &[tonic::Code]) -> &mut Self {
+        self.option(|options| options.trusted = codes.to_vec())
+    }
+
+    /// The participant has no barrier: nothing stops an action that comes after its compensation, so the undoing of a call
+    /// with an unknown outcome waits until none can come any more.
+    pub fn without_barrier(&mut self) -> &mut Self {
+        self.option(|options| options.plain = true)
+    }
+
+    /// Checks the shape and makes the definition.
+    ///
+    /// # Errors
+    /// When the shape breaks a rule; the message names the step.
+    pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
+        let Self { mut plan, after, steps, ending, .. } = self;
+        plan.has_ending = ending.is_some();
+        shape::check(&mut plan, &after)?;
+        plan.hash = shape::hash(&plan);
+        Ok(Arc::new(Definition { plan, steps, ending }))
+    }
+
+    fn option(&mut self, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
+        if let Some(last) = self.plan.steps.last_mut() {
+            change(&mut last.options);
+        }
+        self
+    }
+
+    fn remote<O: Operation>(
+        &mut self,
+        name: &'static str,
+        kind: StepKind,
+        request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
+    ) -> Handle<O::Reply> {
+        let request = move |record: &Record| Ok(request(&input(record)?, Replies::of(record))?.encode_to_vec().into());
+        self.add(name, kind, (O::PEER, O::PATH), StepCode::Remote { request: Box::new(request), undo: None })
+    }
+
+    fn add<R>(
+        &mut self,
+        name: &'static str,
+        kind: StepKind,
+        (participant, action): (&'static str, &'static str),
+        code: StepCode,
+    ) -> Handle<R> {
+        let at = self.plan.steps.len();
+        self.plan.steps.push(StepPlan {
+            name,
+            kind,
+            after: 0,
+            descendants: 0,
+            participant,
+            action,
+            compensation: "",
+            options: StepOptions::default(),
+        });
+        self.after.push(None);
+        self.steps.push(code);
+        Handle::new(at)
+    }
+}
+
+/// What a saga was started with.
+fn input<I: Message + Default>(record: &Record) -> Result<I, Refusal> {
+    I::decode(record.kept.input.clone()).map_err(|error| {
+        Refusal::precondition("INPUT_UNREADABLE", format!("what the saga was started with can't be read: {error}"))
+    })
+}

@@ -1,0 +1,118 @@
+//! One call of one operation: out with the frozen bytes, back with what the answer means.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tonic::{Code, Status, metadata::MetadataMap};
+
+use super::Shared;
+use crate::{
+    breaker::CircuitOpen,
+    refusal::Refusal,
+    rpc::verdict::{Op, SagaCall, Verdict},
+    saga::{
+        Definition,
+        machine::{Attempt, Due},
+        plan::StepPlan,
+        record::Record,
+        reply::rule,
+        transport,
+    },
+};
+
+/// How long after its timeout a call is dropped here, should nothing below have ended it.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long to wait where a participant asks for no more calls at all.
+const NO_MORE: Duration = Duration::from_secs(60);
+/// What gRPC servers say about when to call again, in milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// A call about to leave.
+pub(super) struct Call {
+    shared: Arc<Shared>,
+    program: Arc<Definition>,
+    due: Due,
+    call: SagaCall,
+    message: Bytes,
+}
+
+impl Call {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        program: &Arc<Definition>,
+        record: &Record,
+        due: Due,
+        attempt: u32,
+    ) -> Self {
+        let Due { step, op } = due;
+        let plan = &program.plan.steps[step];
+        let kept = &record.kept.steps[step];
+        // Neither a compensation nor what comes after the pivot is ever too late.
+        let bound = op == Op::Action && plan.kind != proto::saga::v1::StepKind::Retriable;
+        let call = SagaCall {
+            saga_id: record.saga.saga_id.clone(),
+            saga_type: record.saga.r#type.clone(),
+            step: plan.name.to_owned(),
+            op,
+            attempt,
+            deadline_micros: if bound { record.kept.deadline_micros } else { 0 },
+        };
+        let message = match op {
+            Op::Action => &kept.request,
+            Op::Compensation => &kept.compensation_request,
+        };
+        Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call }
+    }
+
+    pub(super) async fn run(self) -> Attempt {
+        let Self { shared, program, due, call, message } = self;
+        let plan = &program.plan.steps[due.step];
+        // Never closed, so it always opens.
+        let _turn = shared.calls.acquire().await;
+        let timeout = plan.options.attempt_timeout;
+        let mut metadata = MetadataMap::new();
+        call.write_to(&mut metadata);
+        let path = match due.op {
+            Op::Action => plan.action,
+            Op::Compensation => plan.compensation,
+        };
+        let sent = transport::Attempt { peer: plan.participant, path, request: message, metadata, timeout };
+        let answer = shared.transport.call(sent);
+        let answer = tokio::time::timeout(timeout + GRACE, answer).await;
+        let answer =
+            answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
+        judge(due, plan, answer)
+    }
+}
+
+/// What an answer means.
+fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>) -> Attempt {
+    let Due { step, op } = due;
+    let roll = rand::random();
+    let trusted = &plan.options.trusted;
+    match answer {
+        Ok((reply, metadata)) => {
+            let ruling = rule(op, Code::Ok, Verdict::from_metadata(&metadata), trusted);
+            let message = format!("{} answered OK and a verdict that is none", plan.participant);
+            let refusal = Refusal::new(Code::Unknown, "VERDICT", message);
+            Attempt { step, op, ruling: Some(ruling), reply, refusal, roll }
+        }
+        Err(status) => {
+            let not_sent = CircuitOpen::from_status(&status);
+            let ruling = rule(op, status.code(), Verdict::from_metadata(status.metadata()), trusted);
+            let mut refusal = Refusal::from_status(&status);
+            refusal.retry_after = match &not_sent {
+                Some(open) => Some(open.retry_after),
+                None => refusal.retry_after.or_else(|| pushback(&status)),
+            };
+            let ruling = not_sent.is_none().then_some(ruling);
+            Attempt { step, op, ruling, reply: Bytes::new(), refusal, roll }
+        }
+    }
+}
+
+fn pushback(status: &Status) -> Option<Duration> {
+    let text = status.metadata().get(PUSHBACK)?.to_str().ok()?;
+    let millis: i64 = text.parse().ok()?;
+    Some(u64::try_from(millis).map_or(NO_MORE, Duration::from_millis).min(NO_MORE))
+}

@@ -1,0 +1,324 @@
+//! The task of one saga.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use proto::saga::v1::Saga;
+use tokio::sync::oneshot;
+
+use super::{
+    Shared,
+    admission::Admission,
+    call::Call,
+    closed,
+    live::{Mail, Mailbox},
+    not_driven,
+};
+use crate::{
+    journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{
+        Definition,
+        machine::{self, Attempt, Due, Input, Local, Moment},
+        record::Record,
+        store,
+    },
+};
+
+/// Takes one saga through its steps.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    program: Arc<Definition>,
+    saga_id: Arc<str>,
+    /// As it was last committed, and in memory only: calls counted, waits that nobody must know after a restart.
+    record: Record,
+    mailbox: Arc<Mailbox>,
+    calls: FuturesUnordered<BoxFuture<'static, Attempt>>,
+    in_flight: InFlight,
+    waiting: Vec<oneshot::Sender<Saga>>,
+    _admission: Admission,
+}
+
+/// Why a task ends.
+#[derive(Debug)]
+enum End {
+    /// The saga is over.
+    Over,
+    /// The process is going down. The saga goes on at the next start.
+    Leaving,
+    /// The saga can't be driven. It alone stops.
+    Parked(String),
+}
+
+/// Why a move was not made.
+enum Stopped {
+    /// An operator asked for what can't be.
+    Refused(Refusal),
+    End(End),
+}
+
+impl Driver {
+    /// Sets a task on a saga whose record is committed. Nothing happens if it has one.
+    pub(super) fn launch(
+        shared: Arc<Shared>,
+        program: Arc<Definition>,
+        record: Record,
+        admission: Admission,
+        recovered: bool,
+    ) {
+        let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
+        let Some(mailbox) = shared.live.enter(&saga_id) else { return };
+        let driver = Self {
+            shared,
+            program,
+            saga_id,
+            record,
+            mailbox,
+            calls: FuturesUnordered::new(),
+            in_flight: InFlight::default(),
+            waiting: Vec::new(),
+            _admission: admission,
+        };
+        tokio::spawn(driver.run(recovered));
+    }
+
+    async fn run(mut self, recovered: bool) {
+        let end = match recovered {
+            // What was ready when the last process left is begun first.
+            true => match self.step(Input::Tick).await {
+                Err(Stopped::End(end)) => end,
+                Ok(()) | Err(Stopped::Refused(_)) => self.drive().await,
+            },
+            false => self.drive().await,
+        };
+        self.leave(end);
+    }
+
+    async fn drive(&mut self) -> End {
+        loop {
+            if machine::is_over(&self.record) {
+                return End::Over;
+            }
+            let draining = self.is_draining();
+            if draining && self.calls.is_empty() {
+                return End::Leaving;
+            }
+            if !draining {
+                self.call_due();
+            }
+            let wake = if draining { None } else { self.next_wake() };
+            let happened = tokio::select! {
+                Some(attempt) = self.calls.next(), if !self.calls.is_empty() => {
+                    self.in_flight.end(Due { step: attempt.step, op: attempt.op });
+                    self.step(Input::Attempted(attempt)).await
+                }
+                () = self.mailbox.rung() => self.read_mail().await,
+                () = sleep(wake), if wake.is_some() => self.step(Input::Tick).await,
+            };
+            if let Err(Stopped::End(end)) = happened {
+                return end;
+            }
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Acquire)
+    }
+
+    /// Makes the calls that the committed record asks for.
+    fn call_due(&mut self) {
+        let Self { record, in_flight, .. } = self;
+        for due in machine::due(record, |due| in_flight.contains(due), self.shared.now()) {
+            let attempt = machine::leaves(&mut self.record, due);
+            self.in_flight.begin(due);
+            let call = Call::new(&self.shared, &self.program, &self.record, due, attempt);
+            self.calls.push(Box::pin(call.run()));
+        }
+    }
+
+    /// How long until the record asks for something by itself.
+    fn next_wake(&self) -> Option<Duration> {
+        let plan = &self.program.plan;
+        let at = machine::next_wake(plan, &self.record, |due| self.in_flight.contains(due))?;
+        let wait = at.saturating_sub(self.shared.now());
+        // A little late rather than a little early, which would be for nothing.
+        Some(Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1))
+    }
+
+    /// Takes the saga on by what happened, and makes that durable.
+    async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
+        loop {
+            let moment = Moment { now: self.shared.now(), draining: self.is_draining() };
+            let Self { program, record, .. } = self;
+            let advance = || machine::advance(&**program, record, input, moment);
+            let moved = guarded(advance)?.map_err(Stopped::Refused)?;
+            if !moved.changed {
+                return Ok(());
+            }
+            if let Some(alert) = moved.alert {
+                self.alert(alert);
+            }
+            match moved.local {
+                None => return self.commit(Vec::new(), None).await.map(drop),
+                Some((local, before)) => match self.commit_with(local, &before).await? {
+                    // What this step holds back may begin now.
+                    Ok(()) => input = Input::Tick,
+                    Err(refusal) => {
+                        let fresh = self.record.fresh;
+                        self.record = *before;
+                        self.record.fresh &= fresh;
+                        input = Input::LocalRefused(local, refusal);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Commits the record together with work of our own. The inner error is the work's refusal, and nothing is written then.
+    async fn commit_with(&mut self, local: Local, before: &Record) -> Result<Result<(), Refusal>, Stopped> {
+        let program = Arc::clone(&self.program);
+        let work = match guarded(|| program.local(local, before))? {
+            Ok(work) => work,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let refused = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&refused);
+        let decide = move |loaded: &Loaded<'_>, mut decided: Decided| match (work.decide)(loaded) {
+            Ok(work) => {
+                decided.absorb(work);
+                decided
+            }
+            Err(refusal) => {
+                *slot.lock() = Some(refusal);
+                Decided { rejected: true, ..Decided::default() }
+            }
+        };
+        let outcome = self.commit(work.aggregates, Some(Box::new(decide))).await?;
+        let refusal = || refused.lock().take().unwrap_or_else(Refusal::internal);
+        Ok(if outcome == Outcome::Rejected { Err(refusal()) } else { Ok(()) })
+    }
+
+    async fn commit(&mut self, aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
+        let (decided, size) = store::transition(&self.record);
+        let cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
+        let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
+            None => Box::new(move |_| decided),
+            Some(with) => Box::new(move |loaded| with(loaded, decided)),
+        };
+        let entry = Entry { request: None, aggregates, cause, decide, size };
+        match self.shared.journal.submit_admitted(entry).await {
+            Ok(committed) => Ok(committed.outcome),
+            Err(SubmitError::Closed | SubmitError::Full) => Err(Stopped::End(End::Leaving)),
+            Err(error) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
+        }
+    }
+
+    fn alert(&self, alert: &'static str) {
+        let saga = &self.record.saga;
+        let last_error = saga.steps.iter().map(|step| step.last_error.as_str()).find(|error| !error.is_empty());
+        tracing::error!(
+            saga.id = &*self.saga_id,
+            saga.r#type = saga.r#type,
+            saga.phase = saga.phase().as_str_name(),
+            last_error,
+            "{alert}"
+        );
+    }
+
+    async fn read_mail(&mut self) -> Result<(), Stopped> {
+        for mail in self.mailbox.take() {
+            match mail {
+                Mail::Finished(answer) => self.waiting.push(answer),
+                Mail::Operator(command, answer) => {
+                    let reply = match self.step(Input::Operator(command)).await {
+                        Ok(()) => Ok(self.record.saga.clone()),
+                        Err(Stopped::Refused(refusal)) => Err(refusal),
+                        // Who asked hears that their question is lost.
+                        Err(end) => return Err(end),
+                    };
+                    // Who asked may have left.
+                    let _ = answer.send(reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leave(mut self, end: End) {
+        let over = match end {
+            End::Parked(why) => {
+                tracing::error!(saga.id = &*self.saga_id, why, "a saga is parked; the others go on");
+                self.shared.live.park(Arc::clone(&self.saga_id), why);
+                false
+            }
+            End::Over | End::Leaving => {
+                self.shared.live.leave(&self.saga_id);
+                matches!(end, End::Over)
+            }
+        };
+        // Nothing can be posted any more: what is in the mailbox now is all there will ever be.
+        for mail in self.mailbox.take() {
+            match mail {
+                Mail::Finished(answer) => self.waiting.push(answer),
+                Mail::Operator(_, answer) => {
+                    let _ = answer.send(Err(if over { closed(&self.saga_id) } else { not_driven(&self.saga_id) }));
+                }
+            }
+        }
+        if over {
+            for answer in self.waiting.drain(..) {
+                let _ = answer.send(self.record.saga.clone());
+            }
+        }
+    }
+}
+
+/// What a local step adds to a transition.
+type Beside = Box<dyn FnOnce(&Loaded<'_>, Decided) -> Decided + Send>;
+
+/// Runs a definition's code. If it panics, its saga alone is parked.
+fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Stopped> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| {
+        let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
+        let said: String = said.unwrap_or_default();
+        Stopped::End(End::Parked(format!("its definition panicked: {said}")))
+    })
+}
+
+async fn sleep(wait: Option<Duration>) {
+    tokio::time::sleep(wait.unwrap_or_default()).await;
+}
+
+/// The calls that are on their way, a bit each.
+#[derive(Clone, Copy, Debug, Default)]
+struct InFlight {
+    actions: u64,
+    compensations: u64,
+}
+
+impl InFlight {
+    fn of(&mut self, op: Op) -> &mut u64 {
+        match op {
+            Op::Action => &mut self.actions,
+            Op::Compensation => &mut self.compensations,
+        }
+    }
+
+    fn begin(&mut self, due: Due) {
+        *self.of(due.op) |= 1 << due.step;
+    }
+
+    fn end(&mut self, due: Due) {
+        *self.of(due.op) &= !(1 << due.step);
+    }
+
+    fn contains(mut self, due: Due) -> bool {
+        *self.of(due.op) & (1 << due.step) != 0
+    }
+}

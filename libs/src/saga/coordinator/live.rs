@@ -1,0 +1,131 @@
+//! The sagas that are under way, and how to reach the task of each.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use proto::saga::v1::Saga;
+use tokio::sync::{Notify, oneshot};
+
+use super::not_driven;
+use crate::{refusal::Refusal, saga::machine::Command};
+
+/// What a saga's task is told.
+#[derive(Debug)]
+pub(super) enum Mail {
+    /// An operator asks for something.
+    Operator(Command, oneshot::Sender<Result<Saga, Refusal>>),
+    /// Somebody waits for the end.
+    Finished(oneshot::Sender<Saga>),
+}
+
+/// A saga task's letter box. It takes no memory to speak of while it is empty, and a hundred thousand of them mostly are.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    mail: Mutex<Vec<Mail>>,
+    bell: Notify,
+}
+
+impl Mailbox {
+    /// Waits for mail, or for a shutdown.
+    pub(super) async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    pub(super) fn take(&self) -> Vec<Mail> {
+        std::mem::take(&mut *self.mail.lock())
+    }
+}
+
+#[derive(Debug)]
+enum Place {
+    Driven(Arc<Mailbox>),
+    /// Not driven, and why.
+    Parked(String),
+}
+
+/// The sagas that are under way, by id.
+#[derive(Debug, Default)]
+pub(super) struct Live(Mutex<HashMap<Arc<str>, Place>>);
+
+/// Why a saga can't be told anything.
+#[derive(Debug)]
+pub(super) enum Unreachable {
+    /// It is over, or drained, or never was: its row knows.
+    NotLive,
+    /// It is parked, and why; the mail comes back.
+    Parked(String, Mail),
+}
+
+impl Unreachable {
+    /// For a saga that is stored and open.
+    pub(super) fn into_refusal(self, saga_id: &str) -> Refusal {
+        match self {
+            Self::NotLive => not_driven(saga_id),
+            Self::Parked(why, _) => {
+                let message = format!("saga {saga_id} is parked: {why}; mend that, then retry the saga or restart");
+                Refusal::precondition("SAGA_PARKED", message)
+            }
+        }
+    }
+}
+
+impl Live {
+    pub(super) fn contains(&self, saga_id: &str) -> bool {
+        self.0.lock().contains_key(saga_id)
+    }
+
+    /// Makes a place for a task. None if the saga has one already.
+    pub(super) fn enter(&self, saga_id: &Arc<str>) -> Option<Arc<Mailbox>> {
+        let mailbox = Arc::<Mailbox>::default();
+        match self.0.lock().entry(Arc::clone(saga_id)) {
+            Entry::Occupied(mut parked) if matches!(parked.get(), Place::Parked(_)) => {
+                parked.insert(Place::Driven(Arc::clone(&mailbox)));
+            }
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(place) => {
+                place.insert(Place::Driven(Arc::clone(&mailbox)));
+            }
+        }
+        Some(mailbox)
+    }
+
+    /// Takes a task's place away. Who posts from now on gets the mail back; what was posted before is in the mailbox.
+    pub(super) fn leave(&self, saga_id: &str) {
+        self.0.lock().remove(saga_id);
+    }
+
+    pub(super) fn park(&self, saga_id: Arc<str>, why: String) {
+        self.0.lock().insert(saga_id, Place::Parked(why));
+    }
+
+    /// Tells a saga's task something.
+    pub(super) fn post(&self, saga_id: &str, mail: Mail) -> Result<(), Unreachable> {
+        // Posted under the lock, so that a task that leaves has seen it.
+        match self.0.lock().get(saga_id) {
+            Some(Place::Driven(mailbox)) => {
+                mailbox.mail.lock().push(mail);
+                mailbox.bell.notify_one();
+                Ok(())
+            }
+            Some(Place::Parked(why)) => Err(Unreachable::Parked(why.clone(), mail)),
+            None => Err(Unreachable::NotLive),
+        }
+    }
+
+    /// How many have a task.
+    pub(super) fn driven(&self) -> usize {
+        self.0.lock().values().filter(|place| matches!(place, Place::Driven(_))).count()
+    }
+
+    /// Wakes every task, to have it look around.
+    pub(super) fn ring_all(&self) {
+        for place in self.0.lock().values() {
+            if let Place::Driven(mailbox) = place {
+                mailbox.bell.notify_one();
+            }
+        }
+    }
+}

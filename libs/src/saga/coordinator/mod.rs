@@ -1,0 +1,262 @@
+//! Who takes sagas through their steps.
+//!
+//! One task a saga, apart from whoever started it. A task sleeps until something happens to its saga: a call ends, a wait is
+//! over, an operator asks. What happened goes through the machine; what the machine makes of it is committed; only then do the
+//! calls leave that the committed record asks for.
+
+mod admission;
+mod call;
+mod driver;
+mod live;
+mod recovery;
+mod steering;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prost::Message;
+use proto::saga::v1::{Saga, SagaPhase};
+use tokio::sync::{Semaphore, oneshot};
+use tonic::Code;
+
+pub use self::recovery::RecoverError;
+use self::{
+    admission::Admissions,
+    driver::Driver,
+    live::{Live, Mail},
+};
+use super::{
+    Definition, Transport,
+    machine::{self, Input, Moment},
+    record::{Record, is_final},
+    store,
+};
+use crate::{
+    journal::{Decided, Journal},
+    refusal::Refusal,
+};
+
+/// How a coordinator behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The most sagas under way; past it new ones are refused.
+    pub most_live: usize,
+    /// The most calls under way; past it they wait their turn.
+    pub most_calls: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { most_live: 100_000, most_calls: 1024 }
+    }
+}
+
+/// The time, in microseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Coordinates the sagas of one database. Clones share it.
+#[derive(Clone)]
+pub struct Coordinator(Arc<Shared>);
+
+struct Shared {
+    journal: Journal,
+    transport: Box<dyn Transport>,
+    /// By the hash that is pinned in each saga.
+    definitions: HashMap<[u8; 32], Arc<Definition>>,
+    live: Live,
+    admissions: Arc<Admissions>,
+    /// A turn for each call that may be under way.
+    calls: Semaphore,
+    draining: AtomicBool,
+    clock: Clock,
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let definitions = self.0.definitions.values().map(|definition| definition.name());
+        f.debug_struct("Coordinator")
+            .field("definitions", &definitions.collect::<Vec<_>>())
+            .field("live", &self.live())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// A coordinator over a journal that keeps [`TABLES`](super::TABLES). Of each type it starts sagas of the newest version;
+    /// older versions take up the sagas that began under them. Call [`Coordinator::recover`] once the service is ready.
+    #[must_use]
+    pub fn new(
+        journal: Journal,
+        definitions: impl IntoIterator<Item = Arc<Definition>>,
+        transport: impl Transport,
+        options: Options,
+    ) -> Self {
+        Self::with_clock(journal, definitions, transport, options, Arc::new(system_clock))
+    }
+
+    /// A coordinator that is told the time, for tests.
+    #[must_use]
+    pub fn with_clock(
+        journal: Journal,
+        definitions: impl IntoIterator<Item = Arc<Definition>>,
+        transport: impl Transport,
+        options: Options,
+        clock: Clock,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            journal,
+            transport: Box::new(transport),
+            definitions: definitions.into_iter().map(|definition| (definition.hash(), definition)).collect(),
+            live: Live::default(),
+            admissions: Arc::new(Admissions::new(options.most_live)),
+            calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
+            draining: AtomicBool::new(false),
+            clock,
+        }))
+    }
+
+    /// What must be committed for a saga to start, to go beside the decision that wants it (see
+    /// [`Decision::beside`](crate::cqrs::Decision::beside)). The first requests are frozen in it; once it is durable the saga is
+    /// on its way, whoever leaves. If the decision comes to nothing, so does the saga.
+    ///
+    /// The id is the caller's to keep unique: make it the id of an aggregate that the same decision creates.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
+    /// this id is under way; what the first step's request is refused for. Nothing is written then.
+    pub fn start<I: Message>(
+        &self,
+        saga_type: &str,
+        saga_id: &str,
+        input: &I,
+        now_micros: i64,
+    ) -> Result<Decided, Refusal> {
+        self.start_at(saga_type, saga_id, input, now_micros, 0)
+    }
+
+    /// Like [`start`](Self::start), but the saga waits SCHEDULED until `start_micros`, in microseconds since 1970.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_at<I: Message>(
+        &self,
+        saga_type: &str,
+        saga_id: &str,
+        input: &I,
+        now_micros: i64,
+        start_micros: i64,
+    ) -> Result<Decided, Refusal> {
+        let shared = &self.0;
+        if shared.draining.load(Ordering::Acquire) {
+            return Err(shutting_down());
+        }
+        let Some(definition) = shared.newest(saga_type) else {
+            tracing::error!(saga.r#type = saga_type, "no such saga is defined");
+            return Err(Refusal::internal());
+        };
+        if !(1..=128).contains(&saga_id.len()) || !saga_id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Refusal::invalid("saga_id", "must be 1 to 128 visible ASCII characters"));
+        }
+        if shared.live.contains(saga_id) {
+            return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {saga_id} is under way")));
+        }
+        let admission = Admissions::admit(&shared.admissions).ok_or_else(|| {
+            let message = "too many sagas are under way: try again";
+            Refusal::exhausted("TOO_MANY_SAGAS", message, Duration::from_secs(1))
+        })?;
+        let mut record = definition.plan.new_record(saga_id, input.encode_to_vec(), now_micros, start_micros);
+        machine::advance(&*definition, &mut record, Input::Tick, Moment { now: now_micros, draining: false })?;
+        if !matches!(record.saga.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
+            // Its first step's request can't be made: nothing was done, and nothing needs a saga.
+            let reason = record.saga.reason.unwrap_or_default();
+            return Err(Refusal::new(Code::from(reason.code), reason.reason, reason.message));
+        }
+        record.saga.version = 1;
+        let (mut decided, _) = store::transition(&record);
+        let shared = Arc::clone(shared);
+        decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, false)));
+        Ok(decided)
+    }
+
+    /// Waits until a saga has ended, and answers it. Leave when you like: the saga goes on.
+    ///
+    /// # Errors
+    /// NOT_FOUND, UNKNOWN_SAGA; FAILED_PRECONDITION, SAGA_PARKED; UNAVAILABLE when this coordinator doesn't drive it (any more).
+    pub async fn finished(&self, saga_id: &str) -> Result<Saga, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        match self.0.live.post(saga_id, Mail::Finished(answer)) {
+            Ok(()) => answered.await.map_err(|_| not_driven(saga_id)),
+            Err(why) => {
+                let saga = self.0.stored(saga_id).await?.saga;
+                if is_final(saga.phase()) { Ok(saga) } else { Err(why.into_refusal(saga_id)) }
+            }
+        }
+    }
+
+    /// Starts no new saga and no new step, lets calls that are under way end within `grace`, and leaves the rest as it is stored:
+    /// the next start goes on from there.
+    pub async fn drain(&self, grace: Duration) {
+        self.0.draining.store(true, Ordering::Release);
+        self.0.live.ring_all();
+        if tokio::time::timeout(grace, self.0.admissions.none_left()).await.is_err() {
+            tracing::info!(sagas = self.0.admissions.count(), "calls were cut off; the next start makes them again");
+        }
+    }
+
+    /// How many sagas are under way here.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.0.live.driven()
+    }
+}
+
+impl Shared {
+    fn now(&self) -> i64 {
+        (self.clock)()
+    }
+
+    fn newest(&self, saga_type: &str) -> Option<Arc<Definition>> {
+        let named = self.definitions.values().filter(|definition| definition.name() == saga_type);
+        named.max_by_key(|definition| definition.version()).cloned()
+    }
+
+    /// A saga as it is stored.
+    async fn stored(&self, saga_id: &str) -> Result<Record, Refusal> {
+        let unreadable = |error: &dyn fmt::Display| {
+            tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+            Refusal::internal()
+        };
+        match store::load(&self.journal, saga_id).await.map_err(|error| unreadable(&error))? {
+            Some(stored) => stored.map_err(|error| unreadable(&error)),
+            None => {
+                Err(Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id))
+            }
+        }
+    }
+}
+
+fn not_driven(saga_id: &str) -> Refusal {
+    let message = format!("saga {saga_id} is not driven here now: try again");
+    Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
+}
+
+fn closed(saga_id: &str) -> Refusal {
+    Refusal::precondition("SAGA_CLOSED", format!("saga {saga_id} has ended")).with("saga_id", saga_id)
+}
+
+fn shutting_down() -> Refusal {
+    let message = "the service is shutting down: try again, another one answers";
+    Refusal::unavailable("SHUTTING_DOWN", message, Duration::from_secs(1))
+}
+
+fn system_clock() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

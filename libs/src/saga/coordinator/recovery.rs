@@ -1,0 +1,88 @@
+//! Taking up what an earlier process left.
+
+use std::sync::Arc;
+
+use super::{Coordinator, Driver, Shared, admission::Admissions};
+use crate::{
+    refusal::Refusal,
+    saga::{Definition, record::Record, store},
+};
+
+/// How many sagas are read at a time.
+const PAGE: i64 = 512;
+
+/// Why a coordinator can't take up its work.
+#[derive(Debug, thiserror::Error)]
+#[error("the sagas can't be read: {0}")]
+pub struct RecoverError(#[from] sqlx::Error);
+
+impl Coordinator {
+    /// Takes up every saga that has not ended. What was called and never answered is called again, with the same bytes. Answers
+    /// how many there are.
+    ///
+    /// A saga that can't be read, or whose definition is not among this coordinator's, is parked: left as it is and reported.
+    /// The others go on.
+    ///
+    /// # Errors
+    /// When the sagas can't be read at all.
+    pub async fn recover(&self) -> Result<usize, RecoverError> {
+        let (mut last, mut resumed) = (String::new(), 0);
+        loop {
+            let page = store::open_after(&self.0.journal, &last, PAGE).await?;
+            let Some((id, _)) = page.last() else { return Ok(resumed) };
+            last.clone_from(id);
+            for (saga_id, stored) in page {
+                // A saga started since is under way already.
+                if self.0.live.contains(&saga_id) {
+                    continue;
+                }
+                let read = stored.map_err(|error| error.to_string());
+                match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
+                    Ok((definition, record)) => {
+                        self.0.take_up(definition, record);
+                        resumed += 1;
+                    }
+                    Err(why) => {
+                        tracing::error!(saga.id = saga_id, why, "a saga is parked; the others go on");
+                        self.0.live.park(saga_id.into(), why);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up one saga that is parked.
+    pub(super) async fn revive(&self, saga_id: &str) -> Result<(), Refusal> {
+        let record = self.0.stored(saga_id).await?;
+        let definition = self
+            .0
+            .definition_of(&record)
+            .map_err(|why| Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} stays parked: {why}")))?;
+        self.0.take_up(definition, record);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The definition that a saga began under.
+    fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
+        let hash = <[u8; 32]>::try_from(&*record.kept.definition_hash).ok();
+        let definition = hash.and_then(|hash| self.definitions.get(&hash)).cloned();
+        let saga = &record.saga;
+        let definition = definition.ok_or_else(|| {
+            let (name, version) = (&saga.r#type, saga.definition_version);
+            format!("its definition, {name} version {version}, is not here, or has other steps now: bring it back")
+        })?;
+        if definition.plan.steps.len() != saga.steps.len() {
+            return Err("its record has other steps than its definition".to_owned());
+        }
+        Ok(definition)
+    }
+
+    fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record) {
+        // Waits were for a world before the restart: call now, everything.
+        record.saga.steps.iter_mut().for_each(|step| step.next_attempt_time = None);
+        let admission = Admissions::admit_again(&self.admissions);
+        Driver::launch(Arc::clone(self), definition, record, admission, true);
+    }
+}

@@ -1,0 +1,88 @@
+//! What operators may do to a saga. Each says who and why, and is written into the saga's history.
+
+use proto::saga::v1::Saga;
+use tokio::sync::oneshot;
+
+use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven};
+use crate::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::machine::{Command, Settled, Wish},
+};
+
+impl Coordinator {
+    /// Turns a saga back that has not started its pivot; one that is on its way back already is left alone.
+    ///
+    /// # Errors
+    /// PAST_PIVOT, SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn cancel(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        self.steer(saga_id, Wish::Cancel, actor, reason).await
+    }
+
+    /// Makes the calls that wait, now, and takes a STUCK or parked saga on from where it stopped.
+    ///
+    /// # Errors
+    /// SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn retry(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        self.steer(saga_id, Wish::Retry, actor, reason).await
+    }
+
+    /// Takes one operation of a STUCK saga for settled: `done` if it took effect, else it had none.
+    ///
+    /// # Errors
+    /// NOT_STUCK, STEP_SETTLED, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn skip(
+        &self,
+        saga_id: &str,
+        step: &str,
+        op: Op,
+        done: bool,
+        actor: &str,
+        reason: &str,
+    ) -> Result<Saga, Refusal> {
+        let settled = if done { Settled::Done } else { Settled::Rejected };
+        self.steer(saga_id, Wish::Skip { step: step.to_owned(), op, settled }, actor, reason).await
+    }
+
+    /// Closes a STUCK saga as it is.
+    ///
+    /// # Errors
+    /// NOT_STUCK, SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn force_close(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        self.steer(saga_id, Wish::ForceClose, actor, reason).await
+    }
+
+    /// Lets a saga begin nothing and call nobody; calls under way come to their end.
+    ///
+    /// # Errors
+    /// SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn pause(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        self.steer(saga_id, Wish::Pause, actor, reason).await
+    }
+
+    /// Lets a paused saga go on.
+    ///
+    /// # Errors
+    /// SAGA_CLOSED, UNKNOWN_SAGA.
+    pub async fn resume(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        self.steer(saga_id, Wish::Resume, actor, reason).await
+    }
+
+    async fn steer(&self, saga_id: &str, wish: Wish, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+        let command = Command { wish, actor: actor.to_owned(), reason: reason.to_owned() };
+        let (answer, answered) = oneshot::channel();
+        let mail = Mail::Operator(command, answer);
+        match self.0.live.post(saga_id, mail) {
+            Ok(()) => {}
+            Err(Unreachable::Parked(_, mail @ Mail::Operator(Command { wish: Wish::Retry, .. }, _))) => {
+                self.revive(saga_id).await?;
+                self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id))?;
+            }
+            Err(why) => {
+                let stored = self.0.stored(saga_id).await?;
+                return Err(if is_final(stored.saga.phase()) { closed(saga_id) } else { why.into_refusal(saga_id) });
+            }
+        }
+        answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
+    }
+}

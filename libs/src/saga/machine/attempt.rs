@@ -1,0 +1,139 @@
+//! What the end of a call means to its saga.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::saga::v1::StepState;
+
+use super::{Line, Turn, later};
+use crate::{refusal::Refusal, rpc::verdict::Op, saga::reply::Ruling, time::timestamp};
+
+/// How long to wait before asking again about what is pending, when the participant doesn't say.
+const POLL: Duration = Duration::from_secs(1);
+/// After so many calls somebody should know that a step doesn't get done.
+const MANY: u32 = 10;
+
+/// A call that came to an end.
+#[derive(Clone, Debug)]
+pub(in crate::saga) struct Attempt {
+    pub(in crate::saga) step: usize,
+    pub(in crate::saga) op: Op,
+    /// What the answer means. None if the call was never sent: a breaker refused it.
+    pub(in crate::saga) ruling: Option<Ruling>,
+    /// The reply, if it is done.
+    pub(in crate::saga) reply: Bytes,
+    /// The error, if it is not.
+    pub(in crate::saga) refusal: Refusal,
+    /// The chance in the next wait, 0 to 1.
+    pub(in crate::saga) roll: f64,
+}
+
+impl Turn<'_> {
+    pub(super) fn attempted(&mut self, attempt: Attempt) {
+        let expected = match attempt.op {
+            Op::Action => StepState::Started,
+            Op::Compensation => StepState::Compensating,
+        };
+        // The saga has turned back meanwhile, or an operator has settled it: the answer means nothing any more.
+        if self.state(attempt.step) != expected || self.record.kept.steps[attempt.step].held {
+            return;
+        }
+        let (step, Attempt { refusal, .. }) = (attempt.step, &attempt);
+        match (attempt.ruling, attempt.op) {
+            (Some(Ruling::Done), Op::Action) => {
+                let calls = self.calls(step, Op::Action);
+                self.record.kept.steps[step].reply = attempt.reply;
+                self.done(step, calls);
+            }
+            (Some(Ruling::Done), Op::Compensation) => self.undone(step, self.calls(step, Op::Compensation)),
+            (Some(Ruling::Rejected), Op::Action) => self.refused(step, refusal),
+            (Some(Ruling::Cancelled), _) => {
+                // Somebody compensates what this saga is still doing.
+                self.record.kept.steps[step].may_have_run = false;
+                self.hold(&attempt);
+            }
+            (Some(Ruling::Rejected | Ruling::Conflict), _) => self.hold(&attempt),
+            (Some(Ruling::GiveUp), _) => self.abandon(step, refusal),
+            (Some(Ruling::Pending), _) => self.ask_again(&attempt),
+            (Some(Ruling::Retry | Ruling::RetrySlowly), _) => self.failed(&attempt),
+            (None, _) => self.not_sent(&attempt),
+        }
+    }
+
+    fn calls(&self, step: usize, op: Op) -> u32 {
+        let shown = &self.record.saga.steps[step];
+        match op {
+            Op::Action => shown.attempts,
+            Op::Compensation => shown.compensation_attempts,
+        }
+    }
+
+    /// What the participant says can't be settled by calling again.
+    fn hold(&mut self, attempt: &Attempt) {
+        self.record.saga.steps[attempt.step].last_error.clone_from(&attempt.refusal.message);
+        self.get_stuck(Some(attempt.step), &attempt.refusal);
+    }
+
+    fn failed(&mut self, attempt: &Attempt) {
+        let Attempt { step, op, ruling, refusal, roll, .. } = attempt;
+        let plan = &self.plan.steps[*step];
+        let calls = self.calls(*step, *op);
+        let slowly = *ruling == Some(Ruling::RetrySlowly);
+        let what = match op {
+            Op::Action => "action failed",
+            Op::Compensation => "compensation failed",
+        };
+        let retry = &plan.options.retry;
+        let spent = retry.attempts.is_some_and(|most| calls >= most);
+        let line = Line { what, step: Some(*step), op: Some(*op), attempt: calls, ..Line::default() };
+        self.note(Line { detail: &refusal.message, ..line });
+        if *op == Op::Action && plan.can_abort() && spent && !slowly {
+            let refusal = Refusal { reason: "ATTEMPTS_SPENT".into(), ..refusal.clone() };
+            self.abandon(*step, &refusal);
+            return;
+        }
+        let wait = match refusal.retry_after {
+            // As long as it asks, and a little more, so that not all come back at once.
+            Some(asked) => asked.mul_f64(1.0 + roll / 10.0),
+            None if slowly => retry.delay(u32::MAX, *roll),
+            None => retry.delay(calls, *roll),
+        };
+        self.wait(*step, wait, &refusal.message);
+        if slowly {
+            self.moved.alert = Some("a participant doesn't let the coordinator in: mend it, the saga goes on calling");
+        } else if calls.is_multiple_of(MANY) {
+            self.moved.alert = Some("a saga's step doesn't get done: see its last error, the saga goes on calling");
+        }
+    }
+
+    /// Under way at the participant: no failure, and nothing to write down.
+    fn ask_again(&mut self, attempt: &Attempt) {
+        self.uncount(attempt);
+        let wait = attempt.refusal.retry_after.unwrap_or(POLL);
+        self.record.saga.steps[attempt.step].next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
+    }
+
+    /// A breaker held it back. Written down once, not each time: thousands may wait for the same breaker.
+    fn not_sent(&mut self, attempt: &Attempt) {
+        self.uncount(attempt);
+        let Attempt { step, refusal, roll, .. } = attempt;
+        let wait = refusal.retry_after.unwrap_or(POLL).mul_f64(1.0 + roll / 2.0);
+        let known = self.record.saga.steps[*step].last_error == refusal.message;
+        self.wait(*step, wait, &refusal.message);
+        self.moved.changed |= !known;
+    }
+
+    fn wait(&mut self, step: usize, wait: Duration, error: &str) {
+        let shown = &mut self.record.saga.steps[step];
+        shown.next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
+        error.clone_into(&mut shown.last_error);
+    }
+
+    fn uncount(&mut self, attempt: &Attempt) {
+        let shown = &mut self.record.saga.steps[attempt.step];
+        match attempt.op {
+            Op::Action => shown.attempts = shown.attempts.saturating_sub(1),
+            Op::Compensation => shown.compensation_attempts = shown.compensation_attempts.saturating_sub(1),
+        }
+    }
+}

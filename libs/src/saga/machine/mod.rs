@@ -1,0 +1,267 @@
+//! What a saga does next: a pure function of its record, what happened, and the time.
+//!
+//! ```text
+//! SCHEDULED ──▶ FORWARD ───────────────▶ COMPLETED
+//!                 │  ▲ │
+//!                 │  │ └─────▶ STUCK ──▶ FORCE_CLOSED        an operator's only
+//!                 ▼  │         ▲  │
+//!          COMPENSATING ───────┘  └───▶ back to where it came from
+//!                 └───────▶ COMPENSATED
+//! ```
+//!
+//! [`advance`] changes the record, and whoever drives the saga commits it before anything leaves. Then [`due`] says which calls
+//! the record asks for, so that a driver that starts from a stored record does the same as one that never stopped.
+
+mod attempt;
+mod backward;
+mod forward;
+mod operator;
+mod outlook;
+
+use proto::saga::v1::{SagaPhase, StepKind, StepState};
+
+pub(super) use self::{
+    attempt::Attempt,
+    operator::{Command, Settled, Wish},
+    outlook::{Due, due, leaves, next_wake},
+};
+use super::{
+    plan::{Plan, Requests, each},
+    record::{Line, Record, is_final, reason},
+};
+use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// A call came to an end.
+    Attempted(Attempt),
+    /// Time has passed.
+    Tick,
+    /// An operator asks for something.
+    Operator(Command),
+    /// The work of our own that the transition before asked for was refused; the record is the one from before it.
+    LocalRefused(Local, Refusal),
+}
+
+/// Work of our own, to be done in the transition's transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Local {
+    /// A step's.
+    Step(usize),
+    /// What ends a compensated saga.
+    Ending,
+}
+
+/// When, and whether something new may begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// Microseconds since 1970.
+    pub(super) now: i64,
+    /// True while nothing new may begin because the coordinator is being shut down.
+    pub(super) draining: bool,
+}
+
+/// What became of a record.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// True if the record changed and must be committed.
+    pub(super) changed: bool,
+    /// The work of our own to be done in the same transaction, and the record to go back to if it is refused.
+    pub(super) local: Option<(Local, Box<Record>)>,
+    /// What somebody should know at once.
+    pub(super) alert: Option<&'static str>,
+}
+
+/// Takes a saga on by what happened. A command that is refused changes nothing.
+pub(super) fn advance(
+    program: &dyn Requests,
+    record: &mut Record,
+    input: Input,
+    moment: Moment,
+) -> Result<Moved, Refusal> {
+    let mut turn = Turn { program, plan: program.plan(), record, moment, moved: Moved::default() };
+    match input {
+        Input::Tick => {}
+        Input::Attempted(attempt) => turn.attempted(attempt),
+        Input::Operator(command) => turn.operator(&command)?,
+        Input::LocalRefused(local, refusal) => turn.local_refused(local, &refusal),
+    }
+    turn.proceed();
+    let moved = turn.moved;
+    if moved.changed {
+        let saga = &mut record.saga;
+        saga.version += 1;
+        saga.update_time = Some(timestamp(moment.now));
+    }
+    Ok(moved)
+}
+
+/// One move of one saga.
+struct Turn<'a> {
+    program: &'a dyn Requests,
+    plan: &'a Plan,
+    record: &'a mut Record,
+    moment: Moment,
+    moved: Moved,
+}
+
+impl Turn<'_> {
+    /// Does all that the record allows now.
+    fn proceed(&mut self) {
+        if self.phase() == SagaPhase::Scheduled && self.may_begin() && self.record.kept.start_micros <= self.moment.now
+        {
+            self.enter(SagaPhase::Forward);
+            self.note(Line { what: "begun", ..Line::default() });
+        }
+        if matches!(self.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
+            self.go_forward();
+        }
+        if self.phase() == SagaPhase::Compensating || self.stuck_from(SagaPhase::Compensating) {
+            self.go_back();
+        }
+    }
+
+    fn phase(&self) -> SagaPhase {
+        self.record.saga.phase()
+    }
+
+    fn stuck_from(&self, phase: SagaPhase) -> bool {
+        self.phase() == SagaPhase::Stuck && self.record.kept.stuck_from() == phase
+    }
+
+    fn enter(&mut self, phase: SagaPhase) {
+        self.record.saga.set_phase(phase);
+        self.moved.changed = true;
+    }
+
+    /// True if an operation may begin: neither an operator nor a shutdown holds the saga.
+    fn may_begin(&self) -> bool {
+        !self.record.saga.paused && !self.moment.draining
+    }
+
+    fn state(&self, step: usize) -> StepState {
+        self.record.saga.steps[step].state()
+    }
+
+    fn set_state(&mut self, step: usize, state: StepState) {
+        self.record.saga.steps[step].set_state(state);
+        self.moved.changed = true;
+    }
+
+    fn note(&mut self, line: Line<'_>) {
+        self.record.note(self.moment.now, line);
+        self.moved.changed = true;
+    }
+
+    /// Stops before what only an operator can settle. What else is under way goes on.
+    fn get_stuck(&mut self, step: Option<usize>, refusal: &Refusal) {
+        let name = step.map(|step| self.plan.steps[step].name).unwrap_or_default();
+        if let Some(step) = step {
+            self.record.kept.steps[step].held = true;
+        }
+        if self.phase() != SagaPhase::Stuck {
+            let from = self.phase();
+            self.record.kept.set_stuck_from(from);
+            self.record.saga.reason = Some(reason(name, refusal));
+            self.enter(SagaPhase::Stuck);
+        }
+        self.note(Line { what: "stuck", step, detail: &refusal.message, ..Line::default() });
+        self.moved.alert = Some("a saga is stuck: an operator must settle what it names");
+    }
+
+    /// True while the saga may still turn back: its pivot has not begun, or was refused.
+    fn can_turn_back(&self) -> bool {
+        let pivot = self.plan.pivot();
+        pivot.is_none_or(|pivot| matches!(self.state(pivot), StepState::Unspecified | StepState::Rejected))
+    }
+
+    /// Has work of our own done in this transition, if none is yet. The record as it is now is kept, to go back to.
+    fn claim_local(&mut self, local: Local) -> bool {
+        let free = self.moved.local.is_none();
+        if free {
+            self.moved.local = Some((local, Box::new(self.record.clone())));
+        }
+        free
+    }
+
+    fn local_refused(&mut self, local: Local, refusal: &Refusal) {
+        match local {
+            Local::Step(step) => self.refused(step, refusal),
+            Local::Ending => {
+                self.record.kept.ending_held = true;
+                self.get_stuck(None, refusal);
+            }
+        }
+    }
+
+    /// An action will never take effect.
+    fn refused(&mut self, step: usize, refusal: &Refusal) {
+        self.give_up(step, StepState::Rejected, refusal);
+        self.record.kept.steps[step].may_have_run = false;
+        let attempt = self.record.saga.steps[step].attempts;
+        let line = Line { what: "action rejected", step: Some(step), op: Some(Op::Action), attempt, ..Line::default() };
+        self.note(Line { detail: &refusal.message, ..line });
+        // Before the pivot, and at it, this turns the saga back; see `go_forward`.
+        if self.plan.steps[step].kind == StepKind::Retriable {
+            self.get_stuck(Some(step), refusal);
+        }
+    }
+
+    fn give_up(&mut self, step: usize, state: StepState, refusal: &Refusal) {
+        let reason = reason(self.plan.steps[step].name, refusal);
+        let shown = &mut self.record.saga.steps[step];
+        shown.last_error.clone_from(&reason.message);
+        shown.next_attempt_time = None;
+        self.record.kept.steps[step].refusal = Some(reason);
+        self.set_state(step, state);
+    }
+
+    /// Whether a step's action took effect will not be found out any more. A participant with our barrier stops it if it comes
+    /// late; of another one the undoing waits until nothing can come.
+    fn leave_open(&mut self, step: usize) {
+        let options = &self.plan.steps[step].options;
+        if options.plain {
+            let nothing_comes = later(self.moment.now, options.attempt_timeout * 2);
+            self.record.kept.steps[step].compensation_not_before_micros = nothing_comes;
+        }
+        self.record.saga.steps[step].next_attempt_time = None;
+        self.set_state(step, StepState::Abandoned);
+    }
+}
+
+impl Plan {
+    /// The step of no return.
+    pub(super) fn pivot(&self) -> Option<usize> {
+        self.steps.iter().position(|step| step.kind == StepKind::Pivot)
+    }
+}
+
+/// The steps whose effect must be undone if the saga turns back.
+fn owed(plan: &Plan, record: &Record) -> u64 {
+    let owes =
+        |step: &usize| plan.steps[*step].kind == StepKind::Compensatable && record.kept.steps[*step].may_have_run;
+    (0..plan.steps.len()).filter(owes).fold(0, |steps, step| steps | 1 << step)
+}
+
+/// True if the machine has nothing more to do for this saga.
+pub(super) fn is_over(record: &Record) -> bool {
+    is_final(record.saga.phase())
+}
+
+/// The steps in one of these states.
+fn in_states(record: &Record, states: &[StepState]) -> u64 {
+    let steps = record.saga.steps.iter().enumerate();
+    steps.filter(|(_, step)| states.contains(&step.state())).fold(0, |steps, (at, _)| steps | 1 << at)
+}
+
+/// Between two points in time, as a message carries it.
+fn elapsed(since: i64, now: i64) -> prost_types::Duration {
+    let micros = now.saturating_sub(since).max(0);
+    let nanos = i32::try_from(micros % 1_000_000 * 1_000).unwrap_or_default();
+    prost_types::Duration { seconds: micros / 1_000_000, nanos }
+}
+
+fn later(now: i64, wait: std::time::Duration) -> i64 {
+    now.saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
+}

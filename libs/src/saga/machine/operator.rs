@@ -1,0 +1,209 @@
+//! What operators ask for, each by name and with a reason, each written into the saga's history.
+
+use proto::saga::v1::{SagaPhase, StepKind, StepState};
+
+use super::{Line, Turn};
+use crate::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::record::{cancelled, is_final},
+};
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::saga) struct Command {
+    pub(in crate::saga) wish: Wish,
+    /// Who.
+    pub(in crate::saga) actor: String,
+    /// Why.
+    pub(in crate::saga) reason: String,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::saga) enum Wish {
+    /// Turn back.
+    Cancel,
+    /// Call again now.
+    Retry,
+    /// Take an operation for settled.
+    Skip { step: String, op: Op, settled: Settled },
+    /// Close it as it is.
+    ForceClose,
+    /// Begin nothing more.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
+/// What an operator knows of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::saga) enum Settled {
+    /// It took effect.
+    Done,
+    /// It had none.
+    Rejected,
+}
+
+impl Turn<'_> {
+    pub(super) fn operator(&mut self, command: &Command) -> Result<(), Refusal> {
+        if is_final(self.phase()) {
+            let message = format!("saga {} has ended", self.record.saga.saga_id);
+            return Err(Refusal::precondition("SAGA_CLOSED", message));
+        }
+        match &command.wish {
+            Wish::Cancel => self.cancel(command),
+            Wish::Retry => {
+                self.audit(command, "retry asked", None);
+                self.retry_now();
+                Ok(())
+            }
+            Wish::Skip { step, op, settled } => self.skip(command, step, *op, *settled),
+            Wish::ForceClose => {
+                self.must_be_stuck()?;
+                self.audit(command, "force-closed", None);
+                self.enter(SagaPhase::ForceClosed);
+                Ok(())
+            }
+            Wish::Pause => {
+                self.hold_back(command, true, "paused");
+                Ok(())
+            }
+            Wish::Resume => {
+                self.hold_back(command, false, "resumed");
+                Ok(())
+            }
+        }
+    }
+
+    fn audit(&mut self, command: &Command, what: &str, op: Option<(usize, Op)>) {
+        let (step, op) = op.unzip();
+        self.note(Line { what, step, op, attempt: 0, detail: &command.reason, actor: &command.actor });
+    }
+
+    fn hold_back(&mut self, command: &Command, paused: bool, what: &str) {
+        if self.record.saga.paused != paused {
+            self.record.saga.paused = paused;
+            self.audit(command, what, None);
+        }
+    }
+
+    fn must_be_stuck(&self) -> Result<(), Refusal> {
+        if self.phase() == SagaPhase::Stuck {
+            return Ok(());
+        }
+        let message = format!("saga {} is {}, not STUCK", self.record.saga.saga_id, name(self.phase()));
+        Err(Refusal::precondition("NOT_STUCK", message))
+    }
+
+    fn cancel(&mut self, command: &Command) -> Result<(), Refusal> {
+        if self.phase() == SagaPhase::Compensating || self.stuck_from(SagaPhase::Compensating) {
+            // It is on its way back already.
+            return Ok(());
+        }
+        if !self.can_turn_back() {
+            let pivot = self.plan.pivot().map(|pivot| self.plan.steps[pivot].name).unwrap_or_default();
+            let message = format!("saga {} has started {pivot} and can't turn back", self.record.saga.saga_id);
+            return Err(Refusal::precondition("PAST_PIVOT", message).with("step", pivot));
+        }
+        self.audit(command, "cancel asked", None);
+        self.turn_back(cancelled(&command.reason));
+        Ok(())
+    }
+
+    /// Calls again what waits, and tries again what is held.
+    fn retry_now(&mut self) {
+        for shown in &mut self.record.saga.steps {
+            shown.next_attempt_time = None;
+        }
+        self.record.kept.ending_held = false;
+        for step in 0..self.plan.steps.len() {
+            if std::mem::take(&mut self.record.kept.steps[step].held) && self.state(step) == StepState::Rejected {
+                self.begin_again(step);
+            }
+        }
+        if self.phase() == SagaPhase::Stuck {
+            self.leave_stuck();
+        }
+    }
+
+    /// A Retriable that was refused: by its participant, which is called again, or before it left, so that it is made anew.
+    fn begin_again(&mut self, step: usize) {
+        let kept = &mut self.record.kept.steps[step];
+        kept.refusal = None;
+        let called = !self.plan.steps[step].is_local() && kept.started_micros > 0;
+        kept.may_have_run = called;
+        self.set_state(step, if called { StepState::Started } else { StepState::Unspecified });
+    }
+
+    fn leave_stuck(&mut self) {
+        let from = self.record.kept.stuck_from();
+        self.record.kept.set_stuck_from(SagaPhase::Unspecified);
+        if from == SagaPhase::Forward {
+            self.record.saga.reason = None;
+        }
+        self.enter(from);
+    }
+
+    fn skip(&mut self, command: &Command, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
+        self.must_be_stuck()?;
+        let Some(step) = self.plan.steps.iter().position(|step| step.name == name) else {
+            let message = format!("saga {} has no step {name}", self.record.saga.saga_id);
+            return Err(Refusal::not_found("UNKNOWN_STEP", message));
+        };
+        let held = self.record.kept.steps[step].held;
+        let open = match op {
+            Op::Action => self.state(step) == StepState::Started || (held && self.state(step) == StepState::Rejected),
+            Op::Compensation => {
+                self.state(step) == StepState::Compensating || (held && self.stuck_from(SagaPhase::Compensating))
+            }
+        };
+        if !open {
+            let message = format!("{name} waits for nothing that could be skipped");
+            return Err(Refusal::precondition("STEP_SETTLED", message));
+        }
+        let what = match settled {
+            Settled::Done => "skipped as done",
+            Settled::Rejected => "skipped as without effect",
+        };
+        self.audit(command, what, Some((step, op)));
+        self.settle(step, op, settled, command);
+        let held = self.record.kept.ending_held || self.record.kept.steps.iter().any(|step| step.held);
+        if !held {
+            self.leave_stuck();
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, step: usize, op: Op, settled: Settled, command: &Command) {
+        let retriable = self.plan.steps[step].kind == StepKind::Retriable;
+        let kept = &mut self.record.kept.steps[step];
+        kept.held = false;
+        self.record.saga.steps[step].next_attempt_time = None;
+        match (op, settled) {
+            (Op::Action, Settled::Done) => {
+                kept.may_have_run = true;
+                self.set_state(step, StepState::Skipped);
+            }
+            (Op::Action, Settled::Rejected) => {
+                kept.may_have_run = false;
+                if retriable {
+                    self.set_state(step, StepState::Skipped);
+                } else {
+                    // As if its participant had refused it: the saga turns back.
+                    let refusal = Refusal::precondition("SKIPPED", command.reason.as_str());
+                    self.give_up(step, StepState::Rejected, &refusal);
+                }
+            }
+            (Op::Compensation, settled) => {
+                kept.may_have_run = false;
+                let undone = settled == Settled::Done;
+                self.set_state(step, if undone { StepState::Compensated } else { StepState::Skipped });
+            }
+        }
+    }
+}
+
+fn name(phase: SagaPhase) -> &'static str {
+    phase.as_str_name().trim_start_matches("SAGA_PHASE_")
+}

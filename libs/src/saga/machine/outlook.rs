@@ -1,0 +1,79 @@
+//! What a record asks for: the calls that are due, and when to look again.
+
+use proto::saga::v1::{SagaPhase, StepState};
+
+use super::{each, in_states, later};
+use crate::{
+    rpc::verdict::Op,
+    saga::{
+        plan::Plan,
+        record::{Record, next_attempt},
+    },
+};
+
+/// A call to make now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::saga) struct Due {
+    pub(in crate::saga) step: usize,
+    pub(in crate::saga) op: Op,
+}
+
+/// The operations that have begun and whose end is not known.
+fn begun(record: &Record) -> impl Iterator<Item = Due> {
+    let open = |states, op| each(in_states(record, states)).map(move |step| Due { step, op });
+    let actions = open(&[StepState::Started], Op::Action);
+    let compensations = open(&[StepState::Compensating], Op::Compensation);
+    let held = |due: &Due| record.kept.steps[due.step].held;
+    actions.chain(compensations).filter(move |due| !held(due))
+}
+
+/// The calls to make now: of what has begun, what neither waits nor is `in_flight`.
+///
+/// Only a committed record may be asked: that is what makes the log go before the act.
+pub(in crate::saga) fn due(record: &Record, in_flight: impl Fn(Due) -> bool, now: i64) -> Vec<Due> {
+    if record.saga.paused || super::is_over(record) {
+        return Vec::new();
+    }
+    let waits = |due: &Due| next_attempt(&record.saga.steps[due.step]) > now;
+    begun(record).filter(|due| !waits(due) && !in_flight(*due)).collect()
+}
+
+/// Counts a call that leaves, and answers its number, from 1.
+pub(in crate::saga) fn leaves(record: &mut Record, due: Due) -> u32 {
+    // The first call was counted when its operation began.
+    let counted = record.fresh & (1 << due.step) != 0;
+    record.fresh &= !(1 << due.step);
+    let step = &mut record.saga.steps[due.step];
+    step.next_attempt_time = None;
+    let calls = match due.op {
+        Op::Action => &mut step.attempts,
+        Op::Compensation => &mut step.compensation_attempts,
+    };
+    *calls = calls.saturating_add(u32::from(!counted));
+    *calls
+}
+
+/// When the record asks for something although nothing happens.
+pub(in crate::saga) fn next_wake(plan: &Plan, record: &Record, in_flight: impl Fn(Due) -> bool) -> Option<i64> {
+    if record.saga.paused || super::is_over(record) {
+        return None;
+    }
+    let calls = begun(record).filter(|due| !in_flight(*due)).map(|due| next_attempt(&record.saga.steps[due.step]));
+    let phase = record.saga.phase();
+    let start = (phase == SagaPhase::Scheduled).then_some(record.kept.start_micros);
+    let turns_back = matches!(phase, SagaPhase::Scheduled | SagaPhase::Forward) && pivot_not_begun(plan, record);
+    let deadline = (turns_back && record.kept.deadline_micros > 0).then_some(record.kept.deadline_micros);
+    let started = in_states(record, &[StepState::Started]);
+    let steps = each(if turns_back { started } else { 0 }).filter_map(|step| step_deadline(plan, record, step));
+    calls.chain(start).chain(deadline).chain(steps).min()
+}
+
+/// When a step's action is given up.
+pub(super) fn step_deadline(plan: &Plan, record: &Record, step: usize) -> Option<i64> {
+    let deadline = plan.steps[step].options.deadline?;
+    Some(later(record.kept.steps[step].started_micros, deadline))
+}
+
+fn pivot_not_begun(plan: &Plan, record: &Record) -> bool {
+    plan.pivot().is_none_or(|pivot| record.saga.steps[pivot].state() == StepState::Unspecified)
+}

@@ -1,0 +1,21 @@
+//! What a step calls: a gRPC method as a type, and the pairs that undo each other.
+
+use prost::Message;
+
+/// A command of a participant. The order service has one generated for every command of its participants.
+pub trait Operation: Send + Sync + 'static {
+    /// The participant: a peer's name, such as `inventory`.
+    const PEER: &'static str;
+    /// The method, such as `/inventory.v1.InventoryCommandService/ReserveStock`.
+    const PATH: &'static str;
+    /// What is asked.
+    type Request: Message + Default;
+    /// What is answered.
+    type Reply: Message + Default;
+}
+
+/// A command that another one undoes.
+pub trait Compensated: Operation {
+    /// The one that undoes it.
+    type Compensation: Operation;
+}

@@ -1,0 +1,475 @@
+//! Sagas on a real journal, with participants that fail in every way they can.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod saga_world;
+
+use std::{sync::Arc, time::Duration};
+
+use libs::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{Definition, Options, Retry, testing::Fault},
+};
+use proto::saga::v1::{Saga, SagaPhase, StepState};
+use saga_world::{Charge, Reserve, Ship, World, local};
+use tonic::{Code, Status};
+
+fn no() -> Refusal {
+    Refusal::precondition("NO", "the participant says no")
+}
+
+#[tokio::test]
+async fn a_saga_takes_its_steps_in_order_and_ends_with_its_own_work_done() {
+    let world = World::new();
+    let process = world.open().await;
+    let saga = process.run("tea").await;
+    assert_eq!(saga.phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "ship"]);
+    assert_eq!(process.order("tea").await, "Completed");
+    assert!(saga.steps.iter().all(|step| step.state() == StepState::Done && step.attempts == 1));
+    // Replies feed later requests.
+    assert!(String::from_utf8_lossy(&world.participants.calls()[1].message).contains("charge price of"));
+    // One commit to start, and one a participant: the last one completes the order too.
+    assert_eq!((saga.version, process.journal.stats().commits), (4, 4));
+}
+
+#[tokio::test]
+async fn a_refusal_undoes_what_was_done_last_things_first() {
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "ship" { Fault::Reject(no()) } else { Fault::None });
+    let process = world.open().await;
+    let saga = process.run("tea").await;
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "-charge", "-reserve"]);
+    assert_eq!(process.order("tea").await, "Rejected ship NO");
+    let reason = saga.reason.unwrap();
+    assert_eq!((reason.step.as_str(), reason.message.as_str()), ("ship", "the participant says no"));
+    assert_eq!(reason.code, i32::from(tonic::Code::FailedPrecondition));
+    let undo = world.participants.calls().into_iter().find(|call| call.call.op == Op::Compensation).unwrap();
+    assert!(undo.message.ends_with(b"knowing Some(\"\")"), "{:?}", undo.message);
+}
+
+/// A fault for the first call of one operation.
+fn once(step: &'static str, op: Op, fault: Fault) -> impl FnMut(&libs::rpc::verdict::SagaCall) -> Fault {
+    let mut fault = Some(fault);
+    move |call| {
+        if (call.step.as_str(), call.op) == (step, op) { fault.take().unwrap_or(Fault::None) } else { Fault::None }
+    }
+}
+
+fn quick() -> Retry {
+    Retry { initial: Duration::from_millis(1), most: Duration::from_millis(5), ..Retry::default() }
+}
+
+fn step<'a>(saga: &'a Saga, name: &str) -> &'a proto::saga::v1::Step {
+    saga.steps.iter().find(|step| step.name == name).unwrap()
+}
+
+fn said(saga: &Saga, what: &str) -> bool {
+    saga.history.iter().any(|entry| entry.what == what)
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_asked_for_again_with_the_same_bytes_and_has_one_effect() {
+    for fault in [Fault::LoseReply, Fault::LoseRequest, Fault::Repeat] {
+        let world = World::new();
+        world.participants.on_call(once("charge", Op::Action, fault));
+        let saga = world.open().await.run("tea").await;
+        assert_eq!(saga.phase(), SagaPhase::Completed);
+        assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "ship"]);
+        let calls = world.participants.calls();
+        let charges: Vec<_> = calls.iter().filter(|call| call.call.step == "charge").collect();
+        assert!(charges.iter().all(|call| call.message == charges[0].message));
+        assert_eq!(step(&saga, "charge").attempts as usize, charges.len());
+    }
+}
+
+#[tokio::test]
+async fn a_code_without_a_verdict_never_turns_a_saga_back() {
+    for code in 1..=16 {
+        let world = World::new();
+        let status = Status::new(Code::from(code), "a proxy's word");
+        world.participants.on_call(once("charge", Op::Action, Fault::Status(status)));
+        let process = world.open().await;
+        process.place("tea").await.unwrap();
+        process.until("tea", |saga| step(saga, "charge").last_error.contains("a proxy's word")).await;
+        process.coordinator.retry("tea", "ann", "the proxy is mended").await.unwrap();
+        let saga = process.coordinator.finished("tea").await.unwrap();
+        assert_eq!(saga.phase(), SagaPhase::Completed, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_under_way_at_the_participant_is_asked_for_until_it_is_done() {
+    let world = World::new();
+    world.participants.on_call(once("charge", Op::Action, Fault::Pending));
+    let saga = world.open().await.run("tea").await;
+    assert_eq!(saga.phase(), SagaPhase::Completed);
+    assert!(!said(&saga, "action failed"));
+}
+
+#[tokio::test]
+async fn a_crash_with_any_call_under_way_is_taken_up_with_one_effect_each() {
+    let calls = ["reserve", "charge", "ship", "-charge", "-reserve"];
+    for refused in [false, true] {
+        for (at, taken) in calls.iter().flat_map(|at| [(*at, false), (*at, true)]) {
+            let world = World::new();
+            let (name, op) = at.strip_prefix('-').map_or((at, Op::Action), |name| (name, Op::Compensation));
+            let (reached, mut seen) = tokio::sync::mpsc::unbounded_channel();
+            world.participants.on_call(move |call| {
+                if (call.step.as_str(), call.op) == (name, op) {
+                    let _ = reached.send(());
+                    // Its request is lost, or only the reply: the crash comes before the saga calls again.
+                    return if taken { Fault::LoseReply } else { Fault::Hang };
+                }
+                if refused && call.step == "ship" { Fault::Reject(no()) } else { Fault::None }
+            });
+            let process = world.open().await;
+            process.place("tea").await.unwrap();
+            tokio::select! {
+                _ = seen.recv() => {}
+                _ = process.coordinator.finished("tea") => {}
+            }
+            process.crash().await;
+
+            world.participants.on_call(
+                move |call| {
+                    if refused && call.step == "ship" { Fault::Reject(no()) } else { Fault::None }
+                },
+            );
+            let process = world.open().await;
+            process.coordinator.recover().await.unwrap();
+            let saga = process.coordinator.finished("tea").await.unwrap();
+            // A ship that took effect before the crash stays done: the barrier replays it.
+            let done = !refused || (at == "ship" && taken);
+            let expected = if done { SagaPhase::Completed } else { SagaPhase::Compensated };
+            assert_eq!(saga.phase(), expected, "{at} {refused} {taken}: {saga:#?}");
+            let effects = world.participants.done_for("tea");
+            let expected: &[&str] =
+                if done { &["reserve", "charge", "ship"] } else { &["reserve", "charge", "-charge", "-reserve"] };
+            assert_eq!(effects, expected, "{at} {refused} {taken}");
+            assert_eq!(process.order("tea").await.starts_with("Rejected"), !done);
+            assert_eq!(process.coordinator.recover().await.unwrap(), 0, "nothing is left open");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_undoes_even_what_nobody_knows_and_stops_what_comes_late() {
+    let world = World::new();
+    world.participants.on_call(once("charge", Op::Action, Fault::Hang));
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| step(saga, "charge").state() == StepState::Started).await;
+    process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    let saga = process.coordinator.finished("tea").await.unwrap();
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
+    assert_eq!(process.order("tea").await, "Rejected  CANCELLED");
+    assert!(
+        saga.history.iter().any(|entry| (entry.actor.as_str(), entry.detail.as_str()) == ("ann", "changed my mind"))
+    );
+    assert_eq!(process.coordinator.cancel("tea", "ann", "again").await.unwrap_err().reason, "SAGA_CLOSED");
+    assert_eq!(process.coordinator.cancel("milk", "ann", "who?").await.unwrap_err().reason, "UNKNOWN_SAGA");
+}
+
+#[tokio::test]
+async fn nothing_turns_a_saga_back_once_its_pivot_has_started() {
+    let world = World::new();
+    world.participants.on_call(once("ship", Op::Action, Fault::LoseReply));
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| step(saga, "ship").state() == StepState::Started).await;
+    let refusal = process.coordinator.cancel("tea", "ann", "too late").await.unwrap_err();
+    assert!(matches!(&*refusal.reason, "PAST_PIVOT" | "SAGA_CLOSED"), "{refusal:?}");
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_compensation_that_is_refused_waits_for_an_operator_while_others_are_undone() {
+    // Two branches: one can't be undone.
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.after(&[]);
+    let charge = |order: &String, _: libs::saga::Replies<'_>| Ok(order.clone());
+    saga.compensatable::<Charge>("charge", charge, |undo| undo.request);
+    saga.after(&[]);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.after(&["reserve", "charge"]);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| match (call.step.as_str(), call.op) {
+        ("ship", _) | ("charge", Op::Compensation) => Fault::Reject(no()),
+        _ => Fault::None,
+    });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    let stuck = process
+        .until("tea", |saga| {
+            saga.phase() == SagaPhase::Stuck && step(saga, "reserve").state() == StepState::Compensated
+        })
+        .await;
+    assert_eq!(step(&stuck, "charge").state(), StepState::Compensating);
+    let skip = |name, op| process.coordinator.skip("tea", name, op, true, "bob", "refunded by hand");
+    assert_eq!(skip("reserve", Op::Compensation).await.unwrap_err().reason, "STEP_SETTLED");
+    let saga = skip("charge", Op::Compensation).await.unwrap();
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+}
+
+#[tokio::test]
+async fn what_is_refused_after_the_pivot_can_be_tried_again_skipped_or_closed() {
+    for way in ["retry", "skip", "close"] {
+        let mut saga = Definition::builder::<String>("place-order", 1);
+        saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+        saga.retriable::<Reserve>("bill", |order, _| Ok(order.clone()));
+        let world = World::with(saga.build().unwrap());
+        let conflict = once("bill", Op::Action, Fault::Conflict);
+        let mut conflict = conflict;
+        let reject = way != "retry";
+        world.participants.on_call(
+            move |call| {
+                if reject && call.step == "bill" { Fault::Reject(no()) } else { conflict(call) }
+            },
+        );
+        let process = world.open().await;
+        process.place("tea").await.unwrap();
+        process.until_phase("tea", SagaPhase::Stuck).await;
+        // It stays so over a restart, and calls nobody.
+        process.crash().await;
+        let calls = world.participants.calls().len();
+        let process = world.open().await;
+        assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+        let coordinator = &process.coordinator;
+        let phase = match way {
+            "retry" => {
+                coordinator.retry("tea", "bob", "mended").await.unwrap();
+                SagaPhase::Completed
+            }
+            "skip" => {
+                coordinator.skip("tea", "bill", Op::Action, false, "bob", "a gift").await.unwrap();
+                SagaPhase::Completed
+            }
+            _ => {
+                assert_eq!(coordinator.cancel("tea", "bob", "?").await.unwrap_err().reason, "PAST_PIVOT");
+                coordinator.force_close("tea", "bob", "enough").await.unwrap();
+                SagaPhase::ForceClosed
+            }
+        };
+        let ended = match coordinator.finished("tea").await {
+            Ok(saga) => saga,
+            Err(refusal) => panic!("{way}: {refusal:?}"),
+        };
+        assert_eq!(ended.phase(), phase, "{way}");
+        assert_eq!(world.participants.calls().len(), calls + usize::from(way == "retry"));
+    }
+}
+
+#[tokio::test]
+async fn a_paused_saga_calls_nobody_until_it_is_resumed() {
+    let world = World::new();
+    world.participants.on_call(once("charge", Op::Action, Fault::LoseRequest));
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| !step(saga, "charge").last_error.is_empty()).await;
+    let paused = process.coordinator.pause("tea", "ann", "inventory day").await.unwrap();
+    assert!(paused.paused);
+    let calls = world.participants.calls().len();
+    process.coordinator.retry("tea", "ann", "still paused").await.unwrap();
+    assert_eq!(world.participants.calls().len(), calls);
+    process.coordinator.resume("tea", "ann", "go on").await.unwrap();
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_saga_of_an_unknown_definition_is_parked_alone_and_goes_on_when_it_is_brought_back() {
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "charge" { Fault::Hang } else { Fault::None });
+    let process = world.open().await;
+    process.place("old").await.unwrap();
+    process.until("old", |saga| step(saga, "charge").state() == StepState::Started).await;
+    process.crash().await;
+
+    world.participants.on_call(|_| Fault::None);
+    let new = saga_world::place_order_version(2);
+    let process = world.open_with(vec![Arc::clone(&new)], Options::default()).await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 0);
+    assert_eq!(process.run("new").await.definition_version, 2);
+    assert_eq!(process.coordinator.finished("old").await.unwrap_err().reason, "SAGA_PARKED");
+    assert_eq!(process.coordinator.retry("old", "ann", "?").await.unwrap_err().reason, "SAGA_PARKED");
+    process.crash().await;
+
+    let both = vec![new, Arc::clone(&world.definition)];
+    let process = world.open_with(both, Options::default()).await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+    let old = process.coordinator.finished("old").await.unwrap();
+    assert_eq!((old.phase(), old.definition_version), (SagaPhase::Completed, 1));
+    assert_eq!(process.run("newer").await.definition_version, 2);
+}
+
+#[tokio::test]
+async fn a_definition_that_panics_parks_its_saga_alone() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |order, _| if order == "tea" { panic!("boom") } else { Ok(order.clone()) });
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    assert_eq!(process.run("milk").await.phase(), SagaPhase::Completed);
+    let refusal = loop {
+        // It parks when its reserve is answered.
+        match process.coordinator.pause("tea", "ann", "?").await {
+            Err(refusal) if refusal.reason == "SAGA_PARKED" => break refusal,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    assert!(refusal.message.contains("boom"), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn a_drain_lets_the_call_under_way_end_and_starts_no_other() {
+    let world = World::new();
+    let process = world.open().await;
+    let coordinator = process.coordinator.clone();
+    let (drained, done) = tokio::sync::oneshot::channel();
+    let mut drain = Some((coordinator.clone(), drained));
+    world.participants.on_call(move |call| {
+        if call.step == "charge"
+            && let Some((coordinator, drained)) = drain.take()
+        {
+            tokio::spawn(async move {
+                coordinator.drain(Duration::from_secs(10)).await;
+                drained.send(())
+            });
+        }
+        Fault::None
+    });
+    process.place("tea").await.unwrap();
+    done.await.unwrap();
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge"]);
+    assert_eq!(coordinator.live(), 0);
+    assert_eq!(process.place("milk").await.unwrap_err().reason, "SHUTTING_DOWN");
+    assert_eq!(coordinator.finished("tea").await.unwrap_err().reason, "SAGA_NOT_DRIVEN");
+    process.crash().await;
+    let process = world.open().await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "ship"]);
+}
+
+#[tokio::test]
+async fn too_many_sagas_are_refused_before_anything_is_written() {
+    let world = World::new();
+    world.participants.on_call(|_| Fault::Hang);
+    let definitions = vec![Arc::clone(&world.definition)];
+    let process = world.open_with(definitions, Options { most_live: 1, ..Options::default() }).await;
+    process.place("tea").await.unwrap();
+    let refusal = process.place("milk").await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (Code::ResourceExhausted, "TOO_MANY_SAGAS"));
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(process.coordinator.finished("milk").await.unwrap_err().reason, "UNKNOWN_SAGA");
+    // A second start of one that is under way is refused, too.
+    assert_eq!(process.place("tea").await.unwrap_err().reason, "SAGA_EXISTS");
+    // A place is given back when its saga ends.
+    world.participants.on_call(|_| Fault::None);
+    process.coordinator.cancel("tea", "ann", "make room").await.unwrap();
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Compensated);
+    assert_eq!(process.run("milk").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_first_request_that_cannot_be_made_starts_no_saga() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |_, _| Err(Refusal::invalid("order", "is empty")));
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    assert_eq!(process.place("tea").await.unwrap_err().code, Code::InvalidArgument);
+    assert_eq!(process.coordinator.live(), 0);
+    assert_eq!(process.coordinator.finished("tea").await.unwrap_err().reason, "UNKNOWN_SAGA");
+}
+
+#[tokio::test]
+async fn attempts_that_are_spent_turn_the_saga_back_and_undo_the_step_itself() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.retry(Retry { attempts: Some(3), ..quick() });
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.op == Op::Action { Fault::LoseReply } else { Fault::None });
+    // A lost reply of something that took effect: the replays are lost too.
+    let saga = world.open().await.run("tea").await;
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+    assert_eq!((saga.reason.unwrap().reason.as_str(), saga.steps[0].attempts), ("ATTEMPTS_SPENT", 3));
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
+}
+
+#[tokio::test]
+async fn a_deadline_turns_back_what_has_not_reached_its_pivot() {
+    for of_step in [true, false] {
+        let mut saga = Definition::builder::<String>("place-order", 1);
+        saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+        if of_step {
+            saga.step_deadline(Duration::from_millis(20));
+        } else {
+            saga.deadline(Duration::from_millis(20));
+        }
+        saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+        let world = World::with(saga.build().unwrap());
+        world.participants.on_call(|call| if call.op == Op::Action { Fault::Hang } else { Fault::None });
+        let saga = world.open().await.run("tea").await;
+        let reason = if of_step { "STEP_DEADLINE_PASSED" } else { "DEADLINE_PASSED" };
+        assert_eq!((saga.phase(), saga.reason.unwrap().reason.as_str()), (SagaPhase::Compensated, reason));
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_travels_with_what_it_bounds_and_with_nothing_else() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.deadline(Duration::from_secs(60));
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.retriable::<Reserve>("bill", |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    assert_eq!(world.open().await.run("tea").await.phase(), SagaPhase::Completed);
+    let deadlines: Vec<_> = world.participants.calls().iter().map(|call| call.call.deadline_micros > 0).collect();
+    assert_eq!(deadlines, [true, false]);
+}
+
+#[tokio::test]
+async fn work_of_our_own_that_is_refused_leaves_the_saga_stuck_and_can_be_tried_again() {
+    let refuse = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let flag = Arc::clone(&refuse);
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.retriable_local("complete", move |order, _| {
+        let refused = flag.load(std::sync::atomic::Ordering::SeqCst);
+        Ok(local(if refused { "refuse" } else { "Completed" }, order))
+    });
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    let stuck = process.until_phase("tea", SagaPhase::Stuck).await;
+    assert_eq!(stuck.reason.unwrap().reason, "CLOSED");
+    assert_eq!(step(&process.coordinator.pause("tea", "a", "b").await.unwrap(), "ship").state(), StepState::Done);
+    process.coordinator.resume("tea", "a", "b").await.unwrap();
+    refuse.store(false, std::sync::atomic::Ordering::SeqCst);
+    process.coordinator.retry("tea", "ann", "mended").await.unwrap();
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.order("tea").await, "Completed");
+}
+
+#[tokio::test]
+async fn branches_run_side_by_side_and_join() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.check::<Ship>("look", |order, _| Ok(order.clone()));
+    let left = saga.compensatable::<Reserve>("left", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.compensatable::<Charge>("right", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.after(&["look"]);
+    saga.pivot::<Ship>("join", move |_, replies| replies.get(left));
+    saga.after(&["left", "right"]);
+    let world = World::with(saga.build().unwrap());
+    let saga = world.open().await.run("tea").await;
+    assert_eq!(saga.phase(), SagaPhase::Completed);
+    // Both branches begin in one transition: look, branches, one branch done, join begun, join done.
+    assert_eq!(saga.version, 5);
+    let calls = world.participants.calls();
+    let order: Vec<_> = calls.iter().map(|call| call.call.step.as_str()).collect();
+    assert_eq!((order[0], order[3]), ("look", "join"));
+}
