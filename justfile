@@ -52,10 +52,11 @@ fmt:
 chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=order' '-p=tests')
     @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
 
-# Measure: all benches, or the one named
+# Measure: all benches, or the one named (orders, cqrs, breaker, breaker_torture)
 [group('prove')]
 bench *NAME:
-    @cargo bench --package benches ${1:+--bench "$1"}
+    @cargo build --release --quiet --locked --package inventory --package payment --package shipping --package order
+    @cargo bench --package benches --features breakers --locked ${1:+--bench "$1"}
 
 # Remove what was built, the tools and the data of `up`
 [group('develop')]
