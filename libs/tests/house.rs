@@ -29,9 +29,9 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
 const WITHOUT: &[(&str, &[&str])] = &[
     ("breaker/core", &["tonic", "http", "proto", "crate::rpc"]),
     ("breaker/window", &["tonic", "http", "proto", "crate::rpc"]),
-    ("saga/machine", &["tonic", "tokio", "sqlx", "crate::journal", "crate::cqrs"]),
-    ("saga/definition.rs", &["tokio", "sqlx", "crate::cqrs"]),
-    ("cqrs/decider.rs", &["tonic", "tokio", "sqlx"]),
+    ("saga/machine", &["tonic", "tokio", "rusqlite", "crate::journal", "crate::cqrs"]),
+    ("saga/definition.rs", &["tokio", "rusqlite", "crate::cqrs"]),
+    ("cqrs/decider.rs", &["tonic", "tokio", "rusqlite"]),
 ];
 
 fn source() -> PathBuf {

@@ -94,7 +94,7 @@ impl PageQuery<'_> {
         }
         match bytes.split_first()? {
             (b'i', value) => Some(Value::Int(i64::from_be_bytes(value.try_into().ok()?))),
-            (b't', value) => Some(Value::Text(String::from_utf8(value.to_vec()).ok()?)),
+            (b't', value) => Some(Value::Text(String::from_utf8(value.to_vec()).ok()?.into())),
             _ => None,
         }
     }

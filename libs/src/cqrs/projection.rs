@@ -10,7 +10,10 @@ use futures::future::BoxFuture;
 use prost::Message as _;
 
 use super::Aggregate;
-use crate::journal::{Event, Table, sql::Transaction};
+use crate::journal::{
+    Event, Table,
+    sql::{self, Transaction},
+};
 
 /// A fold of events into its own tables.
 pub trait Projection: Send + Sync + 'static {
@@ -40,7 +43,7 @@ pub enum ProjectionError {
     },
     /// The database's error.
     #[error(transparent)]
-    Database(#[from] sqlx::Error),
+    Database(#[from] sql::Error),
 }
 
 /// Reads an event as its aggregate's.

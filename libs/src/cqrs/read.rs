@@ -1,10 +1,10 @@
 //! All that a query is ever handed: the views, read-only, and how far they have come.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::Stream;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     journal::{
         Table,
-        sql::{Reader, Record, Value},
+        sql::{self, Reader, Record, Value},
     },
     refusal::Refusal,
 };
@@ -28,6 +28,8 @@ pub struct ReadSide {
     service: &'static str,
     reader: Reader,
     caught_up: watch::Receiver<i64>,
+    /// Tells the projector that somebody waits.
+    wanted: Arc<Notify>,
     most_wait: Duration,
 }
 
@@ -36,9 +38,10 @@ impl ReadSide {
         service: &'static str,
         reader: Reader,
         caught_up: watch::Receiver<i64>,
+        wanted: Arc<Notify>,
         most_wait: Duration,
     ) -> Self {
-        Self { service, reader, caught_up, most_wait }
+        Self { service, reader, caught_up, wanted, most_wait }
     }
 
     /// The service whose views these are, for the domain of its errors.
@@ -63,6 +66,7 @@ impl ReadSide {
         if self.position() >= token.position {
             return Ok(());
         }
+        self.wanted.notify_one();
         let mut caught_up = self.caught_up.clone();
         let passed = caught_up.wait_for(|position| *position >= token.position);
         match tokio::time::timeout(self.most_wait, passed).await {
@@ -86,7 +90,7 @@ impl ReadSide {
     /// INTERNAL when the views can't be read.
     pub async fn document<M: Message + Default>(&self, table: &'static Table, id: &str) -> Result<Option<M>, Refusal> {
         let found =
-            self.reader.fetch_keys(table, &[vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
+            self.reader.fetch_keys(table, vec![vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
         found.first().map(|record| decode(table, record, 2)).transpose()
     }
 
@@ -217,7 +221,7 @@ fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -
     })
 }
 
-fn unreadable(table: &Table, error: &sqlx::Error) -> Refusal {
+fn unreadable(table: &Table, error: &sql::Error) -> Refusal {
     tracing::error!(table = table.name, %error, "a view can't be read");
     Refusal::internal()
 }

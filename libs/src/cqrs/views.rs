@@ -6,10 +6,15 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     Projections, ReadSide,
@@ -17,14 +22,21 @@ use super::{
 };
 use crate::journal::{
     Event, Row, Table, events_after, head,
-    sql::{Reader, Transaction},
+    sql::{self, Reader, Transaction},
     sqlite::{self, Durability, OpenError, Writer},
 };
 
 /// The most events in a batch.
-const MOST_EVENTS: i64 = 1024;
+const MOST_EVENTS: i64 = 4096;
+/// How many queries may read at once.
+const READERS: usize = 4;
 /// How often a failing batch is tried before its projection is parked.
 const TRIES: u32 = 3;
+/// After a batch the log gathers for so many times as long as the batch took, but not longer than [`MOST_GATHER`]. A busy log is
+/// then folded in large batches that change a document once for many events, folding takes a bounded share of the machine, and
+/// the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
+const GATHER: u32 = 4;
+const MOST_GATHER: Duration = Duration::from_millis(100);
 /// How often a log in another process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -58,11 +70,11 @@ impl Log {
     /// # Errors
     /// When its database isn't there or can't be read.
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { reader: sqlite::readers(path, 2).await?, head: None })
+        Ok(Self { reader: sqlite::readers(path, 1)?, head: None })
     }
 
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more.
-    async fn news(&mut self, position: i64) -> Result<bool, sqlx::Error> {
+    async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
         if let Some(news) = &mut self.head {
             return Ok(news.wait_for(|head| *head > position).await.is_ok());
         }
@@ -82,11 +94,12 @@ pub struct Views {
     log: Log,
     projections: Vec<State>,
     caught_up: watch::Sender<i64>,
+    wanted: Arc<Notify>,
 }
 
 /// A projection and how far it is.
 struct State {
-    fold: std::sync::Arc<dyn Fold>,
+    fold: Arc<dyn Fold>,
     checkpoint: i64,
     parked: bool,
 }
@@ -109,23 +122,23 @@ impl Views {
     pub async fn open(path: &Path, log: Log, projections: &Projections) -> Result<Self, OpenError> {
         let mut tables = vec![&CHECKPOINTS];
         tables.extend(projections.0.iter().flat_map(|fold| fold.tables()));
-        let writer = Writer::open(path, Durability::Rebuildable, &tables).await?;
-        let reader = sqlite::readers(path, 4).await?;
+        let writer = Writer::open(path, Durability::Rebuildable, &tables)?;
+        let reader = sqlite::readers(path, READERS)?;
         let failed = |source| OpenError::Database { path: path.to_owned(), source };
         let mut states = Vec::new();
         for fold in &projections.0 {
-            let rows = reader.fetch_keys(&CHECKPOINTS, &[vec![fold.name().into()]]).await.map_err(failed)?;
+            let rows = reader.fetch_keys(&CHECKPOINTS, vec![vec![fold.name().into()]]).await.map_err(failed)?;
             let checkpoint = rows.first().map_or(Ok(0), |row| row.int(1)).map_err(failed)?;
             states.push(State { fold: fold.clone(), checkpoint, parked: false });
         }
         let (caught_up, _) = watch::channel(lowest(&states));
-        Ok(Self { path: path.to_owned(), writer, reader, log, projections: states, caught_up })
+        Ok(Self { path: path.to_owned(), writer, reader, log, projections: states, caught_up, wanted: Arc::default() })
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
     #[must_use]
     pub fn read_side(&self, service: &'static str, most_wait: Duration) -> ReadSide {
-        ReadSide::new(service, self.reader.clone(), self.caught_up.subscribe(), most_wait)
+        ReadSide::new(service, self.reader.clone(), self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait)
     }
 
     /// Folds until the journal closes, then closes the views.
@@ -136,9 +149,18 @@ impl Views {
         let path = self.path.clone();
         let failed = |source| ViewsError { path: path.clone(), source };
         while self.log.news(lowest(&self.projections)).await.map_err(failed)? {
-            self.catch_up_once().await.map_err(failed)?;
+            let begin = Instant::now();
+            self = self.catch_up_once().await.map_err(failed)?;
+            if !self.is_near() {
+                continue;
+            }
+            let gathered = tokio::time::sleep((begin.elapsed() * GATHER).min(MOST_GATHER));
+            tokio::select! {
+                () = gathered => {}
+                () = self.wanted.notified() => {}
+            }
         }
-        self.writer.close().await;
+        self.writer.close();
         Ok(())
     }
 
@@ -151,28 +173,44 @@ impl Views {
         let failed = |source| ViewsError { path: path.clone(), source };
         let all = head(&self.log.reader).await.map_err(failed)?;
         while lowest(&self.projections) < all {
-            self.catch_up_once().await.map_err(failed)?;
+            self = self.catch_up_once().await.map_err(failed)?;
             progress(lowest(&self.projections).min(all), all);
         }
-        self.writer.close().await;
+        self.writer.close();
         Ok(())
     }
 
-    /// Takes one batch to every projection that is not parked.
-    async fn catch_up_once(&mut self) -> Result<(), sqlx::Error> {
+    /// True if the next batch holds all that the log has now.
+    fn is_near(&self) -> bool {
+        let head = self.log.head.as_ref().map(|head| *head.borrow());
+        head.is_none_or(|head| head - lowest(&self.projections) < MOST_EVENTS)
+    }
+
+    /// Takes one batch to every projection that is not parked. The folds run where they hold up no other task, in one go.
+    async fn catch_up_once(mut self) -> Result<Self, sql::Error> {
         let events = events_after(&self.log.reader, lowest(&self.projections), MOST_EVENTS).await?;
-        let Some(last) = events.last().map(|event| event.position) else { return Ok(()) };
-        if self.fold_together(&events, last).await.is_err() {
-            for at in 0..self.projections.len() {
-                self.fold_alone(at, &events, last).await?;
-            }
-        }
-        self.caught_up.send_replace(lowest(&self.projections));
-        Ok(())
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(self) };
+        let runtime = Handle::current();
+        let folding = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                if self.fold_together(&events, last).await.is_err() {
+                    for at in 0..self.projections.len() {
+                        self.fold_alone(at, &events, last).await?;
+                    }
+                }
+                Ok(self)
+            })
+        });
+        let views = folding.await.unwrap_or_else(|stopped| match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(sql::Error::Closed),
+        })?;
+        views.caught_up.send_replace(lowest(&views.projections));
+        Ok(views)
     }
 
     async fn fold_together(&mut self, events: &[Event], last: i64) -> Result<(), ProjectionError> {
-        let mut transaction = self.writer.begin().await?;
+        let mut transaction = self.writer.begin()?;
         for state in self.projections.iter().filter(|state| !state.parked) {
             fold(state, events, last, &mut transaction).await?;
         }
@@ -184,7 +222,7 @@ impl Views {
     }
 
     /// Folds one projection's events, at last one by one, and parks it at the event it can't fold.
-    async fn fold_alone(&mut self, at: usize, events: &[Event], last: i64) -> Result<(), sqlx::Error> {
+    async fn fold_alone(&mut self, at: usize, events: &[Event], last: i64) -> Result<(), sql::Error> {
         let Self { writer, projections, .. } = self;
         let state = &mut projections[at];
         if state.parked {
@@ -193,7 +231,7 @@ impl Views {
         for events in std::iter::once(events).chain(events.chunks(1)) {
             let last = events.last().map_or(last, |event| event.position);
             for attempt in 1..=TRIES {
-                let mut transaction = writer.begin().await?;
+                let mut transaction = writer.begin()?;
                 match fold(state, events, last, &mut transaction).await {
                     Ok(()) => {
                         transaction.commit().await?;
@@ -247,5 +285,5 @@ fn lowest(states: &[State]) -> i64 {
 #[error("{path}: {source}: the views stand still; start again to go on from the last checkpoint")]
 pub struct ViewsError {
     path: PathBuf,
-    source: sqlx::Error,
+    source: sql::Error,
 }

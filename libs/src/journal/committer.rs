@@ -1,7 +1,8 @@
 //! The committer: one a database, the only one who writes.
 //!
 //! It takes all that waits, reads what the batch needs, decides in memory, writes set by set, commits once, then answers
-//! all. There is no timer: while one batch is being synced the next one gathers.
+//! all. While one batch is being synced the next one gathers; only under load, where a batch of many is about to be followed by
+//! one of few, does it wait a little for more.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,23 +10,33 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use parking_lot::RwLock;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
 
 use super::{
     batch::{self, Ended, World, Writes},
+    cache::Cache,
     entry::{Aggregate, AggregateId, Committed, Entry, Role, SubmitError, Table},
     log::EVENTS,
     requests::{Known, REQUESTS},
-    sql::{self, Statements, Value, Write},
+    sql::{self, Error, Value, Write},
     sqlite::Writer,
 };
 
 /// The most entries in a batch, and about the most bytes.
 const MOST_ENTRIES: usize = 256;
 pub(super) const MOST_BYTES: usize = 8 << 20;
+
+/// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
+const LINGER: Duration = Duration::from_millis(2);
+const FEW: usize = 8;
 
 pub(super) static AGGREGATES: Table = Table {
     name: "aggregates",
@@ -56,7 +67,7 @@ pub(super) struct Counters {
 /// The committer's side of the journal.
 pub(super) struct Committer {
     pub(super) writer: Writer,
-    pub(super) cache: Cache,
+    pub(super) cache: Arc<RwLock<Cache>>,
     pub(super) waiting: mpsc::Receiver<Waiting>,
     pub(super) head: watch::Sender<i64>,
     pub(super) counters: Arc<Counters>,
@@ -67,27 +78,42 @@ impl Committer {
     ///
     /// # Errors
     /// The database's error. It must end the process: what a failed commit left on disk is found out by opening it again.
-    pub(super) async fn run(mut self) -> Result<(), sqlx::Error> {
+    pub(super) fn run(mut self) -> Result<(), Error> {
+        let runtime = Handle::current();
         let mut batch = Vec::with_capacity(MOST_ENTRIES);
-        while let Some(first) = self.waiting.recv().await {
+        let mut expected = 0;
+        while let Some(first) = self.waiting.blocking_recv() {
             let mut size = first.entry.size;
             batch.push(first);
+            let mut deadline = None;
             while batch.len() < MOST_ENTRIES && size < MOST_BYTES {
-                let Ok(next) = self.waiting.try_recv() else { break };
+                let next = match self.waiting.try_recv() {
+                    Ok(next) => next,
+                    Err(_) if batch.len() >= expected => break,
+                    Err(_) => {
+                        let deadline = *deadline.get_or_insert_with(|| Instant::now() + LINGER);
+                        match runtime.block_on(async { timeout_at(deadline, self.waiting.recv()).await }) {
+                            Ok(Some(next)) => next,
+                            Ok(None) | Err(_) => break,
+                        }
+                    }
+                };
                 size += next.entry.size;
                 batch.push(next);
             }
-            self.commit(&mut batch).await?;
+            expected = if batch.len() < FEW { 0 } else { batch.len() };
+            self.commit(&mut batch)?;
         }
         let (commits, entries) = (&self.counters.commits, &self.counters.entries);
         let (commits, entries) = (commits.load(Ordering::Relaxed), entries.load(Ordering::Relaxed));
-        self.writer.close().await;
+        self.writer.close();
         tracing::info!(commits, entries, "journal closed");
         Ok(())
     }
 
-    async fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), sqlx::Error> {
-        let mut world = self.read(Named::of(batch, &self.cache)).await?;
+    fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), Error> {
+        let named = Named::of(batch, &self.cache.read());
+        let mut world = self.read(named)?;
         let now_micros = now_micros();
         let mut head = *self.head.borrow();
         let mut writes = Writes::default();
@@ -96,7 +122,7 @@ impl Committer {
             ended.push((batch::decide(&mut world, &mut writes, &mut head, now_micros, entry), answer));
         }
         if !writes.is_empty() {
-            self.write(&world, writes, now_micros).await?;
+            self.write(&world, writes, now_micros)?;
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         }
@@ -110,17 +136,17 @@ impl Committer {
     }
 
     /// Reads all that the batch names, once.
-    async fn read(&mut self, named: Named) -> Result<World, sqlx::Error> {
+    fn read(&self, named: Named) -> Result<World, Error> {
         let mut world = World { aggregates: named.cached, ..World::default() };
-        let connection = &mut self.writer.connection;
+        let connection = &self.writer.connection;
         if !named.requests.is_empty() {
-            for record in sql::fetch_keys(connection, &REQUESTS, &named.requests).await? {
+            for record in sql::fetch_keys(connection, &REQUESTS, &named.requests)? {
                 let (key, known) = Known::read(&record)?;
                 world.requests.insert(key, known);
             }
         }
         if !named.aggregates.is_empty() {
-            for record in sql::fetch_keys(connection, &AGGREGATES, &named.aggregates).await? {
+            for record in sql::fetch_keys(connection, &AGGREGATES, &named.aggregates)? {
                 let kind = record.text(0)?;
                 if let Some(kind) = named.kinds.iter().find(|known| **known == kind) {
                     let aggregate = Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? };
@@ -132,25 +158,28 @@ impl Committer {
     }
 
     /// Writes and commits: durable when it returns.
-    async fn write(&mut self, world: &World, writes: Writes, now_micros: i64) -> Result<(), sqlx::Error> {
+    fn write(&self, world: &World, writes: Writes, now_micros: i64) -> Result<(), Error> {
         let Writes { mut aggregates, requests, events, rows } = writes;
         aggregates.sort_unstable();
         aggregates.dedup();
         let aggregate_row = |id: &AggregateId| {
             world.aggregates.get(id).map(|aggregate| {
                 let version = i64::try_from(aggregate.version).unwrap_or(i64::MAX);
-                vec![id.kind.into(), (*id.id).into(), version.into(), aggregate.state.clone().into()]
+                vec![Value::Text(id.kind.into()), (*id.id).into(), version.into(), aggregate.state.clone().into()]
             })
         };
         let known = |key: &String| world.requests.get(key).map(|known| known.row(key, now_micros));
-        let mut statements = Statements::default();
-        statements.write(&AGGREGATES, Write::Upsert, aggregates.iter().filter_map(aggregate_row).collect());
-        let events = events.into_iter().map(|event| event.row(now_micros)).collect();
-        statements.write(&EVENTS, Write::Insert, events);
-        statements.write(&REQUESTS, Write::Insert, requests.iter().filter_map(known).collect());
-        statements.upsert(rows);
-        statements.commit(&mut self.writer.connection).await?;
-        self.cache.learn(world, aggregates);
+        let aggregate_rows: Vec<_> = aggregates.iter().filter_map(aggregate_row).collect();
+        let events: Vec<_> = events.into_iter().map(|event| event.row(now_micros)).collect();
+        let known: Vec<_> = requests.iter().filter_map(known).collect();
+        let connection = &self.writer.connection;
+        sql::begin(connection)?;
+        sql::write(connection, &AGGREGATES, Write::Upsert, &aggregate_rows)?;
+        sql::write(connection, &EVENTS, Write::Insert, &events)?;
+        sql::write(connection, &REQUESTS, Write::Insert, &known)?;
+        sql::upsert(connection, rows)?;
+        sql::commit(connection)?;
+        self.cache.write().learn(world, aggregates);
         Ok(())
     }
 }
@@ -178,9 +207,9 @@ impl Named {
             ids.extend(&entry.aggregates);
         }
         let mut cached = HashMap::with_capacity(ids.len());
-        ids.retain(|id| match cache.aggregates.get(*id) {
+        ids.retain(|id| match cache.get(id) {
             Some(aggregate) => {
-                cached.insert((*id).clone(), aggregate.clone());
+                cached.insert((*id).clone(), aggregate);
                 false
             }
             None => true,
@@ -193,36 +222,6 @@ impl Named {
             aggregates: ids.into_iter().map(|id| vec![id.kind.into(), (*id.id).into()]).collect(),
             kinds,
             cached,
-        }
-    }
-}
-
-/// Aggregates as they were last committed. The committer is the only writer, so they are the truth; what fills it is the hot
-/// ones, and when it is full it starts over.
-#[derive(Debug, Default)]
-pub(super) struct Cache {
-    aggregates: HashMap<AggregateId, Aggregate>,
-    bytes: usize,
-}
-
-impl Cache {
-    const MOST_BYTES: usize = 16 << 20;
-    /// About what an entry takes beside its state.
-    const OVERHEAD: usize = 150;
-
-    /// Takes in what a commit changed.
-    fn learn(&mut self, world: &World, changed: Vec<AggregateId>) {
-        if self.bytes > Self::MOST_BYTES {
-            *self = Self::default();
-        }
-        for id in changed {
-            if let Some(aggregate) = world.aggregates.get(&id) {
-                self.bytes += aggregate.state.len();
-                match self.aggregates.insert(id, aggregate.clone()) {
-                    Some(before) => self.bytes -= before.state.len().min(self.bytes),
-                    None => self.bytes += Self::OVERHEAD,
-                }
-            }
         }
     }
 }

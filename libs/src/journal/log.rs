@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{
     batch::Written,
     entry::Table,
-    sql::{Reader, Record, Value},
+    sql::{Error, Reader, Record, Value},
 };
 
 pub(super) static EVENTS: Table = Table {
@@ -49,7 +49,7 @@ pub struct Event {
 }
 
 impl Event {
-    fn read(record: &Record) -> Result<Self, sqlx::Error> {
+    fn read(record: &Record) -> Result<Self, Error> {
         Ok(Self {
             position: record.int(0)?,
             kind: record.text(1)?,
@@ -68,10 +68,10 @@ impl Written {
     pub(super) fn row(self, now_micros: i64) -> Vec<Value> {
         vec![
             self.position.into(),
-            self.aggregate.kind.into(),
+            Value::Text(self.aggregate.kind.into()),
             (*self.aggregate.id).into(),
             i64::try_from(self.version).unwrap_or(i64::MAX).into(),
-            self.event.name.into(),
+            Value::Text(self.event.name.into()),
             self.event.payload.into(),
             self.cause.request.into(),
             self.cause.traceparent.into(),
@@ -84,7 +84,7 @@ impl Written {
 ///
 /// # Errors
 /// When the log can't be read.
-pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<Vec<Event>, sqlx::Error> {
+pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<Vec<Event>, Error> {
     const SQL: &str = "SELECT position,kind,id,version,name,payload,cause,traceparent,time FROM events
         WHERE position > $1 ORDER BY position LIMIT $2";
     let records = reader.fetch(SQL, vec![position.into(), limit.into()]).await?;
@@ -95,7 +95,7 @@ pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<
 ///
 /// # Errors
 /// When the log can't be read.
-pub async fn head(reader: &Reader) -> Result<i64, sqlx::Error> {
+pub async fn head(reader: &Reader) -> Result<i64, Error> {
     let records = reader.fetch("SELECT COALESCE(MAX(position), 0) FROM events", Vec::new()).await?;
     records.first().map_or(Ok(0), |record| record.int(0))
 }

@@ -4,6 +4,7 @@
 //! a handful of statements, whatever the batch's size. The events are the outbox: readers follow them by position.
 
 mod batch;
+mod cache;
 mod committer;
 mod entry;
 mod log;
@@ -12,18 +13,20 @@ pub mod sql;
 pub mod sqlite;
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
 };
 
 use self::{
-    committer::{AGGREGATES, Cache, Committer, Counters, MOST_BYTES, Waiting},
+    cache::Cache,
+    committer::{AGGREGATES, Committer, Counters, MOST_BYTES, Waiting},
     log::EVENTS,
     requests::REQUESTS,
     sql::Reader,
@@ -40,6 +43,8 @@ pub use self::{
 
 /// How many entries may wait for the committer.
 const MOST_WAITING: usize = 4096;
+/// How many may read at once.
+const READERS: usize = 4;
 
 /// The journal of one database. Clones share it.
 #[derive(Clone, Debug)]
@@ -52,8 +57,10 @@ struct Shared {
     queue: Mutex<Option<mpsc::Sender<Waiting>>>,
     head: watch::Receiver<i64>,
     reader: Reader,
+    cache: Arc<RwLock<Cache>>,
     counters: Arc<Counters>,
-    committer: Mutex<Option<JoinHandle<Result<(), sqlx::Error>>>>,
+    /// Tells how the committer ended; taken by the one who waits for it.
+    ended: Mutex<Option<oneshot::Receiver<Result<(), sql::Error>>>>,
 }
 
 impl std::fmt::Debug for Waiting {
@@ -80,20 +87,23 @@ impl Journal {
     pub async fn open(path: &Path, tables: &[&'static Table]) -> Result<Self, OpenError> {
         let mut all = vec![&AGGREGATES, &EVENTS, &REQUESTS];
         all.extend(tables);
-        let writer = Writer::open(path, Durability::Full, &all).await?;
-        let reader = sqlite::readers(path, 4).await?;
+        let writer = Writer::open(path, Durability::Full, &all)?;
+        let reader = sqlite::readers(path, READERS)?;
         let failed = |source| OpenError::Database { path: path.to_owned(), source };
         let (head, watched) = watch::channel(log::head(&reader).await.map_err(failed)?);
         let (queue, waiting) = mpsc::channel(MOST_WAITING);
         let counters = Arc::new(Counters::default());
-        let committer = Committer { writer, cache: Cache::default(), waiting, head, counters: Arc::clone(&counters) };
+        let cache = Arc::<RwLock<Cache>>::default();
+        let committer = Committer { writer, cache: Arc::clone(&cache), waiting, head, counters: Arc::clone(&counters) };
+        let ended = start(committer).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
         Ok(Self(Arc::new(Shared {
             path: path.to_owned(),
             queue: Mutex::new(Some(queue)),
             head: watched,
             reader,
+            cache,
             counters,
-            committer: Mutex::new(Some(tokio::spawn(committer.run()))),
+            ended: Mutex::new(Some(ended)),
         })))
     }
 
@@ -136,13 +146,16 @@ impl Journal {
         &self.0.reader
     }
 
-    /// The stored form of one aggregate.
+    /// One aggregate as it is committed, from memory where it is hot.
     ///
     /// # Errors
     /// When the database can't be read.
-    pub async fn aggregate(&self, id: &AggregateId) -> Result<Aggregate, sqlx::Error> {
+    pub async fn aggregate(&self, id: &AggregateId) -> Result<Aggregate, sql::Error> {
+        if let Some(aggregate) = self.0.cache.read().get(id) {
+            return Ok(aggregate);
+        }
         let key = vec![vec![id.kind.into(), (*id.id).into()]];
-        let found = self.0.reader.fetch_keys(&AGGREGATES, &key).await?;
+        let found = self.0.reader.fetch_keys(&AGGREGATES, key).await?;
         let Some(record) = found.first() else { return Ok(Aggregate::default()) };
         Ok(Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? })
     }
@@ -166,12 +179,12 @@ impl Journal {
     /// # Errors
     /// The database's error.
     pub async fn ended(&self) -> Result<(), CommitError> {
-        let committer = self.0.committer.lock().take();
-        let Some(committer) = committer else { return std::future::pending().await };
-        match committer.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => Err(CommitError { path: self.0.path.clone(), message: source.to_string() }),
-            Err(stopped) => Err(CommitError { path: self.0.path.clone(), message: stopped.to_string() }),
+        let ended = self.0.ended.lock().take();
+        let Some(ended) = ended else { return std::future::pending().await };
+        let failed = |message| CommitError { path: self.0.path.clone(), message };
+        match ended.await {
+            Ok(end) => end.map_err(|source| failed(source.to_string())),
+            Err(_) => Err(failed("the committer panicked".to_owned())),
         }
     }
 
@@ -191,6 +204,19 @@ impl Journal {
         let (answer, answered) = oneshot::channel();
         Ok((Waiting { entry, answer }, answered))
     }
+}
+
+/// Gives the committer a thread of its own: from taking a batch to answering it, nothing is handed to anyone else.
+fn start(committer: Committer) -> io::Result<oneshot::Receiver<Result<(), sql::Error>>> {
+    let (tell, ended) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
+        // Those who are told of a commit may start tasks.
+        let _context = runtime.enter();
+        // Nobody may be waiting for the end.
+        let _ = tell.send(committer.run());
+    })?;
+    Ok(ended)
 }
 
 /// The database failed under a commit. Nothing more is taken; the process must end.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{
     entry::{Role, Table},
-    sql::{Record, Value},
+    sql::{Error, Record, Value},
 };
 
 pub(super) static REQUESTS: Table = Table {
@@ -55,7 +55,7 @@ impl Known {
         ]
     }
 
-    pub(super) fn read(record: &Record) -> Result<(String, Self), sqlx::Error> {
+    pub(super) fn read(record: &Record) -> Result<(String, Self), Error> {
         let hash = record.blob(1)?.as_ref().try_into().map_err(|_| corrupt("requests.hash"))?;
         let ending = match record.int(2)? {
             1 => Ending::Done,
@@ -67,8 +67,8 @@ impl Known {
     }
 }
 
-fn corrupt(column: &str) -> sqlx::Error {
-    sqlx::Error::Decode(format!("{column} holds what was never written").into())
+fn corrupt(column: &str) -> Error {
+    Error::Corrupt(column.to_owned())
 }
 
 /// What to do with a request.

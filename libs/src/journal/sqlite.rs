@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    ConnectOptions as _, Connection as _, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use rusqlite::{Connection, OpenFlags};
 
-use super::{entry::Table, sql::Reader};
+use super::{
+    entry::Table,
+    sql::{Error, Reader, Transaction},
+};
 
 /// How much a commit promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub enum OpenError {
     Database {
         /// Which database.
         path: PathBuf,
-        /// SQLite's word.
-        source: sqlx::Error,
+        /// Its word.
+        source: Error,
     },
     /// The file system or an older file doesn't give the promised durability.
     #[error("{path}: {pragma} is {found} and must be {wanted}: put the database on a local disk")]
@@ -66,7 +66,7 @@ pub enum OpenError {
 /// The one writing connection of a database, and the lock that makes it the only one.
 #[derive(Debug)]
 pub struct Writer {
-    pub(super) connection: SqliteConnection,
+    pub(super) connection: Connection,
     _lock: File,
 }
 
@@ -75,41 +75,33 @@ impl Writer {
     ///
     /// # Errors
     /// When it is in use, can't be opened, or can't promise the durability.
-    pub async fn open(path: &Path, durability: Durability, tables: &[&'static Table]) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, durability: Durability, tables: &[&'static Table]) -> Result<Self, OpenError> {
         let lock = lock(path)?;
-        let (synchronous, wanted) = match durability {
-            Durability::Full => (SqliteSynchronous::Full, "2"),
-            Durability::Rebuildable => (SqliteSynchronous::Normal, "1"),
+        let synchronous = match durability {
+            Durability::Full => Setting { name: "synchronous", value: "FULL", read_back: "2" },
+            Durability::Rebuildable => Setting { name: "synchronous", value: "NORMAL", read_back: "1" },
         };
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(synchronous)
-            .busy_timeout(Duration::from_secs(5))
-            .foreign_keys(false)
-            .statement_cache_capacity(256)
-            // A checkpoint every 16 MiB or so: fewer syncs of the main file, and the log stays small enough to read fast.
-            .pragma("wal_autocheckpoint", "4000")
-            .pragma("temp_store", "2")
-            .disable_statement_logging();
-        let failed = |source| OpenError::Database { path: path.to_owned(), source };
-        let mut connection = SqliteConnection::connect_with(&options).await.map_err(failed)?;
-
-        // SQLite takes an unknown or impossible setting for another one and says nothing, so ask.
-        for (pragma, wanted) in [("journal_mode", "wal"), ("synchronous", wanted)] {
-            let found = read_pragma(&mut connection, pragma).await.map_err(failed)?;
-            if found != wanted {
+        let failed = |source: Error| OpenError::Database { path: path.to_owned(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let connection = connect(path, flags).map_err(failed)?;
+        let journal_mode = Setting { name: "journal_mode", value: "WAL", read_back: "wal" };
+        for setting in [&journal_mode, &synchronous] {
+            // SQLite takes an unknown or impossible setting for another one and says nothing, so ask.
+            let found = setting.set(&connection).map_err(failed)?;
+            if found != setting.read_back {
+                let (pragma, wanted) = (setting.name, setting.value);
                 return Err(OpenError::NotDurable { path: path.to_owned(), pragma, found, wanted });
             }
         }
+        let mut script = String::from(SETTINGS);
         for statement in tables.iter().flat_map(|table| table.create) {
-            sqlx::query(*statement).execute(&mut connection).await.map_err(failed)?;
+            script.push_str(statement);
+            script.push(';');
         }
-        let sqlite: String =
-            sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut connection).await.map_err(failed)?;
-        let synchronous = if durability == Durability::Full { "full" } else { "normal" };
-        tracing::info!(path = %path.display(), journal_mode = "wal", synchronous, sqlite, "database open");
+        connection.execute_batch(&script).map_err(|error| failed(error.into()))?;
+        let (journal_mode, synchronous) = (journal_mode.value, synchronous.value);
+        let sqlite = rusqlite::version();
+        tracing::info!(path = %path.display(), journal_mode, synchronous, sqlite, "database open");
         Ok(Self { connection, _lock: lock })
     }
 
@@ -117,44 +109,69 @@ impl Writer {
     ///
     /// # Errors
     /// When the database can't be written.
-    pub async fn begin(&mut self) -> Result<super::sql::Transaction<'_>, sqlx::Error> {
-        // Immediate: take the write lock now, rather than fail at the first write.
-        self.connection.begin_with("BEGIN IMMEDIATE").await.map(super::sql::Transaction)
+    pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
+        Transaction::begin(&mut self.connection)
     }
 
     /// Copies the write-ahead log into the database and closes it.
-    pub async fn close(self) {
-        if let Err(error) = self.connection.close().await {
+    pub fn close(self) {
+        if let Err((_, error)) = self.connection.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
         }
     }
+}
+
+/// How long a connection waits for another one's lock: readers meet one only while a log is copied.
+const BUSY: Duration = Duration::from_secs(5);
+/// How many statements a connection keeps prepared.
+const PREPARED: usize = 256;
+/// A checkpoint every 16 MiB or so: fewer syncs of the main file, and the log stays small enough to read fast.
+const SETTINGS: &str = "PRAGMA wal_autocheckpoint = 4000; PRAGMA temp_store = MEMORY;";
+
+/// A setting that durability stands on.
+struct Setting {
+    name: &'static str,
+    value: &'static str,
+    /// What SQLite says when it holds.
+    read_back: &'static str,
+}
+
+impl Setting {
+    fn set(&self, connection: &Connection) -> Result<String, Error> {
+        // Some of them answer when they are set, some don't.
+        connection.pragma_update_and_check(None, self.name, self.value, |_| Ok(())).or_else(|error| match error {
+            rusqlite::Error::QueryReturnedNoRows => Ok(()),
+            error => Err(error),
+        })?;
+        let found = connection.pragma_query_value(None, self.name, |row| {
+            Ok(match row.get_ref(0)? {
+                rusqlite::types::ValueRef::Integer(value) => value.to_string(),
+                other => String::from_utf8_lossy(other.as_bytes().unwrap_or_default()).into_owned(),
+            })
+        })?;
+        Ok(found)
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(PREPARED);
+    Ok(connection)
 }
 
 /// Opens read-only connections on a database that a [`Writer`] of this or another process keeps.
 ///
 /// # Errors
 /// When it isn't there or can't be read.
-pub async fn readers(path: &Path, most: u32) -> Result<Reader, OpenError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .read_only(true)
-        .busy_timeout(Duration::from_secs(5))
-        .statement_cache_capacity(256)
-        .pragma("query_only", "1")
-        .disable_statement_logging();
-    let pool = SqlitePoolOptions::new().max_connections(most).min_connections(1).test_before_acquire(false);
+pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
+    let open = |_| {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    };
     let failed = |source| OpenError::Database { path: path.to_owned(), source };
-    pool.connect_with(options).await.map(Reader).map_err(failed)
-}
-
-async fn read_pragma(connection: &mut SqliteConnection, pragma: &'static str) -> Result<String, sqlx::Error> {
-    match pragma {
-        "journal_mode" => sqlx::query_scalar("PRAGMA journal_mode").fetch_one(connection).await,
-        _ => {
-            let level: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(connection).await?;
-            Ok(level.to_string())
-        }
-    }
+    (0..count).map(open).collect::<Result<_, Error>>().map(Reader::new).map_err(failed)
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

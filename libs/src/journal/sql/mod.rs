@@ -1,0 +1,220 @@
+//! The little SQL that the journal, projections and queries share: values in, rows out, whole sets a statement.
+
+mod reader;
+mod statements;
+mod transaction;
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use rusqlite::{
+    Connection, Statement, ToSql,
+    types::{ToSqlOutput, ValueRef},
+};
+
+pub(super) use self::statements::{Write, fetch_keys, upsert, write};
+pub use self::{reader::Reader, transaction::Transaction};
+
+/// A value to bind, or one that was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Value {
+    /// NULL.
+    Null,
+    /// A 64-bit integer.
+    Int(i64),
+    /// A text.
+    Text(Cow<'static, str>),
+    /// Bytes.
+    Blob(Bytes),
+}
+
+impl From<i64> for Value {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+
+impl From<i32> for Value {
+    fn from(value: i32) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned().into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(value.into())
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(value: Vec<u8>) -> Self {
+        Self::Blob(value.into())
+    }
+}
+
+impl From<Bytes> for Value {
+    fn from(value: Bytes) -> Self {
+        Self::Blob(value)
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Int(value) => ValueRef::Integer(*value),
+            Self::Text(value) => ValueRef::Text(value.as_bytes()),
+            Self::Blob(value) => ValueRef::Blob(value),
+        }))
+    }
+}
+
+/// A row that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record(Vec<Value>);
+
+impl Record {
+    /// The integer in a column.
+    ///
+    /// # Errors
+    /// When the column is missing or holds something else.
+    pub fn int(&self, column: usize) -> Result<i64, Error> {
+        match self.0.get(column) {
+            Some(Value::Int(value)) => Ok(*value),
+            other => Err(unexpected(column, "an integer", other)),
+        }
+    }
+
+    /// The text in a column.
+    ///
+    /// # Errors
+    /// When the column is missing or holds something else.
+    pub fn text(&self, column: usize) -> Result<String, Error> {
+        match self.0.get(column) {
+            Some(Value::Text(value)) => Ok(value.clone().into_owned()),
+            other => Err(unexpected(column, "a text", other)),
+        }
+    }
+
+    /// The bytes in a column.
+    ///
+    /// # Errors
+    /// When the column is missing or holds something else.
+    pub fn blob(&self, column: usize) -> Result<Bytes, Error> {
+        match self.0.get(column) {
+            Some(Value::Blob(value)) => Ok(value.clone()),
+            other => Err(unexpected(column, "bytes", other)),
+        }
+    }
+
+    fn read(row: &rusqlite::Row<'_>, columns: usize) -> Result<Self, Error> {
+        let value = |column| {
+            Ok(match row.get_ref(column)? {
+                ValueRef::Null => Value::Null,
+                ValueRef::Integer(value) => Value::Int(value),
+                ValueRef::Text(text) => match std::str::from_utf8(text) {
+                    Ok(text) => text.into(),
+                    Err(error) => return Err(Error::Corrupt(format!("column {column}: {error}"))),
+                },
+                ValueRef::Blob(bytes) => Value::Blob(Bytes::copy_from_slice(bytes)),
+                ValueRef::Real(number) => return Err(Error::Corrupt(format!("column {column} holds {number}"))),
+            })
+        };
+        (0..columns).map(value).collect::<Result<_, Error>>().map(Self)
+    }
+}
+
+fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> Error {
+    Error::Corrupt(format!("column {column} should hold {wanted} and holds {found:?}"))
+}
+
+/// Why the database can't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SQLite's word.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// What was read is not what was written.
+    #[error("the database holds what was never written: {0}")]
+    Corrupt(String),
+    /// The process is going down.
+    #[error("the database is closed")]
+    Closed,
+}
+
+/// Begins a transaction that writes. It takes the write lock now, rather than fail at its first write.
+pub(super) fn begin(connection: &Connection) -> Result<(), Error> {
+    execute(connection, "BEGIN IMMEDIATE", [])
+}
+
+/// Makes what was written since [`begin`] durable, or none of it.
+pub(super) fn commit(connection: &Connection) -> Result<(), Error> {
+    execute(connection, "COMMIT", [])
+}
+
+/// Runs a statement, kept prepared. Placeholders are `$1`, `$2`, … or `?`.
+fn execute<'v>(connection: &Connection, sql: &str, values: impl IntoIterator<Item = &'v Value>) -> Result<(), Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    bind(&mut statement, values)?;
+    statement.raw_execute()?;
+    Ok(())
+}
+
+/// Runs a SELECT, kept prepared.
+fn query<'v>(
+    connection: &Connection,
+    sql: &str,
+    values: impl IntoIterator<Item = &'v Value>,
+) -> Result<Vec<Record>, Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    bind(&mut statement, values)?;
+    let columns = statement.column_count();
+    let mut rows = statement.raw_query();
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.push(Record::read(row, columns)?);
+    }
+    Ok(records)
+}
+
+fn bind<'v>(statement: &mut Statement<'_>, values: impl IntoIterator<Item = &'v Value>) -> Result<(), Error> {
+    for (at, value) in values.into_iter().enumerate() {
+        statement.raw_bind_parameter(at + 1, value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bound_is_what_is_read() {
+        let connection = Connection::open_in_memory().unwrap();
+        let values = [Value::Null, (-7).into(), "é".into(), Value::Blob(Bytes::from_static(&[0, 255]))];
+        let records = query(&connection, "SELECT $1, $2, $3, $4", &values).unwrap();
+        assert_eq!(records, [Record(values.to_vec())]);
+        assert_eq!((records[0].int(1).unwrap(), records[0].text(2).unwrap()), (-7, "é".to_owned()));
+    }
+
+    #[test]
+    fn a_column_that_holds_something_else_is_an_error() {
+        let connection = Connection::open_in_memory().unwrap();
+        let records = query(&connection, "SELECT 1", []).unwrap();
+        assert!(records[0].text(0).is_err() && records[0].blob(0).is_err() && records[0].int(1).is_err());
+        assert!(query(&connection, "SELECT 1.5", []).is_err());
+        assert!(query(&connection, "SELECT CAST(x'ff' AS TEXT)", []).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! Sets of rows, written and looked up a set a statement.
+//!
+//! Statements come in few, fixed shapes (row counts are powers of two), so each is prepared once and used again. That, and
+//! one statement for a whole set of rows, is where the journal's speed comes from.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use parking_lot::RwLock;
+use rusqlite::Connection;
+
+use super::{Error, Record, Value, execute, query};
+use crate::journal::entry::{Row, Table};
+
+/// The most rows that one statement writes or looks up.
+const MOST_ROWS: usize = 128;
+
+/// How a set of rows is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::journal) enum Write {
+    /// A row whose key is there is an error.
+    Insert,
+    /// A row whose key is there is replaced.
+    Upsert,
+}
+
+/// Writes a set of rows, in as few statements as the fixed shapes allow. No two may have one key.
+pub(in crate::journal) fn write(
+    connection: &Connection,
+    table: &'static Table,
+    how: Write,
+    rows: &[Vec<Value>],
+) -> Result<(), Error> {
+    let mut rows = rows;
+    while !rows.is_empty() {
+        let (set, rest) = rows.split_at(largest_shape(rows.len()));
+        let sql = shape(Shape::Write(table.name, how, set.len()), || match how {
+            Write::Insert => insert_sql(table, set.len()),
+            Write::Upsert => upsert_sql(table, set.len()),
+        });
+        execute(connection, &sql, set.iter().flatten())?;
+        rows = rest;
+    }
+    Ok(())
+}
+
+/// Inserts or replaces rows of any tables, a table at a time; of two rows with one key the later stays.
+pub(in crate::journal) fn upsert(connection: &Connection, rows: Vec<Row>) -> Result<(), Error> {
+    let mut tables: Vec<(&'static Table, Vec<Vec<Value>>)> = Vec::new();
+    for row in rows {
+        match tables.iter_mut().find(|(table, _)| table.name == row.table.name) {
+            Some((_, set)) => set.push(row.values),
+            None => tables.push((row.table, vec![row.values])),
+        }
+    }
+    for (table, set) in tables {
+        write(connection, table, Write::Upsert, &last_of_each_key(table, set))?;
+    }
+    Ok(())
+}
+
+/// Reads the rows with these keys. The last key is repeated up to the next shape: its row may come more than once.
+pub(in crate::journal) fn fetch_keys(
+    connection: &Connection,
+    table: &'static Table,
+    keys: &[Vec<Value>],
+) -> Result<Vec<Record>, Error> {
+    let mut found = Vec::with_capacity(keys.len());
+    for chunk in keys.chunks(MOST_ROWS) {
+        let count = chunk.len().next_power_of_two();
+        let sql = shape(Shape::Fetch(table.name, count), || fetch_sql(table, count));
+        let padding = chunk.last().into_iter().cycle().take(count - chunk.len());
+        found.extend(query(connection, &sql, chunk.iter().chain(padding).flatten())?);
+    }
+    Ok(found)
+}
+
+/// Keeps, of rows with the same key, the last one: one statement must not touch a row twice.
+fn last_of_each_key(table: &Table, rows: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
+    if rows.len() < 2 {
+        return rows;
+    }
+    let mut place: HashMap<Vec<Value>, usize> = HashMap::with_capacity(rows.len());
+    let mut kept: Vec<Vec<Value>> = Vec::with_capacity(rows.len());
+    for row in rows {
+        match place.get(&row[..table.key]) {
+            Some(&at) => kept[at] = row,
+            None => {
+                place.insert(row[..table.key].to_vec(), kept.len());
+                kept.push(row);
+            }
+        }
+    }
+    kept
+}
+
+/// The largest power of two that is not more than `rows`.
+fn largest_shape(rows: usize) -> usize {
+    let floor = 1 << rows.max(1).ilog2();
+    floor.min(MOST_ROWS)
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Shape {
+    Write(&'static str, Write, usize),
+    Fetch(&'static str, usize),
+}
+
+/// Every statement text that was ever needed: a few dozen.
+static SHAPES: LazyLock<RwLock<HashMap<Shape, Arc<str>>>> = LazyLock::new(RwLock::default);
+
+fn shape(key: Shape, make: impl FnOnce() -> String) -> Arc<str> {
+    if let Some(sql) = SHAPES.read().get(&key) {
+        return Arc::clone(sql);
+    }
+    Arc::clone(SHAPES.write().entry(key).or_insert_with(|| make().into()))
+}
+
+/// `(?,?),(?,?)` for two rows of two columns. Numbered placeholders would be searched by name, each time.
+fn placeholders(rows: usize, columns: usize) -> String {
+    let row = format!("({})", vec!["?"; columns].join(","));
+    vec![row; rows].join(",")
+}
+
+/// An error ends the whole transaction: undoing the statement alone would cost a copy of every page it touches.
+fn insert_sql(table: &Table, rows: usize) -> String {
+    let columns = table.columns.join(",");
+    format!("INSERT OR ROLLBACK INTO {}({columns}) VALUES {}", table.name, placeholders(rows, table.columns.len()))
+}
+
+fn upsert_sql(table: &Table, rows: usize) -> String {
+    let (key, rest) = table.columns.split_at(table.key);
+    let set: Vec<String> = rest.iter().map(|column| format!("{column}=excluded.{column}")).collect();
+    format!("{} ON CONFLICT({}) DO UPDATE SET {}", insert_sql(table, rows), key.join(","), set.join(","))
+}
+
+/// A join over the wanted keys: SQLite would scan the whole table for `(a, b) IN (VALUES …)`.
+fn fetch_sql(table: &Table, rows: usize) -> String {
+    let key = &table.columns[..table.key];
+    let wanted: Vec<String> = (0..table.key).map(|column| format!("k{column}")).collect();
+    let equal: Vec<String> = key.iter().zip(&wanted).map(|(column, wanted)| format!("{column}={wanted}")).collect();
+    format!(
+        "WITH wanted({}) AS (VALUES {}) SELECT {} FROM wanted CROSS JOIN {} WHERE {}",
+        wanted.join(","),
+        placeholders(rows, table.key),
+        table.columns.join(","),
+        table.name,
+        equal.join(" AND ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static PAIRS: Table = Table {
+        name: "pairs",
+        create: &["CREATE TABLE pairs (a INTEGER, b INTEGER, c INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID"],
+        columns: &["a", "b", "c"],
+        key: 2,
+    };
+
+    fn row(a: i64, b: i64, c: i64) -> Vec<Value> {
+        vec![Value::Int(a), Value::Int(b), Value::Int(c)]
+    }
+
+    #[test]
+    fn shapes_are_few_and_right() {
+        assert_eq!(
+            fetch_sql(&PAIRS, 2),
+            "WITH wanted(k0,k1) AS (VALUES (?,?),(?,?)) \
+             SELECT a,b,c FROM wanted CROSS JOIN pairs WHERE a=k0 AND b=k1"
+        );
+        assert_eq!(
+            upsert_sql(&PAIRS, 1),
+            "INSERT OR ROLLBACK INTO pairs(a,b,c) VALUES (?,?,?) ON CONFLICT(a,b) DO UPDATE SET c=excluded.c"
+        );
+        assert_eq!((1..=9).map(largest_shape).collect::<Vec<_>>(), [1, 2, 2, 4, 4, 4, 4, 8, 8]);
+        assert_eq!(largest_shape(1_000), MOST_ROWS);
+    }
+
+    #[test]
+    fn of_two_rows_with_one_key_the_later_stays() {
+        let kept = last_of_each_key(&PAIRS, vec![row(1, 1, 1), row(2, 1, 1), row(1, 1, 9)]);
+        assert_eq!(kept, [row(1, 1, 9), row(2, 1, 1)]);
+    }
+
+    #[test]
+    fn a_set_of_any_size_is_written_whole_and_found_by_its_keys() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(PAIRS.create[0]).unwrap();
+        let rows: Vec<_> = (0..301).map(|at| row(at, 1, at * 2)).collect();
+        write(&connection, &PAIRS, Write::Insert, &rows).unwrap();
+        assert!(write(&connection, &PAIRS, Write::Insert, &rows[7..8]).is_err(), "its key is there");
+        upsert(&connection, vec![Row { table: &PAIRS, values: row(7, 1, -1) }]).unwrap();
+        let keys: Vec<_> = [0, 7, 300, 301].iter().map(|at| vec![Value::Int(*at), Value::Int(1)]).collect();
+        let mut found: Vec<i64> =
+            fetch_keys(&connection, &PAIRS, &keys).unwrap().iter().map(|r| r.int(2).unwrap()).collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found, [-1, 0, 600]);
+    }
+}
