@@ -11,13 +11,15 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use libs::{
-    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, NewEvent, Outcome},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, NewEvent, OpenError, Outcome},
     refusal::Refusal,
     rpc::verdict::Verdict,
-    saga::{Attempt, Compensated, Coordinator, Definition, LocalWork, Operation, Options, Retry, TABLES, Transport},
+    saga::{
+        Attempt, Compensated, Coordinator, Definition, LocalWork, Operation, Options, Retry, TABLES, Transport, fold,
+    },
 };
 use prost::Message as _;
-use proto::saga::v1::{Saga, SagaPhase, StepState};
+use proto::saga::v1::{Saga, SagaPhase, SagaTransition, StepState};
 use tempfile::TempDir;
 use tonic::{Status, metadata::MetadataMap};
 
@@ -231,7 +233,13 @@ fn a_crash_at_any_point_is_taken_up_where_the_log_ends() {
 
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
-                let journal = Journal::open(&path, TABLES).await.unwrap();
+                let journal = loop {
+                    match Journal::open(&path, TABLES).await {
+                        // The first life's committer is ending its last batch.
+                        Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                        opened => break opened.unwrap(),
+                    }
+                };
                 let coordinator = coordinator(&journal, &participants);
                 coordinator.recover().await.unwrap();
                 let saga = coordinator.finished("s-1").await.unwrap();
@@ -286,10 +294,14 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
         start(&journal, &coordinator).await;
         let stuck = loop {
             let events = libs::journal::events_after(journal.reader(), 0, 100).await.unwrap();
-            match events.iter().find(|event| event.name == "SagaStuck") {
-                Some(event) => break Saga::decode(event.payload.clone()).unwrap(),
-                None => tokio::task::yield_now().await,
+            let mut saga = Saga::default();
+            for event in events.into_iter().filter(|event| event.kind == "saga") {
+                fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
             }
+            if saga.phase() == SagaPhase::Stuck {
+                break saga;
+            }
+            tokio::task::yield_now().await;
         };
         assert_eq!(states(&stuck)[1], StepState::Compensating);
         if skip {

@@ -166,6 +166,10 @@ impl Plan {
             start_micros,
             ..SagaRecord::default()
         };
+        // All of them are new.
+        for step in 0..self.steps.len() {
+            record.step_mut(step);
+        }
         record
     }
 

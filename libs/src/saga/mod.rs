@@ -29,6 +29,7 @@ pub use self::{
     operation::{Compensated, Operation},
     plan::Retry,
     projection::SagasView,
+    record::fold,
     replies::{Handle, Replies, Undo},
     service::{SagaCommands, SagaQueries},
     shape::{DefinitionError, Fault},

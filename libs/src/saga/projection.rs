@@ -1,9 +1,9 @@
-//! Each saga, as queries show it: its events hold it whole, so the last one is the view.
+//! Each saga, as queries show it: the fold of its transitions.
 
 use prost::Message as _;
-use proto::saga::v1::{Saga, SagaView};
+use proto::saga::v1::{SagaTransition, SagaView};
 
-use super::store::KIND;
+use super::{record::fold, store::KIND};
 use crate::{
     cqrs::{Documents, Projection, ProjectionError},
     journal::{Event, Table, sql::Transaction},
@@ -40,18 +40,14 @@ impl Projection for SagasView {
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
         let of_sagas: Vec<&Event> = events.iter().filter(|event| event.kind == KIND).collect();
         let mut views = Documents::load(transaction, &SAGA_VIEWS, of_sagas.iter().map(|event| &event.id)).await?;
-        for (at, event) in of_sagas.iter().enumerate() {
-            // Only a saga's last event of the batch is read: the others are part of it.
-            let superseded = of_sagas[at + 1..].iter().any(|later| later.id == event.id);
-            let saga = if superseded { None } else { Some(decode(event)?) };
+        for event in of_sagas {
+            let transition = decode(event)?;
             views.update(&event.id, event.position, |view: &mut SagaView| {
                 if view.started_position == 0 {
                     view.started_position = event.position;
                 }
                 view.position = event.position;
-                if saga.is_some() {
-                    view.saga = saga;
-                }
+                fold(view.saga.get_or_insert_default(), transition);
             });
         }
         let columns = |view: &SagaView| {
@@ -62,8 +58,8 @@ impl Projection for SagasView {
     }
 }
 
-fn decode(event: &Event) -> Result<Saga, ProjectionError> {
-    Saga::decode(event.payload.clone()).map_err(|source| ProjectionError::Decode {
+fn decode(event: &Event) -> Result<SagaTransition, ProjectionError> {
+    SagaTransition::decode(event.payload.clone()).map_err(|source| ProjectionError::Decode {
         what: format!("event {} ({} of saga {})", event.position, event.name, event.id),
         source,
     })

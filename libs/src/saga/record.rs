@@ -1,15 +1,13 @@
 //! One saga as its coordinator keeps it.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use prost::{
-    DecodeError, Message as _,
-    encoding::{WireType, encode_key, encode_varint},
-};
+use bytes::{Bytes, BytesMut};
+use prost::{DecodeError, Message as _, encoding::message};
 use prost_types::Timestamp;
-use proto::saga::v1::{HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, Step};
+use proto::saga::v1::{HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, SagaTransition, Step, StepChange};
 
 use tonic::Code;
 
+use super::plan::{Steps, each};
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
 /// The history's length in a saga: what is older is in the journal's events.
@@ -20,12 +18,24 @@ const MOST_DETAIL: usize = 512;
 /// One saga, decoded: what queries show, and what is kept beside it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Record {
-    /// What queries show.
+    /// What queries show. Its steps are changed by [`Record::step_mut`], its history by [`Record::note`]. The history goes back
+    /// to when this process took the saga up; all of it is in the log.
     pub(super) saga: Saga,
     /// The rest. Its own `saga` is always absent.
     pub(super) kept: SagaRecord,
     /// Steps whose operation has just begun: its first call is counted and has not left yet.
     pub(super) fresh: u64,
+    /// What changed since the record was last stored.
+    unsaved: Unsaved,
+}
+
+/// What a transition changes of what queries show.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Unsaved {
+    steps: Steps,
+    /// How many lines at the history's end are new.
+    lines: usize,
+    replaces_last: bool,
 }
 
 impl Record {
@@ -36,19 +46,47 @@ impl Record {
         if saga.steps.len() != kept.steps.len() {
             return Err(RecordError::Incomplete);
         }
-        Ok(Self { saga, kept, fresh: 0 })
+        Ok(Self { saga, kept, fresh: 0, unsaved: Unsaved::default() })
     }
 
-    /// Encodes what queries show, and with it, encoded only once, the whole record.
-    pub(super) fn encode(&self) -> (Bytes, Vec<u8>) {
-        let saga = Bytes::from(self.saga.encode_to_vec());
-        let mut record = BytesMut::with_capacity(saga.len() + self.kept.encoded_len() + 8);
-        encode_key(1, WireType::LengthDelimited, &mut record);
-        encode_varint(saga.len() as u64, &mut record);
-        record.put_slice(&saga);
+    /// Encodes the transition since the last time, as a [`SagaTransition`], and the whole record, to be stored together.
+    pub(super) fn encode(&mut self) -> (Bytes, Bytes) {
+        let Unsaved { steps: changed, lines, replaces_last } = std::mem::take(&mut self.unsaved);
+        let history = std::mem::take(&mut self.saga.history);
+        let mut record = BytesMut::with_capacity(self.saga.encoded_len() + self.kept.encoded_len() + 8);
+        message::encode(1, &self.saga, &mut record);
         // A BytesMut grows: encoding into it can't fail.
         let _ = self.kept.encode(&mut record);
-        (saga, record.into())
+
+        let steps = std::mem::take(&mut self.saga.steps);
+        let change = |at: usize| StepChange { index: at.try_into().unwrap_or(u32::MAX), step: Some(steps[at].clone()) };
+        let rest = SagaTransition {
+            saga: None,
+            steps: each(changed).map(change).collect(),
+            history: history[history.len() - lines..].to_vec(),
+            replaces_last,
+        };
+        let mut transition = BytesMut::with_capacity(self.saga.encoded_len() + rest.encoded_len() + 8);
+        message::encode(1, &self.saga, &mut transition);
+        let _ = rest.encode(&mut transition);
+        self.saga.steps = steps;
+        self.saga.history = history;
+        (transition.freeze(), record.freeze())
+    }
+
+    /// A step, to be changed.
+    pub(super) fn step_mut(&mut self, step: usize) -> &mut Step {
+        self.unsaved.steps |= 1 << step;
+        &mut self.saga.steps[step]
+    }
+
+    /// Ends every wait between calls.
+    pub(super) fn call_at_once(&mut self) {
+        for step in 0..self.saga.steps.len() {
+            if self.saga.steps[step].next_attempt_time.is_some() {
+                self.step_mut(step).next_attempt_time = None;
+            }
+        }
     }
 
     /// Adds a line to the history. Of the same thing again and again, such as a failing call, the last one stays.
@@ -70,15 +108,42 @@ impl Record {
             attempt > 1 && last.what == what && last.step == entry.step && last.operation == entry.operation
         };
         match history.last_mut().filter(again) {
-            Some(last) => *last = entry,
-            None => {
-                if history.len() >= MOST_HISTORY {
-                    history.remove(0);
+            Some(last) => {
+                *last = entry;
+                if self.unsaved.lines == 0 {
+                    self.unsaved.lines = 1;
+                    self.unsaved.replaces_last = true;
                 }
+            }
+            None => {
                 history.push(entry);
+                limit(history);
+                self.unsaved.lines = (self.unsaved.lines + 1).min(history.len());
             }
         }
     }
+}
+
+/// Takes a saga, as queries show it, over a transition. From [`Saga::default`] over all of them it is the saga.
+pub fn fold(saga: &mut Saga, transition: SagaTransition) {
+    let (mut steps, mut history) = (std::mem::take(&mut saga.steps), std::mem::take(&mut saga.history));
+    for StepChange { index, step } in transition.steps {
+        let (at, step) = (index as usize, step.unwrap_or_default());
+        match steps.get_mut(at) {
+            Some(before) => *before = step,
+            None => steps.push(step),
+        }
+    }
+    if transition.replaces_last {
+        history.pop();
+    }
+    history.extend(transition.history);
+    limit(&mut history);
+    *saga = Saga { steps, history, ..transition.saga.unwrap_or_default() };
+}
+
+fn limit(history: &mut Vec<HistoryEntry>) {
+    history.drain(..history.len().saturating_sub(MOST_HISTORY));
 }
 
 /// A line of the history about to be written.
@@ -156,16 +221,49 @@ mod tests {
         let saga = Saga { saga_id: "s".to_owned(), steps: vec![step], version: 7, ..Saga::default() };
         let kept = StepRecord { request: Bytes::from_static(b"request"), ..StepRecord::default() };
         let kept = SagaRecord { input: Bytes::from_static(b"input"), steps: vec![kept], ..SagaRecord::default() };
-        Record { saga, kept, fresh: 0 }
+        Record { saga, kept, ..Record::default() }
+    }
+
+    /// What queries show after these transitions.
+    fn shown(transitions: &[Bytes]) -> Saga {
+        let mut saga = Saga::default();
+        for transition in transitions {
+            fold(&mut saga, SagaTransition::decode(transition.clone()).expect("a transition"));
+        }
+        saga
     }
 
     #[test]
-    fn a_record_survives_the_store_and_shows_the_same_saga() {
-        let (saga, stored) = record().encode();
-        assert_eq!(Saga::decode(saga).ok(), Some(record().saga));
-        let whole = SagaRecord { saga: Some(record().saga), ..record().kept };
-        assert_eq!(SagaRecord::decode(stored.as_slice()).ok(), Some(whole));
-        assert_eq!(Record::decode(stored.into()).ok(), Some(record()));
+    fn a_record_survives_the_store_but_for_its_history() {
+        let mut record = record();
+        record.note(1, Line { what: "paused", ..Line::default() });
+        let (_, stored) = record.encode();
+        let read = Record::decode(stored).expect("what was stored");
+        assert_eq!(read.saga, Saga { history: Vec::new(), ..record.saga });
+        assert_eq!(read.kept, record.kept);
+    }
+
+    #[test]
+    fn the_transitions_folded_are_the_saga() {
+        let mut record = record();
+        record.step_mut(0).attempts = 1;
+        let mut transitions = vec![record.encode().0];
+        let failed = Line { what: "action failed", step: Some(0), op: Some(Op::Action), ..Line::default() };
+        for attempt in 1..=5 {
+            record.saga.version += 1;
+            record.step_mut(0).attempts = attempt;
+            // The line of a repeated failure is replaced, whether it was stored before or is still new.
+            record.note(attempt.into(), Line { attempt, ..failed });
+            record.note(attempt.into(), Line { attempt, detail: "again", ..failed });
+            transitions.push(record.encode().0);
+            assert_eq!(shown(&transitions), record.saga);
+        }
+        for now in 0..100 {
+            record.note(now, Line { what: "paused", ..Line::default() });
+            transitions.push(record.encode().0);
+        }
+        assert_eq!(shown(&transitions), record.saga);
+        assert_eq!(record.saga.history.len(), MOST_HISTORY);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use proto::saga::v1::SagaPhase;
 
 use super::record::{Record, RecordError, is_final};
-use crate::journal::{AggregateId, Change, Decided, Journal, NewEvent, Row, Table, sql::Value};
+use crate::journal::{
+    AggregateId, Change, Decided, Journal, NewEvent, Row, Table,
+    sql::{self, Value},
+};
 
 /// The kind of a saga's stream of events, each of which holds the saga as queries show it.
 pub(super) const KIND: &str = "saga";
@@ -25,10 +28,10 @@ pub(super) static SAGAS: Table = Table {
 /// The tables that a journal must keep for a coordinator.
 pub const TABLES: &[&Table] = &[&SAGAS];
 
-/// A record's new version as the journal commits it, its row and the event that shows it, and about how many bytes it takes.
-pub(super) fn transition(record: &Record) -> (Decided, usize) {
-    let saga = &record.saga;
+/// A record's new version as the journal commits it, its row and the event that tells of it, and about how many bytes it takes.
+pub(super) fn transition(record: &mut Record) -> (Decided, usize) {
     let (shown, stored) = record.encode();
+    let saga = &record.saga;
     let size = shown.len() + stored.len();
     let values = vec![saga.saga_id.as_str().into(), (!is_final(saga.phase())).into(), stored.into()];
     let change = Change {
@@ -60,14 +63,14 @@ pub(super) async fn open_after(
     journal: &Journal,
     after: &str,
     limit: i64,
-) -> Result<Vec<(String, Stored)>, sqlx::Error> {
+) -> Result<Vec<(String, Stored)>, sql::Error> {
     const SQL: &str = "SELECT saga_id, record FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
     let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
     records.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(1)?)))).collect()
 }
 
 /// One saga.
-pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sqlx::Error> {
-    let found = journal.reader().fetch_keys(&SAGAS, &[vec![Value::from(saga_id)]]).await?;
+pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sql::Error> {
+    let found = journal.reader().fetch_keys(&SAGAS, vec![vec![Value::from(saga_id)]]).await?;
     found.first().map(|record| Ok(Record::decode(record.blob(2)?))).transpose()
 }

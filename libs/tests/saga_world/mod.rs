@@ -6,10 +6,10 @@ use std::sync::Arc;
 use libs::{
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Outcome},
     refusal::Refusal,
-    saga::{Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, testing::Participants},
+    saga::{Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, fold, testing::Participants},
 };
 use prost::Message as _;
-use proto::saga::v1::{Saga, SagaPhase};
+use proto::saga::v1::{Saga, SagaPhase, SagaTransition};
 use tempfile::TempDir;
 
 macro_rules! operation {
@@ -175,12 +175,13 @@ impl Process {
     pub async fn until(&self, saga_id: &str, wanted: impl Fn(&Saga) -> bool) -> Saga {
         let mut head = self.journal.head();
         let mut position = 0;
+        let mut saga = Saga::default();
         loop {
             head.borrow_and_update();
             for event in libs::journal::events_after(self.journal.reader(), position, 10_000).await.unwrap() {
                 position = event.position;
                 if event.kind == "saga" && event.id == saga_id {
-                    let saga = Saga::decode(event.payload).unwrap();
+                    fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
                     if wanted(&saga) {
                         return saga;
                     }

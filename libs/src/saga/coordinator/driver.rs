@@ -205,7 +205,7 @@ impl Driver {
     }
 
     async fn commit(&mut self, aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
-        let (decided, size) = store::transition(&self.record);
+        let (decided, size) = store::transition(&mut self.record);
         let cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
         let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
             None => Box::new(move |_| decided),

@@ -179,7 +179,7 @@ impl Coordinator {
             return Err(Refusal::new(Code::from(reason.code), reason.reason, reason.message));
         }
         record.saga.version = 1;
-        let (mut decided, _) = store::transition(&record);
+        let (mut decided, _) = store::transition(&mut record);
         let shared = Arc::clone(shared);
         decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, false)));
         Ok(decided)

@@ -14,7 +14,7 @@ const PAGE: i64 = 512;
 /// Why a coordinator can't take up its work.
 #[derive(Debug, thiserror::Error)]
 #[error("the sagas can't be read: {0}")]
-pub struct RecoverError(#[from] sqlx::Error);
+pub struct RecoverError(#[from] crate::journal::sql::Error);
 
 impl Coordinator {
     /// Takes up every saga that has not ended. What was called and never answered is called again, with the same bytes. Answers
@@ -81,7 +81,7 @@ impl Shared {
 
     fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record) {
         // Waits were for a world before the restart: call now, everything.
-        record.saga.steps.iter_mut().for_each(|step| step.next_attempt_time = None);
+        record.call_at_once();
         let admission = Admissions::admit_again(&self.admissions);
         Driver::launch(Arc::clone(self), definition, record, admission, true);
     }

@@ -70,7 +70,7 @@ impl Turn<'_> {
 
     /// What the participant says can't be settled by calling again.
     fn hold(&mut self, attempt: &Attempt) {
-        self.record.saga.steps[attempt.step].last_error.clone_from(&attempt.refusal.message);
+        self.record.step_mut(attempt.step).last_error.clone_from(&attempt.refusal.message);
         self.get_stuck(Some(attempt.step), &attempt.refusal);
     }
 
@@ -110,7 +110,7 @@ impl Turn<'_> {
     fn ask_again(&mut self, attempt: &Attempt) {
         self.uncount(attempt);
         let wait = attempt.refusal.retry_after.unwrap_or(POLL);
-        self.record.saga.steps[attempt.step].next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
+        self.record.step_mut(attempt.step).next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
     }
 
     /// A breaker held it back. Written down once, not each time: thousands may wait for the same breaker.
@@ -124,13 +124,13 @@ impl Turn<'_> {
     }
 
     fn wait(&mut self, step: usize, wait: Duration, error: &str) {
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
         error.clone_into(&mut shown.last_error);
     }
 
     fn uncount(&mut self, attempt: &Attempt) {
-        let shown = &mut self.record.saga.steps[attempt.step];
+        let shown = self.record.step_mut(attempt.step);
         match attempt.op {
             Op::Action => shown.attempts = shown.attempts.saturating_sub(1),
             Op::Compensation => shown.compensation_attempts = shown.compensation_attempts.saturating_sub(1),

@@ -36,7 +36,7 @@ impl Turn<'_> {
         kept.compensation_started_micros = self.moment.now;
         let not_before = std::mem::take(&mut kept.compensation_not_before_micros);
         self.record.fresh |= 1 << step;
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.compensation_attempts = 1;
         shown.next_attempt_time = (not_before > self.moment.now).then(|| timestamp(not_before));
         shown.last_error.clear();
@@ -51,7 +51,7 @@ impl Turn<'_> {
         let kept = &mut self.record.kept.steps[step];
         kept.may_have_run = false;
         let took = elapsed(kept.compensation_started_micros, self.moment.now);
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.compensation_duration = Some(took);
         shown.next_attempt_time = None;
         shown.last_error.clear();

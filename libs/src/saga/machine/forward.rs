@@ -61,7 +61,7 @@ impl Turn<'_> {
         kept.started_micros = self.moment.now;
         kept.may_have_run = true;
         self.record.fresh |= 1 << step;
-        self.record.saga.steps[step].attempts = 1;
+        self.record.step_mut(step).attempts = 1;
         self.set_state(step, StepState::Started);
         let line = Line { what: "action started", step: Some(step), op: Some(Op::Action), ..Line::default() };
         self.note(Line { attempt: 1, ..line });
@@ -74,7 +74,7 @@ impl Turn<'_> {
             return false;
         }
         self.record.kept.steps[step].started_micros = self.moment.now;
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.attempts += 1;
         let attempt = shown.attempts;
         self.done(step, attempt);
@@ -84,7 +84,7 @@ impl Turn<'_> {
     /// An action took effect.
     pub(super) fn done(&mut self, step: usize, attempt: u32) {
         let took = elapsed(self.record.kept.steps[step].started_micros, self.moment.now);
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.action_duration = Some(took);
         shown.next_attempt_time = None;
         shown.last_error.clear();

@@ -145,7 +145,7 @@ impl Turn<'_> {
     }
 
     fn set_state(&mut self, step: usize, state: StepState) {
-        self.record.saga.steps[step].set_state(state);
+        self.record.step_mut(step).set_state(state);
         self.moved.changed = true;
     }
 
@@ -210,7 +210,7 @@ impl Turn<'_> {
 
     fn give_up(&mut self, step: usize, state: StepState, refusal: &Refusal) {
         let reason = reason(self.plan.steps[step].name, refusal);
-        let shown = &mut self.record.saga.steps[step];
+        let shown = self.record.step_mut(step);
         shown.last_error.clone_from(&reason.message);
         shown.next_attempt_time = None;
         self.record.kept.steps[step].refusal = Some(reason);
@@ -225,7 +225,7 @@ impl Turn<'_> {
             let nothing_comes = later(self.moment.now, options.attempt_timeout * 2);
             self.record.kept.steps[step].compensation_not_before_micros = nothing_comes;
         }
-        self.record.saga.steps[step].next_attempt_time = None;
+        self.record.step_mut(step).next_attempt_time = None;
         self.set_state(step, StepState::Abandoned);
     }
 }

@@ -113,9 +113,7 @@ impl Turn<'_> {
 
     /// Calls again what waits, and tries again what is held.
     fn retry_now(&mut self) {
-        for shown in &mut self.record.saga.steps {
-            shown.next_attempt_time = None;
-        }
+        self.record.call_at_once();
         self.record.kept.ending_held = false;
         for step in 0..self.plan.steps.len() {
             if std::mem::take(&mut self.record.kept.steps[step].held) && self.state(step) == StepState::Rejected {
@@ -177,9 +175,9 @@ impl Turn<'_> {
 
     fn settle(&mut self, step: usize, op: Op, settled: Settled, command: &Command) {
         let retriable = self.plan.steps[step].kind == StepKind::Retriable;
+        self.record.step_mut(step).next_attempt_time = None;
         let kept = &mut self.record.kept.steps[step];
         kept.held = false;
-        self.record.saga.steps[step].next_attempt_time = None;
         match (op, settled) {
             (Op::Action, Settled::Done) => {
                 kept.may_have_run = true;

@@ -43,7 +43,7 @@ pub(in crate::saga) fn leaves(record: &mut Record, due: Due) -> u32 {
     // The first call was counted when its operation began.
     let counted = record.fresh & (1 << due.step) != 0;
     record.fresh &= !(1 << due.step);
-    let step = &mut record.saga.steps[due.step];
+    let step = record.step_mut(due.step);
     step.next_attempt_time = None;
     let calls = match due.op {
         Op::Action => &mut step.attempts,
