@@ -95,6 +95,7 @@ async fn report(mut shop: Shop, placed: u64) -> anyhow::Result<()> {
     let syncs = syncs::count(&mut shop).await;
     for server in shop.servers_mut() {
         server.terminate().await?;
+        server.ended().await?;
         let log = server.log();
         let opened = log.lines().find(|line| line.contains("database open")).context("no word of the database")?;
         println!("{}: {}", server.name(), opened.split_once("database open").map_or(opened, |(_, rest)| rest).trim());

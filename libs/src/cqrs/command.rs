@@ -79,7 +79,9 @@ impl CommandSide {
 
     fn write_token(&self, position: i64, metadata: &mut MetadataMap) {
         let token = Token { service: self.service, position }.to_string();
-        if let Ok(token) = AsciiMetadataValue::try_from(token) {
+        if let Ok(mut token) = AsciiMetadataValue::try_from(token) {
+            // Never seen again: out of HPACK's table, where it would only push out what comes with every call.
+            token.set_sensitive(true);
             metadata.insert(CONSISTENCY_TOKEN, token);
         }
     }

@@ -36,7 +36,7 @@ const TRIES: u32 = 3;
 /// then folded in large batches that change a document once for many events, folding takes a bounded share of the machine, and
 /// the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
 const GATHER: u32 = 4;
-const MOST_GATHER: Duration = Duration::from_millis(100);
+const MOST_GATHER: Duration = Duration::from_millis(150);
 /// How often a log in another process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 

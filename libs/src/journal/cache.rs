@@ -16,7 +16,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    const MOST_BYTES: usize = 16 << 20;
+    const MOST_BYTES: usize = 4 << 20;
     /// About what an entry takes beside its state.
     const OVERHEAD: usize = 150;
 

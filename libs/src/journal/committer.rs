@@ -35,7 +35,7 @@ const MOST_ENTRIES: usize = 256;
 pub(super) const MOST_BYTES: usize = 8 << 20;
 
 /// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(5);
 const FEW: usize = 8;
 
 pub(super) static AGGREGATES: Table = Table {

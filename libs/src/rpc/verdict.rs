@@ -136,6 +136,10 @@ impl SagaCall {
                 metadata.insert(key, value);
             }
         }
+        // Never seen again: out of HPACK's table, where it would only push out what comes with every call.
+        if let Some(saga_id) = metadata.get_mut(SAGA_ID) {
+            saga_id.set_sensitive(true);
+        }
         metadata.insert(SAGA_OP, AsciiMetadataValue::from_static(self.op.as_str()));
         metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from(self.attempt));
         metadata.insert(SAGA_DEADLINE, AsciiMetadataValue::from(self.deadline_micros));
@@ -180,6 +184,10 @@ mod tests {
         let mut metadata = MetadataMap::new();
         call().write_to(&mut metadata);
         metadata.remove(SAGA_STEP);
+        // Never seen again: out of HPACK's table, where it would only push out what comes with every call.
+        if let Some(saga_id) = metadata.get_mut(SAGA_ID) {
+            saga_id.set_sensitive(true);
+        }
         metadata.insert(SAGA_OP, AsciiMetadataValue::from_static("undo"));
         metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from_static("-1"));
         let refusal = SagaCall::from_metadata(&metadata).expect_err("three are wrong");

@@ -272,8 +272,12 @@ impl Driver {
             }
         }
         if over {
+            let last = self.waiting.pop();
             for answer in self.waiting.drain(..) {
                 let _ = answer.send(self.record.saga.clone());
+            }
+            if let Some(answer) = last {
+                let _ = answer.send(self.record.saga);
             }
         }
     }
