@@ -32,6 +32,7 @@ watch *FLAGS:
 [group('develop')]
 test: check features (build '--workspace' '--bins' '--tests' '--examples')
     cargo test --workspace --locked
+    tests/postgres.sh tests/on_postgres.sh
 
 # Formatting, lints, documentation, contracts, manifests
 [group('develop')]

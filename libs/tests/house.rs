@@ -29,9 +29,9 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
 const WITHOUT: &[(&str, &[&str])] = &[
     ("breaker/core", &["tonic", "http", "proto", "crate::rpc"]),
     ("breaker/window", &["tonic", "http", "proto", "crate::rpc"]),
-    ("saga/machine", &["tonic", "tokio", "rusqlite", "crate::journal", "crate::cqrs"]),
-    ("saga/definition.rs", &["tokio", "rusqlite", "crate::cqrs"]),
-    ("cqrs/decider.rs", &["tonic", "tokio", "rusqlite"]),
+    ("saga/machine", &["tonic", "tokio", "rusqlite", "sqlx", "crate::journal", "crate::cqrs"]),
+    ("saga/definition.rs", &["tokio", "rusqlite", "sqlx", "crate::cqrs"]),
+    ("cqrs/decider.rs", &["tonic", "tokio", "rusqlite", "sqlx"]),
 ];
 
 fn source() -> PathBuf {

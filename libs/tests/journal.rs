@@ -1,6 +1,8 @@
-//! The journal on a real SQLite file: what is answered is there after opening it again, once, and nothing else is.
+//! The journal on a real database: what is answered is there after opening it again, once, and nothing else is.
 #![cfg(feature = "journal")]
 #![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
 
 use bytes::Bytes;
 use libs::journal::{
@@ -11,7 +13,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 async fn open(folder: &TempDir) -> Journal {
-    Journal::open(&folder.path().join("test.db"), &[]).await.unwrap()
+    Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
 }
 
 async fn reopen(journal: Journal, folder: &TempDir) -> Journal {
@@ -186,9 +188,12 @@ async fn what_waits_is_committed_together_and_seen_in_order() {
 
 #[tokio::test]
 async fn a_second_process_on_the_same_file_is_told_so() {
+    if database::is_shared() {
+        return;
+    }
     let folder = TempDir::new().unwrap();
     let journal = open(&folder).await;
-    let second = Journal::open(journal.path(), &[]).await;
+    let second = Journal::open(journal.location(), &[]).await;
     assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
 }
 

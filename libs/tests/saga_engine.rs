@@ -2,6 +2,8 @@
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod database;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
@@ -137,7 +139,7 @@ impl Transport for Participants {
 }
 
 async fn journal(folder: &TempDir) -> Journal {
-    Journal::open(&folder.path().join("test.db"), TABLES).await.unwrap()
+    Journal::open(database::location(folder.path(), "test"), TABLES).await.unwrap()
 }
 
 fn coordinator(journal: &Journal, participants: &Participants) -> Coordinator {
@@ -213,7 +215,7 @@ fn a_crash_at_any_point_is_taken_up_where_the_log_ends() {
     for script in [vec![], vec![("/charge", Say::Refused)], vec![("/ship", Say::Refused)]] {
         for silent in ["/reserve", "/charge", "/ship", "/refund", "/release"] {
             let folder = TempDir::new().unwrap();
-            let path = folder.path().join("test.db");
+            let path = database::location(folder.path(), "test");
             // The first life ends while the participant is silent: the runtime is dropped with everything in it.
             let mut before = vec![(silent, Say::Silent)];
             before.extend(script.clone());

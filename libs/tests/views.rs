@@ -2,7 +2,9 @@
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::{path::Path, time::Duration};
+mod database;
+
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use libs::{
@@ -70,7 +72,7 @@ impl Projection for Squeamish {
 }
 
 async fn journal(folder: &TempDir) -> Journal {
-    Journal::open(&folder.path().join("test.db"), &[]).await.unwrap()
+    Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
 }
 
 /// Adds to a counter and answers the position.
@@ -88,7 +90,7 @@ async fn add(journal: &Journal, name: &str, amount: i64) -> i64 {
 }
 
 async fn views(folder: &TempDir, log: Log, projections: Projections) -> (ReadSide, tokio::task::JoinHandle<()>) {
-    let views = Views::open(&folder.path().join("test.views.db"), log, &projections).await.unwrap();
+    let views = Views::open(database::location(folder.path(), "test").views(), log, &projections).await.unwrap();
     let read = views.read_side("test", Duration::from_secs(10));
     (read, tokio::spawn(async { views.run().await.unwrap() }))
 }
@@ -142,8 +144,8 @@ async fn views_go_on_after_a_restart_and_rebuild_to_the_same() {
     read.wait_for_token(&token(position)).await.unwrap();
     assert_eq!(sum(&read, "a").await, Some(3));
 
-    let beside = folder.path().join("beside.db");
-    let rebuilt = Views::open(&beside, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    let beside = database::location(folder.path(), "beside");
+    let rebuilt = Views::open(beside, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
     let read = rebuilt.read_side("test", Duration::ZERO);
     let mut told = Vec::new();
     rebuilt.catch_up(|done, all| told.push((done, all))).await.unwrap();
@@ -154,7 +156,7 @@ async fn views_go_on_after_a_restart_and_rebuild_to_the_same() {
 async fn a_log_of_another_process_is_followed_too() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;
-    let log = Log::open(Path::new(journal.path())).await.unwrap();
+    let log = Log::open(journal.location()).unwrap();
     let (read, _) = views(&folder, log, Projections::new().with(Sums)).await;
     let position = add(&journal, "a", 7).await;
     read.wait_for_token(&token(position)).await.unwrap();
@@ -224,4 +226,35 @@ async fn a_follower_sees_every_last_change_and_resumes_by_position() {
     read.wait_for_token(&token(position)).await.unwrap();
     let mut resumed = Box::pin(read.follow::<i64>(&SUMS, Vec::new(), 2));
     assert_eq!(resumed.next().await.unwrap(), Ok((3, 2)));
+}
+
+#[tokio::test]
+async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
+    if !database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    let mut position = 0;
+    for _ in 0..20 {
+        position = add(&journal, "a", 2).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    let projections = Projections::new().with(Sums);
+    let anew = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+    let mut seen = Vec::new();
+    let mut rebuilding = Box::pin(anew.rebuild(|_, _| {}));
+    loop {
+        tokio::select! {
+            rebuilt = &mut rebuilding => break rebuilt.unwrap(),
+            sum = sum(&read, "a") => seen.push(sum),
+        }
+    }
+    assert!(seen.iter().all(|sum| *sum == Some(40)), "{seen:?}");
+    assert_eq!(sum(&read, "a").await, Some(40));
+    // And the replica that was folding goes on from there.
+    let position = add(&journal, "a", 2).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(42));
 }

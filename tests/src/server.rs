@@ -67,9 +67,12 @@ impl Server {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Where its data is.
+    /// Where its data is: in its folder, or on the server that `TEST_POSTGRES` names.
     #[must_use]
     pub fn database_url(&self) -> String {
+        if let Ok(url) = std::env::var("TEST_POSTGRES") {
+            return url;
+        }
         format!("sqlite:{}", self.folder.join(format!("{}.db", self.name)).display())
     }
 

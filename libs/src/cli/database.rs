@@ -7,7 +7,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 pub enum DatabaseUrl {
     /// A SQLite file.
     Sqlite(PathBuf),
-    /// A PostgreSQL server. It is understood, and refused until there is a journal on it.
+    /// A PostgreSQL server.
     Postgres(String),
 }
 
@@ -15,19 +15,6 @@ pub enum DatabaseUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a database is sqlite:PATH, such as sqlite:data/orders.db, or postgres://…")]
 pub struct WrongUrl;
-
-impl DatabaseUrl {
-    /// The file of an embedded database.
-    ///
-    /// # Errors
-    /// When it is another kind of database.
-    pub fn sqlite(&self) -> Result<&PathBuf, &'static str> {
-        match self {
-            Self::Sqlite(path) => Ok(path),
-            Self::Postgres(_) => Err("PostgreSQL is not supported yet: give --database-url sqlite:PATH"),
-        }
-    }
-}
 
 impl FromStr for DatabaseUrl {
     type Err = WrongUrl;

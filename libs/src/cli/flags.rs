@@ -62,7 +62,7 @@ pub enum Surface {
 /// Where a service keeps its data.
 #[derive(Clone, Debug, Args)]
 pub struct Store {
-    /// The database: sqlite:PATH, a file that is made when missing. PostgreSQL is not supported yet.
+    /// The database: sqlite:PATH, a file that is made when missing, or postgres://…, where the service has a schema of its own.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
 }
@@ -162,7 +162,7 @@ impl Serve {
         if self.nats_url.is_some() {
             return Err("--nats-url is not supported yet: leave it out, and events stay in the service's own database");
         }
-        self.store.database_url.sqlite().map(|_| ())
+        Ok(())
     }
 }
 

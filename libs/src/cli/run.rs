@@ -97,10 +97,7 @@ async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
 fn check(command: &Command) -> Result<(), String> {
     match command {
         Command::Serve(flags) => flags.check().map_err(str::to_owned),
-        Command::Migrate(store) | Command::Rebuild(store) => {
-            store.database_url.sqlite().map(|_| ()).map_err(str::to_owned)
-        }
-        Command::Health(_) => Ok(()),
+        Command::Migrate(_) | Command::Rebuild(_) | Command::Health(_) => Ok(()),
     }
 }
 
@@ -235,9 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_without_telling_a_password() {
-        let why = served(&["--database-url", "postgres://me:secret@host/db"]).check().expect_err("not yet");
-        assert!(why.contains("PostgreSQL is not supported yet") && !why.contains("secret"), "{why}");
+    fn what_is_not_there_yet_is_refused() {
         let why = served(&["--nats-url", "nats://host"]).check().expect_err("not yet");
         assert!(why.contains("--nats-url is not supported yet"), "{why}");
     }

@@ -265,6 +265,10 @@ pub fn not_submitted(error: SubmitError) -> Refusal {
             "COMMAND_TOO_LARGE",
             "the command is too large: send less at once",
         ),
+        SubmitError::Unavailable => {
+            let message = "the database can't be reached and nothing was written: try again";
+            Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
+        }
         SubmitError::Panicked => Refusal::internal(),
         SubmitError::Closed => {
             let message = "the service is shutting down: try again, another one answers";

@@ -4,16 +4,12 @@
 //! transaction. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is parked
 //! with the event and the error, and the others go on.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -21,9 +17,9 @@ use super::{
     projection::{Fold, ProjectionError},
 };
 use crate::journal::{
-    Event, Row, Table, events_after, head,
+    Event, Location, OpenError, Row, Table, events_after, head,
     sql::{self, Reader, Transaction},
-    sqlite::{self, Durability, OpenError, Writer},
+    store::{self, Store},
 };
 
 /// The most events in a batch.
@@ -40,6 +36,9 @@ const MOST_GATHER: Duration = Duration::from_millis(150);
 /// How often a log in another process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How long to leave a server alone that is out of reach.
+const PAUSE: Duration = Duration::from_secs(1);
+
 static CHECKPOINTS: Table = Table {
     name: "checkpoints",
     create: &["CREATE TABLE IF NOT EXISTS checkpoints (
@@ -54,42 +53,57 @@ static CHECKPOINTS: Table = Table {
 #[derive(Clone, Debug)]
 pub struct Log {
     reader: Reader,
-    /// Tells of news; None where another process writes the log and it must be looked at.
+    /// Tells of news; None where this process writes nothing.
     head: Option<watch::Receiver<i64>>,
+    /// True where other processes write, so that it must be looked at.
+    shared: bool,
 }
 
 impl Log {
     /// The log of a journal in this process.
     #[must_use]
     pub fn of(journal: &crate::journal::Journal) -> Self {
-        Self { reader: journal.reader().clone(), head: Some(journal.head()) }
+        let shared = matches!(journal.location(), Location::Postgres { .. });
+        Self { reader: journal.reader().clone(), head: Some(journal.head()), shared }
     }
 
     /// The log of a journal that another process writes, on the same machine.
     ///
     /// # Errors
     /// When its database isn't there or can't be read.
-    pub async fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { reader: sqlite::readers(path, 1)?, head: None })
+    pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
+        Ok(Self { reader: store::readers(&location.into(), 1)?, head: None, shared: true })
     }
 
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more.
     async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
-        if let Some(news) = &mut self.head {
-            return Ok(news.wait_for(|head| *head > position).await.is_ok());
+        loop {
+            let looked = match &mut self.head {
+                Some(news) if !self.shared => return Ok(news.wait_for(|head| *head > position).await.is_ok()),
+                Some(news) => {
+                    let told = timeout(POLL, news.wait_for(|head| *head > position)).await;
+                    match told.map(|told| told.is_ok()) {
+                        Ok(told) => return Ok(told),
+                        Err(_) => head(&self.reader).await?,
+                    }
+                }
+                None => {
+                    tokio::time::sleep(POLL).await;
+                    head(&self.reader).await?
+                }
+            };
+            if looked > position {
+                return Ok(true);
+            }
         }
-        while head(&self.reader).await? <= position {
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(true)
     }
 }
 
 /// The read side's database, open for its one projector.
 #[derive(Debug)]
 pub struct Views {
-    path: PathBuf,
-    writer: Writer,
+    location: Location,
+    writer: Store,
     reader: Reader,
     log: Log,
     projections: Vec<State>,
@@ -115,16 +129,17 @@ impl std::fmt::Debug for State {
 }
 
 impl Views {
-    /// Opens the views at `path`, making what is missing, to be fed from `log`.
+    /// Opens the views, making what is missing, to be fed from `log`.
     ///
     /// # Errors
     /// When the database is in use or can't be opened.
-    pub async fn open(path: &Path, log: Log, projections: &Projections) -> Result<Self, OpenError> {
+    pub async fn open(location: impl Into<Location>, log: Log, projections: &Projections) -> Result<Self, OpenError> {
+        let location = location.into();
         let mut tables = vec![&CHECKPOINTS];
         tables.extend(projections.0.iter().flat_map(|fold| fold.tables()));
-        let writer = Writer::open(path, Durability::Rebuildable, &tables)?;
-        let reader = sqlite::readers(path, READERS)?;
-        let failed = |source| OpenError::Database { path: path.to_owned(), source };
+        let writer = Store::open(&location, &tables).await?;
+        let reader = store::readers(&location, READERS)?;
+        let failed = |source| OpenError::Database { location: location.clone(), source };
         let mut states = Vec::new();
         for fold in &projections.0 {
             let rows = reader.fetch_keys(&CHECKPOINTS, vec![vec![fold.name().into()]]).await.map_err(failed)?;
@@ -132,7 +147,7 @@ impl Views {
             states.push(State { fold: fold.clone(), checkpoint, parked: false });
         }
         let (caught_up, _) = watch::channel(lowest(&states));
-        Ok(Self { path: path.to_owned(), writer, reader, log, projections: states, caught_up, wanted: Arc::default() })
+        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted: Arc::default() })
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
@@ -146,11 +161,27 @@ impl Views {
     /// # Errors
     /// When the log can't be read or the views can't be written: the process should end.
     pub async fn run(mut self) -> Result<(), ViewsError> {
-        let path = self.path.clone();
-        let failed = |source| ViewsError { path: path.clone(), source };
-        while self.log.news(lowest(&self.projections)).await.map_err(failed)? {
+        let location = self.location.clone();
+        let failed = |source| ViewsError { location: location.clone(), source };
+        loop {
+            match self.log.news(lowest(&self.projections)).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if self.writer.is_shared() => {
+                    pause(&error).await;
+                    continue;
+                }
+                Err(error) => return Err(failed(error)),
+            }
             let begin = Instant::now();
-            self = self.catch_up_once().await.map_err(failed)?;
+            if self.writer.is_shared() {
+                if let Err(error) = self.take_turn().await {
+                    pause(&error).await;
+                    continue;
+                }
+            } else {
+                self = self.catch_up_once().await.map_err(failed)?;
+            }
             if !self.is_near() {
                 continue;
             }
@@ -160,7 +191,7 @@ impl Views {
                 () = self.wanted.notified() => {}
             }
         }
-        self.writer.close();
+        self.writer.close().await;
         Ok(())
     }
 
@@ -169,61 +200,105 @@ impl Views {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn catch_up(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), ViewsError> {
-        let path = self.path.clone();
-        let failed = |source| ViewsError { path: path.clone(), source };
+        let location = self.location.clone();
+        let failed = |source| ViewsError { location: location.clone(), source };
         let all = head(&self.log.reader).await.map_err(failed)?;
         while lowest(&self.projections) < all {
-            self = self.catch_up_once().await.map_err(failed)?;
+            if self.writer.is_shared() {
+                self.take_turn().await.map_err(failed)?;
+            } else {
+                self = self.catch_up_once().await.map_err(failed)?;
+            }
             progress(lowest(&self.projections).min(all), all);
         }
-        self.writer.close();
+        self.writer.close().await;
         Ok(())
     }
 
     /// True if the next batch holds all that the log has now.
     fn is_near(&self) -> bool {
         let head = self.log.head.as_ref().map(|head| *head.borrow());
-        head.is_none_or(|head| head - lowest(&self.projections) < MOST_EVENTS)
+        head.is_none_or(|head| head.saturating_sub(lowest(&self.projections)) < MOST_EVENTS)
     }
 
-    /// Takes one batch to every projection that is not parked. The folds run where they hold up no other task, in one go.
+    /// Makes all views anew, in one transaction: queries see the old ones until it is committed. For a server; a file is made anew
+    /// beside the old one.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and when an event can't be folded. Nothing is changed then.
+    pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        let all = head(&self.log.reader).await?;
+        let mut transaction = self.writer.begin().await?;
+        for table in self.projections.iter().flat_map(|state| state.fold.tables()).chain([&&CHECKPOINTS]) {
+            transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;
+        }
+        let mut position = 0;
+        while position < all {
+            let events = events_after(&self.log.reader, position, MOST_EVENTS).await?;
+            let Some(last) = events.last().map(|event| event.position) else { break };
+            for state in &self.projections {
+                fold(state, true, &events, last, &mut transaction).await?;
+            }
+            position = last;
+            progress(position.min(all), all);
+        }
+        transaction.commit().await?;
+        self.writer.close().await;
+        Ok(())
+    }
+
+    /// Takes one batch to every projection that is not parked, on a server.
+    async fn take_turn(&mut self) -> Result<(), sql::Error> {
+        let events = events_after(&self.log.reader, lowest(&self.projections), MOST_EVENTS).await?;
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(()) };
+        self.fold(&events, last).await
+    }
+
+    /// Takes one batch to every projection that is not parked, in a file. The folds run where they hold up no other task, in one
+    /// go.
     async fn catch_up_once(mut self) -> Result<Self, sql::Error> {
         let events = events_after(&self.log.reader, lowest(&self.projections), MOST_EVENTS).await?;
         let Some(last) = events.last().map(|event| event.position) else { return Ok(self) };
         let runtime = Handle::current();
         let folding = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
-                if self.fold_together(&events, last).await.is_err() {
-                    for at in 0..self.projections.len() {
-                        self.fold_alone(at, &events, last).await?;
-                    }
-                }
+                self.fold(&events, last).await?;
                 Ok(self)
             })
         });
-        let views = folding.await.unwrap_or_else(|stopped| match stopped.try_into_panic() {
+        folding.await.unwrap_or_else(|stopped| match stopped.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(sql::Error::Closed),
-        })?;
-        views.caught_up.send_replace(lowest(&views.projections));
-        Ok(views)
+        })
+    }
+
+    async fn fold(&mut self, events: &[Event], last: i64) -> Result<(), sql::Error> {
+        if self.fold_together(events, last).await.is_err() {
+            for at in 0..self.projections.len() {
+                self.fold_alone(at, events, last).await?;
+            }
+        }
+        self.caught_up.send_replace(lowest(&self.projections));
+        Ok(())
     }
 
     async fn fold_together(&mut self, events: &[Event], last: i64) -> Result<(), ProjectionError> {
-        let mut transaction = self.writer.begin()?;
+        let shared = self.writer.is_shared();
+        let mut transaction = self.writer.begin().await?;
+        let mut checkpoints = Vec::with_capacity(self.projections.len());
         for state in self.projections.iter().filter(|state| !state.parked) {
-            fold(state, events, last, &mut transaction).await?;
+            checkpoints.push(fold(state, shared, events, last, &mut transaction).await?);
         }
         transaction.commit().await?;
-        for state in self.projections.iter_mut().filter(|state| !state.parked) {
-            state.checkpoint = state.checkpoint.max(last);
-        }
+        let folded = self.projections.iter_mut().filter(|state| !state.parked);
+        folded.zip(checkpoints).for_each(|(state, checkpoint)| state.checkpoint = checkpoint);
         Ok(())
     }
 
     /// Folds one projection's events, at last one by one, and parks it at the event it can't fold.
     async fn fold_alone(&mut self, at: usize, events: &[Event], last: i64) -> Result<(), sql::Error> {
         let Self { writer, projections, .. } = self;
+        let shared = writer.is_shared();
         let state = &mut projections[at];
         if state.parked {
             return Ok(());
@@ -231,11 +306,11 @@ impl Views {
         for events in std::iter::once(events).chain(events.chunks(1)) {
             let last = events.last().map_or(last, |event| event.position);
             for attempt in 1..=TRIES {
-                let mut transaction = writer.begin()?;
-                match fold(state, events, last, &mut transaction).await {
-                    Ok(()) => {
+                let mut transaction = writer.begin().await?;
+                match fold(state, shared, events, last, &mut transaction).await {
+                    Ok(checkpoint) => {
                         transaction.commit().await?;
-                        state.checkpoint = state.checkpoint.max(last);
+                        state.checkpoint = checkpoint;
                         break;
                     }
                     Err(error) => {
@@ -259,20 +334,36 @@ impl Views {
     }
 }
 
-/// Folds what is new to a projection and moves its checkpoint, in one transaction.
+/// A server that is out of reach comes back; until then the views stand still.
+async fn pause(error: &sql::Error) {
+    tracing::warn!(%error, "the views stand still until the database is back");
+    tokio::time::sleep(PAUSE).await;
+}
+
+/// Folds what is new to a projection and moves its checkpoint, in one transaction. Answers how far it is then.
 async fn fold(
     state: &State,
+    shared: bool,
     events: &[Event],
     last: i64,
     transaction: &mut Transaction<'_>,
-) -> Result<(), ProjectionError> {
-    let seen = events.partition_point(|event| event.position <= state.checkpoint);
+) -> Result<i64, ProjectionError> {
+    let name = state.fold.name();
+    let checkpoint = match shared {
+        // Another replica may have had its turn since.
+        true => match transaction.fetch_keys(&CHECKPOINTS, &[vec![name.into()]]).await?.first() {
+            Some(record) => record.int(1)?,
+            None => 0,
+        },
+        false => state.checkpoint,
+    };
+    let seen = events.partition_point(|event| event.position <= checkpoint);
     if seen == events.len() {
-        return Ok(());
+        return Ok(checkpoint);
     }
     state.fold.fold(&events[seen..], transaction).await?;
-    let values = vec![state.fold.name().into(), last.into()];
-    Ok(transaction.upsert(vec![Row { table: &CHECKPOINTS, values }]).await?)
+    transaction.upsert(vec![Row { table: &CHECKPOINTS, values: vec![name.into(), last.into()] }]).await?;
+    Ok(last)
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
@@ -280,10 +371,21 @@ fn lowest(states: &[State]) -> i64 {
     states.iter().filter(|state| !state.parked).map(|state| state.checkpoint).min().unwrap_or(i64::MAX)
 }
 
+/// The views are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// The database failed.
+    #[error("the views were not made anew and are as they were: {0}")]
+    Database(#[from] sql::Error),
+    /// An event can't be folded.
+    #[error("the views were not made anew and are as they were: {0}")]
+    Projection(#[from] ProjectionError),
+}
+
 /// The read side's database or the log failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}: the views stand still; start again to go on from the last checkpoint")]
+#[error("{location}: {source}: the views stand still; start again to go on from the last checkpoint")]
 pub struct ViewsError {
-    path: PathBuf,
+    location: Location,
     source: sql::Error,
 }

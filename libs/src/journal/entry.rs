@@ -240,6 +240,9 @@ pub enum SubmitError {
     /// The entry alone is over the limit of a batch.
     #[error("the command is too large")]
     TooLarge,
+    /// The database can't be reached, or didn't take it. It may be tried again.
+    #[error("the database can't be reached")]
+    Unavailable,
     /// The decision panicked.
     #[error("the decision failed")]
     Panicked,

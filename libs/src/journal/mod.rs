@@ -7,27 +7,32 @@ mod batch;
 mod cache;
 mod committer;
 mod entry;
+mod location;
 mod log;
+mod postgres;
 mod requests;
 pub mod sql;
 pub mod sqlite;
+pub mod store;
 
 use std::{
     io,
-    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
 };
 
 use self::{
     cache::Cache,
-    committer::{AGGREGATES, Committer, Counters, MOST_BYTES, Waiting},
+    committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Waiting},
     log::EVENTS,
+    postgres::Server,
     requests::REQUESTS,
     sql::Reader,
     sqlite::{Durability, Writer},
@@ -37,7 +42,9 @@ pub use self::{
         Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, RequestKey, Role,
         Row, SubmitError, Table,
     },
+    location::Location,
     log::{Event, events_after, head},
+    postgres::Claim,
     sqlite::OpenError,
 };
 
@@ -45,6 +52,8 @@ pub use self::{
 const MOST_WAITING: usize = 4096;
 /// How many may read at once.
 const READERS: usize = 4;
+/// How many connections write: the committer's, and one to ask what became of it.
+const WRITERS: u32 = 3;
 
 /// The journal of one database. Clones share it.
 #[derive(Clone, Debug)]
@@ -52,12 +61,15 @@ pub struct Journal(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    path: PathBuf,
+    location: Location,
     /// None once the journal is closed.
     queue: Mutex<Option<mpsc::Sender<Waiting>>>,
     head: watch::Receiver<i64>,
     reader: Reader,
+    /// Stays empty where others may write too.
     cache: Arc<RwLock<Cache>>,
+    /// None on SQLite.
+    server: Option<Server>,
     counters: Arc<Counters>,
     /// Tells how the committer ended; taken by the one who waits for it.
     ended: Mutex<Option<oneshot::Receiver<Result<(), sql::Error>>>>,
@@ -79,32 +91,74 @@ pub struct Stats {
 }
 
 impl Journal {
-    /// Opens the SQLite database at `path`, making it and its folder when they are missing, and starts its committer.
-    /// `tables` are kept beside the journal's own, in the same transactions.
+    /// Opens the database, making what is missing, and starts its committer. `tables` are kept beside the journal's own, in the
+    /// same transactions. A SQLite file has one process at a time; on PostgreSQL many take turns.
     ///
     /// # Errors
     /// When the database is in use, can't be opened, or can't promise durability.
-    pub async fn open(path: &Path, tables: &[&'static Table]) -> Result<Self, OpenError> {
+    pub async fn open(location: impl Into<Location>, tables: &[&'static Table]) -> Result<Self, OpenError> {
+        let location = location.into();
         let mut all = vec![&AGGREGATES, &EVENTS, &REQUESTS];
         all.extend(tables);
-        let writer = Writer::open(path, Durability::Full, &all)?;
-        let reader = sqlite::readers(path, READERS)?;
-        let failed = |source| OpenError::Database { path: path.to_owned(), source };
-        let (head, watched) = watch::channel(log::head(&reader).await.map_err(failed)?);
+        let failed = |source| OpenError::Database { location: location.clone(), source };
         let (queue, waiting) = mpsc::channel(MOST_WAITING);
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::<Counters>::default();
         let cache = Arc::<RwLock<Cache>>::default();
-        let committer = Committer { writer, cache: Arc::clone(&cache), waiting, head, counters: Arc::clone(&counters) };
-        let ended = start(committer).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
+        let (tell, ended) = oneshot::channel();
+        let (head, watched) = watch::channel(0);
+        let (reader, server) = match &location {
+            Location::Sqlite(path) => {
+                let writer = Writer::open(path, Durability::Full, &all)?;
+                let reader = sqlite::readers(path, READERS)?;
+                head.send_replace(log::head(&reader).await.map_err(failed)?);
+                let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
+                let committer = SqliteCommitter { writer, cache, waiting, head, counters };
+                start(committer, tell).map_err(|source| OpenError::File { path: path.clone(), source })?;
+                (reader, None)
+            }
+            Location::Postgres { .. } => {
+                let server = Server::open(&location, WRITERS, &all).await?;
+                let readers = Server::readers(&location, READERS.try_into().unwrap_or(1))?;
+                let (Some(server), Some(readers)) = (server, readers) else { return Err(failed(sql::Error::Closed)) };
+                let reader = Reader::postgres(readers);
+                head.send_replace(log::head(&reader).await.map_err(failed)?);
+                let counters = Arc::clone(&counters);
+                let committer = PostgresCommitter { server: server.clone(), waiting, head, counters };
+                tokio::spawn(async move { tell.send(committer.run().await) });
+                (reader, Some(server))
+            }
+        };
         Ok(Self(Arc::new(Shared {
-            path: path.to_owned(),
+            location,
             queue: Mutex::new(Some(queue)),
             head: watched,
             reader,
             cache,
+            server,
             counters,
             ended: Mutex::new(Some(ended)),
         })))
+    }
+
+    /// Takes a turn that one process of a database can have at a time, such as driving its sagas, and waits for it if somebody else
+    /// has it: whoever was killed loses it as soon as the server notices. On SQLite, where the file has one process anyway, there
+    /// is nothing to keep.
+    ///
+    /// # Errors
+    /// When somebody else still has it after `patience`, or the database can't be asked.
+    pub async fn claim(&self, turn: &'static str, patience: Duration) -> Result<Option<Claim>, ClaimError> {
+        let Some(server) = &self.0.server else { return Ok(None) };
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(claim) = server.claim(turn).await? {
+                return Ok(Some(claim));
+            }
+            if Instant::now() >= deadline {
+                return Err(ClaimError::Taken(turn));
+            }
+            tracing::info!(turn, "another process has the turn: waiting for it");
+            sleep(Duration::from_millis(250)).await;
+        }
     }
 
     /// Has an entry decided and committed. When this returns, what it came to is durable.
@@ -162,11 +216,11 @@ impl Journal {
 
     /// Where the database is.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0.path
+    pub fn location(&self) -> &Location {
+        &self.0.location
     }
 
-    /// What was done since the journal was opened.
+    /// What was done since the journal was opened, by this process.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let counters = &self.0.counters;
@@ -181,7 +235,7 @@ impl Journal {
     pub async fn ended(&self) -> Result<(), CommitError> {
         let ended = self.0.ended.lock().take();
         let Some(ended) = ended else { return std::future::pending().await };
-        let failed = |message| CommitError { path: self.0.path.clone(), message };
+        let failed = |message| CommitError { location: self.0.location.clone(), message };
         match ended.await {
             Ok(end) => end.map_err(|source| failed(source.to_string())),
             Err(_) => Err(failed("the committer panicked".to_owned())),
@@ -207,8 +261,7 @@ impl Journal {
 }
 
 /// Gives the committer a thread of its own: from taking a batch to answering it, nothing is handed to anyone else.
-fn start(committer: Committer) -> io::Result<oneshot::Receiver<Result<(), sql::Error>>> {
-    let (tell, ended) = oneshot::channel();
+fn start(committer: SqliteCommitter, tell: oneshot::Sender<Result<(), sql::Error>>) -> io::Result<()> {
     let runtime = Handle::current();
     std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
         // Those who are told of a commit may start tasks.
@@ -216,13 +269,24 @@ fn start(committer: Committer) -> io::Result<oneshot::Receiver<Result<(), sql::E
         // Nobody may be waiting for the end.
         let _ = tell.send(committer.run());
     })?;
-    Ok(ended)
+    Ok(())
+}
+
+/// Why a turn can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another process has it.
+    #[error("another process has the turn {0:?} of this database: stop that one first")]
+    Taken(&'static str),
+    /// The database can't be asked.
+    #[error(transparent)]
+    Database(#[from] sql::Error),
 }
 
 /// The database failed under a commit. Nothing more is taken; the process must end.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {message}: stopping; what was answered is safe, start again to find out about the rest")]
+#[error("{location}: {message}: stopping; what was answered is safe, start again to find out about the rest")]
 pub struct CommitError {
-    path: PathBuf,
+    location: Location,
     message: String,
 }

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::{
     entry::Table,
+    location::Location,
     sql::{Error, Reader, Transaction},
 };
 
@@ -41,19 +42,19 @@ pub enum OpenError {
         /// Which database.
         path: PathBuf,
     },
-    /// SQLite can't open or read it.
-    #[error("can't open {path}: {source}")]
+    /// It can't be opened or read.
+    #[error("can't open {location}: {source}")]
     Database {
         /// Which database.
-        path: PathBuf,
+        location: Location,
         /// Its word.
         source: Error,
     },
     /// The file system or an older file doesn't give the promised durability.
-    #[error("{path}: {pragma} is {found} and must be {wanted}: put the database on a local disk")]
+    #[error("{location}: {pragma} is {found} and must be {wanted}: a commit would not outlive a crash")]
     NotDurable {
         /// Which database.
-        path: PathBuf,
+        location: Location,
         /// Which setting.
         pragma: &'static str,
         /// What it is.
@@ -81,7 +82,7 @@ impl Writer {
             Durability::Full => Setting { name: "synchronous", value: "FULL", read_back: "2" },
             Durability::Rebuildable => Setting { name: "synchronous", value: "NORMAL", read_back: "1" },
         };
-        let failed = |source: Error| OpenError::Database { path: path.to_owned(), source };
+        let failed = |source: Error| OpenError::Database { location: path.into(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let connection = connect(path, flags).map_err(failed)?;
         let journal_mode = Setting { name: "journal_mode", value: "WAL", read_back: "wal" };
@@ -90,7 +91,7 @@ impl Writer {
             let found = setting.set(&connection).map_err(failed)?;
             if found != setting.read_back {
                 let (pragma, wanted) = (setting.name, setting.value);
-                return Err(OpenError::NotDurable { path: path.to_owned(), pragma, found, wanted });
+                return Err(OpenError::NotDurable { location: path.into(), pragma, found, wanted });
             }
         }
         let mut script = String::from(SETTINGS);
@@ -110,7 +111,7 @@ impl Writer {
     /// # Errors
     /// When the database can't be written.
     pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
-        Transaction::begin(&mut self.connection)
+        Transaction::sqlite(&mut self.connection)
     }
 
     /// Copies the write-ahead log into the database and closes it.
@@ -171,8 +172,8 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
         connection.pragma_update(None, "query_only", true)?;
         Ok(connection)
     };
-    let failed = |source| OpenError::Database { path: path.to_owned(), source };
-    (0..count).map(open).collect::<Result<_, Error>>().map(Reader::new).map_err(failed)
+    let failed = |source| OpenError::Database { location: path.into(), source };
+    (0..count).map(open).collect::<Result<_, Error>>().map(Reader::sqlite).map_err(failed)
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

@@ -49,9 +49,9 @@ impl Record {
         Ok(Self { saga, kept, fresh: 0, unsaved: Unsaved::default() })
     }
 
-    /// Encodes the transition since the last time, as a [`SagaTransition`], and the whole record, to be stored together.
+    /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`], and the whole record, to be stored together.
     pub(super) fn encode(&mut self) -> (Bytes, Bytes) {
-        let Unsaved { steps: changed, lines, replaces_last } = std::mem::take(&mut self.unsaved);
+        let Unsaved { steps: changed, lines, replaces_last } = self.unsaved;
         let history = std::mem::take(&mut self.saga.history);
         let mut record = BytesMut::with_capacity(self.saga.encoded_len() + self.kept.encoded_len() + 8);
         message::encode(1, &self.saga, &mut record);
@@ -72,6 +72,11 @@ impl Record {
         self.saga.steps = steps;
         self.saga.history = history;
         (transition.freeze(), record.freeze())
+    }
+
+    /// What was encoded last is durable.
+    pub(super) fn saved(&mut self) {
+        self.unsaved = Unsaved::default();
     }
 
     /// A step, to be changed.
@@ -248,6 +253,7 @@ mod tests {
         let mut record = record();
         record.step_mut(0).attempts = 1;
         let mut transitions = vec![record.encode().0];
+        record.saved();
         let failed = Line { what: "action failed", step: Some(0), op: Some(Op::Action), ..Line::default() };
         for attempt in 1..=5 {
             record.saga.version += 1;
@@ -256,11 +262,13 @@ mod tests {
             record.note(attempt.into(), Line { attempt, ..failed });
             record.note(attempt.into(), Line { attempt, detail: "again", ..failed });
             transitions.push(record.encode().0);
+            record.saved();
             assert_eq!(shown(&transitions), record.saga);
         }
         for now in 0..100 {
             record.note(now, Line { what: "paused", ..Line::default() });
             transitions.push(record.encode().0);
+            record.saved();
         }
         assert_eq!(shown(&transitions), record.saga);
         assert_eq!(record.saga.history.len(), MOST_HISTORY);

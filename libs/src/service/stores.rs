@@ -7,9 +7,9 @@ use std::{
 
 use super::App;
 use crate::{
-    cli::{BoxError, Serve, Store},
+    cli::{BoxError, DatabaseUrl, Serve, Store},
     cqrs::{CommandSide, Log, Projections, ReadSide, Views},
-    journal::{Journal, OpenError, Table},
+    journal::{Journal, Location, OpenError, Table},
 };
 
 /// What a service keeps: tables beside the journal's own, and views.
@@ -39,18 +39,18 @@ impl Stores {
     /// # Errors
     /// When a database is in use, can't be opened or can't promise durability.
     pub async fn open(self, service: &'static str, app: &mut App, flags: &Serve) -> Result<Sides, BoxError> {
-        let path = flags.store.database_url.sqlite()?;
+        let location = location(&flags.store, service);
         let journal = match flags.surface.commands() {
-            true => Some(Journal::open(path, &self.tables).await?),
+            true => Some(Journal::open(&location, &self.tables).await?),
             false => None,
         };
         let queries = match flags.surface.queries() {
             true => {
                 let log = match &journal {
                     Some(journal) => Log::of(journal),
-                    None => Log::open(path).await?,
+                    None => Log::open(&location)?,
                 };
-                let views = Views::open(&views_path(path), log, &self.projections).await?;
+                let views = Views::open(location.views(), log, &self.projections).await?;
                 let read = views.read_side(service, flags.limits.max_staleness_wait);
                 app.task("views", views.run());
                 Some(read)
@@ -75,10 +75,10 @@ impl Stores {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn migrate(self, store: &Store) -> Result<(), BoxError> {
-        let path = store.database_url.sqlite()?;
-        let journal = Journal::open(path, &self.tables).await?;
-        let views = Views::open(&views_path(path), Log::of(&journal), &self.projections).await?;
+    pub async fn migrate(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
+        let location = location(store, service);
+        let journal = Journal::open(&location, &self.tables).await?;
+        let views = Views::open(location.views(), Log::of(&journal), &self.projections).await?;
         journal.close();
         journal.ended().await?;
         Ok(views.run().await?)
@@ -89,18 +89,25 @@ impl Stores {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn rebuild(self, store: &Store) -> Result<(), BoxError> {
-        let path = store.database_url.sqlite()?;
-        let (old, new) = (views_path(path), path.with_extension("views.new.db"));
+    pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
+        let location = location(store, service);
+        let progress = |done, all| tracing::info!(done, all, "folding events");
+        let Location::Sqlite(path) = &location else {
+            let views = Views::open(location.views(), Log::open(&location)?, &self.projections).await?;
+            views.rebuild(progress).await?;
+            tracing::info!(views = %location, "the views are made anew");
+            return Ok(());
+        };
+        let (old, new) = (path.with_extension("views.db"), path.with_extension("views.new.db"));
         remove(&new)?;
         // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
-        match Views::open(&old, Log::open(path).await?, &Projections::new()).await {
+        match Views::open(&old, Log::open(&location)?, &Projections::new()).await {
             Ok(views) => views.catch_up(|_, _| {}).await?,
             Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
-        let built = Views::open(&new, Log::open(path).await?, &self.projections).await?;
-        built.catch_up(|done, all| tracing::info!(done, all, "folding events")).await?;
+        let built = Views::open(&new, Log::open(&location)?, &self.projections).await?;
+        built.catch_up(progress).await?;
         remove(&old)?;
         fs::rename(&new, &old)?;
         remove(&new)?;
@@ -109,9 +116,12 @@ impl Stores {
     }
 }
 
-/// `data/orders.views.db` beside `data/orders.db`.
-fn views_path(path: &Path) -> PathBuf {
-    path.with_extension("views.db")
+/// Where a service keeps its data: on PostgreSQL in a schema of its own name.
+fn location(store: &Store, service: &str) -> Location {
+    match &store.database_url {
+        DatabaseUrl::Sqlite(path) => Location::Sqlite(path.clone()),
+        DatabaseUrl::Postgres(url) => Location::Postgres { url: url.clone(), schema: service.to_owned() },
+    }
 }
 
 /// Removes a database, its write-ahead log and its lock.

@@ -47,11 +47,11 @@ impl Program for Service {
     }
 
     async fn migrate(store: &Store) -> Result<(), BoxError> {
-        stores().migrate(store).await
+        stores().migrate(Self::NAME, store).await
     }
 
     async fn rebuild(store: &Store) -> Result<(), BoxError> {
-        stores().rebuild(store).await
+        stores().rebuild(Self::NAME, store).await
     }
 }
 

@@ -51,15 +51,19 @@ impl Program for Service {
     }
 
     async fn migrate(store: &Store) -> Result<(), BoxError> {
-        stores().migrate(store).await
+        stores().migrate(Self::NAME, store).await
     }
 
     async fn rebuild(store: &Store) -> Result<(), BoxError> {
-        stores().rebuild(store).await
+        stores().rebuild(Self::NAME, store).await
     }
 }
 
 async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal: Journal) -> Result<(), BoxError> {
+    // Two who drive the same sagas would call twice and write over each other.
+    if let Some(claim) = journal.claim("sagas", flags.limits.drain_timeout * 2).await? {
+        app.task("the turn to drive sagas", async move { Err::<(), _>(claim.lost().await) });
+    }
     let breakers = Registry::new();
     let peers = flags.known_peers(breakers.clone(), &PEERS)?;
     let definition = place_order::definition()?;

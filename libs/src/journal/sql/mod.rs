@@ -1,5 +1,6 @@
 //! The little SQL that the journal, projections and queries share: values in, rows out, whole sets a statement.
 
+pub(super) mod postgres;
 mod reader;
 mod statements;
 mod transaction;
@@ -146,6 +147,9 @@ pub enum Error {
     /// SQLite's word.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// PostgreSQL's word, or that of the way to it.
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
     /// What was read is not what was written.
     #[error("the database holds what was never written: {0}")]
     Corrupt(String),

@@ -7,13 +7,19 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::{Error, Record, Value, fetch_keys, query};
-use crate::journal::entry::Table;
+use crate::journal::{entry::Table, postgres::Server};
 
 /// Reads, and can do nothing else: its connections are opened read-only. Clones share them.
 ///
-/// A read may wait for the disk, so it runs where that holds up no other task.
+/// A read of a file may wait for the disk, so it runs where that holds up no other task.
 #[derive(Clone, Debug)]
-pub struct Reader(Arc<Connections>);
+pub struct Reader(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    Sqlite(Arc<Connections>),
+    Postgres(Server),
+}
 
 #[derive(Debug)]
 struct Connections {
@@ -24,9 +30,14 @@ struct Connections {
 
 impl Reader {
     /// Lends these connections.
-    pub(in crate::journal) fn new(connections: Vec<Connection>) -> Self {
+    pub(in crate::journal) fn sqlite(connections: Vec<Connection>) -> Self {
         let turns = Arc::new(Semaphore::new(connections.len()));
-        Self(Arc::new(Connections { idle: Mutex::new(connections), turns }))
+        Self(Source::Sqlite(Arc::new(Connections { idle: Mutex::new(connections), turns })))
+    }
+
+    /// Lends a server's connections.
+    pub(in crate::journal) const fn postgres(server: Server) -> Self {
+        Self(Source::Postgres(server))
     }
 
     /// Runs a SELECT. Placeholders are `$1`, `$2`, ….
@@ -34,8 +45,13 @@ impl Reader {
     /// # Errors
     /// When the statement is wrong or the database can't be read.
     pub async fn fetch(&self, sql: &str, values: Vec<Value>) -> Result<Vec<Record>, Error> {
-        let sql = sql.to_owned();
-        self.read(move |connection| query(connection, &sql, &values)).await
+        match &self.0 {
+            Source::Sqlite(connections) => {
+                let sql = sql.to_owned();
+                connections.read(move |connection| query(connection, &sql, &values)).await
+            }
+            Source::Postgres(server) => server.fetch(sql, &values).await,
+        }
     }
 
     /// Reads the rows with these keys, all columns in the table's order. A key that isn't there gives no row; a row may come
@@ -44,15 +60,22 @@ impl Reader {
     /// # Errors
     /// When the database can't be read.
     pub async fn fetch_keys(&self, table: &'static Table, keys: Vec<Vec<Value>>) -> Result<Vec<Record>, Error> {
-        self.read(move |connection| fetch_keys(connection, table, &keys)).await
+        match &self.0 {
+            Source::Sqlite(connections) => {
+                connections.read(move |connection| fetch_keys(connection, table, &keys)).await
+            }
+            Source::Postgres(server) => server.fetch_keys(table, &keys).await,
+        }
     }
+}
 
+impl Connections {
     async fn read<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = Arc::clone(&self.0.turns).acquire_owned().await.map_err(|_| Error::Closed)?;
-        let connections = Arc::clone(&self.0);
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::Closed)?;
+        let connections = Arc::clone(self);
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let connection = connections.idle.lock().pop().ok_or(Error::Closed)?;

@@ -31,7 +31,7 @@ pub(in crate::journal) fn write(
     connection: &Connection,
     table: &'static Table,
     how: Write,
-    rows: &[Vec<Value>],
+    rows: &[impl AsRef<[Value]>],
 ) -> Result<(), Error> {
     let mut rows = rows;
     while !rows.is_empty() {
@@ -40,25 +40,30 @@ pub(in crate::journal) fn write(
             Write::Insert => insert_sql(table, set.len()),
             Write::Upsert => upsert_sql(table, set.len()),
         });
-        execute(connection, &sql, set.iter().flatten())?;
+        execute(connection, &sql, set.iter().flat_map(AsRef::as_ref))?;
         rows = rest;
     }
     Ok(())
 }
 
 /// Inserts or replaces rows of any tables, a table at a time; of two rows with one key the later stays.
-pub(in crate::journal) fn upsert(connection: &Connection, rows: Vec<Row>) -> Result<(), Error> {
-    let mut tables: Vec<(&'static Table, Vec<Vec<Value>>)> = Vec::new();
-    for row in rows {
-        match tables.iter_mut().find(|(table, _)| table.name == row.table.name) {
-            Some((_, set)) => set.push(row.values),
-            None => tables.push((row.table, vec![row.values])),
-        }
-    }
-    for (table, set) in tables {
+pub(in crate::journal) fn upsert(connection: &Connection, rows: &[Row]) -> Result<(), Error> {
+    for (table, set) in by_table(rows) {
         write(connection, table, Write::Upsert, &last_of_each_key(table, set))?;
     }
     Ok(())
+}
+
+/// Rows a table, in the order in which the tables come.
+pub(super) fn by_table(rows: &[Row]) -> Vec<(&'static Table, Vec<&[Value]>)> {
+    let mut tables: Vec<(&'static Table, Vec<&[Value]>)> = Vec::new();
+    for row in rows {
+        match tables.iter_mut().find(|(table, _)| table.name == row.table.name) {
+            Some((_, set)) => set.push(&row.values),
+            None => tables.push((row.table, vec![&row.values])),
+        }
+    }
+    tables
 }
 
 /// Reads the rows with these keys. The last key is repeated up to the next shape: its row may come more than once.
@@ -78,17 +83,17 @@ pub(in crate::journal) fn fetch_keys(
 }
 
 /// Keeps, of rows with the same key, the last one: one statement must not touch a row twice.
-fn last_of_each_key(table: &Table, rows: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
+pub(super) fn last_of_each_key<'r>(table: &Table, rows: Vec<&'r [Value]>) -> Vec<&'r [Value]> {
     if rows.len() < 2 {
         return rows;
     }
-    let mut place: HashMap<Vec<Value>, usize> = HashMap::with_capacity(rows.len());
-    let mut kept: Vec<Vec<Value>> = Vec::with_capacity(rows.len());
+    let mut place: HashMap<&[Value], usize> = HashMap::with_capacity(rows.len());
+    let mut kept: Vec<&[Value]> = Vec::with_capacity(rows.len());
     for row in rows {
         match place.get(&row[..table.key]) {
             Some(&at) => kept[at] = row,
             None => {
-                place.insert(row[..table.key].to_vec(), kept.len());
+                place.insert(&row[..table.key], kept.len());
                 kept.push(row);
             }
         }
@@ -183,7 +188,8 @@ mod tests {
 
     #[test]
     fn of_two_rows_with_one_key_the_later_stays() {
-        let kept = last_of_each_key(&PAIRS, vec![row(1, 1, 1), row(2, 1, 1), row(1, 1, 9)]);
+        let rows = [row(1, 1, 1), row(2, 1, 1), row(1, 1, 9)];
+        let kept = last_of_each_key(&PAIRS, rows.iter().map(Vec::as_slice).collect());
         assert_eq!(kept, [row(1, 1, 9), row(2, 1, 1)]);
     }
 
@@ -194,7 +200,7 @@ mod tests {
         let rows: Vec<_> = (0..301).map(|at| row(at, 1, at * 2)).collect();
         write(&connection, &PAIRS, Write::Insert, &rows).unwrap();
         assert!(write(&connection, &PAIRS, Write::Insert, &rows[7..8]).is_err(), "its key is there");
-        upsert(&connection, vec![Row { table: &PAIRS, values: row(7, 1, -1) }]).unwrap();
+        upsert(&connection, &[Row { table: &PAIRS, values: row(7, 1, -1) }]).unwrap();
         let keys: Vec<_> = [0, 7, 300, 301].iter().map(|at| vec![Value::Int(*at), Value::Int(1)]).collect();
         let mut found: Vec<i64> =
             fetch_keys(&connection, &PAIRS, &keys).unwrap().iter().map(|r| r.int(2).unwrap()).collect();

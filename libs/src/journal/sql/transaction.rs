@@ -2,43 +2,67 @@
 
 use rusqlite::Connection;
 
-use super::{Error, Record, Value, execute, fetch_keys, query, upsert};
+use super::{Error, Record, Value, execute, fetch_keys, postgres, query, upsert};
 use crate::journal::entry::{Row, Table};
 
 /// A transaction over somebody's own tables. Dropped before its end, it changes nothing.
 ///
-/// Its methods are async although SQLite, which runs in the caller's thread, never makes them wait: what is written against
-/// them holds for a database at the end of a network too.
+/// SQLite runs in the caller's thread and never makes these methods wait; a server does.
 #[derive(Debug)]
-pub struct Transaction<'c> {
+pub struct Transaction<'c>(Kind<'c>);
+
+#[derive(Debug)]
+enum Kind<'c> {
+    Sqlite(Sqlite<'c>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+/// A transaction that is rolled back when it is dropped.
+#[derive(Debug)]
+struct Sqlite<'c> {
     connection: &'c mut Connection,
     ended: bool,
 }
 
 impl<'c> Transaction<'c> {
-    /// Begins one.
-    pub(in crate::journal) fn begin(connection: &'c mut Connection) -> Result<Self, Error> {
+    /// Begins one on SQLite.
+    pub(in crate::journal) fn sqlite(connection: &'c mut Connection) -> Result<Self, Error> {
         super::begin(connection)?;
-        Ok(Self { connection, ended: false })
+        Ok(Self(Kind::Sqlite(Sqlite { connection, ended: false })))
+    }
+
+    /// One that was begun on PostgreSQL.
+    pub(in crate::journal) const fn postgres(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Self {
+        Self(Kind::Postgres(transaction))
     }
 
     /// Makes all of it durable, or none.
     ///
     /// # Errors
-    /// When it can't be.
-    pub async fn commit(mut self) -> Result<(), Error> {
-        super::commit(self.connection)?;
-        self.ended = true;
-        Ok(())
+    /// When it can't be, or it can't be known.
+    pub async fn commit(self) -> Result<(), Error> {
+        match self.0 {
+            Kind::Sqlite(mut transaction) => {
+                super::commit(transaction.connection)?;
+                transaction.ended = true;
+                Ok(())
+            }
+            Kind::Postgres(transaction) => Ok(transaction.commit().await?),
+        }
     }
 
     /// Makes none of it.
     ///
     /// # Errors
     /// When the database can't be told.
-    pub async fn rollback(mut self) -> Result<(), Error> {
-        self.ended = true;
-        roll_back(self.connection)
+    pub async fn rollback(self) -> Result<(), Error> {
+        match self.0 {
+            Kind::Sqlite(mut transaction) => {
+                transaction.ended = true;
+                roll_back(transaction.connection)
+            }
+            Kind::Postgres(transaction) => Ok(transaction.rollback().await?),
+        }
     }
 
     /// Runs a statement.
@@ -46,7 +70,10 @@ impl<'c> Transaction<'c> {
     /// # Errors
     /// When the statement is wrong or can't be carried out.
     pub async fn execute(&mut self, sql: &str, values: Vec<Value>) -> Result<(), Error> {
-        execute(self.connection, sql, &values)
+        match &mut self.0 {
+            Kind::Sqlite(transaction) => execute(transaction.connection, sql, &values),
+            Kind::Postgres(transaction) => postgres::execute(transaction, sql, &values).await,
+        }
     }
 
     /// Runs a SELECT.
@@ -54,7 +81,10 @@ impl<'c> Transaction<'c> {
     /// # Errors
     /// When the statement is wrong or the database can't be read.
     pub async fn fetch(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<Record>, Error> {
-        query(self.connection, sql, &values)
+        match &mut self.0 {
+            Kind::Sqlite(transaction) => query(transaction.connection, sql, &values),
+            Kind::Postgres(transaction) => postgres::query(transaction, sql, &values).await,
+        }
     }
 
     /// Reads the rows with these keys, all columns in the table's order.
@@ -62,7 +92,10 @@ impl<'c> Transaction<'c> {
     /// # Errors
     /// When the database can't be read.
     pub async fn fetch_keys(&mut self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
-        fetch_keys(self.connection, table, keys)
+        match &mut self.0 {
+            Kind::Sqlite(transaction) => fetch_keys(transaction.connection, table, keys),
+            Kind::Postgres(transaction) => postgres::fetch_keys(transaction, table, keys).await,
+        }
     }
 
     /// Inserts rows, or replaces those whose key is there. Of two rows with one key the later stays.
@@ -70,11 +103,14 @@ impl<'c> Transaction<'c> {
     /// # Errors
     /// When a row can't be written.
     pub async fn upsert(&mut self, rows: Vec<Row>) -> Result<(), Error> {
-        upsert(self.connection, rows)
+        match &mut self.0 {
+            Kind::Sqlite(transaction) => upsert(transaction.connection, &rows),
+            Kind::Postgres(transaction) => postgres::upsert(transaction, &rows).await,
+        }
     }
 }
 
-impl Drop for Transaction<'_> {
+impl Drop for Sqlite<'_> {
     fn drop(&mut self) {
         if !self.ended
             && let Err(error) = roll_back(self.connection)

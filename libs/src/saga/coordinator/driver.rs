@@ -60,7 +60,24 @@ enum End {
 enum Stopped {
     /// An operator asked for what can't be.
     Refused(Refusal),
+    /// The database is out of reach. Nothing was written; the same transition may be committed again.
+    Unavailable,
     End(End),
+}
+
+/// How long to leave a database alone that is out of reach.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Tries a commit until the database takes it.
+macro_rules! patiently {
+    ($commit:expr) => {
+        loop {
+            match $commit.await {
+                Err(Stopped::Unavailable) => tokio::time::sleep(PAUSE).await,
+                ended => break ended,
+            }
+        }
+    };
 }
 
 impl Driver {
@@ -93,7 +110,7 @@ impl Driver {
             // What was ready when the last process left is begun first.
             true => match self.step(Input::Tick).await {
                 Err(Stopped::End(end)) => end,
-                Ok(()) | Err(Stopped::Refused(_)) => self.drive().await,
+                Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
             },
             false => self.drive().await,
         };
@@ -151,7 +168,7 @@ impl Driver {
         Some(Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1))
     }
 
-    /// Takes the saga on by what happened, and makes that durable.
+    /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
     async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
         loop {
             let moment = Moment { now: self.shared.now(), draining: self.is_draining() };
@@ -165,8 +182,8 @@ impl Driver {
                 self.alert(alert);
             }
             match moved.local {
-                None => return self.commit(Vec::new(), None).await.map(drop),
-                Some((local, before)) => match self.commit_with(local, &before).await? {
+                None => return patiently!(self.commit(Vec::new(), None)).map(drop),
+                Some((local, before)) => match patiently!(self.commit_with(local, &before))? {
                     // What this step holds back may begin now.
                     Ok(()) => input = Input::Tick,
                     Err(refusal) => {
@@ -213,7 +230,13 @@ impl Driver {
         };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         match self.shared.journal.submit_admitted(entry).await {
-            Ok(committed) => Ok(committed.outcome),
+            Ok(committed) => {
+                if committed.outcome != Outcome::Rejected {
+                    self.record.saved();
+                }
+                Ok(committed.outcome)
+            }
+            Err(SubmitError::Unavailable) => Err(Stopped::Unavailable),
             Err(SubmitError::Closed | SubmitError::Full) => Err(Stopped::End(End::Leaving)),
             Err(error) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
         }

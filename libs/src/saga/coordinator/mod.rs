@@ -180,6 +180,7 @@ impl Coordinator {
         }
         record.saga.version = 1;
         let (mut decided, _) = store::transition(&mut record);
+        record.saved();
         let shared = Arc::clone(shared);
         decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, false)));
         Ok(decided)

@@ -1,0 +1,183 @@
+//! The committer: one a database, the only one in its process who writes.
+//!
+//! It takes all that waits, reads what the batch needs, decides in memory, writes set by set, commits once, then answers
+//! all. What it reads and writes is the same on every database; how is in [`sqlite`] and [`postgres`].
+
+mod postgres;
+mod sqlite;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::oneshot;
+
+pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
+use super::{
+    batch::{self, Ended, World, Writes},
+    entry::{Aggregate, AggregateId, Committed, Entry, Role, Row, SubmitError, Table},
+    requests::Known,
+    sql::{Error, Record, Value},
+};
+
+/// The most entries in a batch, and about the most bytes.
+const MOST_ENTRIES: usize = 256;
+pub(super) const MOST_BYTES: usize = 8 << 20;
+
+pub(super) static AGGREGATES: Table = Table {
+    name: "aggregates",
+    create: &["CREATE TABLE IF NOT EXISTS aggregates (
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        state BLOB NOT NULL,
+        PRIMARY KEY (kind, id)
+    ) WITHOUT ROWID"],
+    columns: &["kind", "id", "version", "state"],
+    key: 2,
+};
+
+/// An entry and who waits for it.
+pub(super) struct Waiting {
+    pub(super) entry: Entry,
+    pub(super) answer: oneshot::Sender<Result<Committed, SubmitError>>,
+}
+
+/// What the committer counts.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) commits: AtomicU64,
+    pub(super) entries: AtomicU64,
+}
+
+/// Decides a batch on what was read for it. `head` is the last position given out so far.
+fn decide_all(world: &mut World, head: &mut i64, now_micros: i64, batch: &mut Vec<Waiting>) -> (Writes, Vec<Answer>) {
+    let mut writes = Writes::default();
+    let decide = |Waiting { entry, answer }| (batch::decide(world, &mut writes, head, now_micros, entry), answer);
+    let ended = batch.drain(..).map(decide).collect();
+    (writes, ended)
+}
+
+/// What became of an entry, and who waits for it.
+type Answer = (Ended, oneshot::Sender<Result<Committed, SubmitError>>);
+
+impl Counters {
+    /// Tells everybody in a batch what became of it, once that is durable.
+    fn answer(&self, ended: Vec<Answer>) {
+        self.entries.fetch_add(ended.len() as u64, Ordering::Relaxed);
+        for (Ended { result, on_commit }, answer) in ended {
+            on_commit.into_iter().for_each(|tell| tell());
+            // Whoever asked may have left: what was decided holds all the same.
+            let _ = answer.send(result);
+        }
+    }
+
+    fn told(&self) {
+        let (commits, entries) = (self.commits.load(Ordering::Relaxed), self.entries.load(Ordering::Relaxed));
+        tracing::info!(commits, entries, "journal closed");
+    }
+}
+
+/// The rows that a batch comes to, a set a table.
+struct Sets {
+    aggregates: Vec<Vec<Value>>,
+    events: Vec<Vec<Value>>,
+    requests: Vec<Vec<Value>>,
+    rows: Vec<Row>,
+    /// The aggregates among them.
+    changed: Vec<AggregateId>,
+}
+
+impl Sets {
+    fn of(world: &World, writes: Writes, now_micros: i64) -> Self {
+        let Writes { aggregates: mut changed, requests, events, rows } = writes;
+        changed.sort_unstable();
+        changed.dedup();
+        let aggregate_row = |id: &AggregateId| {
+            world.aggregates.get(id).map(|aggregate| {
+                let version = i64::try_from(aggregate.version).unwrap_or(i64::MAX);
+                vec![Value::Text(id.kind.into()), (*id.id).into(), version.into(), aggregate.state.clone().into()]
+            })
+        };
+        let known = |key: &String| world.requests.get(key).map(|known| known.row(key, now_micros));
+        Self {
+            aggregates: changed.iter().filter_map(aggregate_row).collect(),
+            events: events.into_iter().map(|event| event.row(now_micros)).collect(),
+            requests: requests.iter().filter_map(known).collect(),
+            rows,
+            changed,
+        }
+    }
+}
+
+impl World {
+    fn learn_requests(&mut self, records: &[Record]) -> Result<(), Error> {
+        for record in records {
+            let (key, known) = Known::read(record)?;
+            self.requests.insert(key, known);
+        }
+        Ok(())
+    }
+
+    fn learn_aggregates(&mut self, kinds: &[&'static str], records: &[Record]) -> Result<(), Error> {
+        for record in records {
+            let kind = record.text(0)?;
+            if let Some(kind) = kinds.iter().find(|known| **known == kind) {
+                let aggregate = Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? };
+                self.aggregates.insert(AggregateId::new(kind, record.text(1)?), aggregate);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The keys that a batch names, each once, as they are looked up.
+struct Named {
+    requests: Vec<Vec<Value>>,
+    /// Those that the cache doesn't hold.
+    aggregates: Vec<Vec<Value>>,
+    kinds: Vec<&'static str>,
+    cached: HashMap<AggregateId, Aggregate>,
+}
+
+impl Named {
+    fn of(batch: &[Waiting], cached: impl Fn(&AggregateId) -> Option<Aggregate>) -> Self {
+        let look = cached;
+        let mut keys: HashSet<&str> = HashSet::new();
+        let mut ids: HashSet<&AggregateId> = HashSet::new();
+        for Waiting { entry, .. } in batch {
+            if let Some(request) = &entry.request {
+                keys.insert(&request.key);
+                if let Role::Compensation { action } = &request.role {
+                    keys.insert(action);
+                }
+            }
+            ids.extend(&entry.aggregates);
+        }
+        let mut cached = HashMap::with_capacity(ids.len());
+        ids.retain(|id| match look(id) {
+            Some(aggregate) => {
+                cached.insert((*id).clone(), aggregate);
+                false
+            }
+            None => true,
+        });
+        let mut kinds: Vec<&'static str> = ids.iter().map(|id| id.kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        Self {
+            requests: keys.into_iter().map(|key| vec![key.into()]).collect(),
+            aggregates: ids.into_iter().map(|id| vec![id.kind.into(), (*id.id).into()]).collect(),
+            kinds,
+            cached,
+        }
+    }
+}
+
+/// The wall clock, in microseconds since 1970.
+fn now_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

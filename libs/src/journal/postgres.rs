@@ -1,0 +1,166 @@
+//! Reaching PostgreSQL so that what is committed stays: `fsync`, `full_page_writes` and `synchronous_commit` read back, each
+//! service in a schema of its own.
+
+use std::{str::FromStr as _, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, PgPool, Postgres,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use super::{
+    entry::Table,
+    location::Location,
+    sql::{Error, Record, Value, postgres},
+    sqlite::OpenError,
+};
+
+/// How long somebody waits for a connection before the server counts as out of reach.
+const CONNECT: Duration = Duration::from_secs(5);
+/// What durability stands on.
+const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
+
+/// Connections to one schema. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pool: PgPool,
+    schema: String,
+}
+
+/// A transaction on a server.
+pub(super) type Transaction = sqlx::Transaction<'static, Postgres>;
+
+impl Server {
+    /// Reaches a schema for writing: makes it and these tables where they are missing, and asks what durability is promised.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or doesn't promise that a commit outlives a crash.
+    pub(super) async fn open(
+        location: &Location,
+        connections: u32,
+        tables: &[&'static Table],
+    ) -> Result<Option<Self>, OpenError> {
+        let Some(server) = Self::connect(location, connections, false)? else { return Ok(None) };
+        let failed = |source| OpenError::Database { location: location.clone(), source };
+        server.check(location).await?;
+        server.create(tables).await.map_err(failed)?;
+        Ok(Some(server))
+    }
+
+    /// Reaches a schema for reading alone.
+    ///
+    /// # Errors
+    /// When the address is wrong.
+    pub(super) fn readers(location: &Location, connections: u32) -> Result<Option<Self>, OpenError> {
+        Self::connect(location, connections, true)
+    }
+
+    fn connect(location: &Location, connections: u32, read_only: bool) -> Result<Option<Self>, OpenError> {
+        let Location::Postgres { url, schema } = location else { return Ok(None) };
+        let failed = |error: sqlx::Error| OpenError::Database { location: location.clone(), source: error.into() };
+        let name = format!("trellis {schema}");
+        let options =
+            PgConnectOptions::from_str(url).map_err(failed)?.application_name(&name).disable_statement_logging();
+        let options = options.options([("search_path", schema.as_str())]);
+        let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
+        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT);
+        Ok(Some(Self { pool: pool.connect_lazy_with(options), schema: schema.clone() }))
+    }
+
+    /// Asks for the settings that durability stands on. A server that doesn't sync loses what it answered.
+    async fn check(&self, location: &Location) -> Result<(), OpenError> {
+        let failed = |source| OpenError::Database { location: location.clone(), source };
+        for pragma in SETTINGS {
+            let sql = format!("SELECT current_setting('{pragma}')");
+            let records = self.fetch(&sql, &[]).await.map_err(failed)?;
+            let found = records.first().map_or(Ok(String::new()), |record| record.text(0)).map_err(failed)?;
+            if matches!(&*found, "off" | "") {
+                return Err(OpenError::NotDurable { location: location.clone(), pragma, found, wanted: "on" });
+            }
+            tracing::info!(schema = self.schema, setting = pragma, value = found, "database open");
+        }
+        Ok(())
+    }
+
+    async fn create(&self, tables: &[&'static Table]) -> Result<(), Error> {
+        // Two that begin at once would both find nothing, and both make it.
+        let mut transaction = self.begin("create").await?;
+        let schema = format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.schema.replace('"', "\"\""));
+        postgres::execute(&mut transaction, &schema, &[]).await?;
+        for statement in tables.iter().flat_map(|table| table.create) {
+            postgres::execute(&mut transaction, &translate(statement), &[]).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Begins a transaction in which nobody else of this schema has the same turn.
+    pub(super) async fn begin(&self, turn: &str) -> Result<Transaction, Error> {
+        let mut transaction = self.pool.begin().await?;
+        let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+        postgres::execute(&mut transaction, sql, &[self.turn(turn)]).await?;
+        Ok(transaction)
+    }
+
+    /// Keeps a turn for as long as the connection lives. None if somebody else has it.
+    pub(super) async fn claim(&self, turn: &str) -> Result<Option<Claim>, Error> {
+        let mut connection = self.pool.acquire().await?.detach();
+        let sql = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
+        let records = postgres::query(&mut connection, sql, &[self.turn(turn)]).await?;
+        let taken = records.first().map_or(Ok(0), |record| record.int(0))?;
+        Ok((taken == 1).then_some(Claim(connection)))
+    }
+
+    /// A turn's name, of which the server makes a number: the same one for every version of this program.
+    fn turn(&self, turn: &str) -> Value {
+        format!("trellis/{}/{turn}", self.schema).into()
+    }
+
+    pub(super) async fn fetch(&self, sql: &str, values: &[Value]) -> Result<Vec<Record>, Error> {
+        postgres::query(&mut *self.pool.acquire().await?, sql, values).await
+    }
+
+    pub(super) async fn fetch_keys(&self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
+        postgres::fetch_keys(&mut *self.pool.acquire().await?, table, keys).await
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A turn that is kept. It is lost with its connection.
+#[derive(Debug)]
+pub struct Claim(sqlx::PgConnection);
+
+impl Claim {
+    /// Waits until the turn is lost.
+    pub async fn lost(mut self) -> Error {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Err(error) = sqlx::query(AssertSqlSafe("SELECT 1")).execute(&mut self.0).await {
+                return error.into();
+            }
+        }
+    }
+}
+
+/// A table's definition in PostgreSQL's words. Texts compare byte by byte, as SQLite's do.
+fn translate(statement: &str) -> String {
+    statement
+        .replace(" WITHOUT ROWID", "")
+        .replace(" BLOB", " BYTEA")
+        .replace(" INTEGER", " BIGINT")
+        .replace(" TEXT", " TEXT COLLATE \"C\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_translated() {
+        let sqlite = "CREATE TABLE t (id TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL, b BLOB) WITHOUT ROWID";
+        let postgres = "CREATE TABLE t (id TEXT COLLATE \"C\" NOT NULL PRIMARY KEY, n BIGINT NOT NULL, b BYTEA)";
+        assert_eq!(translate(sqlite), postgres);
+    }
+}

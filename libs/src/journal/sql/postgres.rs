@@ -1,0 +1,141 @@
+//! The same sets of rows on PostgreSQL: each column of a set is one array, so every statement has one shape.
+
+use sqlx::{
+    AssertSqlSafe, Column as _, PgConnection, Postgres, Row as _, TypeInfo as _, postgres::PgArguments, query::Query,
+};
+
+use super::{Error, Record, Value, Write, statements};
+use crate::journal::entry::{Row, Table};
+
+/// Runs a statement. Placeholders are `$1`, `$2`, ….
+pub(in crate::journal) async fn execute(
+    connection: &mut PgConnection,
+    sql: &str,
+    values: &[Value],
+) -> Result<(), Error> {
+    bind(sqlx::query(AssertSqlSafe(sql)), values).execute(connection).await?;
+    Ok(())
+}
+
+/// Runs a SELECT.
+pub(in crate::journal) async fn query(
+    connection: &mut PgConnection,
+    sql: &str,
+    values: &[Value],
+) -> Result<Vec<Record>, Error> {
+    let rows = bind(sqlx::query(AssertSqlSafe(sql)), values).fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Writes a set of rows. No two may have one key.
+pub(in crate::journal) async fn write(
+    connection: &mut PgConnection,
+    table: &'static Table,
+    how: Write,
+    rows: &[impl AsRef<[Value]>],
+) -> Result<(), Error> {
+    let Some(first) = rows.first() else { return Ok(()) };
+    let types = first.as_ref().iter().map(array_type).collect::<Result<Vec<_>, _>>()?;
+    let arrays: Vec<String> = types.iter().enumerate().map(|(at, name)| format!("${}::{name}", at + 1)).collect();
+    let columns = table.columns.join(",");
+    let mut sql = format!("INSERT INTO {} ({columns}) SELECT * FROM UNNEST({})", table.name, arrays.join(","));
+    if how == Write::Upsert {
+        let (key, rest) = table.columns.split_at(table.key);
+        let set: Vec<String> = rest.iter().map(|column| format!("{column}=excluded.{column}")).collect();
+        sql.push_str(&format!(" ON CONFLICT ({}) DO UPDATE SET {}", key.join(","), set.join(",")));
+    }
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for column in 0..types.len() {
+        query = bind_array(query, rows.iter().filter_map(|row| row.as_ref().get(column)))?;
+    }
+    query.execute(connection).await?;
+    Ok(())
+}
+
+/// Inserts or replaces rows of any tables, a table at a time; of two rows with one key the later stays.
+pub(in crate::journal) async fn upsert(connection: &mut PgConnection, rows: &[Row]) -> Result<(), Error> {
+    for (table, set) in statements::by_table(rows) {
+        write(connection, table, Write::Upsert, &statements::last_of_each_key(table, set)).await?;
+    }
+    Ok(())
+}
+
+/// Reads the rows with these keys, all columns in the table's order.
+pub(in crate::journal) async fn fetch_keys(
+    connection: &mut PgConnection,
+    table: &'static Table,
+    keys: &[Vec<Value>],
+) -> Result<Vec<Record>, Error> {
+    let Some(first) = keys.first() else { return Ok(Vec::new()) };
+    let types = first.iter().map(array_type).collect::<Result<Vec<_>, _>>()?;
+    let arrays: Vec<String> = types.iter().enumerate().map(|(at, name)| format!("${}::{name}", at + 1)).collect();
+    let wanted: Vec<String> = (0..types.len()).map(|at| format!("k{at}")).collect();
+    let equal: Vec<String> =
+        table.columns.iter().zip(&wanted).map(|(column, wanted)| format!("{column}={wanted}")).collect();
+    let sql = format!(
+        "SELECT {} FROM UNNEST({}) AS wanted({}) JOIN {} ON {}",
+        table.columns.join(","),
+        arrays.join(","),
+        wanted.join(","),
+        table.name,
+        equal.join(" AND ")
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for column in 0..types.len() {
+        query = bind_array(query, keys.iter().filter_map(|key| key.get(column)))?;
+    }
+    let rows = query.fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+type Pending<'q> = Query<'q, Postgres, PgArguments>;
+
+fn bind<'q>(query: Pending<'q>, values: &'q [Value]) -> Pending<'q> {
+    values.iter().fold(query, |query, value| match value {
+        Value::Null => query.bind(None::<i64>),
+        Value::Int(value) => query.bind(*value),
+        Value::Text(value) => query.bind(&**value),
+        Value::Blob(value) => query.bind(&**value),
+    })
+}
+
+fn array_type(value: &Value) -> Result<&'static str, Error> {
+    match value {
+        Value::Int(_) => Ok("bigint[]"),
+        Value::Text(_) => Ok("text[]"),
+        Value::Blob(_) => Ok("bytea[]"),
+        Value::Null => Err(mixed()),
+    }
+}
+
+fn mixed() -> Error {
+    Error::Corrupt("a set of rows whose column is not of one type".to_owned())
+}
+
+/// Binds a column of a set. All its values must be of one type.
+fn bind_array<'q>(query: Pending<'q>, column: impl Iterator<Item = &'q Value> + Clone) -> Result<Pending<'q>, Error> {
+    let int = |value: &'q Value| if let Value::Int(value) = value { Some(*value) } else { None };
+    let text = |value: &'q Value| if let Value::Text(value) = value { Some(&**value) } else { None };
+    let blob = |value: &'q Value| if let Value::Blob(value) = value { Some(&**value) } else { None };
+    Ok(match column.clone().next() {
+        Some(Value::Int(_)) => query.bind(column.map(int).collect::<Option<Vec<i64>>>().ok_or_else(mixed)?),
+        Some(Value::Text(_)) => query.bind(column.map(text).collect::<Option<Vec<&str>>>().ok_or_else(mixed)?),
+        Some(Value::Blob(_)) => query.bind(column.map(blob).collect::<Option<Vec<&[u8]>>>().ok_or_else(mixed)?),
+        Some(Value::Null) | None => return Err(mixed()),
+    })
+}
+
+fn read(row: &sqlx::postgres::PgRow) -> Result<Record, Error> {
+    let value = |column: &sqlx::postgres::PgColumn| {
+        let at = column.ordinal();
+        Ok(match column.type_info().name() {
+            "INT8" => row.try_get::<Option<i64>, _>(at)?.map_or(Value::Null, Value::Int),
+            "INT4" => row.try_get::<Option<i32>, _>(at)?.map_or(Value::Null, Value::from),
+            "BOOL" => row.try_get::<Option<bool>, _>(at)?.map_or(Value::Null, Value::from),
+            "TEXT" | "VARCHAR" | "NAME" => row.try_get::<Option<String>, _>(at)?.map_or(Value::Null, Value::from),
+            "BYTEA" => row.try_get::<Option<Vec<u8>>, _>(at)?.map_or(Value::Null, Value::from),
+            other => return Err(Error::Corrupt(format!("column {} is {other}", column.name()))),
+        })
+    };
+    row.columns().iter().map(value).collect::<Result<_, Error>>().map(Record)
+}

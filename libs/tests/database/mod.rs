@@ -1,0 +1,24 @@
+//! The database that a test runs on: a SQLite file in the test's folder, or a schema of its own on the PostgreSQL server that
+//! `TEST_POSTGRES` names. `tests/postgres.sh` starts one and runs the same tests again.
+
+use std::path::Path;
+
+use libs::journal::Location;
+
+/// Where `name` is kept in a test's folder.
+pub(crate) fn location(folder: &Path, name: &str) -> Location {
+    match std::env::var("TEST_POSTGRES") {
+        Ok(url) => {
+            // The folder's name is unique, and so is the schema's.
+            let unique: String = folder.display().to_string().chars().filter(char::is_ascii_alphanumeric).collect();
+            Location::Postgres { url, schema: format!("{unique}_{name}").to_lowercase() }
+        }
+        Err(_) => Location::Sqlite(folder.join(format!("{name}.db"))),
+    }
+}
+
+/// True on a server.
+#[allow(dead_code, reason = "not every test asks")]
+pub(crate) fn is_shared() -> bool {
+    std::env::var_os("TEST_POSTGRES").is_some()
+}

@@ -1,0 +1,209 @@
+//! What only a server can do to the journal: others who write, connections that break. Runs where `TEST_POSTGRES` names one.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use libs::journal::{
+    AggregateId, Cause, Change, ClaimError, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role,
+    SubmitError, events_after,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+async fn open(folder: &TempDir) -> Journal {
+    Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
+}
+
+/// Takes one piece of stock, if there is any.
+fn take(name: String) -> Entry {
+    let stock = AggregateId::new("stock", "sku");
+    let aggregate = stock.clone();
+    let decide = move |loaded: &libs::journal::Loaded<'_>| {
+        let before = loaded.aggregate("stock", "sku").cloned().unwrap_or_default();
+        let taken = if before.state.is_empty() { 0 } else { i64::from(before.state[0]) };
+        if taken == 50 {
+            return Decided { rejected: true, ..Decided::default() };
+        }
+        let state = vec![u8::try_from(taken + 1).unwrap()].into();
+        let event = NewEvent { name: "Taken", payload: name.into_bytes().into() };
+        let change = Change { aggregate, state: Some(state), version: before.version + 1, events: vec![event] };
+        Decided { changes: vec![change], ..Decided::default() }
+    };
+    Entry { request: None, aggregates: vec![stock], cause: Cause::default(), decide: Box::new(decide), size: 10 }
+}
+
+/// Notes something, under a key.
+fn note(key: &str) -> Entry {
+    let aggregate = AggregateId::new("note", key);
+    let event = NewEvent { name: "Noted", payload: key.to_owned().into() };
+    let change = Change { aggregate: aggregate.clone(), state: None, version: 1, events: vec![event] };
+    let decide = move |_: &libs::journal::Loaded<'_>| Decided { changes: vec![change], ..Decided::default() };
+    let request = Some(RequestKey { key: key.to_owned(), hash: [1; 32], role: Role::Action });
+    Entry { request, aggregates: vec![aggregate], cause: Cause::default(), decide: Box::new(decide), size: 10 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_who_write_take_turns_and_oversell_nothing() {
+    if !database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (one, two) = (open(&folder).await, open(&folder).await);
+    let takes = (0..80).map(|at| {
+        let journal = if at % 2 == 0 { one.clone() } else { two.clone() };
+        tokio::spawn(async move { journal.submit(take(format!("take {at}"))).await.unwrap().outcome })
+    });
+    let outcomes = futures::future::join_all(takes).await;
+    let done = outcomes.iter().filter(|outcome| *outcome.as_ref().unwrap() == Outcome::Done).count();
+    assert_eq!(done, 50);
+    assert!(one.stats().commits > 0 && two.stats().commits > 0, "both wrote");
+    let events = events_after(one.reader(), 0, 1000).await.unwrap();
+    assert_eq!(events.iter().map(|event| event.position).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+    assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
+    if !database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let (done, mut broken) = tokio::sync::oneshot::channel::<()>();
+    let killer = {
+        let reader = journal.reader().clone();
+        let Location::Postgres { schema, .. } = journal.location().clone() else { panic!("a server") };
+        tokio::spawn(async move {
+            const SQL: &str = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE application_name = $1 AND pid <> pg_backend_pid() AND state <> 'idle'";
+            let mut killed = 0;
+            while broken.try_recv().is_err() {
+                let name = format!("trellis {schema}");
+                let records = reader.fetch(SQL, vec![name.into()]).await;
+                killed += records.map_or(0, |records| records[0].int(0).unwrap());
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            killed
+        })
+    };
+    let mut answered = Vec::new();
+    for at in 0..150 {
+        let key = format!("request {at}");
+        let unsure = loop {
+            match journal.submit(note(&key)).await {
+                Ok(committed) => break committed,
+                Err(SubmitError::Unavailable) => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        // "Unavailable" means that nothing was written: what is asked again is never found done before.
+        assert_eq!(unsure.outcome, Outcome::Done, "{key}");
+        answered.push(key);
+    }
+    done.send(()).unwrap();
+    let killed = killer.await.unwrap();
+    assert!(killed > 10, "only {killed} connections were broken");
+    let noted: Vec<_> = loop {
+        if let Ok(events) = events_after(journal.reader(), 0, 1000).await {
+            break events.into_iter().map(|event| String::from_utf8(event.payload.to_vec()).unwrap()).collect();
+        }
+    };
+    assert_eq!(noted, answered);
+}
+
+/// What a link does to the next COMMIT that goes over it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    Never,
+    /// It doesn't arrive.
+    Before,
+    /// It arrives, and its answer doesn't.
+    After,
+}
+
+/// A way to the server that breaks when it is told to. Answers its port.
+async fn link(server: String, cut: Arc<Mutex<Cut>>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let (server, cut) = (server.clone(), Arc::clone(&cut));
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+                loop {
+                    tokio::select! {
+                        Ok(count) = near.read(&mut up) => {
+                            let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
+                            let broken = if commits { std::mem::replace(&mut *cut.lock().unwrap(), Cut::Never) } else { Cut::Never };
+                            if count == 0 || broken == Cut::Before || far.write_all(&up[..count]).await.is_err() {
+                                return;
+                            }
+                            if broken == Cut::After {
+                                // It was committed once there is an answer.
+                                let _ = far.read(&mut down).await;
+                                return;
+                            }
+                        }
+                        Ok(count) = far.read(&mut down) => {
+                            if count == 0 || near.write_all(&down[..count]).await.is_err() {
+                                return;
+                            }
+                        }
+                        else => return,
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_became_of_a_commit_without_an_answer_is_found_out() {
+    let Ok(url) = std::env::var("TEST_POSTGRES") else { return };
+    let folder = TempDir::new().unwrap();
+    let Location::Postgres { schema, .. } = database::location(folder.path(), "test") else { panic!("a server") };
+    let (before, server) = url.split_once('@').unwrap();
+    let (server, name) = server.split_once('/').unwrap();
+    let cut = Arc::new(Mutex::new(Cut::Never));
+    let port = link(server.to_owned(), Arc::clone(&cut)).await;
+    let url = format!("{before}@127.0.0.1:{port}/{name}?sslmode=disable");
+    let journal = Journal::open(Location::Postgres { url, schema }, &[]).await.unwrap();
+    for at in 0..10 {
+        let key = format!("arrives {at}");
+        *cut.lock().unwrap() = Cut::After;
+        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done, "it was committed");
+        assert_eq!(*cut.lock().unwrap(), Cut::Never, "the link was cut");
+        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Replayed);
+
+        let key = format!("doesn't arrive {at}");
+        *cut.lock().unwrap() = Cut::Before;
+        assert_eq!(journal.submit(note(&key)).await, Err(SubmitError::Unavailable), "it was not");
+        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_is_one_processs_until_it_is_gone() {
+    if !database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (one, two) = (open(&folder).await, open(&folder).await);
+    let claim = one.claim("sagas", Duration::ZERO).await.unwrap();
+    assert!(claim.is_some());
+    assert!(matches!(two.claim("sagas", Duration::ZERO).await, Err(ClaimError::Taken("sagas"))));
+    drop(claim);
+    assert!(two.claim("sagas", Duration::from_secs(30)).await.unwrap().is_some());
+}

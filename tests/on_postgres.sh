@@ -1,0 +1,8 @@
+#!/bin/sh
+# The tests that hold on every database, and those that only a server can fail, on the PostgreSQL that TEST_POSTGRES names; then
+# processes killed under load on it.
+set -eu
+
+cd "$(dirname "$0")/.."
+cargo test --locked --package libs --test journal --test views --test saga_engine --test postgres
+"${CARGO_TARGET_DIR:-target}/debug/chaos" --seconds 10
