@@ -338,7 +338,7 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
     let refused = Refused::of(shipping.get_shipment(GetShipmentRequest { shipment_id: id() }).await);
     assert_eq!(refused, missing("shipping", "UNKNOWN_SHIPMENT"));
     let mut orders = clients.order_queries();
-    let refused = Refused::of(orders.get_order(GetOrderRequest { order_id: id() }).await);
+    let refused = Refused::of(orders.get_order(GetOrderRequest { order_id: id(), include_shipment: false }).await);
     assert_eq!(refused, missing("order", "UNKNOWN_ORDER"));
     let watch = WatchOrderRequest { order_id: id(), after_position: 0 };
     let watched = match orders.watch_order(watch).await {

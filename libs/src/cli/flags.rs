@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::{BoxError, DatabaseUrl, duration};
 use crate::{
-    breaker::Registry,
+    breaker::{self, Registry},
     rpc::client::{PeerAddress, Peers},
     telemetry::{self, propagation},
 };
@@ -116,6 +116,11 @@ pub struct Limits {
     #[arg(long, env = "MAX_STREAMS", value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams: u32,
 
+    /// The most calls being worked on, of all connections together; more are refused at once with RESOURCE_EXHAUSTED. Health and
+    /// reflection always pass.
+    #[arg(long, env = "MAX_CALLS", value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_calls: u32,
+
     /// How often a silent connection is asked for a sign of life.
     #[arg(long, env = "KEEPALIVE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
     pub keepalive: Duration,
@@ -145,12 +150,13 @@ impl Serve {
         }
     }
 
-    /// The peers of `defaults`, at the addresses typed instead where there are such. Calls to them carry the trace they belong
+    /// The peers of `defaults`, at the addresses typed instead where there are such. Their breakers are measured, and calls to them carry the trace they belong
     /// to, and https addresses are trusted by `--tls-ca`.
     ///
     /// # Errors
     /// When an address is given for a peer that `defaults` does not name, or the authority can't be read.
     pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
+        breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
         let peers = Peers::new(registry, defaults, self.peers.clone())?.on_request(Arc::new(propagation::inject));
         let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
         let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
@@ -190,6 +196,7 @@ impl Default for Limits {
             max_message_bytes: 4 << 20,
             max_header_bytes: 16 << 10,
             max_streams: 256,
+            max_calls: 4096,
             keepalive: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(15 * 60),

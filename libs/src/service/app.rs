@@ -23,11 +23,15 @@ use super::{
 };
 use crate::{
     cli::{BoxError, Limits, Serve},
+    rpc::shed::ShedLayer,
     telemetry::ServerMetrics,
 };
 
 /// The least time for putting one thing away, even where calls and others took all there was.
 const PUT_AWAY: Duration = Duration::from_secs(5);
+
+/// How long those stay away who find the service full.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(500);
 
 /// A service, being assembled and then run.
 ///
@@ -136,6 +140,7 @@ impl App {
             routes: routes.routes().prepare(),
             phase: phases,
             metrics: ServerMetrics::new(),
+            shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout,

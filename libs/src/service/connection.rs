@@ -16,7 +16,10 @@ use tonic::{service::Routes, transport::Server};
 
 use super::socket::{Cord, Socket};
 use crate::{
-    rpc::server::{CatchLayer, DeadlineLayer, ObserveLayer},
+    rpc::{
+        server::{CatchLayer, DeadlineLayer, ObserveLayer},
+        shed::ShedLayer,
+    },
     telemetry::ServerMetrics,
 };
 
@@ -38,6 +41,8 @@ pub(super) struct Connections {
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) metrics: Option<ServerMetrics>,
+    /// The bound on calls, of all connections together.
+    pub(super) shed: ShedLayer,
     pub(super) max_deadline: Duration,
     pub(super) max_age: Duration,
     pub(super) grace: Duration,
@@ -46,7 +51,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Serves a connection to its end.
     pub(super) async fn serve(self, stream: TcpStream) {
-        let Self { service, server, routes, phase, metrics, max_deadline, max_age, grace } = self;
+        let Self { service, server, routes, phase, metrics, shed, max_deadline, max_age, grace } = self;
         // Small messages each way: waiting for more to send costs a round trip.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost before it was served");
@@ -61,6 +66,8 @@ impl Connections {
             .layer(ObserveLayer::new(service, metrics, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
             .layer(CatchLayer::new(service))
+            // What finds no place costs neither a timer nor a surface.
+            .layer(shed)
             // Innermost: what is left of the time is the surface's.
             .layer(DeadlineLayer::new(service, max_deadline));
         let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {

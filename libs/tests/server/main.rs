@@ -5,9 +5,11 @@ mod shelf;
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::join_all, stream};
-use libs::{refusal::Refusal, service::App};
+use libs::{breaker::Registry, refusal::Refusal, rpc::client::Peers, service::App};
 use parking_lot::Mutex;
-use proto::inventory::v1::{GetStockRequest, ListStockRequest, WatchStockRequest};
+use proto::inventory::v1::{
+    GetStockRequest, ListStockRequest, WatchStockRequest, inventory_query_service_client::InventoryQueryServiceClient,
+};
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
@@ -229,4 +231,35 @@ async fn a_failed_task_ends_the_service() {
     })
     .await;
     assert_eq!(panicking.ended().await.expect_err("a task panicked").to_string(), "committer: panicked");
+}
+
+#[tokio::test]
+async fn what_finds_no_place_is_refused_at_once_and_health_still_answers() {
+    let mut flags = flags();
+    flags.limits.max_calls = 1;
+    let served = Served::start(&flags).await;
+    let mut client = served.client();
+    let waiting = tokio::spawn(async move { client.get_stock(GetStockRequest { sku: "wait".to_owned() }).await });
+    served.shelf.waiting.acquire().await.expect("open").forget();
+
+    let refused = served.get("tea").await.expect_err("no place");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "OVERLOADED"));
+    assert!(refused.get_details_retry_info().is_some() && refused.metadata().contains_key("grpc-retry-pushback-ms"));
+    assert_eq!(health(&served, "").await, Ok(1));
+
+    // A client's breaker takes it for overload: it waits as long as it is asked to, and counts no failure.
+    let registry = Registry::new();
+    let address = format!("shelf=http://{}", served.address);
+    let peers =
+        Peers::new(registry.clone(), &[("shelf", "http://localhost:1")], vec![address.parse().expect("an address")]);
+    let peer = peers.expect("peers").connect("shelf").expect("a peer");
+    let mut client = InventoryQueryServiceClient::new(peer);
+    let refused = client.get_stock(GetStockRequest { sku: "tea".to_owned() }).await.expect_err("no place");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let totals = registry.list("")[0].snapshot().totals;
+    assert_eq!((totals.overload, totals.failure), (1, 0));
+
+    served.shelf.release.add_permits(1);
+    waiting.await.expect("ends").expect("answered");
+    served.get("tea").await.expect("a place again");
 }

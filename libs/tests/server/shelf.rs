@@ -92,6 +92,7 @@ pub(crate) fn flags() -> Serve {
 pub(crate) struct Served {
     pub(crate) shelf: Shelf,
     pub(crate) channel: Channel,
+    pub(crate) address: std::net::SocketAddr,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), ServeError>>,
 }
@@ -106,12 +107,13 @@ impl Served {
         let mut app = App::bind("shelf", flags).await.expect("a free port");
         app.add(InventoryQueryServiceServer::new(shelf.clone()));
         assemble(&mut app);
-        let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).expect("a URI").connect_lazy();
+        let address = app.local_addr();
+        let channel = Endpoint::from_shared(format!("http://{address}")).expect("a URI").connect_lazy();
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(app.run_until(async {
             let _ = stopped.await;
         }));
-        Self { shelf, channel, stop, ended }
+        Self { shelf, channel, address, stop, ended }
     }
 
     pub(crate) fn client(&self) -> InventoryQueryServiceClient<Channel> {

@@ -6,6 +6,7 @@ use libs::{
     cli::{BoxError, Program, Serve, Store},
     cqrs::{CommandSide, Projections},
     journal::Journal,
+    rpc::client::Peers,
     saga::{self, Coordinator, Grpc, Options, SagaCommands, SagaQueries, SagasView},
     service::{App, Stores},
 };
@@ -14,7 +15,8 @@ use proto::order::v1::{
 };
 
 use crate::{
-    completion::Completion, projections::OrdersView, queries::Queries, sagas::place_order, surface::OrderQuerySurface,
+    completion::Completion, projections::OrdersView, queries::Queries, sagas::place_order, shipments::Shipments,
+    surface::OrderQuerySurface,
 };
 
 /// Where the other services are, unless told otherwise.
@@ -36,17 +38,22 @@ impl Program for Service {
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let sides = stores().open(Self::NAME, app, flags).await?;
+        let breakers = Registry::new();
+        let peers = flags.known_peers(breakers.clone(), &PEERS)?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
-            serve_commands(app, flags, side, journal).await?;
+            serve_commands(app, flags, &peers, side, journal).await?;
         }
         if let Some(read) = sides.queries {
             app.add(SagaQueries::new(read.clone(), [place_order::definition()?]).into_server());
             app.add(
-                OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries))
+                OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries::new(Shipments::connect(&peers)?)))
                     .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
         }
+        let breakers = BreakerService::new(breakers);
+        app.add(breakers.queries());
+        app.add(breakers.commands());
         Ok(())
     }
 
@@ -59,13 +66,17 @@ impl Program for Service {
     }
 }
 
-async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal: Journal) -> Result<(), BoxError> {
+async fn serve_commands(
+    app: &mut App,
+    flags: &Serve,
+    peers: &Peers,
+    side: CommandSide,
+    journal: Journal,
+) -> Result<(), BoxError> {
     // Two who drive the same sagas would call twice and write over each other.
     if let Some(claim) = journal.claim("sagas", flags.limits.drain_timeout * 2).await? {
         app.task("the turn to drive sagas", async move { Err::<(), _>(claim.lost().await) });
     }
-    let breakers = Registry::new();
-    let peers = flags.known_peers(breakers.clone(), &PEERS)?;
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
     let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
@@ -82,9 +93,6 @@ async fn serve_commands(app: &mut App, flags: &Serve, side: CommandSide, journal
             .max_decoding_message_size(most)
             .max_encoding_message_size(most),
     );
-    let breakers = BreakerService::new(breakers);
-    app.add(breakers.queries());
-    app.add(breakers.commands());
     Ok(())
 }
 

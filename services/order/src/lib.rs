@@ -5,7 +5,7 @@
 //! - [`sagas`]: what takes several services, and the way back.
 //! - [`completion`]: waiting for an order's end.
 //! - [`projections`]: the views, folded from the events.
-//! - [`queries`]: how each query is answered from the views.
+//! - [`queries`]: how each query is answered from the views, and [`shipments`]: from shipping, or from what was last heard of it.
 //! - [`surface`], [`steps`]: the gRPC servers and the other services' operations, generated from the contracts.
 //! - [`app`]: the one place that wires them all.
 
@@ -16,6 +16,7 @@ pub mod domain;
 pub mod projections;
 pub mod queries;
 pub mod sagas;
+pub mod shipments;
 pub mod steps;
 pub mod surface;
 

@@ -13,20 +13,32 @@ use proto::order::v1::{
     WatchOrderResponse,
 };
 
-use crate::{domain::order, projections::orders::ORDERS, surface::OrderQueries};
+use crate::{domain::order, projections::orders::ORDERS, shipments::Shipments, surface::OrderQueries};
 
 /// The orders' queries.
 #[derive(Debug)]
-pub struct Queries;
+pub struct Queries {
+    shipments: Shipments,
+}
+
+impl Queries {
+    /// Queries that ask shipping for what it alone knows.
+    #[must_use]
+    pub const fn new(shipments: Shipments) -> Self {
+        Self { shipments }
+    }
+}
 
 impl OrderQueries for Queries {
     async fn get_order(&self, read: &ReadSide, request: GetOrderRequest) -> Result<GetOrderResponse, Refusal> {
-        let id = request.order_id;
+        let GetOrderRequest { order_id: id, include_shipment } = request;
         let mut violations = Violations::default();
         violations.id(&id, "order_id");
         violations.refuse()?;
         let view = read.document::<OrderView>(&ORDERS, &id).await?;
-        Ok(GetOrderResponse { order: Some(view.and_then(|view| view.order).ok_or_else(|| order::unknown(&id))?) })
+        let order = view.and_then(|view| view.order).ok_or_else(|| order::unknown(&id))?;
+        let shipment = if include_shipment { Some(self.shipments.standing(&id).await) } else { None };
+        Ok(GetOrderResponse { order: Some(order), shipment })
     }
 
     async fn list_orders(&self, read: &ReadSide, request: ListOrdersRequest) -> Result<ListOrdersResponse, Refusal> {

@@ -1,8 +1,9 @@
 //! What every call passes on its way to a surface, and every answer on its way out.
 //!
 //! ```text
-//! call ─▶ observe ─▶ catch ─▶ deadline ─▶ surface
-//!         │          │        └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
+//! call ─▶ observe ─▶ catch ─▶ shed ─▶ deadline ─▶ surface
+//!         │          │        │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
+//!         │          │        └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back
 //!         │          └ a panic is INTERNAL, and only this call's
 //!         └ trace, request id, log, metric; details on every error; ends endless streams when the server drains
 //! ```

@@ -1,0 +1,104 @@
+//! What a service's death means to those who call it: refused at once, answered from what is known, and whole again by itself.
+
+use std::time::Duration;
+
+use proto::{
+    breaker::v1::{ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient},
+    google::r#type::PostalAddress,
+    order::v1::{GetOrderRequest, OrderItem, OrderState, PlaceOrderRequest, ShipmentStanding},
+    shipping::v1::ShipmentState,
+};
+use tests::Shop;
+use tokio::time::{Instant, sleep};
+
+fn order(id: &str, wait: bool) -> PlaceOrderRequest {
+    PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "ada".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: "CH".to_owned(),
+            address_lines: vec!["1 Market Square".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: wait,
+    }
+}
+
+/// How an order's shipment stands, as the order service says.
+async fn standing(shop: &Shop, order_id: &str) -> anyhow::Result<ShipmentStanding> {
+    let asked = GetOrderRequest { order_id: order_id.to_owned(), include_shipment: true };
+    let answer = shop.clients().order_queries().get_order(asked).await?.into_inner();
+    Ok(answer.shipment.unwrap_or_default())
+}
+
+/// The state of the order service's breaker towards shipping, by its name in the contract.
+async fn breaker(shop: &Shop) -> anyhow::Result<String> {
+    let mut client = BreakerQueryServiceClient::new(shop.clients().order);
+    let breakers = client.list_breakers(ListBreakersRequest::default()).await?.into_inner().breakers;
+    let found = breakers.into_iter().find(|breaker| breaker.name == "shipping");
+    Ok(found.map_or_else(String::new, |breaker| breaker.state().as_str_name().to_owned()))
+}
+
+/// Waits until the breaker is in this state, while something goes on asking.
+async fn until(shop: &Shop, state: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while breaker(shop).await? != state {
+        anyhow::ensure!(Instant::now() < deadline, "the breaker is {} and not {state}", breaker(shop).await?);
+        standing(shop, "one").await?;
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_so() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    shop.stock("tea", 100, 3).await?;
+    shop.deposit("ada", 1_000).await?;
+    let placed = shop.clients().order_commands().place_order(order("one", true)).await?.into_inner();
+    assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Completed));
+
+    let current = loop {
+        let current = standing(&shop, "one").await?;
+        if current.shipment.is_some() {
+            break current;
+        }
+        // Shipping's own view is a moment behind its command.
+        sleep(Duration::from_millis(5)).await;
+    };
+    assert!(current.current && current.unavailable_because.is_empty(), "{current:?}");
+    assert_eq!(current.shipment.as_ref().map(|shipment| shipment.state()), Some(ShipmentState::Shipped));
+
+    shop.shipping().kill().await?;
+    let known = standing(&shop, "one").await?;
+    assert!(!known.current && known.age.is_some() && !known.unavailable_because.is_empty(), "{known:?}");
+    assert_eq!(known.shipment, current.shipment);
+
+    until(&shop, "CIRCUIT_STATE_OPEN").await?;
+    let known = standing(&shop, "one").await?;
+    assert!(known.unavailable_because.contains("circuit is open"), "{known:?}");
+    assert_eq!(known.shipment, current.shipment);
+
+    // What needs shipping waits for it, and what doesn't goes on: the order is taken, reserved and charged.
+    let placed = shop.clients().order_commands().place_order(order("two", false)).await?.into_inner();
+    assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Pending));
+    let never_heard_of = standing(&shop, "two").await?;
+    assert!(never_heard_of.shipment.is_none() && !never_heard_of.current, "{never_heard_of:?}");
+
+    shop.shipping().start().await?;
+    until(&shop, "CIRCUIT_STATE_CLOSED").await?;
+    assert!(standing(&shop, "one").await?.current);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let asked = GetOrderRequest { order_id: "two".to_owned(), include_shipment: false };
+        let answer = shop.clients().order_queries().get_order(asked).await?.into_inner();
+        assert_eq!(answer.shipment, None, "it was not asked for");
+        if answer.order.is_some_and(|order| order.state() == OrderState::Completed) {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the second order is not completed");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
