@@ -28,6 +28,21 @@ order *FLAGS:
 watch *FLAGS:
     @cargo run --package shop -- watch "$@"
 
+# The newest sagas of the services that `up` serves, a line each
+[group('run')]
+sagas *FLAGS:
+    @cargo run --quiet --package shop -- sagas "$@"
+
+# One saga's timeline (show ID), or a definition as Mermaid (graph place-order)
+[group('run')]
+saga *WHAT:
+    @cargo run --quiet --package shop -- saga "$@"
+
+# The circuit breakers of the services that `up` serves
+[group('run')]
+breakers *FLAGS:
+    @cargo run --quiet --package shop -- breakers "$@"
+
 # Everything that must pass before a change lands; installs what it needs
 [group('develop')]
 test: check features (build '--workspace' '--bins' '--tests' '--examples')

@@ -83,7 +83,11 @@ impl Suppliers {
     }
 }
 
-async fn connect(name: &str, address: &str) -> anyhow::Result<Channel> {
+/// Connects to a service.
+///
+/// # Errors
+/// When nobody answers there.
+pub async fn connect(name: &str, address: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(address.to_owned());
     let endpoint = endpoint.with_context(|| format!("{address} is not an address such as http://localhost:50054"))?;
     match endpoint.connect().await {

@@ -27,6 +27,13 @@ pub enum Command {
     Order(Order),
     /// Show every saga of services that run as it moves, until Ctrl-C.
     Watch(Watch),
+    /// List the newest sagas of services that run: on a terminal until Ctrl-C, else once.
+    Sagas(Watch),
+    /// Show one saga, or draw a definition.
+    #[command(subcommand)]
+    Saga(Saga),
+    /// Show the circuit breakers of services that run: on a terminal until Ctrl-C, else once.
+    Breakers(Watch),
 }
 
 /// How to serve.
@@ -66,6 +73,37 @@ pub struct Order {
 /// Which sagas to watch.
 #[derive(Clone, Debug, Args)]
 pub struct Watch {
+    /// Where the order service is.
+    #[command(flatten)]
+    pub at: OrderAddress,
+}
+
+/// What to do with a saga.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Saga {
+    /// Show a saga's timeline and where it stands.
+    Show(ShowSaga),
+    /// Draw a definition as Mermaid.
+    Graph(GraphSaga),
+}
+
+/// Which saga to show.
+#[derive(Clone, Debug, Args)]
+pub struct ShowSaga {
+    /// The saga's id, which is the order's.
+    #[arg(value_name = "ID")]
+    pub saga_id: String,
+    /// Where the order service is.
+    #[command(flatten)]
+    pub at: OrderAddress,
+}
+
+/// Which definition to draw.
+#[derive(Clone, Debug, Args)]
+pub struct GraphSaga {
+    /// The saga's type.
+    #[arg(value_name = "TYPE", default_value = "place-order")]
+    pub saga_type: String,
     /// Where the order service is.
     #[command(flatten)]
     pub at: OrderAddress,

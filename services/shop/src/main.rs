@@ -7,8 +7,9 @@ use std::{
 
 use clap::Parser as _;
 use shop::{
-    config::{Cli, Command},
-    demo, order,
+    breakers,
+    config::{Cli, Command, Saga},
+    demo, order, sagas,
     screen::Screen,
     serve, watch,
 };
@@ -21,6 +22,10 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run(screen).await,
         Command::Order(asked) => order::run(asked, screen).await,
         Command::Watch(asked) => watch::run(&asked, screen).await,
+        Command::Sagas(asked) => sagas::list(&asked, screen).await,
+        Command::Saga(Saga::Show(asked)) => sagas::show(asked, screen).await,
+        Command::Saga(Saga::Graph(asked)) => sagas::graph(asked, screen).await,
+        Command::Breakers(asked) => breakers::run(&asked, screen).await,
     };
     let Err(error) = ended else { return ExitCode::SUCCESS };
     // Whoever read has seen enough: that is no failure.

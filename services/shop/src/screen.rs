@@ -3,6 +3,7 @@
 use std::{
     env, fmt,
     io::{self, IsTerminal as _, Write as _},
+    time::Duration,
 };
 
 /// A colour, by what it says.
@@ -25,8 +26,12 @@ pub enum Tone {
 /// The standard output.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
+    terminal: bool,
     colours: bool,
 }
+
+/// Between two looks at what is shown live.
+const LOOK: Duration = Duration::from_millis(500);
 
 impl Screen {
     /// The standard output, coloured if it is a terminal and `NO_COLOR` doesn't say otherwise.
@@ -34,13 +39,14 @@ impl Screen {
     pub fn stdout() -> Self {
         let wanted = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let able = env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self { colours: io::stdout().is_terminal() && wanted && able }
+        let terminal = io::stdout().is_terminal() && able;
+        Self { terminal, colours: terminal && wanted }
     }
 
     /// An output without colours.
     #[must_use]
     pub fn plain() -> Self {
-        Self { colours: false }
+        Self { terminal: false, colours: false }
     }
 
     /// Writes a line.
@@ -51,6 +57,30 @@ impl Screen {
         let mut out = io::stdout().lock();
         writeln!(out, "{line}")?;
         out.flush()
+    }
+
+    /// Shows lines that change: on a terminal again and again in the same place until Ctrl-C, else once.
+    ///
+    /// # Errors
+    /// The lines' own, and when nobody reads any more.
+    pub async fn live<L>(&self, lines: impl Fn() -> L) -> anyhow::Result<()>
+    where
+        L: Future<Output = anyhow::Result<Vec<String>>>,
+    {
+        let show = async {
+            loop {
+                let lines = lines().await?.join("\n");
+                if !self.terminal {
+                    return Ok(self.line(lines)?);
+                }
+                self.line(format!("\u{1b}[H\u{1b}[2J{lines}"))?;
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            shown = show => shown,
+            stopped = tokio::signal::ctrl_c() => Ok(stopped?),
+        }
     }
 
     /// A text in a tone.

@@ -1,0 +1,173 @@
+//! The sagas of services that run: a list, one's timeline, a definition's graph.
+
+use proto::saga::v1::{
+    DescribeSagaRequest, DescribeSagaResponse, GetSagaRequest, ListSagasRequest, Saga, SagaPhase, StepKind, StepState,
+    saga_query_service_client::SagaQueryServiceClient,
+};
+use tonic::transport::Channel;
+
+use crate::{
+    clients::{Orders, sentence},
+    config,
+    screen::{Screen, Tone},
+    timeline::Timeline,
+};
+
+/// How many sagas a list shows: the newest.
+const LISTED: i32 = 20;
+
+/// Lists sagas: on a terminal until Ctrl-C, else once.
+///
+/// # Errors
+/// When the order service isn't there, or goes away.
+pub async fn list(asked: &config::Watch, screen: Screen) -> anyhow::Result<()> {
+    let orders = Orders::connect(&asked.at.address).await?;
+    screen.live(|| table(orders.sagas.clone(), screen)).await
+}
+
+async fn table(mut sagas: SagaQueryServiceClient<Channel>, screen: Screen) -> anyhow::Result<Vec<String>> {
+    let asked = ListSagasRequest { page_size: LISTED, ..ListSagasRequest::default() };
+    let listed = sagas.list_sagas(asked).await.map_err(|status| sentence(&status))?.into_inner().sagas;
+    let head = format!("{:<38} {:<14} {:<12} {}", "saga", "type", "phase", "steps");
+    let mut lines = vec![screen.paint(Tone::Title, head)];
+    if listed.is_empty() {
+        lines.push("none yet: ./just order places one".to_owned());
+    }
+    lines.extend(listed.iter().map(|saga| row(saga, screen)));
+    Ok(lines)
+}
+
+fn row(saga: &Saga, screen: Screen) -> String {
+    let (phase, tone) = phase(saga.phase());
+    let steps: Vec<String> = saga.steps.iter().map(|step| format!("{} {}", mark(step.state()), step.name)).collect();
+    let paused = if saga.paused { " paused" } else { "" };
+    format!(
+        "{:<38} {:<14} {} {}",
+        saga.saga_id,
+        saga.r#type,
+        screen.paint(tone, format!("{:<12}", format!("{phase}{paused}"))),
+        steps.join("  ")
+    )
+}
+
+fn phase(phase: SagaPhase) -> (&'static str, Tone) {
+    match phase {
+        SagaPhase::Scheduled => ("scheduled", Tone::Faint),
+        SagaPhase::Forward => ("forward", Tone::Plain),
+        SagaPhase::Compensating => ("compensating", Tone::Undo),
+        SagaPhase::Stuck => ("STUCK", Tone::Bad),
+        SagaPhase::Completed => ("completed", Tone::Good),
+        SagaPhase::Compensated => ("compensated", Tone::Undo),
+        SagaPhase::ForceClosed => ("force-closed", Tone::Bad),
+        SagaPhase::Unspecified => ("?", Tone::Plain),
+    }
+}
+
+/// A step's state, a sign each.
+fn mark(state: StepState) -> char {
+    match state {
+        StepState::Unspecified => '·',
+        StepState::Started => '…',
+        StepState::Done => '✓',
+        StepState::Rejected => '✗',
+        StepState::Abandoned => '?',
+        StepState::Compensating => '↩',
+        StepState::Compensated => '⤺',
+        StepState::Skipped => '»',
+    }
+}
+
+/// Shows one saga's timeline and where it stands.
+///
+/// # Errors
+/// When the order service isn't there, or knows no such saga.
+pub async fn show(asked: config::ShowSaga, screen: Screen) -> anyhow::Result<()> {
+    let mut orders = Orders::connect(&asked.at.address).await?;
+    let answer = orders.sagas.get_saga(GetSagaRequest { saga_id: asked.saga_id }).await;
+    let saga = answer.map_err(|status| sentence(&status))?.into_inner().saga.unwrap_or_default();
+    screen.line(row(&saga, screen))?;
+    for line in Timeline::default().news(&saga, screen) {
+        screen.line(line)?;
+    }
+    for step in saga.steps.iter().filter(|step| !step.last_error.is_empty()) {
+        screen.line(format!("{}: {}", step.name, screen.paint(Tone::Bad, &step.last_error)))?;
+    }
+    if let Some(reason) = saga.reason {
+        screen.line(format!("because of {}: {}: {}", reason.step, reason.reason, reason.message))?;
+    }
+    Ok(())
+}
+
+/// Draws a definition as Mermaid.
+///
+/// # Errors
+/// When the order service isn't there, or knows no such type.
+pub async fn graph(asked: config::GraphSaga, screen: Screen) -> anyhow::Result<()> {
+    let mut orders = Orders::connect(&asked.at.address).await?;
+    let answer = orders.sagas.describe_saga(DescribeSagaRequest { r#type: asked.saga_type }).await;
+    screen.line(mermaid(&answer.map_err(|status| sentence(&status))?.into_inner()).trim_end())?;
+    Ok(())
+}
+
+fn mermaid(definition: &DescribeSagaResponse) -> String {
+    let mut text = String::from("flowchart LR\n");
+    for step in &definition.steps {
+        let participant = if step.participant.is_empty() { "here" } else { &step.participant };
+        let label = format!("{}<br/>{participant}", step.name);
+        let shape = match step.kind() {
+            StepKind::Pivot => format!("[[\"{label}: pivot\"]]"),
+            StepKind::Check => format!("{{\"{label}\"}}"),
+            StepKind::Retriable => format!("([\"{label}\"])"),
+            StepKind::Compensatable | StepKind::Unspecified => format!("[\"{label}\"]"),
+        };
+        text.push_str(&format!("  {}{shape}\n", step.name));
+        for before in &step.after {
+            text.push_str(&format!("  {before} --> {}\n", step.name));
+        }
+        if let Some((_, undo)) = step.compensation.rsplit_once('/') {
+            text.push_str(&format!("  {} -. {undo} .-> {0}\n", step.name));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::saga::v1::{Step, StepDefinition};
+
+    use super::*;
+
+    #[test]
+    fn a_saga_is_a_line_with_a_sign_for_each_step() {
+        let step =
+            |name: &str, state: StepState| Step { name: name.to_owned(), state: state.into(), ..Step::default() };
+        let steps = vec![step("reserve", StepState::Compensated), step("charge", StepState::Rejected)];
+        let mut saga = Saga { saga_id: "s-1".to_owned(), r#type: "place-order".to_owned(), steps, ..Saga::default() };
+        saga.set_phase(SagaPhase::Compensated);
+        let row = row(&saga, Screen::plain());
+        assert_eq!(
+            row.split_whitespace().collect::<Vec<_>>().join(" "),
+            "s-1 place-order compensated ⤺ reserve ✗ charge"
+        );
+    }
+
+    #[test]
+    fn a_definition_is_drawn_with_its_pivot_and_its_ways_back() {
+        let step = |name: &str, kind: StepKind, after: &[&str], compensation: &str| StepDefinition {
+            name: name.to_owned(),
+            kind: kind.into(),
+            after: after.iter().map(ToString::to_string).collect(),
+            participant: "payment".to_owned(),
+            compensation: compensation.to_owned(),
+            ..StepDefinition::default()
+        };
+        let steps = vec![
+            step("charge", StepKind::Compensatable, &[], "/payment.v1.PaymentCommandService/RefundCharge"),
+            step("ship", StepKind::Pivot, &["charge"], ""),
+        ];
+        let drawn = mermaid(&DescribeSagaResponse { steps, ..DescribeSagaResponse::default() });
+        let expected = "flowchart LR\n  charge[\"charge<br/>payment\"]\n  charge -. RefundCharge .-> charge\n  \
+                        ship[[\"ship<br/>payment: pivot\"]]\n  charge --> ship\n";
+        assert_eq!(drawn, expected);
+    }
+}
