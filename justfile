@@ -8,10 +8,13 @@ programs := env('CARGO_TARGET_DIR', justfile_directory() / 'target') / 'debug'
 default:
     @'{{ just_executable() }}' --list --unsorted --list-heading '{{ "./just RECIPE, where RECIPE is one of\n" }}'
 
-# Four services, three orders, each saga's timeline, the books at the end
+# Four services, three orders, each saga's timeline, the books; `demo breaker` kills shipping under load
 [group('run')]
-demo *FLAGS:
-    @cargo run --package shop -- demo "$@"
+demo *WHAT:
+    @if [ "${1:-}" = breaker ]; then \
+        cargo build --locked --package inventory --package payment --package shipping --package order --package tests && \
+        exec '{{ programs }}/outage'; \
+    else exec cargo run --package shop -- demo "$@"; fi
 
 # Serve all four services until Ctrl-C, with grpcurl lines to paste
 [group('run')]

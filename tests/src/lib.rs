@@ -6,6 +6,7 @@ pub mod clients;
 pub mod facts;
 pub mod invariants;
 pub mod load;
+pub mod outage;
 pub mod port;
 pub mod program;
 pub mod refusal;

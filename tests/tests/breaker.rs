@@ -102,3 +102,10 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
         sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test]
+async fn under_load_a_dead_service_is_passed_by_and_comes_back_by_itself() -> anyhow::Result<()> {
+    let report = tests::outage::run(|_| ()).await?;
+    assert!(report.orders > 0);
+    Ok(())
+}
