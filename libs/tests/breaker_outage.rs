@@ -144,8 +144,9 @@ fn an_outage_is_not_amplified_ends_when_it_ends_and_does_not_come_back() {
         }
         assert!(before > 2.0, "seed {seed}: the scenario amplifies nothing: {before:.2}");
         assert!(after <= 1.2, "seed {seed}: {after:.2} calls a request");
+        // The default's window is ten seconds, and half of what is in it must have failed.
         assert!(
-            guarded.open_after.is_some_and(|ticks| ticks <= 100),
+            guarded.open_after.is_some_and(|ticks| ticks <= 500),
             "seed {seed}: open after {:?}",
             guarded.open_after
         );
