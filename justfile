@@ -58,7 +58,7 @@ check: tools
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
-    cd proto && ../target/tools/python/bin/buf lint
+    tests/contracts.sh
     tests/manifests.sh k8s/overlays/local
 
 # Format the code
