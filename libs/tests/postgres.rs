@@ -78,26 +78,25 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
     }
     let folder = TempDir::new().unwrap();
     let journal = open(&folder).await;
-    let (done, mut broken) = tokio::sync::oneshot::channel::<()>();
     let killer = {
         let reader = journal.reader().clone();
         let Location::Postgres { schema, .. } = journal.location().clone() else { panic!("a server") };
         tokio::spawn(async move {
             const SQL: &str = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE application_name = $1 AND pid <> pg_backend_pid() AND state <> 'idle'";
+            // So many and no more: on a slow disk every commit is in its way, and none would ever end.
             let mut killed = 0;
-            while broken.try_recv().is_err() {
+            while killed < 40 {
                 let name = format!("trellis {schema}");
                 let records = reader.fetch(SQL, vec![name.into()]).await;
                 killed += records.map_or(0, |records| records[0].int(0).unwrap());
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
-            killed
         })
     };
     let mut answered = Vec::new();
-    for at in 0..150 {
-        let key = format!("request {at}");
+    while !killer.is_finished() {
+        let key = format!("request {}", answered.len());
         let unsure = loop {
             match journal.submit(note(&key)).await {
                 Ok(committed) => break committed,
@@ -109,11 +108,9 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
         assert_eq!(unsure.outcome, Outcome::Done, "{key}");
         answered.push(key);
     }
-    done.send(()).unwrap();
-    let killed = killer.await.unwrap();
-    assert!(killed > 10, "only {killed} connections were broken");
+    killer.await.unwrap();
     let noted: Vec<_> = loop {
-        if let Ok(events) = events_after(journal.reader(), 0, 1000).await {
+        if let Ok(events) = events_after(journal.reader(), 0, 1_000_000).await {
             break events.into_iter().map(|event| String::from_utf8(event.payload.to_vec()).unwrap()).collect();
         }
     };
