@@ -48,7 +48,7 @@ breakers *FLAGS:
 
 # Everything that must pass before a change lands; installs what it needs
 [group('develop')]
-test: check features (build '--workspace' '--bins' '--tests' '--examples')
+test: check features loom (build '--workspace' '--bins' '--tests' '--examples')
     cargo test --workspace --locked
     tests/postgres.sh tests/on_postgres.sh
 
@@ -65,6 +65,11 @@ check: tools
 [group('develop')]
 fmt:
     cargo fmt --all
+
+# Try every order in which two threads can meet in the breaker
+[group('prove')]
+loom:
+    RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir '{{ programs }}/../loom'
 
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]

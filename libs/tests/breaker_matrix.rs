@@ -176,6 +176,8 @@ enum Ending {
     Gone,
     /// An overload that asks for a pause.
     Pushback,
+    /// An error whose details are not base64, in the headers or in trailers.
+    Illegible { in_headers: bool },
 }
 
 async fn raw_server(ending: Ending) -> std::net::SocketAddr {
@@ -197,6 +199,8 @@ async fn raw_server(ending: Ending) -> std::net::SocketAddr {
     address
 }
 
+const ILLEGIBLE: [(&str, &str); 2] = [("grpc-status", "13"), ("grpc-status-details-bin", "?!")];
+
 fn end(respond: &mut h2::server::SendResponse<Bytes>, ending: Ending) {
     let ok = |status: StatusCode| {
         Response::builder().status(status).header("content-type", "application/grpc").body(()).unwrap()
@@ -208,9 +212,10 @@ fn end(respond: &mut h2::server::SendResponse<Bytes>, ending: Ending) {
     match ending {
         Ending::ResetAtOnce(reason) => respond.send_reset(reason),
         Ending::Http(status) => drop(respond.send_response(ok(status), true).unwrap()),
-        Ending::Pushback => {
+        Ending::Pushback | Ending::Illegible { in_headers: true } => {
             let mut response = ok(StatusCode::OK);
-            let status = [("grpc-status", "8"), ("grpc-retry-pushback-ms", "30000")];
+            let pause = [("grpc-status", "8"), ("grpc-retry-pushback-ms", "30000")];
+            let status = if matches!(ending, Ending::Pushback) { pause } else { ILLEGIBLE };
             response.headers_mut().extend(trailers(&status));
             drop(respond.send_response(response, true).unwrap());
         }
@@ -221,6 +226,7 @@ fn end(respond: &mut h2::server::SendResponse<Bytes>, ending: Ending) {
             match ending {
                 Ending::Reset(reason) => stream.send_reset(reason),
                 Ending::TrailersWithoutStatus => stream.send_trailers(trailers(&[("x-other", "1")])).unwrap(),
+                Ending::Illegible { .. } => stream.send_trailers(trailers(&ILLEGIBLE)).unwrap(),
                 Ending::Gibberish => stream.send_trailers(trailers(&[("grpc-status", "well")])).unwrap(),
                 _ => {}
             }
@@ -254,6 +260,19 @@ async fn what_no_server_should_do_counts_against_it() {
             assert!(result.is_err(), "{ending:?} {kind:?}");
             let totals = peer.breaker().snapshot().totals;
             assert_eq!((totals.success, totals.failure), (0, 1), "{ending:?} {kind:?}: {result:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn details_that_nobody_can_read_are_left_out() {
+    // tonic panics on them.
+    for in_headers in [true, false] {
+        for kind in KINDS {
+            let peer = peer(raw_server(Ending::Illegible { in_headers }).await, &eager());
+            let status = call(&peer, kind, "/some.Service/Method").await.unwrap_err();
+            assert_eq!((status.code(), status.details()), (Code::Internal, &[][..]), "{kind:?}");
+            assert_eq!(peer.breaker().snapshot().totals.failure, 1);
         }
     }
 }

@@ -39,6 +39,23 @@ async fn a_peer_that_keeps_failing_is_left_alone_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_method_that_fails_can_be_left_alone_by_itself() {
+    let moody = Moody::serve().await;
+    let registry = Registry::new();
+    let peer = peer_in(&registry, &moody.uri, &eager().breaker_per_method(10));
+    moody.set(Code::Internal as i32);
+    for _ in 0..3 {
+        assert_eq!(list(&peer).await.unwrap_err().code(), Code::Internal);
+    }
+    let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert_eq!(&*refused.breaker, "moody/breaker.v1.BreakerQueryService/ListBreakers");
+    moody.set(0);
+    let mut client = BreakerQueryServiceClient::new(peer.clone());
+    client.watch_breakers(WatchBreakersRequest::default()).await.unwrap();
+    assert_eq!(peer.breaker().snapshot().totals.rejected, 0);
+}
+
+#[tokio::test]
 async fn timely_refusals_keep_it_closed() {
     let moody = Moody::serve().await;
     moody.set(Code::FailedPrecondition as i32);

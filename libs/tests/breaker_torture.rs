@@ -10,7 +10,8 @@ use std::{
 };
 
 use libs::breaker::{
-    Breaker, Class, Config, ConfigBuilder, ManualClock, Override, ProbeTimeout, Rate, Reason, State, Undecided,
+    Breaker, BreakerLayer, Class, Config, ConfigBuilder, ManualClock, Methods, Override, ProbeTimeout, Rate, Reason,
+    Registry, State, Undecided,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -203,6 +204,45 @@ fn t11_a_clock_that_goes_back_stands_still() {
     clock.set(SECOND * 1_000_000);
     breaker.admit().expect("the probe").finish(Class::Success);
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn t12_what_is_forgotten_is_never_what_fails() {
+    let clock = Arc::new(ManualClock::default());
+    let registry = Registry::with_clock(clock.clone());
+    let config = quick().time_window(SECOND * 10, 10).build().expect("makes sense");
+    let shared = BreakerLayer::new(registry.breaker("peer", &config));
+    let methods = Methods::new(registry.clone(), shared, config, 4);
+    let call = |path: &str, class: Class| {
+        let layer = methods.layer(path);
+        layer.breaker().admit().expect("closed").finish(class);
+        layer.breaker().name().to_string()
+    };
+    assert_eq!(call("/s/Opens", Class::Failure), "peer/s/Opens");
+    call("/s/Opens", Class::Failure);
+    call("/s/Fails", Class::Failure);
+    call("/s/Works", Class::Success);
+    let hangs = methods.layer("/s/Hangs");
+    let under_way = hangs.breaker().admit_owned(None).expect("closed");
+    // Nothing is idle yet, so a method too many shares the peer's.
+    assert_eq!(call("/s/Fifth", Class::Success), "peer");
+    // The windows are empty now: what only worked goes, what is held, open or fresh from a failure stays.
+    clock.advance(SECOND * 11);
+    call("/s/Fails", Class::Failure);
+    assert_eq!(call("/s/Fifth", Class::Success), "peer/s/Fifth");
+    let named = |registry: &Registry| registry.list("peer/").iter().map(|b| b.name().to_string()).collect::<Vec<_>>();
+    assert_eq!(named(&registry), ["peer/s/Fails", "peer/s/Fifth", "peer/s/Hangs", "peer/s/Opens"]);
+    assert_eq!(registry.get("peer/s/Opens").expect("kept").state(), State::Open);
+    // A caller who comes back finds the one that knows.
+    assert_eq!(methods.layer("/s/Opens").breaker().snapshot().totals.opened, 1);
+    drop((under_way, hangs));
+    // Ten thousand methods later there are no more than before.
+    for number in 0..10_000 {
+        call(&format!("/s/{number}"), Class::Success);
+        clock.advance(SECOND * 3);
+    }
+    assert!(registry.list("").len() <= 5, "{:?}", named(&registry));
+    assert_eq!(registry.get("peer/s/Opens").expect("kept").state(), State::Open);
 }
 
 #[test]

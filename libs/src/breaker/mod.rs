@@ -21,7 +21,7 @@ pub use self::{
         Window,
     },
     fallback::{Answer, Fallback, LastKnown},
-    layer::{BreakerLayer, Circuit},
+    layer::{BreakerLayer, Circuit, Methods},
     registry::{Change, Registry},
     rejection::{CircuitOpen, DOMAIN},
 };

@@ -233,6 +233,18 @@ impl Breaker {
         self.announce(transition);
     }
 
+    /// Whether forgetting it would lose nothing: it is closed by itself, its window is empty and no earlier trip is remembered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let cold = lock(&self.cold);
+        let (word, now) = (self.word(), self.clock.now());
+        let counts = || self.hot.windows.get(word.window()).counts_now(word.generation(), now);
+        word.plainly_closed()
+            && self.consecutive(word.generation()) == 0
+            && cold.open_time.remembered(&cold.config, now) == 0
+            && counts().total == 0
+    }
+
     /// How it stands. Numbers may be one record behind each thread that is recording.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -25,11 +25,16 @@ impl OpenTime {
         self.level = 0;
     }
 
+    /// The trips of a circuit, closed until now, that are not forgotten yet.
+    pub(crate) fn remembered(&self, config: &Config, now: u64) -> u32 {
+        let forgotten = now.saturating_sub(self.closed_since) / nanos(config.decay).max(1);
+        self.level.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+    }
+
     /// The next open time, for a circuit that was closed until now or was not.
     pub(crate) fn next(&mut self, config: &Config, now: u64, was_closed: bool) -> u64 {
         if was_closed {
-            let forgotten = now.saturating_sub(self.closed_since) / nanos(config.decay).max(1);
-            self.level = self.level.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
+            self.level = self.remembered(config, now);
         }
         let cap = nanos(config.open_cap);
         let factor = u64::from(config.open_multiplier).saturating_pow(self.level);

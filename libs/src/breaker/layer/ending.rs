@@ -2,6 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
@@ -23,6 +24,14 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
         _ => Code::Unknown,
     };
     Some(code)
+}
+
+/// Takes details away that are not base64: tonic, reading the status later, would panic on them.
+#[inline]
+pub fn drop_unreadable_details(headers: &mut HeaderMap) {
+    if headers.contains_key(&DETAILS) && details(headers).is_none() {
+        headers.remove(&DETAILS);
+    }
 }
 
 /// Ends a call by a code in headers or trailers.
@@ -124,8 +133,11 @@ fn refused_by_a_breaker(headers: &HeaderMap) -> bool {
 
 /// The status with its details. `Status::from_header_map` would panic on details that are not base64.
 fn status_with_details(headers: &HeaderMap) -> Option<Status> {
+    Some(Status::with_details(grpc_status(headers)?, "", details(headers)?))
+}
+
+fn details(headers: &HeaderMap) -> Option<Bytes> {
     let value = headers.get(&DETAILS)?.clone();
     let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS.clone(), value)]));
-    let details = only.get_bin(DETAILS.as_str())?.to_bytes().ok()?;
-    Some(Status::with_details(grpc_status(headers)?, "", details))
+    only.get_bin(DETAILS.as_str())?.to_bytes().ok()
 }

@@ -8,14 +8,16 @@ mod body;
 mod ending;
 mod future;
 mod grpc_timeout;
+mod methods;
 mod service;
 mod watch;
 
 pub use self::{
     body::CircuitBody,
-    ending::grpc_status,
+    ending::{drop_unreadable_details, grpc_status},
     future::ResponseFuture,
     grpc_timeout::{GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
+    methods::Methods,
     service::{BreakerLayer, Circuit},
 };
 

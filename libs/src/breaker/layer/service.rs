@@ -54,11 +54,22 @@ impl BreakerLayer {
         Self::with(Arc::clone(self.breaker()), classes, self.0.0.stream_commit)
     }
 
+    /// The classes it judges by.
+    #[must_use]
+    pub fn judged_by(&self) -> Classes {
+        self.0.0.classes
+    }
+
     /// Takes a stream that has sent something for a success once it is so old; by default 5 s. How it ends counts again.
     #[must_use]
     pub fn stream_commit(self, age: Duration) -> Self {
         Self::with(Arc::clone(self.breaker()), self.0.0.classes, age)
     }
+}
+
+/// Whether anybody else holds this layer: a channel, or a call under way.
+pub(super) fn is_held(layer: &BreakerLayer) -> bool {
+    Arc::strong_count(&layer.0.0) > 1
 }
 
 impl<S> Layer<S> for BreakerLayer {
@@ -74,6 +85,14 @@ impl<S> Layer<S> for BreakerLayer {
 pub struct Circuit<S> {
     inner: S,
     layer: BreakerLayer,
+}
+
+impl<S: Clone> Circuit<S> {
+    /// The same channel with another breaker before it.
+    #[must_use]
+    pub fn behind(&self, layer: BreakerLayer) -> Self {
+        Self { inner: self.inner.clone(), layer }
+    }
 }
 
 impl<S, RequestBody, ResponseBody> Service<Request<RequestBody>> for Circuit<S>

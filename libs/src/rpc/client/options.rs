@@ -14,6 +14,7 @@ pub struct PeerOptions {
     pub(super) connections: usize,
     pub(super) breaker: Config,
     pub(super) classes: Classes,
+    pub(super) methods: Option<usize>,
     pub(super) most_calls: Option<usize>,
     pub(super) retry: Option<Retry>,
     pub(super) ejection: Config,
@@ -28,6 +29,7 @@ impl PeerOptions {
             connections: 1,
             breaker: Config::default(),
             classes: Classes::default(),
+            methods: None,
             most_calls: None,
             retry: None,
             ejection: ejection(),
@@ -83,6 +85,13 @@ impl PeerOptions {
     /// Configures the breaker, unless the peer already has one.
     pub fn breaker(mut self, config: Config) -> Self {
         self.breaker = config;
+        self
+    }
+
+    /// Gives each method a breaker of its own, configured as the peer's, which is left to methods past the first `most`. For
+    /// peers whose methods fail apart, such as one that needs a database the others don't.
+    pub fn breaker_per_method(mut self, most: usize) -> Self {
+        self.methods = Some(most);
         self
     }
 

@@ -17,7 +17,7 @@ use super::{
     endpoints::Endpoints,
 };
 use crate::{
-    breaker::{Breaker, BreakerLayer, Circuit, layer::CircuitBody},
+    breaker::{Breaker, BreakerLayer, Circuit, Methods, layer::CircuitBody},
     rpc::deadline::{self, GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
 };
 
@@ -36,6 +36,7 @@ pub type PeerFuture = TimeoutFuture<Attempts>;
 pub struct Peer {
     name: Arc<str>,
     circuit: Circuit<Endpoints>,
+    methods: Option<Methods>,
     bulkhead: Option<Bulkhead>,
     retry: Option<Arc<Retry>>,
     breaker: Arc<Breaker>,
@@ -48,12 +49,14 @@ impl Peer {
         name: &str,
         endpoints: Endpoints,
         layer: &BreakerLayer,
+        methods: Option<Methods>,
         options: &PeerOptions,
         on_request: Option<OnRequest>,
     ) -> Self {
         let name: Arc<str> = name.into();
         Self {
             circuit: layer.layer(endpoints),
+            methods,
             bulkhead: options.most_calls.map(|calls| Bulkhead::new(Arc::clone(&name), calls)),
             retry: options.retry.clone().map(Arc::new),
             breaker: Arc::clone(layer.breaker()),
@@ -69,7 +72,7 @@ impl Peer {
         &self.name
     }
 
-    /// Its breaker.
+    /// Its breaker: that of all its methods, unless they have their own.
     #[must_use]
     pub const fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
@@ -105,7 +108,10 @@ impl Service<Request<Body>> for Peer {
             Ok(place) => place,
             Err(status) => return TimeoutFuture::refused(status),
         };
-        let circuit = self.circuit.clone();
+        let circuit = match &self.methods {
+            None => self.circuit.clone(),
+            Some(methods) => self.circuit.behind(methods.layer(request.uri().path())),
+        };
         let attempts = match &self.retry {
             None => Attempts::once(circuit, request),
             Some(retry) => Attempts::more(circuit, Arc::clone(retry), request, deadline),

@@ -9,7 +9,7 @@ use super::{
     Peer, PeerAddress, PeerError, PeerOptions,
     endpoints::{Endpoint, Endpoints},
 };
-use crate::breaker::{Breaker, BreakerLayer, Registry};
+use crate::breaker::{Breaker, BreakerLayer, Methods, Registry};
 
 /// Adds to the headers of every call: the trace context, for one.
 pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
@@ -97,7 +97,9 @@ impl Peers {
         let endpoints = uris.iter().map(|uri| self.endpoint(name, uri, options)).collect::<Result<_, _>>()?;
         let breaker = self.registry.breaker(name, &options.breaker);
         let layer = BreakerLayer::new(breaker).classes(options.classes);
-        Ok(Peer::new(name, Endpoints::new(endpoints), &layer, options, self.on_request.clone()))
+        let per_method = |most| Methods::new(self.registry.clone(), layer.clone(), options.breaker.clone(), most);
+        let methods = options.methods.map(per_method);
+        Ok(Peer::new(name, Endpoints::new(endpoints), &layer, methods, options, self.on_request.clone()))
     }
 
     /// One address: its connections, and the breaker that passes it over when there are others.

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tonic::{Code, Status, TimeoutExpired};
 
-use crate::breaker::layer::{BoxError, grpc_status};
+use crate::breaker::layer::{BoxError, drop_unreadable_details, grpc_status};
 
 fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline passed before the call was done")
@@ -107,7 +107,8 @@ where
             Poll::Ready(Ok(response)) if says_late(&response, this.timer.deadline) => {
                 Poll::Ready(Err(deadline_exceeded()))
             }
-            Poll::Ready(Ok(response)) => {
+            Poll::Ready(Ok(mut response)) => {
+                drop_unreadable_details(response.headers_mut());
                 let (deadline, place) = (this.timer.deadline, this.place.take());
                 let body = |body| TimeoutBody { body: Some(body), place, timer: Timer::new(deadline) };
                 Poll::Ready(Ok(response.map(body)))
@@ -152,6 +153,12 @@ where
         let mut this = self.project();
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         match body.poll_frame(cx) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    drop_unreadable_details(trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Poll::Pending if this.timer.poll_over(cx) => {
                 this.body.set(None);
                 *this.place = None;
