@@ -130,10 +130,10 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
 
     #[inline]
     fn tell(&mut self, class: Class, pause: Option<Duration>) {
-        let ticket = self.ticket;
-        // Before it is told, so that a panic there does not tell it again.
-        self.ticket.role = Role::Spent;
-        self.breaker.record(&ticket, class, pause.map_or(0, nanos));
+        // Spent before it is told, so that a panic there does not tell it again. The ticket is read where it is: a copy in one
+        // piece would wait for the words it was just written in.
+        let role = std::mem::replace(&mut self.ticket.role, Role::Spent);
+        self.breaker.record(role, &self.ticket, class, pause.map_or(0, nanos));
     }
 
     /// Whether the budget was so small that missing it is no fault of the peer's.

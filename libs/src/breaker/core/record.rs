@@ -15,24 +15,32 @@ use super::{
 impl Breaker {
     /// Takes a result to where its role belongs.
     #[inline]
-    pub(super) fn record(&self, ticket: &Ticket, class: Class, pause: u64) {
-        match ticket.role {
-            Role::Counted => self.record_counted(ticket, class, pause),
+    pub(super) fn record(&self, role: Role, ticket: &Ticket, class: Class, pause: u64) {
+        // Nearly every call, in a straight line.
+        if role == Role::Counted && class == Class::Success {
+            self.record_counted(ticket, class, pause);
+        } else {
+            self.record_unusual(role, ticket, class, pause);
+        }
+    }
+
+    #[cold]
+    fn record_unusual(&self, role: Role, ticket: &Ticket, class: Class, pause: u64) {
+        match role {
+            Role::Counted if class != Class::Neutral => self.record_counted(ticket, class, pause),
+            Role::Counted if self.word().generation() == ticket.generation => self.counters.neutral.add(1),
+            Role::Counted => self.counters.stale.add(1),
             Role::Probe => self.record_probe(ticket, class, pause),
             Role::Shadow => self.count(class, true),
             Role::Unseen | Role::Spent => {}
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn record_counted(&self, ticket: &Ticket, class: Class, pause: u64) {
         let word = Word::from_bits(self.hot.word.load(SeqCst));
         if word.generation() != ticket.generation {
             self.counters.stale.add(1);
-            return;
-        }
-        if class == Class::Neutral {
-            self.counters.neutral.add(1);
             return;
         }
         let window = self.hot.windows.get(word.window());
@@ -43,10 +51,8 @@ impl Breaker {
             None => self.counters.stale.add(1),
             Some(place) if class == Class::Success => {
                 self.end_run_of_failures(ticket.generation);
-                if slow {
-                    self.judge(word, place, 0);
-                } else if window.suspect(ticket.generation, place) {
-                    self.judge_clean(word, place);
+                if slow || window.suspect(ticket.generation, place) {
+                    self.judge_success(word, place, slow);
                 }
             }
             Some(place) => self.record_bad(word, place, class, pause),
@@ -68,6 +74,16 @@ impl Breaker {
     fn now_if_needed(&self, ticket: &Ticket, window: &Recent) -> u64 {
         let timed = ticket.started != NEVER && self.hot.rules.times_calls();
         if timed || window.is_timed() { self.clock.now() } else { 0 }
+    }
+
+    /// Judges a success that was slow, or that has company in the window that did not go well.
+    #[cold]
+    fn judge_success(&self, word: Word, place: Place, slow: bool) {
+        if slow {
+            self.judge(word, place, 0);
+        } else {
+            self.judge_clean(word, place);
+        }
     }
 
     /// A clean call can break a rule too: by being the one that makes the window full enough to judge, or by coming when
@@ -178,7 +194,14 @@ impl Breaker {
     #[inline]
     fn end_run_of_failures(&self, generation: u32) {
         let run = self.hot.consecutive.load(SeqCst);
-        if run as u32 != 0 && (run >> 32) as u32 == generation {
+        if run as u32 != 0 {
+            self.end_run(run, generation);
+        }
+    }
+
+    #[cold]
+    fn end_run(&self, run: u64, generation: u32) {
+        if (run >> 32) as u32 == generation {
             // If this loses to a failure at the same moment, that failure came after this success.
             let _ = self.hot.consecutive.compare_exchange(run, u64::from(generation) << 32, SeqCst, SeqCst);
         }

@@ -53,10 +53,12 @@ impl Rules {
     }
 
     /// Whether durations matter.
+    #[inline]
     pub(crate) fn times_calls(&self) -> bool {
         self.slow_nanos.load(Ordering::Relaxed) != 0
     }
 
+    #[inline]
     pub(crate) fn is_slow(&self, elapsed: u64) -> bool {
         let threshold = self.slow_nanos.load(Ordering::Relaxed);
         threshold != 0 && elapsed >= threshold

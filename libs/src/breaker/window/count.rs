@@ -77,21 +77,43 @@ impl CountWindow {
     }
 
     /// Records a call, unless its generation is over.
+    #[inline]
     pub(crate) fn record(&self, generation: u32, mark: Mark) -> Option<Place> {
+        let seen = self.head.load(SeqCst);
+        let ticket = Ticket::of(seen);
+        // Nearly every call is clean, alone, in mid-lap, and finds a slot without a mark: its ticket is all that is written.
+        let plain = mark.is_clean()
+            && ticket.generation == u64::from(generation) & LAP_MASK
+            && ticket.index + 1 < self.slots.len() as u64;
+        if plain && self.head.compare_exchange(seen, seen + 1, SeqCst, SeqCst).is_ok() {
+            if self.slots[ticket.index as usize].load(SeqCst) & (FAILED | SLOW) != 0 {
+                self.write(ticket, 0);
+            }
+            return Some(self.place(ticket));
+        }
+        self.record_unusual(generation, mark)
+    }
+
+    #[cold]
+    fn record_unusual(&self, generation: u32, mark: Mark) -> Option<Place> {
         let ticket = self.take_ticket(u64::from(generation) & LAP_MASK)?;
         let marks = if mark.failed { FAILED } else { 0 } | if mark.slow { SLOW } else { 0 };
         if mark.failed {
             self.failed.fetch_add(1, SeqCst);
         }
         self.write(ticket, marks);
+        Some(self.place(ticket))
+    }
+
+    #[inline]
+    fn place(&self, ticket: Ticket) -> Place {
         let calls = self.slots.len() as u64;
-        let total = if ticket.lap > 0 { calls } else { ticket.index + 1 };
-        Some(Place {
+        Place {
             epoch: 0,
-            total,
+            total: if ticket.lap > 0 { calls } else { ticket.index + 1 },
             #[cfg(loom)]
             order: self.tickets(ticket),
-        })
+        }
     }
 
     fn take_ticket(&self, generation: u64) -> Option<Ticket> {
@@ -201,8 +223,10 @@ impl CountWindow {
     }
 
     /// Whether the window holds anything but clean calls.
+    #[inline]
     pub(crate) fn suspect(&self, generation: u32) -> bool {
-        self.marks(generation) != (0, 0)
+        // Without a mark of any generation, as nearly always, there is no need to look closer.
+        self.marks.load(SeqCst) & ((1 << 40) - 1) != 0 && self.marks(generation) != (0, 0)
     }
 
     /// Calls in the window.

@@ -35,6 +35,18 @@ pub(crate) struct Place {
     pub(crate) order: u64,
 }
 
+impl Place {
+    /// In a bucket of a time window.
+    const fn in_bucket(epoch: u64) -> Self {
+        Self {
+            epoch,
+            total: 0,
+            #[cfg(loom)]
+            order: 0,
+        }
+    }
+}
+
 /// Whether generation `a` is newer than `b`, both cut to their low `bits` bits.
 pub(crate) const fn newer(a: u64, b: u64, bits: u32) -> bool {
     let shift = 64 - bits;

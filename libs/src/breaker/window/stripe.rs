@@ -34,6 +34,7 @@ impl Stripe {
         (0..buckets.div_ceil(CELLS)).map(|_| Line::new()).collect()
     }
 
+    #[inline]
     pub(crate) fn calls(&self, bucket: usize) -> &AtomicU64 {
         &self.calls[bucket / CELLS].0[bucket % CELLS]
     }

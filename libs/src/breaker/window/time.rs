@@ -118,8 +118,21 @@ impl TimeWindow {
     }
 
     /// Records a call, unless its generation is over.
+    #[inline]
     pub(crate) fn record(&self, generation: u32, now: u64, mark: Mark) -> Option<Place> {
         let (epoch, bucket) = self.place(now);
+        let cell = self.stripe().calls(bucket);
+        let seen = cell.load(Relaxed);
+        // Nearly every call is clean, in a bucket that has begun, and alone.
+        let begun = seen >> TAG == tag(generation, epoch) && Cell(seen).calls().wrapping_sub(1) < FIELD_MASK - 1;
+        if begun && mark.is_clean() && cell.compare_exchange(seen, seen + 1, SeqCst, Relaxed).is_ok() {
+            return Some(Place::in_bucket(epoch));
+        }
+        self.record_unusual(generation, epoch, bucket, mark)
+    }
+
+    #[cold]
+    fn record_unusual(&self, generation: u32, epoch: u64, bucket: usize, mark: Mark) -> Option<Place> {
         let stripe = self.stripe();
         let tag = tag(generation, epoch);
         if mark.slow && !self.add(stripe.slow(bucket), tag, false, true) {
@@ -134,12 +147,7 @@ impl TimeWindow {
                 self.last_bad.store(bad, SeqCst);
             }
         }
-        Some(Place {
-            epoch,
-            total: 0,
-            #[cfg(loom)]
-            order: 0,
-        })
+        Some(Place::in_bucket(epoch))
     }
 
     /// The epoch, and the bucket that is its. A clock that went back stands still.
@@ -219,6 +227,7 @@ impl TimeWindow {
         }
     }
 
+    #[inline]
     fn stripe(&self) -> &Stripe {
         match self.more.get() {
             None => &self.first,
@@ -260,6 +269,7 @@ impl TimeWindow {
     }
 
     /// Whether the window that ends with the epoch may hold anything but clean calls.
+    #[inline]
     pub(crate) fn suspect(&self, generation: u32, epoch: u64) -> bool {
         let last = self.last_bad.load(SeqCst);
         let age = (epoch as u32).wrapping_sub(last as u32);
