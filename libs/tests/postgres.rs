@@ -10,8 +10,8 @@ use std::{
 };
 
 use libs::journal::{
-    AggregateId, Cause, Change, ClaimError, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role,
-    SubmitError, events_after,
+    AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role, SubmitError,
+    events_after,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -189,18 +189,4 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
         assert_eq!(journal.submit(note(&key)).await, Err(SubmitError::Unavailable), "it was not");
         assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done);
     }
-}
-
-#[tokio::test]
-async fn a_turn_is_one_processs_until_it_is_gone() {
-    if !database::is_shared() {
-        return;
-    }
-    let folder = TempDir::new().unwrap();
-    let (one, two) = (open(&folder).await, open(&folder).await);
-    let claim = one.claim("sagas", Duration::ZERO).await.unwrap();
-    assert!(claim.is_some());
-    assert!(matches!(two.claim("sagas", Duration::ZERO).await, Err(ClaimError::Taken("sagas"))));
-    drop(claim);
-    assert!(two.claim("sagas", Duration::from_secs(30)).await.unwrap().is_some());
 }

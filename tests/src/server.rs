@@ -156,10 +156,18 @@ impl Server {
     /// # Errors
     /// When it isn't running.
     pub async fn terminate(&mut self) -> anyhow::Result<()> {
+        self.signal("TERM").await
+    }
+
+    /// Sends a signal, such as `STOP` or `CONT`.
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub async fn signal(&mut self, signal: &str) -> anyhow::Result<()> {
         self.running()?;
-        let process = self.child.as_ref().and_then(Child::id).context("the process is gone")?;
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &process.to_string()]).status().await?;
-        ensure!(sent.success(), "can't send SIGTERM to {}", self.name);
+        let process = self.child.as_ref().and_then(Child::id).context("the process is gone")?.to_string();
+        let sent = Command::new("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", signal, &process]).status().await?;
+        ensure!(sent.success(), "can't send SIG{signal} to {}", self.name);
         Ok(())
     }
 

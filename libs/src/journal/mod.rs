@@ -9,6 +9,7 @@ mod committer;
 mod entry;
 mod location;
 mod log;
+mod members;
 mod postgres;
 mod requests;
 pub mod sql;
@@ -18,20 +19,19 @@ pub mod store;
 use std::{
     io,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
 };
 
 use self::{
     cache::Cache,
     committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Waiting},
     log::EVENTS,
+    members::MEMBERS,
     postgres::Server,
     requests::REQUESTS,
     sql::Reader,
@@ -44,7 +44,7 @@ pub use self::{
     },
     location::Location,
     log::{Event, events_after, head},
-    postgres::Claim,
+    members::Member,
     sqlite::OpenError,
 };
 
@@ -117,6 +117,7 @@ impl Journal {
                 (reader, None)
             }
             Location::Postgres { .. } => {
+                all.push(&MEMBERS);
                 let server = Server::open(&location, WRITERS, &all).await?;
                 let readers = Server::readers(&location, READERS.try_into().unwrap_or(1))?;
                 let (Some(server), Some(readers)) = (server, readers) else { return Err(failed(sql::Error::Closed)) };
@@ -140,24 +141,20 @@ impl Journal {
         })))
     }
 
-    /// Takes a turn that one process of a database can have at a time, such as driving its sagas, and waits for it if somebody else
-    /// has it: whoever was killed loses it as soon as the server notices. On SQLite, where the file has one process anyway, there
-    /// is nothing to keep.
+    /// Whether other processes may write to the database too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.0.server.is_some()
+    }
+
+    /// Enters this process among those that share the database. None on SQLite, where the file has one process.
     ///
     /// # Errors
-    /// When somebody else still has it after `patience`, or the database can't be asked.
-    pub async fn claim(&self, turn: &'static str, patience: Duration) -> Result<Option<Claim>, ClaimError> {
-        let Some(server) = &self.0.server else { return Ok(None) };
-        let deadline = Instant::now() + patience;
-        loop {
-            if let Some(claim) = server.claim(turn).await? {
-                return Ok(Some(claim));
-            }
-            if Instant::now() >= deadline {
-                return Err(ClaimError::Taken(turn));
-            }
-            tracing::info!(turn, "another process has the turn: waiting for it");
-            sleep(Duration::from_millis(250)).await;
+    /// When the server can't be asked.
+    pub async fn join(&self) -> Result<Option<Member>, sql::Error> {
+        match &self.0.server {
+            Some(server) => Member::enter(server.clone()).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -270,17 +267,6 @@ fn start(committer: SqliteCommitter, tell: oneshot::Sender<Result<(), sql::Error
         let _ = tell.send(committer.run());
     })?;
     Ok(())
-}
-
-/// Why a turn can't be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
-    /// Another process has it.
-    #[error("another process has the turn {0:?} of this database: stop that one first")]
-    Taken(&'static str),
-    /// The database can't be asked.
-    #[error(transparent)]
-    Database(#[from] sql::Error),
 }
 
 /// The database failed under a commit. Nothing more is taken; the process must end.

@@ -4,7 +4,7 @@
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, PgPool, Postgres,
+    ConnectOptions as _, PgPool, Postgres,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -101,18 +101,13 @@ impl Server {
         Ok(transaction)
     }
 
-    /// Keeps a turn for as long as the connection lives. None if somebody else has it.
-    pub(super) async fn claim(&self, turn: &str) -> Result<Option<Claim>, Error> {
-        let mut connection = self.pool.acquire().await?.detach();
-        let sql = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
-        let records = postgres::query(&mut connection, sql, &[self.turn(turn)]).await?;
-        let taken = records.first().map_or(Ok(0), |record| record.int(0))?;
-        Ok((taken == 1).then_some(Claim(connection)))
-    }
-
     /// A turn's name, of which the server makes a number: the same one for every version of this program.
     fn turn(&self, turn: &str) -> Value {
         format!("trellis/{}/{turn}", self.schema).into()
+    }
+
+    pub(super) async fn execute(&self, sql: &str, values: &[Value]) -> Result<(), Error> {
+        postgres::execute(&mut *self.pool.acquire().await?, sql, values).await
     }
 
     pub(super) async fn fetch(&self, sql: &str, values: &[Value]) -> Result<Vec<Record>, Error> {
@@ -125,22 +120,6 @@ impl Server {
 
     pub(super) async fn close(&self) {
         self.pool.close().await;
-    }
-}
-
-/// A turn that is kept. It is lost with its connection.
-#[derive(Debug)]
-pub struct Claim(sqlx::PgConnection);
-
-impl Claim {
-    /// Waits until the turn is lost.
-    pub async fn lost(mut self) -> Error {
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if let Err(error) = sqlx::query(AssertSqlSafe("SELECT 1")).execute(&mut self.0).await {
-                return error.into();
-            }
-        }
     }
 }
 

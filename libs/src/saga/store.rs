@@ -1,10 +1,11 @@
 //! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
 
+use bytes::Bytes;
 use proto::saga::v1::SagaPhase;
 
 use super::record::{Record, RecordError, is_final};
 use crate::journal::{
-    AggregateId, Change, Decided, Journal, NewEvent, Row, Table,
+    AggregateId, Change, Decided, Journal, Member, NewEvent, Row, Table,
     sql::{self, Value},
 };
 
@@ -24,6 +25,39 @@ pub(super) static SAGAS: Table = Table {
     columns: &["saga_id", "open", "record"],
     key: 1,
 };
+
+/// The kind of the aggregate that says which process drives a saga, where several share a database. Its state is the process's
+/// name, its version counts the changes.
+const OWNER: &str = "saga_owner";
+
+/// The name under which a saga's owner is kept.
+pub(super) fn owner_of(saga_id: &str) -> AggregateId {
+    AggregateId::new(OWNER, saga_id)
+}
+
+/// A saga's new owner, `version` changes after there was none.
+pub(super) fn owned_by(saga_id: &str, member: &str, version: u64) -> Change {
+    let state = Some(member.as_bytes().to_vec().into());
+    Change { aggregate: owner_of(saga_id), state, version, events: Vec::new() }
+}
+
+/// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner.
+pub(super) async fn orphans_after(
+    journal: &Journal,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(String, Stored, Bytes)>, sql::Error> {
+    let is_there = Member::is_there("m");
+    let sql = format!(
+        "SELECT s.saga_id, s.record, COALESCE(a.state, ''::bytea) FROM sagas s
+         LEFT JOIN aggregates a ON a.kind = '{OWNER}' AND a.id = s.saga_id
+         LEFT JOIN members m ON convert_to(m.name, 'UTF8') = a.state AND {is_there}
+         WHERE s.open = 1 AND m.name IS NULL AND s.saga_id > $1 ORDER BY s.saga_id LIMIT $2"
+    );
+    let records = journal.reader().fetch(&sql, vec![after.into(), limit.into()]).await?;
+    let orphan = |record: &sql::Record| Ok((record.text(0)?, Record::decode(record.blob(1)?), record.blob(2)?));
+    records.iter().map(orphan).collect()
+}
 
 /// The tables that a journal must keep for a coordinator.
 pub const TABLES: &[&Table] = &[&SAGAS];
@@ -67,6 +101,13 @@ pub(super) async fn open_after(
     const SQL: &str = "SELECT saga_id, record FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
     let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
     records.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(1)?)))).collect()
+}
+
+/// These sagas, in any order.
+pub(super) async fn load_all(journal: &Journal, ids: &[String]) -> Result<Vec<(String, Stored)>, sql::Error> {
+    let keys = ids.iter().map(|id| vec![Value::from(id.as_str())]).collect();
+    let found = journal.reader().fetch_keys(&SAGAS, keys).await?;
+    found.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(2)?)))).collect()
 }
 
 /// One saga.

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use libs::{
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Outcome},
     refusal::Refusal,
-    saga::{Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, fold, testing::Participants},
+    saga::{
+        Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, Transport, fold,
+        testing::Participants,
+    },
 };
 use prost::Message as _;
 use proto::saga::v1::{Saga, SagaPhase, SagaTransition};
@@ -101,9 +104,7 @@ impl World {
 
     pub async fn open_with(&self, definitions: Vec<Arc<Definition>>, options: Options) -> Process {
         let journal = Journal::open(&self.folder.path().join("order.db"), TABLES).await.unwrap();
-        let (participants, clock) = (self.participants.clone(), tokio_clock());
-        let coordinator = Coordinator::with_clock(journal.clone(), definitions, participants, options, clock);
-        Process { journal, coordinator }
+        Process::on(journal, definitions, self.participants.clone(), options)
     }
 }
 
@@ -119,6 +120,17 @@ pub struct Process {
 }
 
 impl Process {
+    /// One that drives the sagas of a journal, and calls by this transport.
+    pub fn on(
+        journal: Journal,
+        definitions: Vec<Arc<Definition>>,
+        transport: impl Transport,
+        options: Options,
+    ) -> Self {
+        let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, tokio_clock());
+        Self { journal, coordinator }
+    }
+
     /// Places an order as a command surface would: the decision starts the saga.
     pub async fn place(&self, order: &str) -> Result<(), Refusal> {
         self.try_place(order, order).await

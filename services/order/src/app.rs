@@ -73,10 +73,6 @@ async fn serve_commands(
     side: CommandSide,
     journal: Journal,
 ) -> Result<(), BoxError> {
-    // Two who drive the same sagas would call twice and write over each other.
-    if let Some(claim) = journal.claim("sagas", flags.limits.drain_timeout * 2).await? {
-        app.task("the turn to drive sagas", async move { Err::<(), _>(claim.lost().await) });
-    }
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
     let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
@@ -84,6 +80,7 @@ async fn serve_commands(
     if taken_up > 0 {
         tracing::info!(sagas = taken_up, "taken up where they stood");
     }
+    app.task("its share of the sagas", coordinator.clone().share());
     let most = flags.limits.max_message_bytes;
     let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
     app.on_drain("sagas", async move { drained.drain(grace).await });

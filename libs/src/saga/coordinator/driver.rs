@@ -45,6 +45,14 @@ pub(super) struct Driver {
     _admission: Admission,
 }
 
+/// How a task begins.
+pub(super) enum Start {
+    /// With a saga that is as new as its record.
+    Fresh,
+    /// With one that was driven before, here or elsewhere, and what it is to hear first.
+    Again(Option<Mail>),
+}
+
 /// Why a task ends.
 #[derive(Debug)]
 enum End {
@@ -52,6 +60,8 @@ enum End {
     Over,
     /// The process is going down. The saga goes on at the next start.
     Leaving,
+    /// Another process has taken the saga over.
+    Taken,
     /// The saga can't be driven. It alone stops.
     Parked(String),
 }
@@ -87,7 +97,7 @@ impl Driver {
         program: Arc<Definition>,
         record: Record,
         admission: Admission,
-        recovered: bool,
+        start: Start,
     ) {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
         let Some(mailbox) = shared.live.enter(&saga_id) else { return };
@@ -102,19 +112,29 @@ impl Driver {
             waiting: Vec::new(),
             _admission: admission,
         };
-        tokio::spawn(driver.run(recovered));
+        let again = match start {
+            Start::Fresh => false,
+            Start::Again(mail) => {
+                mail.into_iter().for_each(|mail| driver.mailbox.post(mail));
+                true
+            }
+        };
+        tokio::spawn(driver.run(again));
     }
 
-    async fn run(mut self, recovered: bool) {
-        let end = match recovered {
-            // What was ready when the last process left is begun first.
-            true => match self.step(Input::Tick).await {
-                Err(Stopped::End(end)) => end,
-                Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
-            },
-            false => self.drive().await,
+    async fn run(mut self, again: bool) {
+        let begun = if again { self.begin_again().await } else { Ok(()) };
+        let end = match begun {
+            Err(Stopped::End(end)) => end,
+            Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
         };
         self.leave(end);
+    }
+
+    /// What somebody has to say is heard first, then begins what was ready when the last process left.
+    async fn begin_again(&mut self) -> Result<(), Stopped> {
+        self.read_mail().await?;
+        self.step(Input::Tick).await
     }
 
     async fn drive(&mut self) -> End {
@@ -221,15 +241,25 @@ impl Driver {
         Ok(if outcome == Outcome::Rejected { Err(refusal()) } else { Ok(()) })
     }
 
-    async fn commit(&mut self, aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
+    async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
         let (decided, size) = store::transition(&mut self.record);
         let cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
         let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
         };
+        let fence = self.shared.fence(&self.saga_id);
+        let decide = match fence.clone() {
+            None => decide,
+            Some(fence) => {
+                aggregates.push(fence.owner.clone());
+                let refused = || Decided { rejected: true, ..Decided::default() };
+                Box::new(move |loaded: &Loaded<'_>| if fence.holds(loaded) { decide(loaded) } else { refused() })
+            }
+        };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         match self.shared.journal.submit_admitted(entry).await {
+            Ok(_) if fence.is_some_and(|fence| fence.was_taken()) => Err(Stopped::End(End::Taken)),
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
@@ -280,7 +310,10 @@ impl Driver {
                 self.shared.live.park(Arc::clone(&self.saga_id), why);
                 false
             }
-            End::Over | End::Leaving => {
+            End::Over | End::Leaving | End::Taken => {
+                if matches!(end, End::Taken) {
+                    tracing::info!(saga.id = &*self.saga_id, "taken over by another process");
+                }
                 self.shared.live.leave(&self.saga_id);
                 matches!(end, End::Over)
             }

@@ -34,6 +34,11 @@ impl Mailbox {
         self.bell.notified().await;
     }
 
+    pub(super) fn post(&self, mail: Mail) {
+        self.mail.lock().push(mail);
+        self.bell.notify_one();
+    }
+
     pub(super) fn take(&self) -> Vec<Mail> {
         std::mem::take(&mut *self.mail.lock())
     }
@@ -53,8 +58,8 @@ pub(super) struct Live(Mutex<HashMap<Arc<str>, Place>>);
 /// Why a saga can't be told anything.
 #[derive(Debug)]
 pub(super) enum Unreachable {
-    /// It is over, or drained, or never was: its row knows.
-    NotLive,
+    /// It is over, or drained, or another process's, or never was: its row knows. The mail comes back.
+    NotLive(Mail),
     /// It is parked, and why; the mail comes back.
     Parked(String, Mail),
 }
@@ -63,7 +68,7 @@ impl Unreachable {
     /// For a saga that is stored and open.
     pub(super) fn into_refusal(self, saga_id: &str) -> Refusal {
         match self {
-            Self::NotLive => not_driven(saga_id),
+            Self::NotLive(_) => not_driven(saga_id),
             Self::Parked(why, _) => {
                 let message = format!("saga {saga_id} is parked: {why}; mend that, then retry the saga or restart");
                 Refusal::precondition("SAGA_PARKED", message)
@@ -106,12 +111,11 @@ impl Live {
         // Posted under the lock, so that a task that leaves has seen it.
         match self.0.lock().get(saga_id) {
             Some(Place::Driven(mailbox)) => {
-                mailbox.mail.lock().push(mail);
-                mailbox.bell.notify_one();
+                mailbox.post(mail);
                 Ok(())
             }
             Some(Place::Parked(why)) => Err(Unreachable::Parked(why.clone(), mail)),
-            None => Err(Unreachable::NotLive),
+            None => Err(Unreachable::NotLive(mail)),
         }
     }
 

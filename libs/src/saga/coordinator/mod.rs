@@ -8,6 +8,7 @@ mod admission;
 mod call;
 mod driver;
 mod live;
+mod ownership;
 mod recovery;
 mod steering;
 
@@ -15,7 +16,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -29,8 +30,8 @@ use tonic::Code;
 pub use self::recovery::RecoverError;
 use self::{
     admission::Admissions,
-    driver::Driver,
-    live::{Live, Mail},
+    driver::{Driver, Start},
+    live::{Live, Mail, Unreachable},
 };
 use super::{
     Definition, Transport,
@@ -39,7 +40,7 @@ use super::{
     store,
 };
 use crate::{
-    journal::{Decided, Journal},
+    journal::{Decided, Journal, Member},
     refusal::Refusal,
 };
 
@@ -58,6 +59,9 @@ impl Default for Options {
     }
 }
 
+/// How often somebody who waits looks at a saga that another process drives.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// The time, in microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
@@ -67,6 +71,8 @@ pub struct Coordinator(Arc<Shared>);
 
 struct Shared {
     journal: Journal,
+    /// This process among others, once it has entered; stays empty where there can't be others.
+    member: OnceLock<Member>,
     transport: Box<dyn Transport>,
     /// By the hash that is pinned in each saga.
     definitions: HashMap<[u8; 32], Arc<Definition>>,
@@ -112,6 +118,7 @@ impl Coordinator {
     ) -> Self {
         Self(Arc::new(Shared {
             journal,
+            member: OnceLock::new(),
             transport: Box::new(transport),
             definitions: definitions.into_iter().map(|definition| (definition.hash(), definition)).collect(),
             live: Live::default(),
@@ -181,8 +188,9 @@ impl Coordinator {
         record.saga.version = 1;
         let (mut decided, _) = store::transition(&mut record);
         record.saved();
+        decided.changes.extend(shared.birth(saga_id));
         let shared = Arc::clone(shared);
-        decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, false)));
+        decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, Start::Fresh)));
         Ok(decided)
     }
 
@@ -191,13 +199,28 @@ impl Coordinator {
     /// # Errors
     /// NOT_FOUND, UNKNOWN_SAGA; FAILED_PRECONDITION, SAGA_PARKED; UNAVAILABLE when this coordinator doesn't drive it (any more).
     pub async fn finished(&self, saga_id: &str) -> Result<Saga, Refusal> {
-        let (answer, answered) = oneshot::channel();
-        match self.0.live.post(saga_id, Mail::Finished(answer)) {
-            Ok(()) => answered.await.map_err(|_| not_driven(saga_id)),
-            Err(why) => {
-                let saga = self.0.stored(saga_id).await?.saga;
-                if is_final(saga.phase()) { Ok(saga) } else { Err(why.into_refusal(saga_id)) }
+        loop {
+            let (answer, answered) = oneshot::channel();
+            let parked = match self.0.live.post(saga_id, Mail::Finished(answer)) {
+                Ok(()) => match answered.await {
+                    Ok(saga) => return Ok(saga),
+                    Err(_) => None,
+                },
+                Err(Unreachable::NotLive(_)) => None,
+                Err(parked) => Some(parked),
+            };
+            let saga = self.0.stored(saga_id).await?.saga;
+            if is_final(saga.phase()) {
+                return Ok(saga);
             }
+            if let Some(parked) = parked {
+                return Err(parked.into_refusal(saga_id));
+            }
+            if self.0.member.get().is_none() || self.0.draining.load(Ordering::Acquire) {
+                return Err(not_driven(saga_id));
+            }
+            // Another process may drive it, and does not know who waits here.
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -209,6 +232,7 @@ impl Coordinator {
         if tokio::time::timeout(grace, self.0.admissions.none_left()).await.is_err() {
             tracing::info!(sagas = self.0.admissions.count(), "calls were cut off; the next start makes them again");
         }
+        self.leave().await;
     }
 
     /// How many sagas are under way here.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Coordinator, Driver, Shared, admission::Admissions};
+use super::{Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start};
 use crate::{
     refusal::Refusal,
     saga::{Definition, record::Record, store},
@@ -17,7 +17,7 @@ const PAGE: i64 = 512;
 pub struct RecoverError(#[from] crate::journal::sql::Error);
 
 impl Coordinator {
-    /// Takes up every saga that has not ended. What was called and never answered is called again, with the same bytes. Answers
+    /// Takes up every saga that has not ended; on a server, those whose process is gone: see [`share`](Self::share). What was called and never answered is called again, with the same bytes. Answers
     /// how many there are.
     ///
     /// A saga that can't be read, or whose definition is not among this coordinator's, is parked: left as it is and reported.
@@ -26,6 +26,9 @@ impl Coordinator {
     /// # Errors
     /// When the sagas can't be read at all.
     pub async fn recover(&self) -> Result<usize, RecoverError> {
+        if self.join().await? {
+            return self.adopt().await;
+        }
         let (mut last, mut resumed) = (String::new(), 0);
         loop {
             let page = store::open_after(&self.0.journal, &last, PAGE).await?;
@@ -39,13 +42,10 @@ impl Coordinator {
                 let read = stored.map_err(|error| error.to_string());
                 match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                     Ok((definition, record)) => {
-                        self.0.take_up(definition, record);
+                        self.0.take_up(definition, record, None);
                         resumed += 1;
                     }
-                    Err(why) => {
-                        tracing::error!(saga.id = saga_id, why, "a saga is parked; the others go on");
-                        self.0.live.park(saga_id.into(), why);
-                    }
+                    Err(why) => self.0.park(&saga_id, why),
                 }
             }
         }
@@ -58,14 +58,20 @@ impl Coordinator {
             .0
             .definition_of(&record)
             .map_err(|why| Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} stays parked: {why}")))?;
-        self.0.take_up(definition, record);
+        self.0.take_up(definition, record, None);
         Ok(())
     }
 }
 
 impl Shared {
+    /// Leaves a saga as it is, and says so.
+    pub(super) fn park(&self, saga_id: &str, why: String) {
+        tracing::error!(saga.id = saga_id, why, "a saga is parked; the others go on");
+        self.live.park(saga_id.into(), why);
+    }
+
     /// The definition that a saga began under.
-    fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
+    pub(super) fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
         let hash = <[u8; 32]>::try_from(&*record.kept.definition_hash).ok();
         let definition = hash.and_then(|hash| self.definitions.get(&hash)).cloned();
         let saga = &record.saga;
@@ -79,10 +85,11 @@ impl Shared {
         Ok(definition)
     }
 
-    fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record) {
+    /// Drives a saga from where it stands. What there is for it to hear comes before everything else.
+    pub(super) fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record, mail: Option<Mail>) {
         // Waits were for a world before the restart: call now, everything.
         record.call_at_once();
         let admission = Admissions::admit_again(&self.admissions);
-        Driver::launch(Arc::clone(self), definition, record, admission, true);
+        Driver::launch(Arc::clone(self), definition, record, admission, Start::Again(mail));
     }
 }

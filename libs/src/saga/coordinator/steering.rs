@@ -72,17 +72,28 @@ impl Coordinator {
         let command = Command { wish, actor: actor.to_owned(), reason: reason.to_owned() };
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Operator(command, answer);
-        match self.0.live.post(saga_id, mail) {
-            Ok(()) => {}
+        let mail = match self.0.live.post(saga_id, mail) {
+            Ok(()) => return answered.await.unwrap_or_else(|_| Err(not_driven(saga_id))),
             Err(Unreachable::Parked(_, mail @ Mail::Operator(Command { wish: Wish::Retry, .. }, _))) => {
                 self.revive(saga_id).await?;
-                self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id))?;
+                mail
             }
             Err(why) => {
                 let stored = self.0.stored(saga_id).await?;
-                return Err(if is_final(stored.saga.phase()) { closed(saga_id) } else { why.into_refusal(saga_id) });
+                if is_final(stored.saga.phase()) {
+                    return Err(closed(saga_id));
+                }
+                match why {
+                    // Another process may drive it: from now on it is this one, which can be asked.
+                    Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
+                        self.seize(saga_id, mail).await?;
+                        return answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)));
+                    }
+                    why => return Err(why.into_refusal(saga_id)),
+                }
             }
-        }
+        };
+        self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id))?;
         answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
     }
 }

@@ -1,0 +1,84 @@
+//! The processes that share a database: each under a name of its own, and until when it counts as there.
+//!
+//! Being counted as there says who should work, never who may: whoever was stopped for a while and goes on finds out by what they
+//! then try to write. So the only clock in it is the server's, and it need not be right.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{
+    entry::Table,
+    postgres::Server,
+    sql::{Error, Value},
+};
+
+pub(super) static MEMBERS: Table = Table {
+    name: "members",
+    create: &["CREATE TABLE IF NOT EXISTS members (
+        name TEXT NOT NULL PRIMARY KEY,
+        seen_until INTEGER NOT NULL
+    ) WITHOUT ROWID"],
+    columns: &["name", "seen_until"],
+    key: 1,
+};
+
+/// The server's time in microseconds since 1970, in SQL.
+const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// This process among those that share a database.
+#[derive(Clone, Debug)]
+pub struct Member {
+    server: Server,
+    name: String,
+}
+
+impl Member {
+    /// How long a process that says nothing counts as there.
+    pub const LEASE: Duration = Duration::from_secs(10);
+    /// How often it says that it is.
+    pub const BEAT: Duration = Duration::from_secs(2);
+
+    /// Enters under a name that nobody had before.
+    pub(super) async fn enter(server: Server) -> Result<Self, Error> {
+        // In a cluster the host's name is the pod's: that is what somebody looks for at night.
+        let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+        let member = Self { server, name: format!("{}/{}", host.as_deref().unwrap_or("local"), Uuid::now_v7()) };
+        member.beat().await?;
+        Ok(member)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Says that this process is there.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    pub async fn beat(&self) -> Result<(), Error> {
+        let lease = i64::try_from(Self::LEASE.as_micros()).unwrap_or(i64::MAX);
+        let sql = format!(
+            "INSERT INTO members (name, seen_until) VALUES ($1, {NOW} + $2)
+             ON CONFLICT (name) DO UPDATE SET seen_until = excluded.seen_until"
+        );
+        self.server.execute(&sql, &[self.name.as_str().into(), lease.into()]).await
+    }
+
+    /// Says that this process is gone, and forgets those who have been for a day.
+    ///
+    /// # Errors
+    /// When the server can't be asked: then the lease runs out by itself.
+    pub async fn leave(&self) -> Result<(), Error> {
+        let sql = format!("DELETE FROM members WHERE name = $1 OR seen_until < {NOW} - 86400000000");
+        self.server.execute(&sql, &[Value::from(self.name.as_str())]).await
+    }
+
+    /// A condition in SQL: the `members` row that an alias names counts as there now.
+    #[must_use]
+    pub fn is_there(alias: &str) -> String {
+        format!("{alias}.seen_until > {NOW}")
+    }
+}

@@ -1,0 +1,199 @@
+//! Who drives which saga, where several processes share a database.
+//!
+//! A saga is owned by the process that started it, until another takes it over: because the owner is gone, or because an operator
+//! asks the other for something. The owner's name is an aggregate of its own, read in the transaction of every transition: a
+//! transition by anybody else comes to nothing. So a process that was stopped, taken for dead and goes on writes nothing any more;
+//! what it still calls finds the answer stored, or a tombstone.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{
+    Coordinator, RecoverError, Shared, closed,
+    live::{Mail, Unreachable},
+};
+use crate::{
+    journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
+    refusal::Refusal,
+    saga::{record::is_final, store},
+};
+
+/// How many sagas are taken over at a time.
+const PAGE: i64 = 256;
+
+/// What a transition must find in its transaction to count.
+#[derive(Clone, Debug)]
+pub(super) struct Fence {
+    pub(super) owner: AggregateId,
+    me: Bytes,
+    /// Set if it was not found.
+    taken: Arc<AtomicBool>,
+}
+
+impl Fence {
+    /// Whether this process still owns the saga.
+    pub(super) fn holds(&self, loaded: &Loaded<'_>) -> bool {
+        let owner = loaded.aggregate(self.owner.kind, &self.owner.id);
+        let holds = owner.is_some_and(|owner| owner.state == self.me);
+        self.taken.store(!holds, Ordering::Release);
+        holds
+    }
+
+    /// Whether somebody else owned the saga when the transition was decided.
+    pub(super) fn was_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
+    }
+}
+
+impl Shared {
+    /// What a saga's transitions are guarded by; None where the database has one process.
+    pub(super) fn fence(&self, saga_id: &str) -> Option<Fence> {
+        let me = self.member.get()?.name().as_bytes().to_vec().into();
+        Some(Fence { owner: store::owner_of(saga_id), me, taken: Arc::default() })
+    }
+
+    /// What makes a new saga this process's.
+    pub(super) fn birth(&self, saga_id: &str) -> Option<Change> {
+        self.member.get().map(|member| store::owned_by(saga_id, member.name(), 1))
+    }
+
+    /// Makes this process the owner of those of the sagas whose owner is as `wanted` says, and answers which.
+    async fn claim(
+        &self,
+        saga_ids: Vec<String>,
+        wanted: impl Fn(&str, &Aggregate) -> bool + Send + 'static,
+    ) -> Result<Vec<String>, Refusal> {
+        let Some(me) = self.member.get().map(|member| member.name().to_owned()) else { return Ok(Vec::new()) };
+        let aggregates: Vec<AggregateId> = saga_ids.iter().map(|id| store::owner_of(id)).collect();
+        let claimed = Arc::new(Mutex::new(Vec::new()));
+        let slot = Arc::clone(&claimed);
+        let decide = move |loaded: &Loaded<'_>| {
+            let mut decided = Decided::default();
+            for id in saga_ids {
+                let owner = store::owner_of(&id);
+                let Some(before) = loaded.aggregate(owner.kind, &owner.id) else { continue };
+                if wanted(&id, before) {
+                    decided.changes.push(store::owned_by(&id, &me, before.version + 1));
+                    slot.lock().push(id);
+                }
+            }
+            decided
+        };
+        let size = aggregates.len() * 200;
+        let entry = Entry { request: None, aggregates, cause: Cause::default(), decide: Box::new(decide), size };
+        self.journal.submit_admitted(entry).await.map_err(|error| {
+            tracing::warn!(%error, "sagas can't be taken over now");
+            Refusal::internal()
+        })?;
+        Ok(std::mem::take(&mut *claimed.lock()))
+    }
+}
+
+impl Coordinator {
+    /// Enters this process among those that share the database, if there can be others.
+    pub(super) async fn join(&self) -> Result<bool, RecoverError> {
+        let Some(member) = self.0.journal.join().await? else { return Ok(false) };
+        tracing::info!(member = member.name(), "sharing the sagas");
+        // One coordinator a process: a second would have a name of its own.
+        let _ = self.0.member.set(member);
+        Ok(true)
+    }
+
+    /// Says every few seconds that this process is there, and takes over the sagas of those that are not. Ends only where the
+    /// database has one process.
+    ///
+    /// # Errors
+    /// None: a database that is out of reach comes back.
+    pub async fn share(self) -> Result<(), RecoverError> {
+        let Some(member) = self.0.member.get() else { return Ok(()) };
+        loop {
+            tokio::time::sleep(Member::BEAT).await;
+            if self.0.draining.load(Ordering::Acquire) {
+                continue;
+            }
+            let adopted = match member.beat().await {
+                Ok(()) => self.adopt().await,
+                Err(error) => Err(error.into()),
+            };
+            match adopted {
+                Ok(0) => {}
+                Ok(sagas) => tracing::info!(sagas, "taken over from a process that is gone"),
+                Err(error) => tracing::warn!(%error, "no word of the others, nor to them"),
+            }
+        }
+    }
+
+    /// Says that this process is gone, so that others need not wait to take over what it leaves.
+    pub(super) async fn leave(&self) {
+        let Some(member) = self.0.member.get() else { return };
+        if let Err(error) = member.leave().await {
+            tracing::warn!(%error, "leaving unheard: others take over when the lease is over");
+        }
+    }
+
+    /// Takes over every open saga whose owner is gone, and answers how many.
+    pub(super) async fn adopt(&self) -> Result<usize, RecoverError> {
+        let shared = &self.0;
+        let (mut last, mut adopted) = (String::new(), 0);
+        loop {
+            let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
+            let Some((id, ..)) = page.last() else { return Ok(adopted) };
+            last.clone_from(id);
+            let mut wanted = std::collections::HashMap::new();
+            for (saga_id, stored, owner) in page {
+                if shared.live.contains(&saga_id) {
+                    continue;
+                }
+                match stored.map_err(|error| error.to_string()).and_then(|record| shared.definition_of(&record)) {
+                    Ok(_) => drop(wanted.insert(saga_id, owner)),
+                    // Left to whoever knows it.
+                    Err(why) => shared.park(&saga_id, why),
+                }
+            }
+            let ids = wanted.keys().cloned().collect();
+            // Still that owner's: of two who claim it at once, one finds the other's name.
+            let still = move |id: &str, owner: &Aggregate| wanted.get(id) == Some(&owner.state);
+            let Ok(claimed) = shared.claim(ids, still).await else { return Ok(adopted) };
+            adopted += self.take_up_all(&claimed).await?;
+        }
+    }
+
+    /// Takes a saga over from whoever drives it, because somebody here is asked about it, and has it hear that first.
+    pub(super) async fn seize(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
+        self.0.claim(vec![saga_id.to_owned()], |_, _| true).await?;
+        let record = self.0.stored(saga_id).await?;
+        if is_final(record.saga.phase()) {
+            return Err(closed(saga_id));
+        }
+        match self.0.definition_of(&record) {
+            Ok(definition) => self.0.take_up(definition, record, Some(mail)),
+            Err(why) => {
+                self.0.park(saga_id, why.clone());
+                return Err(Unreachable::Parked(why, mail).into_refusal(saga_id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drives sagas that this process owns since just now. They are read after the claim: the owner before may have moved them on.
+    async fn take_up_all(&self, saga_ids: &[String]) -> Result<usize, RecoverError> {
+        let mut taken = 0;
+        for (saga_id, stored) in store::load_all(&self.0.journal, saga_ids).await? {
+            let read = stored.map_err(|error| error.to_string());
+            match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
+                Ok((_, record)) if is_final(record.saga.phase()) => {}
+                Ok((definition, record)) => {
+                    self.0.take_up(definition, record, None);
+                    taken += 1;
+                }
+                Err(why) => self.0.park(&saga_id, why),
+            }
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,112 @@
+//! Two order processes on one database, on the PostgreSQL that `TEST_POSTGRES` names: they share the sagas, and take over from each
+//! other.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use proto::{
+    google::r#type::PostalAddress,
+    order::v1::{
+        Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest,
+        order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
+    },
+};
+use tempfile::TempDir;
+use tests::{Server, Shop, facts::Facts, invariants};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn order(id: &str, wait: bool) -> PlaceOrderRequest {
+    PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "owners-ann".to_owned(),
+        items: vec![OrderItem { sku: "owners-tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: "CH".to_owned(),
+            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: wait,
+    }
+}
+
+/// One more order process beside the shop's own, with the same neighbours.
+async fn second(shop: &mut Shop, folder: &Path) -> anyhow::Result<Server> {
+    let mut server = Server::new("order", folder)?;
+    for peer in &shop.servers_mut()[..3] {
+        server.flag("--peer", &format!("{}=http://{}", peer.name(), peer.address()));
+    }
+    server.start().await?;
+    Ok(server)
+}
+
+async fn ended(server: &Server, id: &str) -> anyhow::Result<Order> {
+    let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
+    let mut changes = OrderQueryServiceClient::new(server.channel()).watch_order(watch).await?.into_inner();
+    let mut last = None;
+    while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
+        last = change.order;
+    }
+    last.with_context(|| format!("nothing was said of order {id}"))
+}
+
+#[tokio::test]
+async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on() -> anyhow::Result<()> {
+    if std::env::var_os("TEST_POSTGRES").is_none() {
+        return Ok(());
+    }
+    let mut shop = Shop::start().await?;
+    let folder = TempDir::new()?;
+    let mut second = second(&mut shop, folder.path()).await?;
+    let run = Uuid::new_v4();
+    shop.stock("owners-tea", 10_000, 3).await?;
+    shop.deposit("owners-ann", 100_000).await?;
+
+    // Both work, and each can be asked to wait for its own.
+    for (at, server) in [shop.order().channel(), second.channel()].into_iter().cycle().take(10).enumerate() {
+        let placed = OrderCommandServiceClient::new(server).place_order(order(&format!("{run}-{at}"), true)).await?;
+        assert_eq!(placed.into_inner().order.unwrap_or_default().state(), OrderState::Completed);
+    }
+
+    // The first is stopped in the middle of its orders: they wait for shipping.
+    shop.shipping().signal("STOP").await?;
+    let ids: Vec<String> = (0..25).map(|at| format!("{run}-held-{at}")).collect();
+    for id in &ids {
+        let mut first = OrderCommandServiceClient::new(shop.order().channel());
+        first.place_order(order(id, false)).await?;
+    }
+    shop.order().signal("STOP").await?;
+    shop.shipping().signal("CONT").await?;
+    for id in &ids {
+        assert_eq!(ended(&second, id).await?.state(), OrderState::Completed, "{id}");
+    }
+    assert!(second.log().contains("taken over from a process that is gone"), "{}", second.log_end());
+
+    // It goes on, finds that its orders are not its own any more, and lets go.
+    shop.order().signal("CONT").await?;
+    let lets_go = async {
+        while shop.order().log().matches("taken over by another process").count() < 1 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, lets_go).await.context("it never noticed")?;
+    let after = format!("{run}-after");
+    let placed = OrderCommandServiceClient::new(shop.order().channel()).place_order(order(&after, true)).await?;
+    assert_eq!(placed.into_inner().order.unwrap_or_default().state(), OrderState::Completed);
+    second.terminate().await?;
+    assert!(second.ended().await?.success());
+    let looked = async {
+        loop {
+            let differences = invariants::differences(&Facts::read(&shop.clients()).await?);
+            if differences.is_empty() {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, looked).await.context("the books don't add up")?
+}
