@@ -1,0 +1,66 @@
+//! The trials for one's own sagas: a sound saga comes through, parallel branches too, and an unsound one doesn't.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod saga_world;
+
+use std::sync::Arc;
+
+use libs::{
+    refusal::Refusal,
+    saga::{
+        Definition, LocalWork,
+        testing::{Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
+    },
+};
+use saga_world::{Charge, Release, Reserve, Ship};
+use tempfile::TempDir;
+
+/// Two reservations at once, then the pivot, then work of our own and a notice at once.
+fn diamond() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("diamond", 1);
+    let left = saga.compensatable::<Reserve>("left", |it, _| Ok(it.clone()), |undo| undo.input.clone());
+    saga.compensatable::<Charge>("right", |it, _| Ok(it.clone()), |undo| undo.input.clone());
+    saga.after(&[]);
+    saga.pivot::<Ship>("ship", move |_, replies| replies.get(left));
+    saga.after(&["left", "right"]);
+    saga.retriable::<Release>("notify", |it, _| Ok(it.clone()));
+    saga.retriable_local("finish", |_, _| Ok(LocalWork::nothing()));
+    saga.after(&["ship"]);
+    saga.build().unwrap()
+}
+
+fn rig(folder: &TempDir, participants: impl Fn() -> Participants + Send + Sync + 'static) -> Rig {
+    Rig::new(folder.path(), diamond(), "it".to_owned(), participants)
+}
+
+#[tokio::test]
+async fn a_sound_saga_comes_through_everything() {
+    let folder = TempDir::new().unwrap();
+    let rig = rig(&folder, Participants::new);
+    assert_eq!(fail_every_step(&rig).await.unwrap().runs().len(), 4);
+    assert!(repeat_every_operation(&rig).await.unwrap().runs().len() > 20);
+    assert!(crash_every_point(&rig).await.unwrap().runs().len() > 12);
+}
+
+#[tokio::test]
+async fn a_way_back_that_is_refused_is_found() {
+    let folder = TempDir::new().unwrap();
+    let refuses =
+        || Participants::new().answer::<saga_world::Refund>(|_| Err(Refusal::precondition("SPENT", "nothing is left")));
+    let rig = rig(&folder, refuses);
+    let broken = fail_every_step(&rig).await.unwrap_err().to_string();
+    assert!(broken.contains("should be SAGA_PHASE_COMPENSATED and is SAGA_PHASE_STUCK"), "{broken}");
+    assert!(crash_every_point(&rig).await.is_err() && repeat_every_operation(&rig).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_made_is_found() {
+    let folder = TempDir::new().unwrap();
+    let mut saga = Definition::builder::<String>("unsound", 1);
+    saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.input.clone());
+    saga.pivot::<Ship>("ship", |_, _| Err(Refusal::precondition("NO_ADDRESS", "there is none")));
+    let rig = Rig::new(folder.path(), saga.build().unwrap(), "it".to_owned(), Participants::new);
+    let broken = crash_every_point(&rig).await.unwrap_err().to_string();
+    assert!(broken.contains("it should be SAGA_PHASE_COMPLETED and is SAGA_PHASE_COMPENSATED"), "{broken}");
+}

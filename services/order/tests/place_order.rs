@@ -1,0 +1,85 @@
+//! The order's saga through everything that can happen to it: placed by the real command surface on a real journal, with participants
+//! in memory. This is how to test a saga of one's own.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use libs::{
+    cqrs::CommandSide,
+    journal::Journal,
+    saga::{
+        Coordinator,
+        testing::{Begun, Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
+    },
+};
+use order::{
+    completion::Completion,
+    sagas::place_order,
+    steps::{inventory::ReserveStock, payment::ChargeCustomer, shipping::CreateShipment},
+};
+use proto::{
+    google::r#type::{Money, PostalAddress},
+    inventory::v1::ReserveStockResponse,
+    order::v1::{Order, OrderItem, PlaceOrderRequest, order_command_service_server::OrderCommandService as _},
+    payment::v1::ChargeCustomerResponse,
+    shipping::v1::CreateShipmentResponse,
+};
+use tempfile::TempDir;
+use tonic::Request;
+
+fn participants() -> Participants {
+    let price = || Some(Money { currency_code: "EUR".to_owned(), units: 25, nanos: 0 });
+    Participants::new()
+        .answer::<ReserveStock>(move |request| {
+            Ok(ReserveStockResponse { reservation_id: request.reservation_id, total: price() })
+        })
+        .answer::<ChargeCustomer>(|request| {
+            // What was reserved is what is charged.
+            assert_eq!(request.amount.as_ref().map(|amount| amount.units), Some(25));
+            Ok(ChargeCustomerResponse { charge_id: request.charge_id, balance: request.amount })
+        })
+        .answer::<CreateShipment>(|request| Ok(CreateShipmentResponse { shipment_id: request.shipment_id }))
+}
+
+async fn place(journal: Journal, coordinator: Coordinator) -> Begun {
+    let request = PlaceOrderRequest {
+        request_id: "order-1".to_owned(),
+        order_id: "order-1".to_owned(),
+        customer_id: "ada".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 2 }],
+        address: Some(PostalAddress {
+            region_code: "CH".to_owned(),
+            address_lines: vec!["1 Market Square".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: false,
+    };
+    let surface = Completion::new(CommandSide::new("order", journal), coordinator);
+    let placed = surface.place_order(Request::new(request)).await?;
+    Ok(placed.into_inner().order.map(|order| order.order_id).unwrap_or_default())
+}
+
+fn rig(folder: &TempDir) -> Rig {
+    Rig::new(folder.path(), place_order::definition().unwrap(), Order::default(), participants).begin_by(place)
+}
+
+#[tokio::test]
+async fn it_comes_through_a_refusal_of_every_step() {
+    let folder = TempDir::new().unwrap();
+    let report = fail_every_step(&rig(&folder)).await.unwrap();
+    assert_eq!(report.runs().len(), 3, "{report}");
+}
+
+#[tokio::test]
+async fn it_comes_through_every_lost_and_repeated_call() {
+    let folder = TempDir::new().unwrap();
+    let report = repeat_every_operation(&rig(&folder)).await.unwrap();
+    // Three faults of three calls on the way there, of four on the way back, and the lost request of the one refused.
+    assert_eq!(report.runs().len(), 9 + 12 + 1, "{report}");
+}
+
+#[tokio::test]
+async fn it_comes_through_a_crash_at_every_point() {
+    let folder = TempDir::new().unwrap();
+    let report = crash_every_point(&rig(&folder)).await.unwrap();
+    // Before and after each of three calls on the way there, and of five on the way back.
+    assert_eq!(report.runs().len(), 6 + 10, "{report}");
+}
