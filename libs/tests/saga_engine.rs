@@ -148,9 +148,7 @@ fn coordinator(journal: &Journal, participants: &Participants) -> Coordinator {
 
 async fn start(journal: &Journal, coordinator: &Coordinator) {
     let coordinator = coordinator.clone();
-    let decide = move |loaded: &libs::journal::Loaded<'_>| {
-        coordinator.start("test", "s-1", &10_i64, loaded.now_micros()).unwrap()
-    };
+    let decide = move |loaded: &libs::journal::Loaded<'_>| coordinator.start("test", "s-1", &10_i64, loaded).unwrap();
     let (cause, aggregates) = (Cause::default(), Vec::new());
     let entry = Entry { request: None, aggregates, cause, decide: Box::new(decide), size: 10 };
     assert_eq!(journal.submit(entry).await.unwrap().outcome, Outcome::Done);

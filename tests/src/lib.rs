@@ -3,6 +3,7 @@
 
 pub mod chaos;
 pub mod clients;
+pub mod collector;
 pub mod facts;
 pub mod invariants;
 pub mod load;

@@ -29,6 +29,7 @@ pub struct Server {
     port: Port,
     folder: PathBuf,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     channel: Channel,
     child: Option<Child>,
 }
@@ -43,7 +44,15 @@ impl Server {
         let channel = Endpoint::from_shared(format!("http://{}", port.address()))?
             .connect_timeout(Duration::from_secs(2))
             .connect_lazy();
-        let mut server = Self { name, port, folder: folder.to_owned(), flags: Vec::new(), channel, child: None };
+        let mut server = Self {
+            name,
+            port,
+            folder: folder.to_owned(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+            channel,
+            child: None,
+        };
         server.flag("--listen", &server.port.address().to_string());
         server.flag("--database-url", &server.database_url());
         Ok(server)
@@ -87,6 +96,11 @@ impl Server {
         self.flags.extend([name.to_owned(), value.to_owned()]);
     }
 
+    /// Sets a variable of the environment for all starts to come.
+    pub fn variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the process and waits until it serves.
     ///
     /// # Errors
@@ -104,6 +118,7 @@ impl Server {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = self.open_log()?;
         let mut command = program::command(self.name, &self.folder)?;
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").args(&self.flags).stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         self.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
         Ok(())

@@ -17,6 +17,7 @@ use crate::{
     journal::{AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError},
     refusal::{Refusal, Violations},
     rpc::verdict::{Op, SagaCall, Verdict},
+    telemetry::propagation,
 };
 
 /// A command method, as its contract declares it.
@@ -117,9 +118,10 @@ impl CommandSide {
             None if request_id.is_empty() => (None, Role::Action),
             None => (Some(format!("{}/{request_id}", method.name)), Role::Action),
         };
-        let traceparent = metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // This call's own span, where there is one; else the caller's word.
+        let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let cause = Cause {
-            traceparent: traceparent.to_owned(),
+            traceparent: propagation::traceparent().unwrap_or_else(sent),
             request: key.clone().unwrap_or_else(|| method.name.to_owned()),
         };
         let encoded = request.encode_to_vec();

@@ -68,6 +68,12 @@ impl<'a> State<'a> {
         self.0.now_micros()
     }
 
+    /// All that the journal loaded, for what is decided beside, such as a saga's start.
+    #[must_use]
+    pub fn loaded(&self) -> &'a Loaded<'a> {
+        self.0
+    }
+
     /// In a compensation behind the barrier: the reply of the action that it undoes.
     #[must_use]
     pub fn action_reply<R: Message + Default>(&self) -> Option<R> {

@@ -83,13 +83,21 @@ pub struct Loaded<'a> {
     aggregates: &'a [(AggregateId, Aggregate)],
     action_reply: Option<&'a Bytes>,
     now_micros: i64,
+    traceparent: &'a str,
 }
 
 impl<'a> Loaded<'a> {
     /// What a decision would see, for the committer and for tests of decisions.
     #[must_use]
     pub fn new(aggregates: &'a [(AggregateId, Aggregate)], action_reply: Option<&'a Bytes>, now_micros: i64) -> Self {
-        Self { aggregates, action_reply, now_micros }
+        Self { aggregates, action_reply, now_micros, traceparent: "" }
+    }
+
+    /// The same, caused by a request of this trace.
+    #[must_use]
+    pub fn traced(mut self, traceparent: &'a str) -> Self {
+        self.traceparent = traceparent;
+        self
     }
 
     /// The aggregate as it stands, the batch's earlier decisions included. None if the entry didn't name it.
@@ -102,6 +110,12 @@ impl<'a> Loaded<'a> {
     #[must_use]
     pub fn action_reply(&self) -> Option<&'a Bytes> {
         self.action_reply
+    }
+
+    /// The W3C trace context of the request that asked for the decision, empty when it carried none.
+    #[must_use]
+    pub fn traceparent(&self) -> &'a str {
+        self.traceparent
     }
 
     /// When the batch was taken, in microseconds since 1970: the time of every event it writes.

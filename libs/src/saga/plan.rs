@@ -7,7 +7,7 @@ use proto::saga::v1::StepKind;
 use tonic::Code;
 
 use super::record::Record;
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, rpc::verdict::Op};
 
 /// A set of steps, one bit each.
 pub(super) type Steps = u64;
@@ -55,6 +55,14 @@ impl StepPlan {
     /// True if the coordinator's own service takes the step.
     pub(super) fn is_local(&self) -> bool {
         self.action.is_empty()
+    }
+
+    /// The method that does or undoes it.
+    pub(super) fn path(&self, op: Op) -> &'static str {
+        match op {
+            Op::Action => self.action,
+            Op::Compensation => self.compensation,
+        }
     }
 
     /// True if the saga may still turn back because of this step.

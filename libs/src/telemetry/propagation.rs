@@ -33,6 +33,23 @@ pub fn traceparent() -> Option<String> {
     headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
+/// True where spans are exported.
+#[must_use]
+pub fn is_on() -> bool {
+    init::traces()
+}
+
+/// Has a span point to the trace that a kept `traceparent` tells of, without being part of it: for work taken up long after.
+pub fn link(span: &Span, traceparent: &str) {
+    if let (true, Ok(value)) = (init::traces(), HeaderValue::try_from(traceparent)) {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)]);
+        let context = extract(&headers).span().span_context().clone();
+        if context.is_valid() {
+            span.add_link(context);
+        }
+    }
+}
+
 /// Makes a span part of the trace that a kept `traceparent` tells of.
 pub fn resume(span: &Span, traceparent: &str) {
     if let (true, Ok(value)) = (init::traces(), HeaderValue::try_from(traceparent)) {

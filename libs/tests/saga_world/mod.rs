@@ -145,7 +145,7 @@ impl Process {
             "place-order",
             &saga_id,
             &input,
-            loaded.now_micros().min(1_700_000_000_000_000),
+            &Loaded::new(&[], None, loaded.now_micros().min(1_700_000_000_000_000)),
         ) {
             Ok(decided) => decided,
             Err(refusal) => {

@@ -80,7 +80,7 @@ impl OrderDecider for Commands {
     ) -> Result<Decision<PlaceOrderResponse>, Refusal> {
         let decision = order::place(state, request)?;
         let placed = decision.reply_ref().order.clone().unwrap_or_default();
-        let saga = self.coordinator.start(PLACE_ORDER, &request.order_id, &placed, state.now_micros())?;
+        let saga = self.coordinator.start(PLACE_ORDER, &request.order_id, &placed, state.loaded())?;
         Ok(decision.beside(saga))
     }
 

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tonic::{Code, Status, metadata::MetadataMap};
+use tracing::{Instrument as _, Span};
 
-use super::Shared;
+use super::{Shared, spans};
 use crate::{
     breaker::CircuitOpen,
     refusal::Refusal,
@@ -64,7 +65,14 @@ impl Call {
         Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call }
     }
 
-    pub(super) async fn run(self) -> Attempt {
+    /// Makes the call, within the saga's span.
+    pub(super) fn run(self, stretch: &Span) -> impl Future<Output = Attempt> + Send + use<> {
+        let plan = &self.program.plan.steps[self.due.step];
+        let span = spans::call(stretch, plan.path(self.due.op), &self.call);
+        self.answered().instrument(span)
+    }
+
+    async fn answered(self) -> Attempt {
         let Self { shared, program, due, call, message } = self;
         let plan = &program.plan.steps[due.step];
         // Never closed, so it always opens.
@@ -72,15 +80,14 @@ impl Call {
         let timeout = plan.options.attempt_timeout;
         let mut metadata = MetadataMap::new();
         call.write_to(&mut metadata);
-        let path = match due.op {
-            Op::Action => plan.action,
-            Op::Compensation => plan.compensation,
-        };
-        let sent = transport::Attempt { peer: plan.participant, path, request: message, metadata, timeout };
+        let sent =
+            transport::Attempt { peer: plan.participant, path: plan.path(due.op), request: message, metadata, timeout };
         let answer = shared.transport.call(sent);
         let answer = tokio::time::timeout(timeout + GRACE, answer).await;
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
+        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
+        spans::answered(&Span::current(), code);
         judge(due, plan, answer)
     }
 }

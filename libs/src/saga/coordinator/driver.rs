@@ -10,6 +10,7 @@ use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use proto::saga::v1::Saga;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::{
     Shared,
@@ -17,7 +18,7 @@ use super::{
     call::Call,
     closed,
     live::{Mail, Mailbox},
-    not_driven,
+    not_driven, spans,
 };
 use crate::{
     journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
@@ -42,6 +43,7 @@ pub(super) struct Driver {
     calls: FuturesUnordered<BoxFuture<'static, Attempt>>,
     in_flight: InFlight,
     waiting: Vec<oneshot::Sender<Saga>>,
+    span: Span,
     _admission: Admission,
 }
 
@@ -101,6 +103,7 @@ impl Driver {
     ) {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
         let Some(mailbox) = shared.live.enter(&saga_id) else { return };
+        let span = spans::stretch(&record, matches!(start, Start::Again(_)));
         let driver = Self {
             shared,
             program,
@@ -110,6 +113,7 @@ impl Driver {
             calls: FuturesUnordered::new(),
             in_flight: InFlight::default(),
             waiting: Vec::new(),
+            span,
             _admission: admission,
         };
         let again = match start {
@@ -175,7 +179,7 @@ impl Driver {
             let attempt = machine::leaves(&mut self.record, due);
             self.in_flight.begin(due);
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt);
-            self.calls.push(Box::pin(call.run()));
+            self.calls.push(Box::pin(call.run(&self.span)));
         }
     }
 
@@ -243,7 +247,8 @@ impl Driver {
 
     async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
         let (decided, size) = store::transition(&mut self.record);
-        let cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
+        let traceparent = self.record.kept.traceparent.clone();
+        let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent };
         let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),

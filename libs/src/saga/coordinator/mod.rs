@@ -10,6 +10,7 @@ mod driver;
 mod live;
 mod ownership;
 mod recovery;
+mod spans;
 mod steering;
 
 use std::{
@@ -40,7 +41,7 @@ use super::{
     store,
 };
 use crate::{
-    journal::{Decided, Journal, Member},
+    journal::{Decided, Journal, Loaded, Member},
     refusal::Refusal,
 };
 
@@ -129,7 +130,7 @@ impl Coordinator {
         }))
     }
 
-    /// What must be committed for a saga to start, to go beside the decision that wants it (see
+    /// What must be committed for a saga to start, now and in the trace that `loaded` tells of, to go beside the decision that wants it (see
     /// [`Decision::beside`](crate::cqrs::Decision::beside)). The first requests are frozen in it; once it is durable the saga is
     /// on its way, whoever leaves. If the decision comes to nothing, so does the saga.
     ///
@@ -143,9 +144,9 @@ impl Coordinator {
         saga_type: &str,
         saga_id: &str,
         input: &I,
-        now_micros: i64,
+        loaded: &Loaded<'_>,
     ) -> Result<Decided, Refusal> {
-        self.start_at(saga_type, saga_id, input, now_micros, 0)
+        self.start_at(saga_type, saga_id, input, loaded, 0)
     }
 
     /// Like [`start`](Self::start), but the saga waits SCHEDULED until `start_micros`, in microseconds since 1970.
@@ -157,10 +158,10 @@ impl Coordinator {
         saga_type: &str,
         saga_id: &str,
         input: &I,
-        now_micros: i64,
+        loaded: &Loaded<'_>,
         start_micros: i64,
     ) -> Result<Decided, Refusal> {
-        let shared = &self.0;
+        let (shared, now_micros) = (&self.0, loaded.now_micros());
         if shared.draining.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
@@ -179,6 +180,7 @@ impl Coordinator {
             Refusal::exhausted("TOO_MANY_SAGAS", message, Duration::from_secs(1))
         })?;
         let mut record = definition.plan.new_record(saga_id, input.encode_to_vec(), now_micros, start_micros);
+        loaded.traceparent().clone_into(&mut record.kept.traceparent);
         machine::advance(&*definition, &mut record, Input::Tick, Moment { now: now_micros, draining: false })?;
         if !matches!(record.saga.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
             // Its first step's request can't be made: nothing was done, and nothing needs a saga.

@@ -194,7 +194,7 @@ async fn begin_alone<I: Message + 'static>(
     const ID: &str = "saga-under-test";
     let refused = Arc::new(Mutex::new(None));
     let slot = Arc::clone(&refused);
-    let decide = move |loaded: &Loaded<'_>| match coordinator.start(saga_type, ID, &input, loaded.now_micros()) {
+    let decide = move |loaded: &Loaded<'_>| match coordinator.start(saga_type, ID, &input, loaded) {
         Ok(decided) => decided,
         Err(refusal) => {
             *slot.lock() = Some(refusal);

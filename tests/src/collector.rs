@@ -1,0 +1,102 @@
+//! Takes what services export over OTLP, and keeps it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::{KeyValue, any_value::Value},
+};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport};
+
+/// A span that a service exported.
+#[derive(Clone, Debug, Default)]
+pub struct Exported {
+    /// The service.
+    pub service: String,
+    /// What it is called.
+    pub name: String,
+    /// The trace it belongs to.
+    pub trace_id: Vec<u8>,
+    /// Its own id.
+    pub span_id: Vec<u8>,
+    /// The span it is part of, empty for none.
+    pub parent_id: Vec<u8>,
+    /// The traces it points to.
+    pub links: Vec<Vec<u8>>,
+    /// What is said of it.
+    pub attributes: HashMap<String, String>,
+}
+
+/// A collector of spans.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    uri: String,
+    spans: Arc<Mutex<Vec<Exported>>>,
+}
+
+impl Collector {
+    /// Starts one on a free port.
+    ///
+    /// # Errors
+    /// When no port is to be had.
+    pub async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let collector = Self { uri: format!("http://{}", listener.local_addr()?), spans: Arc::default() };
+        let server = transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Ok(collector)
+    }
+
+    /// Where services are to send to.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// What has come so far.
+    #[must_use]
+    pub fn spans(&self) -> Vec<Exported> {
+        self.spans.lock().clone()
+    }
+}
+
+fn texts(attributes: Vec<KeyValue>) -> HashMap<String, String> {
+    let text = |value: Value| match value {
+        Value::StringValue(text) => text,
+        Value::IntValue(number) => number.to_string(),
+        Value::BoolValue(truth) => truth.to_string(),
+        other => format!("{other:?}"),
+    };
+    let pair = |pair: KeyValue| Some((pair.key, text(pair.value?.value?)));
+    attributes.into_iter().filter_map(pair).collect()
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        for of_service in request.into_inner().resource_spans {
+            let resource = texts(of_service.resource.unwrap_or_default().attributes);
+            let service = resource.get("service.name").cloned().unwrap_or_default();
+            let spans = of_service.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.spans.lock().extend(spans.map(|span| Exported {
+                service: service.clone(),
+                name: span.name,
+                trace_id: span.trace_id,
+                span_id: span.span_id,
+                parent_id: span.parent_span_id,
+                links: span.links.into_iter().map(|link| link.trace_id).collect(),
+                attributes: texts(span.attributes),
+            }));
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}

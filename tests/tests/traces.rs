@@ -1,0 +1,114 @@
+//! One order is one trace, across four processes; what is taken up after a crash is another, which points to the first.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::{
+    google::r#type::PostalAddress,
+    order::v1::{OrderItem, PlaceOrderRequest},
+};
+use tests::{
+    Shop,
+    collector::{Collector, Exported},
+};
+use tokio::time::{sleep, timeout};
+use tonic::Request;
+
+/// Exporters send every five seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+fn order(id: &str, wait: bool) -> Request<PlaceOrderRequest> {
+    let mut request = Request::new(PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "ann".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: "CH".to_owned(),
+            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: wait,
+    });
+    let parent = format!("00-{TRACE}-b7ad6b7169203331-01").parse();
+    if let Ok(parent) = parent {
+        request.metadata_mut().insert("traceparent", parent);
+    }
+    request
+}
+
+async fn traced(collector: &Collector) -> anyhow::Result<Shop> {
+    let mut shop = Shop::new()?;
+    for server in shop.servers_mut() {
+        server.variable("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri());
+        server.variable("OTEL_METRICS_EXPORTER", "none");
+        server.start().await?;
+    }
+    shop.stock("tea", 100, 3).await?;
+    shop.deposit("ann", 1_000).await?;
+    Ok(shop)
+}
+
+/// Waits for a span, and answers all.
+async fn until(collector: &Collector, wanted: impl Fn(&Exported) -> bool) -> anyhow::Result<Vec<Exported>> {
+    let come = async {
+        while !collector.spans().iter().any(&wanted) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let names = || collector.spans().iter().map(|span| format!("{} {}", span.service, span.name)).collect::<Vec<_>>();
+    timeout(PATIENCE, come).await.with_context(|| format!("it never came; what did: {:?}", names()))?;
+    Ok(collector.spans())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn an_order_is_one_trace_through_four_services() -> anyhow::Result<()> {
+    let collector = Collector::start().await?;
+    let mut shop = traced(&collector).await?;
+    shop.clients().order_commands().place_order(order("traced-1", true)).await?;
+    // What is held back goes out with the process.
+    for server in shop.servers_mut() {
+        server.terminate().await?;
+        server.ended().await?;
+    }
+    let spans: Vec<_> = collector.spans().into_iter().filter(|span| hex(&span.trace_id) == TRACE).collect();
+    let find = |service: &str, name: &str| -> anyhow::Result<&Exported> {
+        let found = spans.iter().find(|span| span.service == service && span.name.ends_with(name));
+        found.with_context(|| format!("no span {name} of {service} in {spans:#?}"))
+    };
+    let placed = find("order", "PlaceOrder")?;
+    let saga = find("order", "saga place-order")?;
+    assert_eq!((hex(&placed.parent_id), &saga.parent_id), ("b7ad6b7169203331".to_owned(), &placed.span_id));
+    assert_eq!(saga.attributes.get("saga.id").map(String::as_str), Some("traced-1"));
+    for (service, method) in
+        [("inventory", "ReserveStock"), ("payment", "ChargeCustomer"), ("shipping", "CreateShipment")]
+    {
+        let (call, served) = (find("order", method)?, find(service, method)?);
+        assert_eq!((&call.parent_id, &served.parent_id), (&saga.span_id, &call.span_id), "{method}");
+        assert_eq!(call.attributes.get("rpc.response.status_code").map(String::as_str), Some("Ok"));
+        assert!(call.attributes.contains_key("saga.step"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_saga_taken_up_after_a_crash_points_to_where_it_began() -> anyhow::Result<()> {
+    let collector = Collector::start().await?;
+    let mut shop = traced(&collector).await?;
+    shop.shipping().kill().await?;
+    shop.clients().order_commands().place_order(order("traced-2", false)).await?;
+    shop.order().kill().await?;
+    shop.order().start().await?;
+    shop.shipping().start().await?;
+    let resumed = |span: &Exported| span.attributes.get("saga.resumed").is_some_and(|resumed| resumed == "true");
+    let spans = until(&collector, resumed).await?;
+    let saga = spans.iter().find(|span| resumed(span)).context("it came")?;
+    assert_ne!(hex(&saga.trace_id), TRACE, "a trace of its own");
+    assert_eq!(saga.links.iter().map(|link| hex(link)).collect::<Vec<_>>(), [TRACE]);
+    Ok(())
+}
