@@ -11,6 +11,11 @@ use libs::{
     rpc::verdict::Op,
     saga::{Definition, Options, Retry, testing::Fault},
 };
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::metrics::{
+    InMemoryMetricExporter, SdkMeterProvider,
+    data::{AggregatedMetrics, MetricData},
+};
 use proto::saga::v1::{Saga, SagaPhase, StepState};
 use saga_world::{Charge, Reserve, Ship, World, local};
 use tonic::{Code, Status};
@@ -472,4 +477,64 @@ async fn branches_run_side_by_side_and_join() {
     let calls = world.participants.calls();
     let order: Vec<_> = calls.iter().map(|call| call.call.step.as_str()).collect();
     assert_eq!((order[0], order[3]), ("look", "join"));
+}
+
+/// The value of a metric whose attributes have all these values.
+fn exported(exporter: &InMemoryMetricExporter, name: &str, values: &[&str]) -> Option<f64> {
+    let metrics = exporter.get_finished_metrics().unwrap();
+    let last =
+        metrics.last()?.scope_metrics().flat_map(|scope| scope.metrics()).find(|metric| metric.name() == name)?;
+    let fits = |attributes: Vec<String>| values.iter().all(|value| attributes.iter().any(|a| a == value));
+    let texts = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>| -> Vec<String> {
+        attributes.map(|pair| pair.value.to_string()).collect()
+    };
+    match last.data() {
+        AggregatedMetrics::I64(MetricData::Gauge(gauge)) => {
+            let mut points = gauge.data_points().filter(|point| fits(texts(&mut point.attributes())));
+            points.next().map(|point| point.value() as f64)
+        }
+        AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
+            gauge.data_points().next().map(|point| point.value() as f64)
+        }
+        AggregatedMetrics::U64(MetricData::Sum(sum)) => {
+            let mut points = sum.data_points().filter(|point| fits(texts(&mut point.attributes())));
+            points.next().map(|point| point.value() as f64)
+        }
+        AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+            let mut points = histogram.data_points().filter(|point| fits(texts(&mut point.attributes())));
+            points.next().map(|point| point.count() as f64)
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn what_pages_somebody_at_night_is_a_metric() {
+    let world = World::new();
+    let process = world.open().await;
+    let exporter = InMemoryMetricExporter::default();
+    let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+    process.coordinator.observe(&provider.meter("test"));
+    let mut lost = Some(());
+    world.participants.on_call(move |call| match (&*call.saga_id, &*call.step) {
+        ("stuck", "charge") => Fault::Conflict,
+        ("tea", "charge") if lost.take().is_some() => Fault::LoseReply,
+        _ => Fault::None,
+    });
+    process.run("tea").await;
+    process.place("stuck").await.unwrap();
+    process.until_phase("stuck", SagaPhase::Stuck).await;
+    // Its task counts it a moment after the log tells of it.
+    let shown = |name: &str, values: &[&str]| {
+        provider.force_flush().unwrap();
+        exported(&exporter, name, values)
+    };
+    while shown("saga.driven", &["stuck"]) != Some(1.0) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(shown("saga.driven", &["forward"]), Some(0.0));
+    assert_eq!(shown("saga.parked", &[]), Some(0.0));
+    assert_eq!(shown("saga.ended", &["place-order", "completed"]), Some(1.0));
+    assert_eq!(shown("saga.retries", &["charge", "action"]), Some(1.0));
+    assert_eq!(shown("saga.call.duration", &["charge", "action", "Unavailable"]), Some(1.0));
 }

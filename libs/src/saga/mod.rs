@@ -9,6 +9,7 @@ mod coordinator;
 mod definition;
 mod local;
 mod machine;
+mod metrics;
 mod operation;
 mod plan;
 mod projection;

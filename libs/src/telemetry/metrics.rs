@@ -6,12 +6,21 @@
 
 use std::time::Duration;
 
-use opentelemetry::{KeyValue, metrics::Histogram};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Histogram, Meter},
+};
 
 use super::init;
 
 /// The conventions' own boundaries.
 const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// The meter of this process, or none where nobody collects metrics.
+#[must_use]
+pub fn meter() -> Option<Meter> {
+    init::collects_metrics().then(|| opentelemetry::global::meter("trellis"))
+}
 
 /// What is measured of the calls that a server answers.
 #[derive(Clone, Debug)]
@@ -23,8 +32,8 @@ impl ServerMetrics {
     /// The instruments, or none where nobody collects metrics, so that nothing is spent on them.
     #[must_use]
     pub fn new() -> Option<Self> {
-        init::collects_metrics().then(|| Self {
-            duration: opentelemetry::global::meter("trellis")
+        meter().map(|meter| Self {
+            duration: meter
                 .f64_histogram("rpc.server.call.duration")
                 .with_unit("s")
                 .with_description("How long calls took, streams to their end.")

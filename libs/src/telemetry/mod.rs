@@ -12,5 +12,5 @@ pub mod propagation;
 pub use self::{
     args::{Args, LogFormat},
     init::{Guard, TelemetryError, init},
-    metrics::ServerMetrics,
+    metrics::{ServerMetrics, meter},
 };

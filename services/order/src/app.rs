@@ -9,6 +9,7 @@ use libs::{
     rpc::client::Peers,
     saga::{self, Coordinator, Grpc, Options, SagaCommands, SagaQueries, SagasView},
     service::{App, Stores},
+    telemetry,
 };
 use proto::order::v1::{
     order_command_service_server::OrderCommandServiceServer, order_query_service_server::OrderQueryServiceServer,
@@ -76,6 +77,9 @@ async fn serve_commands(
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
     let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
+    if let Some(meter) = telemetry::meter() {
+        coordinator.observe(&meter);
+    }
     let taken_up = coordinator.recover().await?;
     if taken_up > 0 {
         tracing::info!(sagas = taken_up, "taken up where they stood");

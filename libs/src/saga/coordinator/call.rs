@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span};
 
@@ -80,6 +81,7 @@ impl Call {
         let timeout = plan.options.attempt_timeout;
         let mut metadata = MetadataMap::new();
         call.write_to(&mut metadata);
+        let begin = Instant::now();
         let sent =
             transport::Attempt { peer: plan.participant, path: plan.path(due.op), request: message, metadata, timeout };
         let answer = shared.transport.call(sent);
@@ -88,6 +90,7 @@ impl Call {
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
         spans::answered(&Span::current(), code);
+        shared.metrics.called(&call, code, begin.elapsed());
         judge(due, plan, answer)
     }
 }

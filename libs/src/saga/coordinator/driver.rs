@@ -8,7 +8,7 @@ use std::{
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use proto::saga::v1::Saga;
+use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -44,6 +44,8 @@ pub(super) struct Driver {
     in_flight: InFlight,
     waiting: Vec<oneshot::Sender<Saga>>,
     span: Span,
+    /// The phase it is counted under.
+    counted: Option<SagaPhase>,
     _admission: Admission,
 }
 
@@ -114,6 +116,7 @@ impl Driver {
             in_flight: InFlight::default(),
             waiting: Vec::new(),
             span,
+            counted: None,
             _admission: admission,
         };
         let again = match start {
@@ -143,6 +146,7 @@ impl Driver {
 
     async fn drive(&mut self) -> End {
         loop {
+            self.count(Some(self.record.saga.phase()));
             if machine::is_over(&self.record) {
                 return End::Over;
             }
@@ -166,6 +170,11 @@ impl Driver {
                 return end;
             }
         }
+    }
+
+    fn count(&mut self, phase: Option<SagaPhase>) {
+        self.shared.metrics.moved(self.counted, phase);
+        self.counted = phase;
     }
 
     fn is_draining(&self) -> bool {
@@ -309,6 +318,7 @@ impl Driver {
     }
 
     fn leave(mut self, end: End) {
+        self.count(None);
         let over = match end {
             End::Parked(why) => {
                 tracing::error!(saga.id = &*self.saga_id, why, "a saga is parked; the others go on");
@@ -333,6 +343,7 @@ impl Driver {
             }
         }
         if over {
+            self.shared.metrics.ended(&self.record.saga.r#type, self.record.saga.phase());
             let last = self.waiting.pop();
             for answer in self.waiting.drain(..) {
                 let _ = answer.send(self.record.saga.clone());

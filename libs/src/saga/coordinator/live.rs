@@ -124,6 +124,11 @@ impl Live {
         self.0.lock().values().filter(|place| matches!(place, Place::Driven(_))).count()
     }
 
+    /// How many are left as they are.
+    pub(super) fn parked(&self) -> usize {
+        self.0.lock().values().filter(|place| matches!(place, Place::Parked(_))).count()
+    }
+
     /// Wakes every task, to have it look around.
     pub(super) fn ring_all(&self) {
         for place in self.0.lock().values() {

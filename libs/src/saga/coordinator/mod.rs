@@ -23,6 +23,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use opentelemetry::metrics::Meter;
 use prost::Message;
 use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::{Semaphore, oneshot};
@@ -37,6 +38,7 @@ use self::{
 use super::{
     Definition, Transport,
     machine::{self, Input, Moment},
+    metrics::Metrics,
     record::{Record, is_final},
     store,
 };
@@ -82,6 +84,7 @@ struct Shared {
     /// A turn for each call that may be under way.
     calls: Semaphore,
     draining: AtomicBool,
+    metrics: Metrics,
     clock: Clock,
 }
 
@@ -126,6 +129,7 @@ impl Coordinator {
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
+            metrics: Metrics::default(),
             clock,
         }))
     }
@@ -235,6 +239,14 @@ impl Coordinator {
             tracing::info!(sagas = self.0.admissions.count(), "calls were cut off; the next start makes them again");
         }
         self.leave().await;
+    }
+
+    /// Has the sagas observed by a meter: those driven here by phase, parked, ended, how long calls take, what is called again.
+    pub fn observe(&self, meter: &Meter) {
+        // The coordinator goes when its service does, whatever a meter remembers.
+        let shared = Arc::downgrade(&self.0);
+        let parked = move || shared.upgrade().map_or(0, |shared| shared.live.parked() as u64);
+        self.0.metrics.observe(meter, parked);
     }
 
     /// How many sagas are under way here.
