@@ -28,10 +28,11 @@ const FILES: &[&str] = &[
     "saga/v1/record.proto",
     "breaker/v1/command.proto",
     "breaker/v1/query.proto",
+    "events/v1/events.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for package in ["libs", "inventory", "payment", "shipping", "order", "saga", "breaker", "google"] {
+    for package in ["libs", "inventory", "payment", "shipping", "order", "saga", "breaker", "events", "google"] {
         println!("cargo::rerun-if-changed={package}");
     }
     let mut compiler = protox::Compiler::new(["."])?;

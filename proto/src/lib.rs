@@ -35,6 +35,8 @@ package! {
     saga = "saga.v1";
     /// Circuit breakers as operators see them.
     breaker = "breaker.v1";
+    /// A service's events, for the views of others.
+    events = "events.v1";
 }
 
 /// Types that Google publishes for everybody.

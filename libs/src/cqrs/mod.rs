@@ -6,10 +6,13 @@
 pub mod command;
 mod decider;
 mod documents;
+mod log;
+mod outbox;
 mod page;
 mod projection;
 mod query;
 mod read;
+mod subscription;
 pub mod testing;
 mod token;
 mod views;
@@ -18,11 +21,13 @@ pub use self::{
     command::{CommandSide, Method},
     decider::{Aggregate, Decision, State},
     documents::Documents,
+    log::Log,
+    outbox::Outbox,
     page::{Page, PageOrder, PageQuery},
-    projection::{Decode, Projection, ProjectionError, Projections, events_of},
+    projection::{Decode, Projection, ProjectionError, Projections, events_of, events_of_kind},
     query::{Changes, Outgoing},
     read::ReadSide,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
-    views::{Log, Views, ViewsError},
+    views::{Views, ViewsError},
 };
 pub use crate::journal::Event;

@@ -60,10 +60,9 @@ impl Decode for Event {
         if self.kind != A::KIND {
             return Ok(None);
         }
-        A::Event::decode(self.payload.clone()).map(Some).map_err(|source| ProjectionError::Decode {
-            what: format!("event {} ({} of {} {})", self.position, self.name, self.kind, self.id),
-            source,
-        })
+        A::Event::decode(self.payload.clone())
+            .map(Some)
+            .map_err(|source| ProjectionError::Decode { what: self.describe(), source })
     }
 }
 
@@ -74,6 +73,21 @@ impl Decode for Event {
 pub fn events_of<A: Aggregate>(events: &[Event]) -> Result<Vec<(&Event, A::Event)>, ProjectionError> {
     let decoded = |event| Decode::decode::<A>(event).map(|what| what.map(|what| (event, what))).transpose();
     events.iter().filter_map(decoded).collect()
+}
+
+/// The events of one kind of aggregate, as another service's contract encodes them, in order.
+///
+/// # Errors
+/// When one can't be read.
+pub fn events_of_kind<'e, E: prost::Message + Default>(
+    kind: &str,
+    events: &'e [Event],
+) -> Result<Vec<(&'e Event, E)>, ProjectionError> {
+    let decode = |event: &'e Event| match E::decode(event.payload.clone()) {
+        Ok(decoded) => Ok((event, decoded)),
+        Err(source) => Err(ProjectionError::Decode { what: event.describe(), source }),
+    };
+    events.iter().filter(|event| event.kind == kind).map(decode).collect()
 }
 
 /// A projection behind a pointer: one boxed future a batch of events.

@@ -9,15 +9,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use super::{
-    Projections, ReadSide,
+    Log, Projections, ReadSide,
     projection::{Fold, ProjectionError},
 };
 use crate::journal::{
-    Event, Location, OpenError, Row, Table, events_after, head,
+    Event, Location, OpenError, Row, Table,
     sql::{self, Reader, Transaction},
     store::{self, Store},
 };
@@ -33,9 +33,6 @@ const TRIES: u32 = 3;
 /// the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
 const GATHER: u32 = 4;
 const MOST_GATHER: Duration = Duration::from_millis(150);
-/// How often a log in another process is looked at.
-const POLL: Duration = Duration::from_millis(20);
-
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -48,56 +45,6 @@ static CHECKPOINTS: Table = Table {
     columns: &["projection", "position"],
     key: 1,
 };
-
-/// Where events come from.
-#[derive(Clone, Debug)]
-pub struct Log {
-    reader: Reader,
-    /// Tells of news; None where this process writes nothing.
-    head: Option<watch::Receiver<i64>>,
-    /// True where other processes write, so that it must be looked at.
-    shared: bool,
-}
-
-impl Log {
-    /// The log of a journal in this process.
-    #[must_use]
-    pub fn of(journal: &crate::journal::Journal) -> Self {
-        let shared = matches!(journal.location(), Location::Postgres { .. });
-        Self { reader: journal.reader().clone(), head: Some(journal.head()), shared }
-    }
-
-    /// The log of a journal that another process writes, on the same machine.
-    ///
-    /// # Errors
-    /// When its database isn't there or can't be read.
-    pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
-        Ok(Self { reader: store::readers(&location.into(), 1)?, head: None, shared: true })
-    }
-
-    /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more.
-    async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
-        loop {
-            let looked = match &mut self.head {
-                Some(news) if !self.shared => return Ok(news.wait_for(|head| *head > position).await.is_ok()),
-                Some(news) => {
-                    let told = timeout(POLL, news.wait_for(|head| *head > position)).await;
-                    match told.map(|told| told.is_ok()) {
-                        Ok(told) => return Ok(told),
-                        Err(_) => head(&self.reader).await?,
-                    }
-                }
-                None => {
-                    tokio::time::sleep(POLL).await;
-                    head(&self.reader).await?
-                }
-            };
-            if looked > position {
-                return Ok(true);
-            }
-        }
-    }
-}
 
 /// The read side's database, open for its one projector.
 #[derive(Debug)]
@@ -202,7 +149,7 @@ impl Views {
     pub async fn catch_up(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), ViewsError> {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
-        let all = head(&self.log.reader).await.map_err(failed)?;
+        let all = self.log.head().await.map_err(failed)?;
         while lowest(&self.projections) < all {
             if self.writer.is_shared() {
                 self.take_turn().await.map_err(failed)?;
@@ -217,7 +164,7 @@ impl Views {
 
     /// True if the next batch holds all that the log has now.
     fn is_near(&self) -> bool {
-        let head = self.log.head.as_ref().map(|head| *head.borrow());
+        let head = self.log.known_head();
         head.is_none_or(|head| head.saturating_sub(lowest(&self.projections)) < MOST_EVENTS)
     }
 
@@ -227,14 +174,14 @@ impl Views {
     /// # Errors
     /// As [`run`](Self::run), and when an event can't be folded. Nothing is changed then.
     pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let all = head(&self.log.reader).await?;
+        let all = self.log.head().await?;
         let mut transaction = self.writer.begin().await?;
         for table in self.projections.iter().flat_map(|state| state.fold.tables()).chain([&&CHECKPOINTS]) {
             transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;
         }
         let mut position = 0;
         while position < all {
-            let events = events_after(&self.log.reader, position, MOST_EVENTS).await?;
+            let events = self.log.after(position, MOST_EVENTS).await?;
             let Some(last) = events.last().map(|event| event.position) else { break };
             for state in &self.projections {
                 fold(state, true, &events, last, &mut transaction).await?;
@@ -249,7 +196,7 @@ impl Views {
 
     /// Takes one batch to every projection that is not parked, on a server.
     async fn take_turn(&mut self) -> Result<(), sql::Error> {
-        let events = events_after(&self.log.reader, lowest(&self.projections), MOST_EVENTS).await?;
+        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
         let Some(last) = events.last().map(|event| event.position) else { return Ok(()) };
         self.fold(&events, last).await
     }
@@ -257,7 +204,7 @@ impl Views {
     /// Takes one batch to every projection that is not parked, in a file. The folds run where they hold up no other task, in one
     /// go.
     async fn catch_up_once(mut self) -> Result<Self, sql::Error> {
-        let events = events_after(&self.log.reader, lowest(&self.projections), MOST_EVENTS).await?;
+        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
         let Some(last) = events.last().map(|event| event.position) else { return Ok(self) };
         let runtime = Handle::current();
         let folding = tokio::task::spawn_blocking(move || {

@@ -28,6 +28,15 @@ impl Location {
             Self::Postgres { .. } => self.clone(),
         }
     }
+
+    /// Where this service's views over another one's events are.
+    #[must_use]
+    pub fn views_of(&self, source: &str) -> Self {
+        match self {
+            Self::Sqlite(path) => Self::Sqlite(path.with_extension(format!("views.{source}.db"))),
+            Self::Postgres { .. } => self.clone(),
+        }
+    }
 }
 
 impl From<&Path> for Location {

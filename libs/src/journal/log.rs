@@ -49,6 +49,11 @@ pub struct Event {
 }
 
 impl Event {
+    /// Which one it is, in a line.
+    pub(crate) fn describe(&self) -> String {
+        format!("event {} ({} of {} {})", self.position, self.name, self.kind, self.id)
+    }
+
     fn read(record: &Record) -> Result<Self, Error> {
         Ok(Self {
             position: record.int(0)?,

@@ -18,7 +18,7 @@ mod tasks;
 mod tls;
 
 #[cfg(feature = "cqrs")]
-pub use self::stores::{Sides, Stores};
+pub use self::stores::{Sides, Source, Stores};
 pub use self::{
     app::App,
     error::{ServeError, StartError},

@@ -8,8 +8,9 @@ use std::{
 use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
-    cqrs::{CommandSide, Log, Projections, ReadSide, Views},
+    cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Views},
     journal::{Journal, Location, OpenError, Table},
+    rpc::client::Peer,
 };
 
 /// What a service keeps: tables beside the journal's own, and views.
@@ -17,6 +18,17 @@ use crate::{
 pub struct Stores {
     /// Tables that decisions write to beside their events, such as a coordinator's sagas.
     pub tables: Vec<&'static Table>,
+    /// The folds that make the views.
+    pub projections: Projections,
+}
+
+/// Another service whose events make views here.
+#[derive(Debug)]
+pub struct Source {
+    /// The service, reached by [`PeerOptions::stream`](crate::rpc::client::PeerOptions::stream).
+    pub peer: Peer,
+    /// The kinds of aggregate whose events are wanted.
+    pub kinds: &'static [&'static str],
     /// The folds that make the views.
     pub projections: Projections,
 }
@@ -50,6 +62,7 @@ impl Stores {
                     Some(journal) => Log::of(journal),
                     None => Log::open(&location)?,
                 };
+                app.add(Outbox::new(service, log.clone()).into_server());
                 let views = Views::open(location.views(), log, &self.projections).await?;
                 let read = views.read_side(service, flags.limits.max_staleness_wait);
                 app.task("views", views.run());
@@ -69,6 +82,26 @@ impl Stores {
         }
         let commands = journal.clone().map(|journal| CommandSide::new(service, journal));
         Ok(Sides { commands, queries, journal })
+    }
+
+    /// Opens views over another service's events, in a database of their own, and gives their projector to the app. They follow as the
+    /// events come, and stand still while that service is out.
+    ///
+    /// # Errors
+    /// When the database is in use or can't be opened.
+    pub async fn follow(
+        service: &'static str,
+        source: Source,
+        app: &mut App,
+        flags: &Serve,
+    ) -> Result<ReadSide, BoxError> {
+        let Source { peer, kinds, projections } = source;
+        let name = peer.name().to_owned();
+        let location = location(&flags.store, service).views_of(&name);
+        let views = Views::open(location, Log::of_service(peer, kinds), &projections).await?;
+        let read = views.read_side(service, flags.limits.max_staleness_wait);
+        app.task(format!("views over {name}"), views.run());
+        Ok(read)
     }
 
     /// Brings both databases to what this version needs.
@@ -108,6 +141,10 @@ impl Stores {
         }
         let built = Views::open(&new, Log::open(&location)?, &self.projections).await?;
         built.catch_up(progress).await?;
+        for source in views_of_others(path)? {
+            tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
+            remove(&source)?;
+        }
         remove(&old)?;
         fs::rename(&new, &old)?;
         remove(&new)?;
@@ -122,6 +159,26 @@ fn location(store: &Store, service: &str) -> Location {
         DatabaseUrl::Sqlite(path) => Location::Sqlite(path.clone()),
         DatabaseUrl::Postgres(url) => Location::Postgres { url: url.clone(), schema: service.to_owned() },
     }
+}
+
+/// The databases of views over other services' events.
+fn views_of_others(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_stem().and_then(|name| name.to_str())) else {
+        return Ok(Vec::new());
+    };
+    let begins = format!("{name}.views.");
+    let of_another = |name: &str| {
+        let source = name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(".db"));
+        source.is_some_and(|source| source != "new" && !source.is_empty())
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(of_another) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 /// Removes a database, its write-ahead log and its lock.

@@ -16,8 +16,8 @@ use proto::order::v1::{
 };
 
 use crate::{
-    completion::Completion, projections::OrdersView, queries::Queries, sagas::place_order, shipments::Shipments,
-    surface::OrderQuerySurface,
+    completion::Completion, neighbours::Neighbours, projections::OrdersView, queries::Queries, sagas::place_order,
+    shipments::Shipments, surface::OrderQuerySurface,
 };
 
 /// Where the other services are, unless told otherwise.
@@ -46,8 +46,10 @@ impl Program for Service {
         }
         if let Some(read) = sides.queries {
             app.add(SagaQueries::new(read.clone(), [place_order::definition()?]).into_server());
+            let neighbours = Neighbours::follow(Self::NAME, app, flags, &peers).await?;
+            let queries = Queries::new(neighbours, Shipments::connect(&peers)?);
             app.add(
-                OrderQueryServiceServer::new(OrderQuerySurface::new(read, Queries::new(Shipments::connect(&peers)?)))
+                OrderQueryServiceServer::new(OrderQuerySurface::new(read, queries))
                     .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );

@@ -5,7 +5,8 @@
 //! - [`sagas`]: what takes several services, and the way back.
 //! - [`completion`]: waiting for an order's end.
 //! - [`projections`]: the views, folded from the events.
-//! - [`queries`]: how each query is answered from the views, and [`shipments`]: from shipping, or from what was last heard of it.
+//! - [`queries`]: how each query is answered from the views; [`neighbours`]: what other services' events say of orders; and
+//!   [`shipments`]: what shipping says when it is asked, or said last.
 //! - [`surface`], [`steps`]: the gRPC servers and the other services' operations, generated from the contracts.
 //! - [`app`]: the one place that wires them all.
 
@@ -13,6 +14,7 @@ pub mod app;
 pub mod commands;
 pub mod completion;
 pub mod domain;
+pub mod neighbours;
 pub mod projections;
 pub mod queries;
 pub mod sagas;

@@ -13,19 +13,22 @@ use proto::order::v1::{
     WatchOrderResponse,
 };
 
-use crate::{domain::order, projections::orders::ORDERS, shipments::Shipments, surface::OrderQueries};
+use crate::{
+    domain::order, neighbours::Neighbours, projections::orders::ORDERS, shipments::Shipments, surface::OrderQueries,
+};
 
 /// The orders' queries.
 #[derive(Debug)]
 pub struct Queries {
+    neighbours: Neighbours,
     shipments: Shipments,
 }
 
 impl Queries {
-    /// Queries that ask shipping for what it alone knows.
+    /// Queries that know what other services' events tell, and ask shipping for what it alone knows now.
     #[must_use]
-    pub const fn new(shipments: Shipments) -> Self {
-        Self { shipments }
+    pub const fn new(neighbours: Neighbours, shipments: Shipments) -> Self {
+        Self { neighbours, shipments }
     }
 }
 
@@ -38,7 +41,8 @@ impl OrderQueries for Queries {
         let view = read.document::<OrderView>(&ORDERS, &id).await?;
         let order = view.and_then(|view| view.order).ok_or_else(|| order::unknown(&id))?;
         let shipment = if include_shipment { Some(self.shipments.standing(&id).await) } else { None };
-        Ok(GetOrderResponse { order: Some(order), shipment })
+        let (charge, shipped) = futures::try_join!(self.neighbours.charge(&id), self.neighbours.shipment(&id))?;
+        Ok(GetOrderResponse { order: Some(order), shipment, charge, shipped })
     }
 
     async fn list_orders(&self, read: &ReadSide, request: ListOrdersRequest) -> Result<ListOrdersResponse, Refusal> {

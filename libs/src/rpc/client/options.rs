@@ -46,6 +46,11 @@ impl PeerOptions {
         }
     }
 
+    /// For a stream that is to last: no timeout, and whoever reads it opens it again.
+    pub fn stream() -> Self {
+        Self { timeout: None, ..Self::saga() }
+    }
+
     /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.
     pub fn most_calls(mut self, calls: impl Into<Option<usize>>) -> Self {
         self.most_calls = calls.into();

@@ -1,5 +1,7 @@
-//! The views that queries read, folded from the events.
+//! The views that queries read: folded from this service's events, and from payment's and shipping's.
 
+pub mod charges;
 pub mod orders;
+pub mod shipments;
 
-pub use self::orders::OrdersView;
+pub use self::{charges::ChargesOfOrders, orders::OrdersView, shipments::ShipmentsOfOrders};

@@ -1,0 +1,113 @@
+//! Where the events of a projection come from: this process's journal, another process's on the same database, or another service.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::timeout};
+
+use super::subscription::Subscription;
+use crate::{
+    journal::{
+        Event, Journal, Location, OpenError, events_after, head,
+        sql::{self, Reader},
+        store,
+    },
+    rpc::client::Peer,
+};
+
+/// How often a log in another process is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where events come from.
+#[derive(Clone, Debug)]
+pub struct Log(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    Database {
+        reader: Reader,
+        /// Tells of news; None where this process writes nothing.
+        head: Option<watch::Receiver<i64>>,
+        /// True where other processes write, so that it must be looked at.
+        shared: bool,
+    },
+    Service(Box<Subscription>),
+}
+
+impl Log {
+    /// The log of a journal in this process.
+    #[must_use]
+    pub fn of(journal: &Journal) -> Self {
+        let shared = matches!(journal.location(), Location::Postgres { .. });
+        Self(Source::Database { reader: journal.reader().clone(), head: Some(journal.head()), shared })
+    }
+
+    /// The log of a journal that another process writes, on the same database.
+    ///
+    /// # Errors
+    /// When its database isn't there or can't be read.
+    pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
+        Ok(Self(Source::Database { reader: store::readers(&location.into(), 1)?, head: None, shared: true }))
+    }
+
+    /// The log of another service, by its `events.v1.EventService`: the events of these kinds of aggregate, all when there are none.
+    /// The peer must let a call last for ever ([`PeerOptions::stream`](crate::rpc::client::PeerOptions::stream)).
+    #[must_use]
+    pub fn of_service(peer: Peer, kinds: &[&str]) -> Self {
+        Self(Source::Service(Box::new(Subscription::new(peer, kinds))))
+    }
+
+    /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more. Another service
+    /// is waited for, however long it is out.
+    pub(super) async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
+        let (reader, head, shared) = match &mut self.0 {
+            Source::Database { reader, head, shared } => (reader, head, *shared),
+            Source::Service(subscription) => {
+                subscription.news(position).await;
+                return Ok(true);
+            }
+        };
+        loop {
+            let looked = match head {
+                Some(news) if !shared => return Ok(news.wait_for(|head| *head > position).await.is_ok()),
+                Some(news) => {
+                    let told = timeout(POLL, news.wait_for(|head| *head > position)).await;
+                    match told.map(|told| told.is_ok()) {
+                        Ok(told) => return Ok(told),
+                        Err(_) => crate::journal::head(reader).await?,
+                    }
+                }
+                None => {
+                    tokio::time::sleep(POLL).await;
+                    crate::journal::head(reader).await?
+                }
+            };
+            if looked > position {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The events after a position, in order, at most `limit`. Of another service: those that have come.
+    pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
+        match &mut self.0 {
+            Source::Database { reader, .. } => events_after(reader, position, limit).await,
+            Source::Service(subscription) => Ok(subscription.after(position, limit)),
+        }
+    }
+
+    /// The position of the last event; of another service, of the last that has come.
+    pub(super) async fn head(&self) -> Result<i64, sql::Error> {
+        match &self.0 {
+            Source::Database { reader, .. } => head(reader).await,
+            Source::Service(subscription) => Ok(subscription.reached()),
+        }
+    }
+
+    /// The head, where it is known without a look.
+    pub(super) fn known_head(&self) -> Option<i64> {
+        match &self.0 {
+            Source::Database { head, .. } => head.as_ref().map(|head| *head.borrow()),
+            Source::Service(subscription) => Some(subscription.reached()),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A service's events for other services: its log is the outbox, and this streams it.
+
+use futures::StreamExt as _;
+use proto::events::v1::{
+    self as pb, SubscribeRequest, SubscribeResponse,
+    event_service_server::{EventService, EventServiceServer},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Log, Outgoing};
+use crate::{
+    journal::Event,
+    refusal::{Refusal, Violations},
+    time::timestamp,
+};
+
+/// How many events are read at a time, and sent in a message.
+const STRETCH: i64 = 512;
+
+/// Streams a log to other services, as each takes it in: a slow one makes nothing grow here.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    service: &'static str,
+    log: Log,
+}
+
+impl Outbox {
+    /// The outbox of `service`, by its bare name, for the domain of its errors.
+    #[must_use]
+    pub fn new(service: &'static str, log: Log) -> Self {
+        Self { service, log }
+    }
+
+    /// The tonic server.
+    #[must_use]
+    pub fn into_server(self) -> EventServiceServer<Self> {
+        EventServiceServer::new(self)
+    }
+
+    async fn check(&self, request: &SubscribeRequest) -> Result<(), Refusal> {
+        let mut violations = Violations::default();
+        violations.require(request.after_position >= 0, "after_position", "must not be negative");
+        violations.require(request.kinds.len() <= 64, "kinds", "must be at most 64");
+        let named = request.kinds.iter().all(|kind| (1..=64).contains(&kind.len()));
+        violations.require(named, "kinds", "must be 1 to 64 characters each");
+        violations.refuse()?;
+        let head = self.log.head().await.map_err(|error| unreadable(&error))?;
+        if request.after_position > head {
+            let message =
+                format!("the log ends at {head}: it is not the one that was read to {}", request.after_position);
+            return Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", head.to_string()));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Outbox {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (service, request) = (self.service, request.into_inner());
+        self.check(&request).await.map_err(|refusal| refusal.into_status(service))?;
+        let SubscribeRequest { after_position, kinds } = request;
+        let mut log = self.log.clone();
+        let stretches = async_stream::try_stream! {
+            let mut reached = after_position;
+            while log.news(reached).await.map_err(|error| unreadable(&error))? {
+                let events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
+                let Some(position) = events.last().map(|event| event.position) else { continue };
+                let wanted = events.into_iter().filter(|event| kinds.is_empty() || kinds.contains(&event.kind));
+                yield SubscribeResponse { after_position: reached, events: wanted.map(sent).collect(), position };
+                reached = position;
+            }
+        };
+        Ok(Response::new(
+            stretches.map(move |stretch| stretch.map_err(|refusal: Refusal| refusal.into_status(service))).boxed(),
+        ))
+    }
+}
+
+fn sent(event: Event) -> pb::Event {
+    let Event { position, kind, id, version, name, payload, cause, traceparent, time_micros } = event;
+    let (version, time) = (i64::try_from(version).unwrap_or(i64::MAX), Some(timestamp(time_micros)));
+    pb::Event { position, kind, id, version, name, payload, cause, traceparent, time }
+}
+
+fn unreadable(error: &crate::journal::sql::Error) -> Refusal {
+    tracing::error!(%error, "the log can't be read");
+    Refusal::internal()
+}

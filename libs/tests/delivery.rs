@@ -1,0 +1,159 @@
+//! Another service's events over a link that repeats, reorders, skips and breaks: the view ends as if each had come once.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use libs::{
+    breaker::Registry,
+    cqrs::{Documents, Event, Log, Outgoing, Projection, ProjectionError, Projections, Views},
+    journal::{OpenError, Table, sql::Transaction},
+    rpc::client::{Peer, PeerOptions, Peers},
+};
+use proto::events::v1::{
+    self as pb, SubscribeRequest, SubscribeResponse,
+    event_service_server::{EventService, EventServiceServer},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+const EVENTS: i64 = 400;
+
+/// Has events, and an unreliable way of sending them.
+#[derive(Clone)]
+struct Unreliable {
+    seed: Arc<AtomicU64>,
+}
+
+fn event(position: i64) -> pb::Event {
+    let (kind, id) = (if position % 3 == 0 { "other" } else { "thing" }, format!("id-{}", position % 7));
+    pb::Event { position, kind: kind.to_owned(), id, name: "Happened".to_owned(), ..pb::Event::default() }
+}
+
+fn stretch(after_position: i64, position: i64) -> SubscribeResponse {
+    SubscribeResponse { after_position, events: (after_position + 1..=position).map(event).collect(), position }
+}
+
+#[tonic::async_trait]
+impl EventService for Unreliable {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let mut random = StdRng::seed_from_u64(self.seed.fetch_add(1, Ordering::SeqCst));
+        let mut reached = request.into_inner().after_position;
+        if random.random_bool(0.2) {
+            return Err(Status::unavailable("not now"));
+        }
+        let stretches = async_stream::stream! {
+            while reached < EVENTS {
+                let next = (reached + random.random_range(1..20)).min(EVENTS);
+                match random.random_range(0..10) {
+                    // Twice.
+                    0 => yield Ok(stretch(reached, next)),
+                    // From before what was sent already.
+                    1 => yield Ok(stretch((reached - 15).max(0), reached)),
+                    // One is missing: what comes next doesn't begin where the last one ended.
+                    2 => reached = next,
+                    3 => {
+                        yield Err(Status::unavailable("the link broke"));
+                        return;
+                    }
+                    4 => return,
+                    _ => {}
+                }
+                let next = next.max((reached + 1).min(EVENTS));
+                yield Ok(stretch(reached, next));
+                reached = next;
+            }
+            futures::future::pending::<()>().await;
+        };
+        Ok(Response::new(stretches.boxed()))
+    }
+}
+
+static SEEN: Table = Table {
+    name: "seen",
+    create: &["CREATE TABLE IF NOT EXISTS seen (
+        id TEXT NOT NULL PRIMARY KEY,
+        position INTEGER NOT NULL,
+        document BLOB NOT NULL
+    ) WITHOUT ROWID"],
+    columns: &["id", "position", "document"],
+    key: 1,
+};
+
+/// Writes down every position, in the order in which they come.
+struct Seen;
+
+impl Projection for Seen {
+    const NAME: &'static str = "seen";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut seen = Documents::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            seen.update(&event.id, event.position, |list: &mut String| list.push_str(&format!("{} ", event.position)));
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+async fn peer(seed: u64) -> Peer {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let service = EventServiceServer::new(Unreliable { seed: Arc::new(AtomicU64::new(seed)) });
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+    // A link as bad as this one would open any breaker: what comes over it is what is tested here.
+    let never = libs::breaker::Config::builder().failure_rate(None).consecutive_failures(u32::MAX).build().unwrap();
+    peers.connect_with("source", &PeerOptions::stream().breaker(never)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_counts_once_and_in_order_however_it_comes() {
+    let expected = |id: i64| {
+        let own = (1..=EVENTS).filter(|position| position % 7 == id);
+        own.map(|position| format!("{position} ")).collect::<String>()
+    };
+    for seed in [1, 1000, 2000] {
+        let folder = TempDir::new().unwrap();
+        let location = database::location(folder.path(), "seen");
+        let peer = peer(seed).await;
+        let mut random = StdRng::seed_from_u64(seed);
+        // The consumer is killed again and again, at any moment: between receiving, folding, committing and asking for more.
+        loop {
+            let views =
+                Views::open(&location, Log::of_service(peer.clone(), &[]), &Projections::new().with(Seen)).await;
+            let views = match views {
+                // The killed one's last fold has not let go of the file yet.
+                Err(OpenError::InUse { .. }) => continue,
+                opened => opened.unwrap(),
+            };
+            let read = views.read_side("test", Duration::from_secs(1));
+            let running = tokio::spawn(views.run());
+            tokio::time::sleep(Duration::from_millis(random.random_range(1..60))).await;
+            running.abort();
+            let _ = running.await;
+            if read.position() < EVENTS {
+                continue;
+            }
+            for id in 0..7 {
+                let seen: Option<String> = read.document(&SEEN, &format!("id-{id}")).await.unwrap();
+                assert_eq!(seen, Some(expected(id)), "seed {seed}, id-{id}");
+            }
+            break;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What one service's events say in another one's views, with processes killed on both sides.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use proto::{
+    events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
+    google::r#type::PostalAddress,
+    order::v1::{GetOrderRequest, GetOrderResponse, OrderItem, OrderState, PlaceOrderRequest},
+    payment::v1::{ChargeState, GetChargeRequest},
+    shipping::v1::ShipmentState,
+};
+use tests::{Clients, Shop};
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn order(id: &str, region: &str) -> PlaceOrderRequest {
+    PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "ann".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: region.to_owned(),
+            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: true,
+    }
+}
+
+/// Waits until an order is shown as wanted.
+async fn shown(
+    clients: &Clients,
+    id: &str,
+    wanted: impl Fn(&GetOrderResponse) -> bool,
+) -> anyhow::Result<GetOrderResponse> {
+    let request = || GetOrderRequest { order_id: id.to_owned(), include_shipment: false };
+    let look = async {
+        loop {
+            if let Ok(order) = clients.order_queries().get_order(request()).await
+                && wanted(order.get_ref())
+            {
+                return order.into_inner();
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match timeout(PATIENCE, look).await {
+        Ok(order) => Ok(order),
+        Err(_) => anyhow::bail!("it never came: {:?}", clients.order_queries().get_order(request()).await),
+    }
+}
+
+#[tokio::test]
+async fn an_orders_view_knows_its_charge_and_shipment_whoever_is_killed() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    let clients = shop.clients();
+
+    clients.order_commands().place_order(order("kept", "CH")).await?;
+    let kept = shown(&clients, "kept", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    let (charge, shipped) = (kept.charge.context("it came")?, kept.shipped.context("it came")?);
+    assert_eq!((charge.state(), shipped.state()), (ChargeState::Charged, ShipmentState::Shipped));
+    let request = GetChargeRequest { charge_id: "kept".to_owned() };
+    assert_eq!(clients.payment_queries().get_charge(request).await?.into_inner().charge, Some(charge));
+
+    // Refused after the charge: what was taken is given back, and that is told too.
+    clients.order_commands().place_order(order("refused", "AQ")).await?;
+    let given_back =
+        |order: &GetOrderResponse| order.charge.as_ref().is_some_and(|charge| charge.state() == ChargeState::Refunded);
+    let refused = shown(&clients, "refused", given_back).await?;
+    assert_eq!((refused.order.unwrap_or_default().state(), refused.shipped), (OrderState::Rejected, None));
+
+    // Killed on both sides, in turn: nothing is missed, and what is known is answered while the other is out.
+    for round in 0..3 {
+        let id = format!("round-{round}");
+        clients.order_commands().place_order(order(&id, "CH")).await?;
+        shop.order().kill().await?;
+        shop.payment().kill().await?;
+        shop.order().start().await?;
+        shown(&clients, "kept", |order| order.charge.is_some()).await?;
+        shop.payment().start().await?;
+        shown(&clients, &id, |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    }
+
+    // Made anew from the beginning, it is the same.
+    let before = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    shop.order().kill().await?;
+    for name in ["order.views.payment.db", "order.views.shipping.db"] {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(shop.folder().join(format!("{name}{suffix}")));
+        }
+    }
+    shop.order().start().await?;
+    let after = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    assert_eq!((before.charge, before.shipped), (after.charge, after.shipped));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_subscription_is_resumed_filtered_and_checked_and_holds_up_no_shutdown() -> anyhow::Result<()> {
+    let mut shop = Shop::start().await?;
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    shop.clients().order_commands().place_order(order("one", "CH")).await?;
+    let mut payment = EventServiceClient::new(shop.payment().channel());
+    let ask = |after_position, kinds: &[&str]| SubscribeRequest {
+        after_position,
+        kinds: kinds.iter().map(ToString::to_string).collect(),
+    };
+    let mut all = payment.subscribe(ask(0, &[])).await?.into_inner();
+    let first = all.message().await?.context("a stretch")?;
+    assert_eq!(first.events.iter().map(|event| event.position).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(first.events.iter().all(|event| event.time.is_some() && !event.name.is_empty()));
+    let mut charges = payment.subscribe(ask(1, &["charge"])).await?.into_inner();
+    let stretch = charges.message().await?.context("a stretch")?;
+    assert_eq!(stretch.events.iter().map(|event| &*event.name).collect::<Vec<_>>(), ["ChargeMade"]);
+    assert_eq!((stretch.after_position, stretch.position), (1, 3));
+
+    // It goes on as events come.
+    shop.clients().order_commands().place_order(order("two", "CH")).await?;
+    assert_eq!(charges.message().await?.context("news")?.events.len(), 1);
+
+    let ahead = payment.subscribe(ask(1_000, &[])).await.err().context("refused")?;
+    assert_eq!((ahead.code(), ahead.message().contains("the log ends at 5")), (Code::FailedPrecondition, true));
+    assert_eq!(payment.subscribe(ask(-1, &[])).await.err().context("refused")?.code(), Code::InvalidArgument);
+
+    let begin = Instant::now();
+    shop.payment().terminate().await?;
+    assert!(shop.payment().ended().await?.success());
+    assert!(begin.elapsed() < Duration::from_secs(15), "streams held it up: {:?}", begin.elapsed());
+    Ok(())
+}
