@@ -29,10 +29,13 @@ const FILES: &[&str] = &[
     "breaker/v1/command.proto",
     "breaker/v1/query.proto",
     "events/v1/events.proto",
+    "projections/v1/projections.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for package in ["libs", "inventory", "payment", "shipping", "order", "saga", "breaker", "events", "google"] {
+    for package in
+        ["libs", "inventory", "payment", "shipping", "order", "saga", "breaker", "events", "projections", "google"]
+    {
         println!("cargo::rerun-if-changed={package}");
     }
     let mut compiler = protox::Compiler::new(["."])?;

@@ -4,18 +4,30 @@
 
 mod database;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
+    cqrs::{Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table,
         sql::{Transaction, Value},
     },
 };
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::metrics::{InMemoryMetricExporter, SdkMeterProvider};
+use proto::projections::v1::{
+    ListProjectionsRequest, ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
+    projection_query_service_server::ProjectionQueryService as _,
+};
 use tempfile::TempDir;
-use tonic::metadata::MetadataMap;
+use tonic::{Request, metadata::MetadataMap};
 
 static SUMS: Table = Table {
     name: "sums",
@@ -51,8 +63,11 @@ static SEEN: Table = Table {
     key: 1,
 };
 
-/// Can't fold the event of counter `poison`.
-struct Squeamish;
+/// Can't fold the event of counter `poison`, until it is mended.
+#[derive(Default)]
+struct Squeamish {
+    mended: Arc<AtomicBool>,
+}
 
 impl Projection for Squeamish {
     const NAME: &'static str = "squeamish";
@@ -61,7 +76,7 @@ impl Projection for Squeamish {
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
         let mut seen = Documents::<i64>::load(transaction, &SEEN, Vec::<String>::new()).await?;
         for event in events {
-            if event.id == "poison" {
+            if event.id == "poison" && !self.mended.load(Ordering::SeqCst) {
                 let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
                 return Err(ProjectionError::Decode { what: "poison".to_owned(), source });
             }
@@ -170,7 +185,7 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
         add(&journal, name, amount).await;
     }
-    let projections = Projections::new().with(Squeamish).with(Sums);
+    let projections = Projections::new().with(Squeamish::default()).with(Sums);
     let (read, _) = views(&folder, Log::of(&journal), projections).await;
     let position = add(&journal, "a", 10).await;
     read.wait_for_token(&token(position)).await.unwrap();
@@ -178,6 +193,64 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     // What came before the poison was folded, what came after was not.
     let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
     assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
+}
+
+#[tokio::test]
+async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let squeamish = Squeamish::default();
+    let mended = Arc::clone(&squeamish.mended);
+    let location = database::location(folder.path(), "test").views();
+    let projections = Projections::new().with(squeamish).with(Sums);
+    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", Duration::from_secs(10)), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    read.wait_for_token(&token(3)).await.unwrap();
+    let service = board.service("test");
+    let standing = async |name: &str| {
+        let all = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+        all.projections.into_iter().find(|projection| projection.name == name).unwrap()
+    };
+    let resume = async |name: &str| {
+        let request = ResumeProjectionRequest { name: name.to_owned() };
+        service.resume_projection(Request::new(request)).await
+    };
+    let parked = standing("squeamish").await;
+    assert_eq!((parked.position, parked.head, &*parked.source), (1, 3, "test"));
+    let at = parked.parked.unwrap();
+    assert!(at.position == 2 && at.error.contains("poison"), "{at:?}");
+    assert_eq!((standing("sums").await.position, standing("sums").await.parked), (3, None));
+
+    // Told to try what can't be done yet, it parks again; the metric says so all the while.
+    let exporter = InMemoryMetricExporter::default();
+    let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+    board.observe(&provider.meter("test"));
+    resume("squeamish").await.unwrap();
+    while standing("squeamish").await.parked.is_none() {
+        tokio::task::yield_now().await;
+    }
+    provider.force_flush().unwrap();
+    let exported = format!("{:?}", exporter.get_finished_metrics().unwrap());
+    assert!(exported.contains("projection.lag") && exported.contains("projection.parked"), "{exported}");
+
+    mended.store(true, Ordering::SeqCst);
+    resume("squeamish").await.unwrap();
+    while standing("squeamish").await.position < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(standing("squeamish").await.parked, None);
+    let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
+    assert_eq!((seen("poison").await.unwrap(), seen("b").await.unwrap()), (Some(1), Some(1)));
+    assert_eq!(sum(&read, "a").await, Some(1), "the other one's events count once all the same");
+
+    let unknown = resume("no-such").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    assert!(unknown.message().contains("squeamish, sums"), "{unknown}");
 }
 
 #[tokio::test]

@@ -37,6 +37,8 @@ package! {
     breaker = "breaker.v1";
     /// A service's events, for the views of others.
     events = "events.v1";
+    /// Projections as operators see them.
+    projections = "projections.v1";
 }
 
 /// Types that Google publishes for everybody.

@@ -103,6 +103,14 @@ impl Log {
         }
     }
 
+    /// The head as it moves, where this process writes the log.
+    pub(super) fn watched_head(&self) -> Option<watch::Receiver<i64>> {
+        match &self.0 {
+            Source::Database { head, .. } => head.clone(),
+            Source::Service(_) => None,
+        }
+    }
+
     /// The head, where it is known without a look.
     pub(super) fn known_head(&self) -> Option<i64> {
         match &self.0 {

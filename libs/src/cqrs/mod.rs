@@ -3,6 +3,7 @@
 //! `request → command surface → decider → journal → projection → query surface`. The command side is handed the journal and
 //! never the views; the query side is handed the views and cannot write.
 
+mod board;
 pub mod command;
 mod decider;
 mod documents;
@@ -18,6 +19,7 @@ mod token;
 mod views;
 
 pub use self::{
+    board::{Board, ProjectionService},
     command::{CommandSide, Method},
     decider::{Aggregate, Decision, State},
     documents::Documents,

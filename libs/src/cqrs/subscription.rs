@@ -21,13 +21,15 @@ pub(super) struct Subscription {
     held: VecDeque<Event>,
     /// Up to where all has come that is wanted.
     reached: i64,
+    /// Up to where the caller has kept them.
+    kept: i64,
     out: bool,
 }
 
 impl Clone for Subscription {
     fn clone(&self) -> Self {
         let (client, source, kinds) = (self.client.clone(), self.source.clone(), self.kinds.clone());
-        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, out: false }
+        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, kept: 0, out: false }
     }
 }
 
@@ -47,11 +49,17 @@ impl Subscription {
         let source = peer.name().to_owned();
         let client = EventServiceClient::new(peer).max_decoding_message_size(64 << 20);
         let kinds = kinds.iter().map(ToString::to_string).collect();
-        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, out: false }
+        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, kept: 0, out: false }
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them.
     pub(super) async fn news(&mut self, position: i64) {
+        if position < self.kept {
+            // A projection goes on from further back: what it needs was let go.
+            (self.stream, self.reached) = (None, position);
+            self.held.clear();
+        }
+        self.kept = position;
         self.held.retain(|event| event.position > position);
         while self.held.is_empty() {
             if let Err(status) = self.receive(position).await {

@@ -13,7 +13,8 @@ use tokio::{
 };
 
 use super::{
-    Log, Projections, ReadSide,
+    Board, Log, Projections, ReadSide,
+    board::Standing,
     projection::{Fold, ProjectionError},
 };
 use crate::journal::{
@@ -56,6 +57,8 @@ pub struct Views {
     projections: Vec<State>,
     caught_up: watch::Sender<i64>,
     wanted: Arc<Notify>,
+    /// Rings when a parked projection is to try again.
+    bell: Arc<Notify>,
 }
 
 /// A projection and how far it is.
@@ -63,6 +66,14 @@ struct State {
     fold: Arc<dyn Fold>,
     checkpoint: i64,
     parked: bool,
+    standing: Arc<Standing>,
+}
+
+impl State {
+    fn moved(&mut self, checkpoint: i64) {
+        self.checkpoint = checkpoint;
+        self.standing.moved(checkpoint);
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -87,20 +98,35 @@ impl Views {
         let writer = Store::open(&location, &tables).await?;
         let reader = store::readers(&location, READERS)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
-        let mut states = Vec::new();
+        let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
         for fold in &projections.0 {
             let rows = reader.fetch_keys(&CHECKPOINTS, vec![vec![fold.name().into()]]).await.map_err(failed)?;
             let checkpoint = rows.first().map_or(Ok(0), |row| row.int(1)).map_err(failed)?;
-            states.push(State { fold: fold.clone(), checkpoint, parked: false });
+            let standing = Standing::new(fold.name(), checkpoint, log.watched_head(), Arc::clone(&bell));
+            states.push(State { fold: fold.clone(), checkpoint, parked: false, standing });
         }
         let (caught_up, _) = watch::channel(lowest(&states));
-        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted: Arc::default() })
+        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted: Arc::default(), bell })
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
     #[must_use]
     pub fn read_side(&self, service: &'static str, most_wait: Duration) -> ReadSide {
         ReadSide::new(service, self.reader.clone(), self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait)
+    }
+
+    /// Shows these projections on a board, as over the events of `source`.
+    pub fn show_on(&self, board: &Board, source: &str) {
+        board.add(source, self.projections.iter().map(|state| Arc::clone(&state.standing)));
+    }
+
+    /// Lets those parked projections go on that somebody wants to.
+    fn resume(&mut self) {
+        for state in &mut self.projections {
+            if state.parked && state.standing.take_wanted() {
+                state.parked = false;
+            }
+        }
     }
 
     /// Folds until the journal closes, then closes the views.
@@ -111,7 +137,14 @@ impl Views {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
         loop {
-            match self.log.news(lowest(&self.projections)).await {
+            let news = tokio::select! {
+                news = self.log.news(lowest(&self.projections)) => news,
+                () = self.bell.notified() => {
+                    self.resume();
+                    continue;
+                }
+            };
+            match news {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) if self.writer.is_shared() => {
@@ -220,6 +253,7 @@ impl Views {
     }
 
     async fn fold(&mut self, events: &[Event], last: i64) -> Result<(), sql::Error> {
+        self.projections.iter().for_each(|state| state.standing.saw(last));
         if self.fold_together(events, last).await.is_err() {
             for at in 0..self.projections.len() {
                 self.fold_alone(at, events, last).await?;
@@ -238,7 +272,7 @@ impl Views {
         }
         transaction.commit().await?;
         let folded = self.projections.iter_mut().filter(|state| !state.parked);
-        folded.zip(checkpoints).for_each(|(state, checkpoint)| state.checkpoint = checkpoint);
+        folded.zip(checkpoints).for_each(|(state, checkpoint)| state.moved(checkpoint));
         Ok(())
     }
 
@@ -257,7 +291,7 @@ impl Views {
                 match fold(state, shared, events, last, &mut transaction).await {
                     Ok(checkpoint) => {
                         transaction.commit().await?;
-                        state.checkpoint = checkpoint;
+                        state.moved(checkpoint);
                         break;
                     }
                     Err(error) => {
@@ -268,9 +302,10 @@ impl Views {
                                 projection,
                                 position = last,
                                 %error,
-                                "projection parked: its view stands still at this event; mend the projection and restart"
+                                "projection parked: its view stands still at this event; mend it and restart, or have it try again by ResumeProjection"
                             );
                             state.parked = true;
+                            state.standing.park(last, error.to_string());
                             return Ok(());
                         }
                     }

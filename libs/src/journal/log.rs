@@ -50,7 +50,8 @@ pub struct Event {
 
 impl Event {
     /// Which one it is, in a line.
-    pub(crate) fn describe(&self) -> String {
+    #[must_use]
+    pub fn describe(&self) -> String {
         format!("event {} ({} of {} {})", self.position, self.name, self.kind, self.id)
     }
 

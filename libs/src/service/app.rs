@@ -57,6 +57,8 @@ pub struct App {
     services: Vec<&'static str>,
     tasks: Tasks,
     hooks: Vec<(String, BoxFuture<'static, ()>)>,
+    #[cfg(feature = "cqrs")]
+    board: crate::cqrs::Board,
 }
 
 impl App {
@@ -85,6 +87,8 @@ impl App {
             services: Vec::new(),
             tasks: Tasks::default(),
             hooks: Vec::new(),
+            #[cfg(feature = "cqrs")]
+            board: crate::cqrs::Board::default(),
         })
     }
 
@@ -104,6 +108,13 @@ impl App {
         self.services.push(S::NAME);
         self.routes.add_service(service);
         self
+    }
+
+    /// The projections of this process.
+    #[cfg(feature = "cqrs")]
+    #[must_use]
+    pub const fn board(&self) -> &crate::cqrs::Board {
+        &self.board
     }
 
     /// Starts what goes on beside the calls. If it fails or panics, the service ends rather than serve without it; it may end
@@ -129,7 +140,7 @@ impl App {
     /// # Errors
     /// When a task fails. Then nothing is drained: what it was needed for is gone.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { name, listener, address, limits, server, mut routes, services, mut tasks, hooks } = self;
+        let Self { name, listener, address, limits, server, mut routes, services, mut tasks, hooks, .. } = self;
         let health = Health::new(&services);
         routes.add_service(health.server());
         reflection::add(&mut routes, &services)?;

@@ -11,6 +11,7 @@ use crate::{
     cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Views},
     journal::{Journal, Location, OpenError, Table},
     rpc::client::Peer,
+    telemetry,
 };
 
 /// What a service keeps: tables beside the journal's own, and views.
@@ -63,7 +64,13 @@ impl Stores {
                     None => Log::open(&location)?,
                 };
                 app.add(Outbox::new(service, log.clone()).into_server());
+                let board = app.board().service(service);
+                app.add(board.queries()).add(board.commands());
+                if let Some(meter) = telemetry::meter() {
+                    app.board().observe(&meter);
+                }
                 let views = Views::open(location.views(), log, &self.projections).await?;
+                views.show_on(app.board(), service);
                 let read = views.read_side(service, flags.limits.max_staleness_wait);
                 app.task("views", views.run());
                 Some(read)
@@ -99,6 +106,7 @@ impl Stores {
         let name = peer.name().to_owned();
         let location = location(&flags.store, service).views_of(&name);
         let views = Views::open(location, Log::of_service(peer, kinds), &projections).await?;
+        views.show_on(app.board(), &name);
         let read = views.read_side(service, flags.limits.max_staleness_wait);
         app.task(format!("views over {name}"), views.run());
         Ok(read)

@@ -1,0 +1,206 @@
+//! How the projections of a process stand, and the word that lets a parked one go on.
+//!
+//! | metric | unit | attributes |
+//! |---|---|---|
+//! | `projection.lag` | `{event}` not folded yet | `projection.name`, `projection.source` |
+//! | `projection.parked` | 1 if it stands still at an event it can't fold | `projection.name`, `projection.source` |
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+};
+
+use opentelemetry::{KeyValue, metrics::Meter};
+use parking_lot::{Mutex, RwLock};
+use proto::projections::v1::{
+    self as pb, ParkedEvent,
+    projection_command_service_server::{ProjectionCommandService, ProjectionCommandServiceServer},
+    projection_query_service_server::{ProjectionQueryService, ProjectionQueryServiceServer},
+};
+use tokio::sync::{Notify, watch};
+use tonic::{Request, Response, Status};
+
+use crate::refusal::Refusal;
+
+/// One projection, as its projector tells.
+pub(super) struct Standing {
+    name: &'static str,
+    checkpoint: AtomicI64,
+    parked: Mutex<Option<ParkedEvent>>,
+    /// How far the log is: told by the journal, or as far as the projector has seen.
+    head: Option<watch::Receiver<i64>>,
+    seen: AtomicI64,
+    /// Somebody wants it to try again.
+    wanted: AtomicBool,
+    bell: Arc<Notify>,
+}
+
+impl Standing {
+    pub(super) fn new(
+        name: &'static str,
+        checkpoint: i64,
+        head: Option<watch::Receiver<i64>>,
+        bell: Arc<Notify>,
+    ) -> Arc<Self> {
+        let (checkpoint, seen) = (AtomicI64::new(checkpoint), AtomicI64::new(checkpoint));
+        Arc::new(Self { name, checkpoint, parked: Mutex::default(), head, seen, wanted: AtomicBool::default(), bell })
+    }
+
+    pub(super) fn moved(&self, checkpoint: i64) {
+        self.checkpoint.store(checkpoint, Ordering::Relaxed);
+    }
+
+    pub(super) fn saw(&self, position: i64) {
+        self.seen.fetch_max(position, Ordering::Relaxed);
+    }
+
+    pub(super) fn park(&self, position: i64, error: String) {
+        *self.parked.lock() = Some(ParkedEvent { position, error });
+    }
+
+    /// Whether somebody wants it to try again; it is not parked any more then.
+    pub(super) fn take_wanted(&self) -> bool {
+        let wanted = self.wanted.swap(false, Ordering::AcqRel);
+        if wanted {
+            *self.parked.lock() = None;
+        }
+        wanted
+    }
+
+    fn head(&self) -> i64 {
+        let told = self.head.as_ref().map_or(0, |head| *head.borrow());
+        told.max(self.seen.load(Ordering::Relaxed)).max(self.checkpoint.load(Ordering::Relaxed))
+    }
+}
+
+/// The projections of a process. Clones share them.
+#[derive(Clone, Default)]
+pub struct Board(Arc<RwLock<Vec<Place>>>);
+
+struct Place {
+    source: String,
+    standing: Arc<Standing>,
+}
+
+impl Place {
+    fn shown(&self) -> pb::Projection {
+        let Self { source, standing } = self;
+        pb::Projection {
+            name: standing.name.to_owned(),
+            source: source.clone(),
+            position: standing.checkpoint.load(Ordering::Relaxed),
+            head: standing.head(),
+            parked: standing.parked.lock().clone(),
+        }
+    }
+
+    fn attributes(&self) -> [KeyValue; 2] {
+        let source = KeyValue::new("projection.source", self.source.clone());
+        [KeyValue::new("projection.name", self.standing.name), source]
+    }
+}
+
+impl Board {
+    /// Adds projections over the events of this service.
+    pub(super) fn add(&self, source: &str, standings: impl IntoIterator<Item = Arc<Standing>>) {
+        let place = |standing| Place { source: source.to_owned(), standing };
+        self.0.write().extend(standings.into_iter().map(place));
+    }
+
+    /// Has them observed by a meter.
+    pub fn observe(&self, meter: &Meter) {
+        // The instruments live as long as their meter's provider; these handles are not needed.
+        let board = self.clone();
+        let _lag = meter
+            .i64_observable_gauge("projection.lag")
+            .with_description("Events that a projection has not folded yet.")
+            .with_callback(move |observer| {
+                for place in board.0.read().iter() {
+                    let shown = place.shown();
+                    observer.observe(shown.head - shown.position, &place.attributes());
+                }
+            })
+            .build();
+        let board = self.clone();
+        let _parked = meter
+            .u64_observable_gauge("projection.parked")
+            .with_description("1 where a projection stands still at an event it can't fold.")
+            .with_callback(move |observer| {
+                for place in board.0.read().iter() {
+                    let parked = place.standing.parked.lock().is_some();
+                    observer.observe(u64::from(parked), &place.attributes());
+                }
+            })
+            .build();
+    }
+
+    /// The service that shows and steers them. `service` is this one's bare name, for the domain of errors.
+    #[must_use]
+    pub fn service(&self, service: &'static str) -> ProjectionService {
+        ProjectionService { service, board: self.clone() }
+    }
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.read().iter().map(Place::shown)).finish()
+    }
+}
+
+/// `projections.v1`: shows and steers a process's projections.
+#[derive(Clone, Debug)]
+pub struct ProjectionService {
+    service: &'static str,
+    board: Board,
+}
+
+impl ProjectionService {
+    /// The query side, ready to serve.
+    #[must_use]
+    pub fn queries(&self) -> ProjectionQueryServiceServer<Self> {
+        ProjectionQueryServiceServer::new(self.clone())
+    }
+
+    /// The command side, ready to serve. It belongs where the projections are, which is the process that answers queries.
+    #[must_use]
+    pub fn commands(&self) -> ProjectionCommandServiceServer<Self> {
+        ProjectionCommandServiceServer::new(self.clone())
+    }
+}
+
+#[tonic::async_trait]
+impl ProjectionQueryService for ProjectionService {
+    async fn list_projections(
+        &self,
+        _: Request<pb::ListProjectionsRequest>,
+    ) -> Result<Response<pb::ListProjectionsResponse>, Status> {
+        let projections = self.board.0.read().iter().map(Place::shown).collect();
+        Ok(Response::new(pb::ListProjectionsResponse { projections }))
+    }
+}
+
+#[tonic::async_trait]
+impl ProjectionCommandService for ProjectionService {
+    async fn resume_projection(
+        &self,
+        request: Request<pb::ResumeProjectionRequest>,
+    ) -> Result<Response<pb::ResumeProjectionResponse>, Status> {
+        let name = request.into_inner().name;
+        let board = self.board.0.read();
+        let Some(place) = board.iter().find(|place| place.standing.name == name) else {
+            let known: Vec<&str> = board.iter().map(|place| place.standing.name).collect();
+            let message = format!("no projection is named {name:?} here; there are: {}", known.join(", "));
+            return Err(Refusal::not_found("UNKNOWN_PROJECTION", message).into_status(self.service));
+        };
+        let shown = place.shown();
+        if shown.parked.is_some() {
+            tracing::info!(projection = name, "told to try again");
+            place.standing.wanted.store(true, Ordering::Release);
+            place.standing.bell.notify_one();
+        }
+        Ok(Response::new(pb::ResumeProjectionResponse { projection: Some(shown) }))
+    }
+}
