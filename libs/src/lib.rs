@@ -29,3 +29,8 @@ pub mod telemetry;
 #[cfg(feature = "cqrs")]
 pub mod testing;
 pub mod time;
+
+/// The page on breakers: its recipes compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/breaker.md")]
+struct BreakerInTenMinutes;

@@ -17,7 +17,7 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("journal", &["refusal"]),
     ("rpc", &["refusal", "breaker", "telemetry"]),
-    ("cqrs", &["refusal", "time", "journal", "rpc"]),
+    ("cqrs", &["refusal", "time", "journal", "rpc", "telemetry"]),
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
     ("saga", &["refusal", "time", "journal", "rpc", "breaker", "telemetry", "cqrs"]),
     ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),

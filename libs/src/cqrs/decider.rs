@@ -22,6 +22,15 @@ pub trait Aggregate: 'static {
     /// The state that follows an event. Total: an event that happened is never refused.
     fn evolve(state: &mut Self::State, event: &Self::Event);
 
+    /// The names of events that were once written in another form, which logs may still hold.
+    const OLD_FORMS: &'static [&'static str] = &[];
+
+    /// Brings an event of [`OLD_FORMS`](Self::OLD_FORMS) into the form of today; one that has it is left alone. It is asked wherever a log
+    /// is read, so that no projection, here or in another service, ever sees an old form.
+    fn upcast(event: &mut Self::Event) {
+        let _ = event;
+    }
+
     /// The event's name in the journal, such as `StockReserved`, stable for ever.
     fn event_name(event: &Self::Event) -> &'static str;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 
-use super::subscription::Subscription;
+use super::{Upcasters, subscription::Subscription};
 use crate::{
     journal::{
         Event, Journal, Location, OpenError, events_after, head,
@@ -19,7 +19,10 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Where events come from.
 #[derive(Clone, Debug)]
-pub struct Log(Source);
+pub struct Log {
+    source: Source,
+    upcasters: Upcasters,
+}
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -33,12 +36,18 @@ enum Source {
     Service(Box<Subscription>),
 }
 
+impl From<Source> for Log {
+    fn from(source: Source) -> Self {
+        Self { source, upcasters: Upcasters::default() }
+    }
+}
+
 impl Log {
     /// The log of a journal in this process.
     #[must_use]
     pub fn of(journal: &Journal) -> Self {
         let shared = matches!(journal.location(), Location::Postgres { .. });
-        Self(Source::Database { reader: journal.reader().clone(), head: Some(journal.head()), shared })
+        Self::from(Source::Database { reader: journal.reader().clone(), head: Some(journal.head()), shared })
     }
 
     /// The log of a journal that another process writes, on the same database.
@@ -46,20 +55,27 @@ impl Log {
     /// # Errors
     /// When its database isn't there or can't be read.
     pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
-        Ok(Self(Source::Database { reader: store::readers(&location.into(), 1)?, head: None, shared: true }))
+        Ok(Self::from(Source::Database { reader: store::readers(&location.into(), 1)?, head: None, shared: true }))
     }
 
     /// The log of another service, by its `events.v1.EventService`: the events of these kinds of aggregate, all when there are none.
     /// The peer must let a call last for ever ([`PeerOptions::stream`](crate::rpc::client::PeerOptions::stream)).
     #[must_use]
     pub fn of_service(peer: Peer, kinds: &[&str]) -> Self {
-        Self(Source::Service(Box::new(Subscription::new(peer, kinds))))
+        Self::from(Source::Service(Box::new(Subscription::new(peer, kinds))))
+    }
+
+    /// Brings old forms of its events into the form of today as they are read. Another service does that to its own.
+    #[must_use]
+    pub fn upcast(mut self, upcasters: Upcasters) -> Self {
+        self.upcasters = upcasters;
+        self
     }
 
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more. Another service
     /// is waited for, however long it is out.
     pub(super) async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
-        let (reader, head, shared) = match &mut self.0 {
+        let (reader, head, shared) = match &mut self.source {
             Source::Database { reader, head, shared } => (reader, head, *shared),
             Source::Service(subscription) => {
                 subscription.news(position).await;
@@ -89,15 +105,15 @@ impl Log {
 
     /// The events after a position, in order, at most `limit`. Of another service: those that have come.
     pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
-        match &mut self.0 {
-            Source::Database { reader, .. } => events_after(reader, position, limit).await,
+        match &mut self.source {
+            Source::Database { reader, .. } => Ok(self.upcasters.apply(events_after(reader, position, limit).await?)),
             Source::Service(subscription) => Ok(subscription.after(position, limit)),
         }
     }
 
     /// The position of the last event; of another service, of the last that has come.
     pub(super) async fn head(&self) -> Result<i64, sql::Error> {
-        match &self.0 {
+        match &self.source {
             Source::Database { reader, .. } => head(reader).await,
             Source::Service(subscription) => Ok(subscription.reached()),
         }
@@ -105,7 +121,7 @@ impl Log {
 
     /// The head as it moves, where this process writes the log.
     pub(super) fn watched_head(&self) -> Option<watch::Receiver<i64>> {
-        match &self.0 {
+        match &self.source {
             Source::Database { head, .. } => head.clone(),
             Source::Service(_) => None,
         }
@@ -113,7 +129,7 @@ impl Log {
 
     /// The head, where it is known without a look.
     pub(super) fn known_head(&self) -> Option<i64> {
-        match &self.0 {
+        match &self.source {
             Source::Database { head, .. } => head.as_ref().map(|head| *head.borrow()),
             Source::Service(subscription) => Some(subscription.reached()),
         }

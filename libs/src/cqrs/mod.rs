@@ -16,6 +16,7 @@ mod read;
 mod subscription;
 pub mod testing;
 mod token;
+mod upcast;
 mod views;
 
 pub use self::{
@@ -30,6 +31,7 @@ pub use self::{
     query::{Changes, Outgoing},
     read::ReadSide,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
+    upcast::Upcasters,
     views::{Views, ViewsError},
 };
 pub use crate::journal::Event;

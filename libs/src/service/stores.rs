@@ -8,7 +8,7 @@ use std::{
 use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
-    cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Views},
+    cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{Journal, Location, OpenError, Table},
     rpc::client::Peer,
     telemetry,
@@ -21,6 +21,8 @@ pub struct Stores {
     pub tables: Vec<&'static Table>,
     /// The folds that make the views.
     pub projections: Projections,
+    /// What brings old forms of events into the form of today.
+    pub upcasters: Upcasters,
 }
 
 /// Another service whose events make views here.
@@ -63,6 +65,7 @@ impl Stores {
                     Some(journal) => Log::of(journal),
                     None => Log::open(&location)?,
                 };
+                let log = log.upcast(self.upcasters);
                 app.add(Outbox::new(service, log.clone()).into_server());
                 let board = app.board().service(service);
                 app.add(board.queries()).add(board.commands());
@@ -119,7 +122,7 @@ impl Stores {
     pub async fn migrate(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         let location = location(store, service);
         let journal = Journal::open(&location, &self.tables).await?;
-        let views = Views::open(location.views(), Log::of(&journal), &self.projections).await?;
+        let views = Views::open(location.views(), Log::of(&journal).upcast(self.upcasters), &self.projections).await?;
         journal.close();
         journal.ended().await?;
         Ok(views.run().await?)
@@ -134,7 +137,8 @@ impl Stores {
         let location = location(store, service);
         let progress = |done, all| tracing::info!(done, all, "folding events");
         let Location::Sqlite(path) = &location else {
-            let views = Views::open(location.views(), Log::open(&location)?, &self.projections).await?;
+            let views =
+                Views::open(location.views(), Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
             views.rebuild(progress).await?;
             tracing::info!(views = %location, "the views are made anew");
             return Ok(());
@@ -147,7 +151,7 @@ impl Stores {
             Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
-        let built = Views::open(&new, Log::open(&location)?, &self.projections).await?;
+        let built = Views::open(&new, Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
         built.catch_up(progress).await?;
         for source in views_of_others(path)? {
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");

@@ -100,5 +100,6 @@ async fn serve_commands(
 }
 
 fn stores() -> Stores {
-    Stores { tables: saga::TABLES.to_vec(), projections: Projections::new().with(OrdersView).with(SagasView) }
+    let projections = Projections::new().with(OrdersView).with(SagasView);
+    Stores { tables: saga::TABLES.to_vec(), projections, ..Stores::default() }
 }

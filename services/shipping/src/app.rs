@@ -2,7 +2,7 @@
 
 use libs::{
     cli::{BoxError, Program, Serve, Store},
-    cqrs::Projections,
+    cqrs::{Projections, Upcasters},
     service::{App, Stores},
 };
 use proto::shipping::v1::{
@@ -12,6 +12,7 @@ use proto::shipping::v1::{
 
 use crate::{
     commands::Commands,
+    domain::Shipment,
     projections::ShipmentsView,
     queries::Queries,
     surface::{ShippingCommandSurface, ShippingQuerySurface},
@@ -56,5 +57,9 @@ impl Program for Service {
 }
 
 fn stores() -> Stores {
-    Stores { projections: Projections::new().with(ShipmentsView), ..Stores::default() }
+    Stores {
+        projections: Projections::new().with(ShipmentsView),
+        upcasters: Upcasters::new().with::<Shipment>(),
+        ..Stores::default()
+    }
 }

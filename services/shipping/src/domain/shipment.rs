@@ -5,8 +5,8 @@ use libs::{
     refusal::Refusal,
 };
 use proto::shipping::v1::{
-    CancelShipmentRequest, CancelShipmentResponse, CreateShipmentRequest, CreateShipmentResponse, ShipmentCancelled,
-    ShipmentCreated, ShipmentEvent, ShipmentRecord, shipment_event::Event,
+    CancelShipmentRequest, CancelShipmentResponse, CreateShipmentRequest, CreateShipmentResponse, Parcel,
+    ShipmentCancelled, ShipmentCreated, ShipmentEvent, ShipmentRecord, shipment_event::Event,
 };
 
 use super::region;
@@ -25,6 +25,19 @@ impl Aggregate for Shipment {
             Some(Event::Created(_)) => state.created = true,
             Some(Event::Cancelled(_)) => state.cancelled = true,
             None => {}
+        }
+    }
+
+    const OLD_FORMS: &'static [&'static str] = &["ShipmentCreated"];
+
+    #[expect(deprecated, reason = "the old form is read here, and nowhere else")]
+    fn upcast(event: &mut ShipmentEvent) {
+        let Some(Event::Created(created)) = &mut event.event else { return };
+        for sku in std::mem::take(&mut created.skus) {
+            match created.parcels.iter_mut().find(|parcel| parcel.sku == sku) {
+                Some(parcel) => parcel.quantity += 1,
+                None => created.parcels.push(Parcel { sku, quantity: 1 }),
+            }
         }
     }
 
@@ -52,7 +65,8 @@ pub fn create(state: &State<'_>, request: &CreateShipmentRequest) -> Result<Deci
         let message = format!("region {region_code} is not served");
         return Err(Refusal::precondition("UNDELIVERABLE_ADDRESS", message).with("region_code", region_code));
     }
-    let created = ShipmentCreated { address: request.address.clone(), parcels: request.parcels.clone() };
+    let (address, parcels) = (request.address.clone(), request.parcels.clone());
+    let created = ShipmentCreated { address, parcels, ..ShipmentCreated::default() };
     Ok(Decision::reply(CreateShipmentResponse { shipment_id: id.clone() })
         .event::<Shipment>(id, &ShipmentEvent { event: Some(Event::Created(created)) }))
 }
@@ -98,7 +112,9 @@ mod tests {
 
     fn created() -> ShipmentEvent {
         let CreateShipmentRequest { address, parcels, .. } = to("CH");
-        ShipmentEvent { event: Some(Event::Created(ShipmentCreated { address, parcels })) }
+        ShipmentEvent {
+            event: Some(Event::Created(ShipmentCreated { address, parcels, ..ShipmentCreated::default() })),
+        }
     }
 
     fn cancelled() -> ShipmentEvent {
