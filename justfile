@@ -71,6 +71,11 @@ fmt:
 loom:
     RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir '{{ programs }}/../loom'
 
+# Leave out the saga's rules one at a time, and see which world each one keeps right
+[group('prove')]
+mutants:
+    @cargo test --quiet --package libs --lib --locked saga::exploration::without -- --nocapture
+
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]
 chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=order' '-p=tests')

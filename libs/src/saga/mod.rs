@@ -7,6 +7,8 @@
 mod builder;
 mod coordinator;
 mod definition;
+#[cfg(test)]
+mod exploration;
 mod local;
 mod machine;
 mod metrics;
