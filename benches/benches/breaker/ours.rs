@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use libs::breaker::{
     Breaker, Class, Clock, CoarseClock, Config, ConfigBuilder, MonotonicClock, Rate, SlowCalls, State,
 };
-use stats_alloc::Region;
 
 use super::Row;
 
@@ -70,10 +69,7 @@ pub(super) fn soak() {
         }
     };
     flap(1000);
-    let region = Region::new(super::ALLOCATOR);
-    flap(333_333);
-    let change = region.change();
-    let kept = change.bytes_allocated as i64 - change.bytes_deallocated as i64;
+    let kept = allocation_counter::measure(|| flap(333_333)).bytes_current;
     println!("1,000,000 transitions keep {kept} bytes; a breaker is {} bytes and its window", size_of::<Breaker>());
     assert_eq!(kept, 0);
 }

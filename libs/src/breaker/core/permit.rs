@@ -4,7 +4,9 @@ use std::{ops::Deref, time::Duration};
 
 use super::{admission::NEVER, breaker::Breaker, class::Class, clock::nanos};
 
-/// What a result will be used for.
+/// What a result will be used for. A whole word, so that a ticket has no gaps: a copy of a gap reads across what was just written,
+/// and waits for it.
+#[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// The window.
