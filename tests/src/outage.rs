@@ -12,7 +12,11 @@ use std::{
 use anyhow::ensure;
 use parking_lot::Mutex;
 use proto::{
-    breaker::v1::{CircuitState, ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient},
+    breaker::v1::{
+        CircuitState, ListBreakersRequest, Override, SetOverrideRequest,
+        breaker_command_service_client::BreakerCommandServiceClient,
+        breaker_query_service_client::BreakerQueryServiceClient,
+    },
     google::r#type::PostalAddress,
     order::v1::{GetOrderRequest, OrderItem, OrderState, PlaceOrderRequest},
 };
@@ -33,6 +37,8 @@ const BEFORE: usize = 6;
 const DEAD: usize = 10;
 /// How long it may take until all is as it was.
 const WHOLE: Duration = Duration::from_secs(90);
+/// Questions asked once all is quiet.
+const QUIET: usize = 200;
 /// Between two orders of a customer, so that what waits for shipping stays within bounds.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -66,6 +72,8 @@ pub struct Report {
     pub medians: (Duration, Duration),
     /// Orders placed, all COMPLETED in the end.
     pub orders: u64,
+    /// The median answer once all is quiet: without a question to shipping, and with one that an open circuit refuses.
+    pub quiet: (Duration, Duration),
 }
 
 #[derive(Debug, Default)]
@@ -138,7 +146,27 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
     }
     let orders = settle(&shop).await?;
     let median = |open: bool| middle(medians.get(&open).cloned().unwrap_or_default());
-    Ok(Report { opened_after, closed_after, medians: (median(false), median(true)), orders })
+    let medians = (median(false), median(true));
+    Ok(Report { opened_after, closed_after, medians, orders, quiet: refused_in_quiet(&shop).await? })
+}
+
+/// What a refusal costs its caller when nothing else is going on: the same question without it and with it.
+async fn refused_in_quiet(shop: &Shop) -> anyhow::Result<(Duration, Duration)> {
+    let clients = shop.clients();
+    let over = SetOverrideRequest { name: "shipping".to_owned(), r#override: Override::ForcedOpen.into() };
+    BreakerCommandServiceClient::new(clients.order.clone()).set_override(over).await?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..QUIET {
+        for (include_shipment, took) in [(false, &mut without), (true, &mut with)] {
+            let asked = GetOrderRequest { order_id: "first".to_owned(), include_shipment };
+            let begin = Instant::now();
+            let answer = clients.order_queries().get_order(asked).await?.into_inner();
+            took.push(begin.elapsed());
+            let refused = answer.shipment.is_some_and(|standing| !standing.current);
+            ensure!(refused == include_shipment, "an open circuit let a question through");
+        }
+    }
+    Ok((middle(without), middle(with)))
 }
 
 async fn look(shop: &Shop, begin: Instant, alive: bool, counts: &Counts) -> anyhow::Result<Look> {

@@ -18,7 +18,7 @@ async fn main() -> ExitCode {
     say("was last heard; then it closes by itself, and every order ends COMPLETED\n");
     say("   time  shipping  circuit     orders/s               shipments: now  known  median");
     match outage::run(|look| say(&row(look))).await {
-        Ok(Report { opened_after, closed_after, medians: (closed, open), orders }) => {
+        Ok(Report { opened_after, closed_after, medians: (closed, open), orders, quiet: (alone, refused) }) => {
             say(&format!(
                 "\nopen {} after the kill, closed {} after the restart, by itself",
                 brief(opened_after),
@@ -28,6 +28,11 @@ async fn main() -> ExitCode {
                 "half the questions were answered in {} before, in {} while it was open",
                 brief(closed),
                 brief(open)
+            ));
+            say(&format!(
+                "with nothing else going on: the order alone in {}, with a question that the open circuit refuses in {}",
+                brief(alone),
+                brief(refused)
             ));
             say(&format!("{orders} of {orders} orders COMPLETED, and the books add up"));
             ExitCode::SUCCESS
