@@ -8,7 +8,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 use breaker_support::{HANG, Moody, eager, list, peer_at, peer_in, serve};
 use libs::{
     breaker::{CircuitOpen, Reason, Registry, State, service::BreakerService},
-    rpc::{client::Peers, deadline},
+    rpc::{
+        client::{PeerOptions, Peers},
+        deadline,
+    },
 };
 use proto::breaker::v1::{
     CircuitState, ListBreakersRequest, Override, ResetBreakerRequest, SetOverrideRequest, WatchBreakersRequest,
@@ -53,6 +56,20 @@ async fn a_method_that_fails_can_be_left_alone_by_itself() {
     let mut client = BreakerQueryServiceClient::new(peer.clone());
     client.watch_breakers(WatchBreakersRequest::default()).await.unwrap();
     assert_eq!(peer.breaker().snapshot().totals.rejected, 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_to_last_is_judged_apart_from_calls() {
+    let moody = Moody::serve().await;
+    let registry = Registry::new();
+    let (calls, streams) =
+        (peer_in(&registry, &moody.uri, &eager()), peer_in(&registry, &moody.uri, &PeerOptions::stream()));
+    moody.set(Code::Internal as i32);
+    for _ in 0..3 {
+        assert_eq!(list(&calls).await.unwrap_err().code(), Code::Internal);
+    }
+    assert_eq!((&**streams.breaker().name(), streams.breaker().state()), ("moody/streams", State::Closed));
+    assert_eq!(calls.breaker().state(), State::Open);
 }
 
 #[tokio::test]

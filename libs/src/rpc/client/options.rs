@@ -13,6 +13,8 @@ pub struct PeerOptions {
     pub(super) connect_timeout: Duration,
     pub(super) connections: usize,
     pub(super) breaker: Config,
+    /// What follows the peer's name in the breaker's, for channels that are judged apart.
+    pub(super) apart: Option<&'static str>,
     pub(super) classes: Classes,
     pub(super) methods: Option<usize>,
     pub(super) most_calls: Option<usize>,
@@ -28,6 +30,7 @@ impl PeerOptions {
             connect_timeout: Duration::from_secs(2),
             connections: 1,
             breaker: Config::default(),
+            apart: None,
             classes: Classes::default(),
             methods: None,
             most_calls: None,
@@ -46,9 +49,10 @@ impl PeerOptions {
         }
     }
 
-    /// For a stream that is to last: no timeout, and whoever reads it opens it again.
+    /// For a stream that is to last: no timeout, and whoever reads it opens it again. Its breaker is one of its own, `PEER/streams`: a
+    /// stream on which nothing happens says nothing about calls.
     pub fn stream() -> Self {
-        Self { timeout: None, ..Self::saga() }
+        Self { timeout: None, apart: Some("streams"), ..Self::saga() }
     }
 
     /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.

@@ -95,7 +95,10 @@ impl Peers {
     pub fn connect_with(&self, name: &str, options: &PeerOptions) -> Result<Peer, PeerError> {
         let uris = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
         let endpoints = uris.iter().map(|uri| self.endpoint(name, uri, options)).collect::<Result<_, _>>()?;
-        let breaker = self.registry.breaker(name, &options.breaker);
+        let breaker = match options.apart {
+            None => self.registry.breaker(name, &options.breaker),
+            Some(apart) => self.registry.breaker(&format!("{name}/{apart}"), &options.breaker),
+        };
         let layer = BreakerLayer::new(breaker).classes(options.classes);
         let per_method = |most| Methods::new(self.registry.clone(), layer.clone(), options.breaker.clone(), most);
         let methods = options.methods.map(per_method);
