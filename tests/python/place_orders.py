@@ -118,4 +118,10 @@ for _ in itertools.count():
     time.sleep(0.01)
 
 peers = breaker_grpc.BreakerQueryServiceStub(at_order).ListBreakers(breaker.ListBreakersRequest(), timeout=TIMEOUT)
-assert [peer.name for peer in peers.breakers] == ["inventory", "payment", "shipping"], peers
+assert [peer.name for peer in peers.breakers] == [
+    "inventory",
+    "payment",
+    "payment/streams",
+    "shipping",
+    "shipping/streams",
+], peers
