@@ -10,7 +10,7 @@ use proto::{
     order::v1::{GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest},
 };
 use tests::{Clients, Server, Shop, facts::Facts, invariants, program};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -42,7 +42,13 @@ fn order(id: &str) -> PlaceOrderRequest {
 /// Waits until an order has ended.
 async fn ended(clients: &Clients, id: &str) -> anyhow::Result<Order> {
     let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
-    let mut changes = clients.order_queries().watch_order(watch).await?.into_inner();
+    let mut changes = loop {
+        match clients.order_queries().watch_order(watch.clone()).await {
+            // The order's view is a moment behind its command.
+            Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+            answered => break answered?.into_inner(),
+        }
+    };
     let mut last = None;
     while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
         last = change.order;

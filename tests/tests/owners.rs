@@ -14,6 +14,7 @@ use proto::{
 use tempfile::TempDir;
 use tests::{Server, Shop, facts::Facts, invariants};
 use tokio::time::{sleep, timeout};
+use tonic::Code;
 use uuid::Uuid;
 
 /// Far more than anything here takes.
@@ -46,7 +47,13 @@ async fn second(shop: &mut Shop, folder: &Path) -> anyhow::Result<Server> {
 
 async fn ended(server: &Server, id: &str) -> anyhow::Result<Order> {
     let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
-    let mut changes = OrderQueryServiceClient::new(server.channel()).watch_order(watch).await?.into_inner();
+    let mut changes = loop {
+        match OrderQueryServiceClient::new(server.channel()).watch_order(watch.clone()).await {
+            // The order's view is a moment behind its command.
+            Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+            answered => break answered?.into_inner(),
+        }
+    };
     let mut last = None;
     while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
         last = change.order;
