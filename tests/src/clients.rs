@@ -1,5 +1,7 @@
 //! A typed client for each surface of a shop.
 
+use std::time::Duration;
+
 use proto::{
     breaker::v1::breaker_query_service_client::BreakerQueryServiceClient,
     inventory::v1::{
@@ -7,7 +9,8 @@ use proto::{
         inventory_query_service_client::InventoryQueryServiceClient,
     },
     order::v1::{
-        order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
+        GetOrderRequest, GetOrderResponse, order_command_service_client::OrderCommandServiceClient,
+        order_query_service_client::OrderQueryServiceClient,
     },
     payment::v1::{
         payment_command_service_client::PaymentCommandServiceClient,
@@ -19,7 +22,8 @@ use proto::{
         shipping_query_service_client::ShippingQueryServiceClient,
     },
 };
-use tonic::transport::Channel;
+use tokio::time::sleep;
+use tonic::{Code, Response, Status, transport::Channel};
 
 /// The channels to a shop's services; they outlive its processes.
 #[derive(Clone, Debug)]
@@ -57,4 +61,19 @@ clients! {
     order_queries: OrderQueryServiceClient over order;
     saga_queries: SagaQueryServiceClient over order;
     breaker_queries: BreakerQueryServiceClient over order;
+}
+
+impl Clients {
+    /// An order, once the query side knows it: its views are a moment behind the commands.
+    ///
+    /// # Errors
+    /// Whatever it is refused for but that it isn't there.
+    pub async fn shown(&self, asked: GetOrderRequest) -> Result<GetOrderResponse, Status> {
+        loop {
+            match self.order_queries().get_order(asked.clone()).await {
+                Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+                answer => return answer.map(Response::into_inner),
+            }
+        }
+    }
 }

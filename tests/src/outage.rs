@@ -98,6 +98,7 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
     let counts = Arc::new(Counts::default());
     let mut load = JoinSet::new();
     place(&shop.clients(), "first", "customer-0", true).await?;
+    shop.clients().shown(GetOrderRequest { order_id: "first".to_owned(), ..GetOrderRequest::default() }).await?;
     for customer in 0..CUSTOMERS {
         load.spawn(order(shop.clients(), customer, Arc::clone(&counts)));
     }

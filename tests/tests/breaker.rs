@@ -29,8 +29,7 @@ fn order(id: &str, wait: bool) -> PlaceOrderRequest {
 /// How an order's shipment stands, as the order service says.
 async fn standing(shop: &Shop, order_id: &str) -> anyhow::Result<ShipmentStanding> {
     let asked = GetOrderRequest { order_id: order_id.to_owned(), include_shipment: true };
-    let answer = shop.clients().order_queries().get_order(asked).await?.into_inner();
-    Ok(answer.shipment.unwrap_or_default())
+    Ok(shop.clients().shown(asked).await?.shipment.unwrap_or_default())
 }
 
 /// The state of the order service's breaker towards shipping, by its name in the contract.
@@ -84,13 +83,7 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
     // What needs shipping waits for it, and what doesn't goes on: the order is taken, reserved and charged.
     let placed = shop.clients().order_commands().place_order(order("two", false)).await?.into_inner();
     assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Pending));
-    let never_heard_of = loop {
-        match standing(&shop, "two").await {
-            Ok(standing) => break standing,
-            // The order's view is a moment behind its command.
-            Err(_) => sleep(Duration::from_millis(5)).await,
-        }
-    };
+    let never_heard_of = standing(&shop, "two").await?;
     assert!(never_heard_of.shipment.is_none() && !never_heard_of.current, "{never_heard_of:?}");
 
     shop.shipping().start().await?;

@@ -95,11 +95,7 @@ async fn an_order_survives_the_death_of_every_process_that_has_a_part_in_it() ->
     shop.order().kill().await?;
     shop.inventory().kill().await?;
     shop.order().start().await?;
-    let asked = clients
-        .order_queries()
-        .get_order(GetOrderRequest { order_id: "o-1".to_owned(), ..GetOrderRequest::default() })
-        .await?
-        .into_inner();
+    let asked = clients.shown(GetOrderRequest { order_id: "o-1".to_owned(), ..GetOrderRequest::default() }).await?;
     assert_eq!(asked.order.context("an order")?.state(), OrderState::Pending);
     shop.inventory().start().await?;
     shop.payment().start().await?;
