@@ -314,6 +314,9 @@ async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
         position = add(&journal, "a", 2).await;
     }
     read.wait_for_token(&token(position)).await.unwrap();
+    let others = Projections::new().with(Squeamish::default());
+    let others = Views::open(journal.location().views(), Log::of(&journal), &others).await.unwrap();
+    others.catch_up(|_, _| {}).await.unwrap();
     let projections = Projections::new().with(Sums);
     let anew = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
     let mut seen = Vec::new();
@@ -326,6 +329,12 @@ async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
     }
     assert!(seen.iter().all(|sum| *sum == Some(40)), "{seen:?}");
     assert_eq!(sum(&read, "a").await, Some(40));
+    // Other views of the schema, such as those over another service's events, are not begun again.
+    let mut folded = Vec::new();
+    let others = Projections::new().with(Squeamish::default());
+    let others = Views::open(journal.location().views(), Log::of(&journal), &others).await.unwrap();
+    others.catch_up(|done, all| folded.push((done, all))).await.unwrap();
+    assert!(folded.is_empty(), "{folded:?}");
     // And the replica that was folding goes on from there.
     let position = add(&journal, "a", 2).await;
     read.wait_for_token(&token(position)).await.unwrap();

@@ -209,8 +209,13 @@ impl Views {
     pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
         let all = self.log.head().await?;
         let mut transaction = self.writer.begin().await?;
-        for table in self.projections.iter().flat_map(|state| state.fold.tables()).chain([&&CHECKPOINTS]) {
-            transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;
+        for state in &self.projections {
+            for table in state.fold.tables() {
+                transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;
+            }
+            // Its own alone: the schema may hold views over other services' events, which stay as they are.
+            let sql = format!("DELETE FROM {} WHERE projection = $1", CHECKPOINTS.name);
+            transaction.execute(&sql, vec![state.fold.name().into()]).await?;
         }
         let mut position = 0;
         while position < all {
