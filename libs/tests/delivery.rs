@@ -15,10 +15,13 @@ use std::{
 use futures::StreamExt as _;
 use libs::{
     breaker::Registry,
-    cqrs::{Documents, Event, Log, Outgoing, Projection, ProjectionError, Projections, Views},
-    journal::{OpenError, Table, sql::Transaction},
+    cqrs::{Documents, Event, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, Views},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
+    },
     rpc::client::{Peer, PeerOptions, Peers},
 };
+use prost::Message as _;
 use proto::events::v1::{
     self as pb, SubscribeRequest, SubscribeResponse,
     event_service_server::{EventService, EventServiceServer},
@@ -156,4 +159,33 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
             break;
         }
     }
+}
+
+/// Notes something large.
+fn large(at: u8) -> Entry {
+    let aggregate = AggregateId::new("note", at.to_string());
+    let events = vec![NewEvent { name: "Noted", payload: vec![at; 700 << 10].into() }];
+    let change = Change { aggregate, state: None, version: 1, events };
+    let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+    Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 700 << 10 }
+}
+
+#[tokio::test]
+async fn large_events_come_in_messages_that_any_reader_takes_and_none_is_left_out() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "large"), &[]).await.unwrap();
+    for at in 0..6 {
+        journal.submit(large(at)).await.unwrap();
+    }
+    let outbox = Outbox::new("test", Log::of(&journal));
+    let mut stretches = outbox.subscribe(Request::new(SubscribeRequest::default())).await.unwrap().into_inner();
+    let (mut reached, mut payloads) = (0, Vec::new());
+    while reached < 6 {
+        let stretch = stretches.next().await.unwrap().unwrap();
+        assert_eq!(stretch.after_position, reached);
+        assert!(stretch.encoded_len() < 2 << 20, "a message of {} bytes", stretch.encoded_len());
+        payloads.extend(stretch.events.iter().map(|event| event.payload[0]));
+        reached = stretch.position;
+    }
+    assert_eq!(payloads, [0, 1, 2, 3, 4, 5]);
 }

@@ -14,8 +14,9 @@ use crate::{
     time::timestamp,
 };
 
-/// How many events are read at a time, and sent in a message.
+/// How many events are read at a time, and sent in a message: fewer if they are large, so that any reader can take it.
 const STRETCH: i64 = 512;
+const MOST_BYTES: usize = 1 << 20;
 
 /// Streams a log to other services, as each takes it in: a slow one makes nothing grow here.
 #[derive(Clone, Debug)]
@@ -66,7 +67,8 @@ impl EventService for Outbox {
         let stretches = async_stream::try_stream! {
             let mut reached = after_position;
             while log.news(reached).await.map_err(|error| unreadable(&error))? {
-                let events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
+                let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
+                events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else { continue };
                 let wanted = events.into_iter().filter(|event| kinds.is_empty() || kinds.contains(&event.kind));
                 yield SubscribeResponse { after_position: reached, events: wanted.map(sent).collect(), position };
@@ -77,6 +79,17 @@ impl EventService for Outbox {
             stretches.map(move |stretch| stretch.map_err(|refusal: Refusal| refusal.into_status(service))).boxed(),
         ))
     }
+}
+
+/// How many of the events go into one message: at least the first.
+fn that_fit(events: &[Event]) -> usize {
+    let mut bytes = 0;
+    let fits = |event: &&Event| {
+        let fits = bytes < MOST_BYTES;
+        bytes += event.payload.len();
+        fits
+    };
+    events.iter().take_while(fits).count()
 }
 
 fn sent(event: Event) -> pb::Event {
