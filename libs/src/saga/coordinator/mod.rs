@@ -84,6 +84,8 @@ struct Shared {
     /// A turn for each call that may be under way.
     calls: Semaphore,
     draining: AtomicBool,
+    /// True once this process counts as gone.
+    left: AtomicBool,
     metrics: Metrics,
     clock: Clock,
 }
@@ -129,6 +131,7 @@ impl Coordinator {
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             metrics: Metrics::default(),
             clock,
         }))

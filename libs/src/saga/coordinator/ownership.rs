@@ -104,8 +104,8 @@ impl Coordinator {
         Ok(true)
     }
 
-    /// Says every few seconds that this process is there, and takes over the sagas of those that are not. Ends only where the
-    /// database has one process.
+    /// Says every few seconds that this process is there, and takes over the sagas of those that are not. Ends once this one has left,
+    /// and at once where the database has one process.
     ///
     /// # Errors
     /// None: a database that is out of reach comes back.
@@ -113,10 +113,12 @@ impl Coordinator {
         let Some(member) = self.0.member.get() else { return Ok(()) };
         loop {
             tokio::time::sleep(Member::BEAT).await;
-            if self.0.draining.load(Ordering::Acquire) {
-                continue;
+            if self.0.left.load(Ordering::Acquire) {
+                return Ok(());
             }
+            // Until the last call has ended this process is there; it only takes up nothing new.
             let adopted = match member.beat().await {
+                Ok(()) if self.0.draining.load(Ordering::Acquire) => Ok(0),
                 Ok(()) => self.adopt().await,
                 Err(error) => Err(error.into()),
             };
@@ -131,6 +133,7 @@ impl Coordinator {
     /// Says that this process is gone, so that others need not wait to take over what it leaves.
     pub(super) async fn leave(&self) {
         let Some(member) = self.0.member.get() else { return };
+        self.0.left.store(true, Ordering::Release);
         if let Err(error) = member.leave().await {
             tracing::warn!(%error, "leaving unheard: others take over when the lease is over");
         }
