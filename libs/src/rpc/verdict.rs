@@ -184,10 +184,6 @@ mod tests {
         let mut metadata = MetadataMap::new();
         call().write_to(&mut metadata);
         metadata.remove(SAGA_STEP);
-        // Never seen again: out of HPACK's table, where it would only push out what comes with every call.
-        if let Some(saga_id) = metadata.get_mut(SAGA_ID) {
-            saga_id.set_sensitive(true);
-        }
         metadata.insert(SAGA_OP, AsciiMetadataValue::from_static("undo"));
         metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from_static("-1"));
         let refusal = SagaCall::from_metadata(&metadata).expect_err("three are wrong");

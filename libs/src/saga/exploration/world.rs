@@ -108,7 +108,7 @@ pub(super) struct World {
     mutant: Mutant,
     /// Who made the last commit, if the last move made one.
     pub(super) committed_by: Option<usize>,
-    /// The call that the last move sent, if it sent one, and the record that it was asked of.
+    /// The call that the last move sent, if it sent one.
     pub(super) sent: Option<Due>,
 }
 

@@ -21,7 +21,7 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::{Broken, Participants};
 use crate::{
-    journal::{Cause, Decided, Entry, Journal, Loaded, Table, events_after},
+    journal::{Cause, Decided, Entry, Journal, Loaded, events_after},
     saga::{Attempt, Coordinator, Definition, Options, TABLES, Transport, fold, record::is_final, store},
 };
 
@@ -37,7 +37,6 @@ pub struct Rig {
     pub(super) definition: Arc<Definition>,
     participants: Box<dyn Fn() -> Participants + Send + Sync>,
     begin: Begin,
-    tables: Vec<&'static Table>,
     folder: PathBuf,
     runs: AtomicUsize,
 }
@@ -71,7 +70,6 @@ impl Rig {
             definition,
             participants: Box::new(participants),
             begin: Box::new(begin),
-            tables: TABLES.to_vec(),
             folder: folder.into(),
             runs: AtomicUsize::new(0),
         }
@@ -131,7 +129,7 @@ impl Rig {
     }
 
     async fn open(&self, run: &str, path: PathBuf, transport: impl Transport) -> Result<Process, Broken> {
-        let journal = Journal::open(&path, &self.tables).await.map_err(|error| Broken::setup(run, &error))?;
+        let journal = Journal::open(&path, TABLES).await.map_err(|error| Broken::setup(run, &error))?;
         let definitions = [Arc::clone(&self.definition)];
         let coordinator = Coordinator::new(journal.clone(), definitions, transport, Options::default());
         Ok(Process { journal, coordinator })
