@@ -1,18 +1,25 @@
 //! Clocks that need more than the standard library.
 
-use tokio::time::Instant;
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
 
-use super::Clock;
+use super::{Clock, MonotonicClock};
 
 /// Tokio's clock: the operating system's, or a test's that stands still.
 #[derive(Debug)]
-pub struct TokioClock(Instant);
+pub struct TokioClock(tokio::time::Instant);
 
 impl TokioClock {
     /// A clock that starts at zero now.
     #[must_use]
     pub fn new() -> Self {
-        Self(Instant::now())
+        Self(tokio::time::Instant::now())
     }
 }
 
@@ -28,28 +35,105 @@ impl Clock for TokioClock {
     }
 }
 
-/// The operating system's coarse clock: three times as fast as the fine one, and right to a few milliseconds. Good for
-/// windows, and for slow-call thresholds of 50 ms and more. Where there is none, the fine clock.
-#[derive(Debug, Default)]
-pub struct CoarseClock(#[cfg(not(target_os = "linux"))] super::MonotonicClock);
+/// A clock that is read by loading a word, and right to 4 ms: a thread of the process's own keeps that word. Good for windows,
+/// and for slow-call thresholds of 50 ms and more. Reading the operating system's coarse clock costs six times as much.
+///
+/// While nobody asks, nothing ticks: the thread rests, and who asks first reads the fine clock and wakes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoarseClock(());
+
+/// The time as the ticker read it last, in even nanoseconds. Odd, and the reader is to say that it was here.
+static LAST: AtomicU64 = AtomicU64::new(UNREAD);
+const UNREAD: u64 = 1;
+const TICK: Duration = Duration::from_millis(4);
+/// Now and then, a second, the ticker asks whether anybody reads at all.
+const TICKS_BETWEEN_QUESTIONS: u32 = 250;
+
+static FINE: LazyLock<MonotonicClock> = LazyLock::new(MonotonicClock::new);
+/// Where no thread can be had every reading is a fine one.
+static TICKER: LazyLock<Option<Thread>> = LazyLock::new(|| {
+    let spawned = thread::Builder::new().name("coarse-clock".to_owned()).spawn(tick);
+    spawned.ok().map(|handle| handle.thread().clone())
+});
 
 impl CoarseClock {
-    /// A clock whose origin is the machine's.
+    /// The process's coarse clock.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self(())
     }
 }
 
 impl Clock for CoarseClock {
-    #[cfg(target_os = "linux")]
+    #[inline]
     fn now(&self) -> u64 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-        (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+        let last = LAST.load(Relaxed);
+        if last & UNREAD == 0 { last } else { read_after_a_rest() }
+    }
+}
+
+fn fine() -> u64 {
+    FINE.now() & !UNREAD
+}
+
+#[cold]
+fn read_after_a_rest() -> u64 {
+    let now = fine();
+    // The later time wins, so that no reader sees another's time go back.
+    let last = LAST.fetch_max(now, Relaxed) & !UNREAD;
+    if let Some(ticker) = &*TICKER {
+        ticker.unpark();
+    }
+    now.max(last)
+}
+
+fn tick() {
+    loop {
+        for _ in 0..TICKS_BETWEEN_QUESTIONS {
+            thread::sleep(TICK);
+            LAST.fetch_max(fine(), Relaxed);
+        }
+        LAST.fetch_max(fine() | UNREAD, Relaxed);
+        thread::sleep(TICK);
+        // Who reads between this look and the rest has left a token that ends it at once.
+        if LAST.load(Relaxed) & UNREAD != 0 {
+            thread::park();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_coarse_clock_goes_on_and_never_back() {
+        let read = || {
+            let (clock, begun) = (CoarseClock::new(), Instant::now());
+            let (mut last, mut steps) = (clock.now(), 0);
+            // It may be late on a busy machine, so the wait is for steps and not for a time.
+            while steps < 5 && begun.elapsed() < Duration::from_secs(60) {
+                let now = clock.now();
+                assert!(now >= last && now <= FINE.now(), "{last} {now}");
+                steps += u32::from(now > last);
+                last = now;
+                thread::yield_now();
+            }
+            assert_eq!(steps, 5);
+        };
+        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(read))));
     }
 
-    #[cfg(not(target_os = "linux"))]
-    fn now(&self) -> u64 {
-        self.0.now()
+    #[test]
+    fn after_a_rest_the_first_reading_is_fine() {
+        let clock = CoarseClock::new();
+        clock.now();
+        while LAST.load(Relaxed) & UNREAD == 0 {
+            thread::sleep(TICK);
+        }
+        let before = fine();
+        assert!(clock.now() >= before);
     }
 }

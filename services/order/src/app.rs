@@ -1,8 +1,10 @@
 //! The one place that knows every part: it opens the stores, wires surfaces, sagas and peers to them, and hands all to the
 //! server.
 
+use std::sync::Arc;
+
 use libs::{
-    breaker::{Registry, service::BreakerService},
+    breaker::{CoarseClock, Registry, service::BreakerService},
     cli::{BoxError, Program, Serve, Store},
     cqrs::{CommandSide, Projections},
     journal::Journal,
@@ -39,7 +41,7 @@ impl Program for Service {
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let sides = stores().open(Self::NAME, app, flags).await?;
-        let breakers = Registry::new();
+        let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
         let peers = flags.known_peers(breakers.clone(), &PEERS)?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
             serve_commands(app, flags, &peers, side, journal).await?;
