@@ -49,8 +49,8 @@ breakers *FLAGS:
 # Everything that must pass before a change lands; installs what it needs
 [group('develop')]
 test: check features loom (build '--workspace' '--bins' '--tests' '--examples')
-    cargo test --workspace --locked
-    tests/postgres.sh tests/on_postgres.sh
+    tests/nats.sh cargo test --workspace --locked
+    tests/nats.sh tests/postgres.sh tests/on_postgres.sh
 
 # Formatting, lints, documentation, contracts, manifests
 [group('develop')]

@@ -1,13 +1,18 @@
 //! What one service's events say in another one's views, with processes killed on both sides.
 
+#[path = "../../libs/tests/broker/mod.rs"]
+mod broker;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use broker::Broker;
 use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
     google::r#type::PostalAddress,
     order::v1::{GetOrderRequest, GetOrderResponse, OrderItem, OrderState, PlaceOrderRequest},
     payment::v1::{ChargeState, GetChargeRequest},
+    projections::v1::{ListProjectionsRequest, projection_query_service_client::ProjectionQueryServiceClient},
     shipping::v1::ShipmentState,
 };
 use tests::{Clients, Shop};
@@ -57,7 +62,22 @@ async fn shown(
 
 #[tokio::test]
 async fn an_orders_view_knows_its_charge_and_shipment_whoever_is_killed() -> anyhow::Result<()> {
-    let mut shop = Shop::start().await?;
+    orders_are_followed(Shop::start().await?, None).await
+}
+
+/// Runs where `TEST_NATS` names the server's program.
+#[tokio::test]
+async fn the_same_by_a_broker_that_is_killed_too() -> anyhow::Result<()> {
+    let Some(broker) = Broker::start() else { return Ok(()) };
+    let mut shop = Shop::new()?;
+    for server in shop.servers_mut() {
+        server.flag("--nats-url", &broker.url());
+        server.start().await?;
+    }
+    orders_are_followed(shop, Some(broker)).await
+}
+
+async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyhow::Result<()> {
     shop.stock("tea", 1_000, 3).await?;
     shop.deposit("ann", 10_000).await?;
     let clients = shop.clients();
@@ -65,6 +85,10 @@ async fn an_orders_view_knows_its_charge_and_shipment_whoever_is_killed() -> any
     clients.order_commands().place_order(order("kept", "CH")).await?;
     let kept = shown(&clients, "kept", |order| order.charge.is_some() && order.shipped.is_some()).await?;
     let (charge, shipped) = (kept.charge.context("it came")?, kept.shipped.context("it came")?);
+    let mut projections = ProjectionQueryServiceClient::new(shop.payment().channel());
+    let projections = projections.list_projections(ListProjectionsRequest {}).await?.into_inner().projections;
+    let published = projections.iter().find(|projection| projection.name == "jetstream").map(|relay| relay.position);
+    assert_eq!(published.is_some_and(|position| position >= 3), broker.is_some(), "{projections:?}");
     assert_eq!((charge.state(), shipped.state()), (ChargeState::Charged, ShipmentState::Shipped));
     let request = GetChargeRequest { charge_id: "kept".to_owned() };
     assert_eq!(clients.payment_queries().get_charge(request).await?.into_inner().charge, Some(charge));
@@ -84,9 +108,15 @@ async fn an_orders_view_knows_its_charge_and_shipment_whoever_is_killed() -> any
         clients.order_commands().place_order(order(&id, "CH")).await?;
         shop.order().kill().await?;
         shop.payment().kill().await?;
+        if let Some(broker) = &mut broker {
+            broker.kill();
+        }
         shop.order().start().await?;
         shown(&clients, "kept", |order| order.charge.is_some()).await?;
         shop.payment().start().await?;
+        if let Some(broker) = &mut broker {
+            broker.go_on();
+        }
         shown(&clients, &id, |order| order.charge.is_some() && order.shipped.is_some()).await?;
     }
 

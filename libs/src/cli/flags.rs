@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{BoxError, DatabaseUrl, duration};
+use super::{BoxError, DatabaseUrl, NatsUrl, duration};
 use crate::{
     breaker::{self, Registry},
     rpc::client::{PeerAddress, Peers},
@@ -26,9 +26,9 @@ pub struct Serve {
     #[command(flatten)]
     pub store: Store,
 
-    /// Where to publish events. Not supported yet: leave it out.
+    /// NATS servers whose JetStream carries events between services, such as nats://localhost:4222. Without it services ask each other.
     #[arg(long, env = "NATS_URL", value_name = "URL", hide_env_values = true)]
-    pub nats_url: Option<String>,
+    pub nats_url: Option<NatsUrl>,
 
     /// Where another service is, such as inventory=http://localhost:50051; repeatable, or separated by commas.
     #[arg(long = "peer", env = "PEER", value_name = "NAME=URI", value_delimiter = ',')]
@@ -161,14 +161,6 @@ impl Serve {
         let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
         let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
         Ok(peers.trust(authority))
-    }
-
-    /// Tells in one line what can be typed but not be had yet.
-    pub(super) fn check(&self) -> Result<(), &'static str> {
-        if self.nats_url.is_some() {
-            return Err("--nats-url is not supported yet: leave it out, and events stay in the service's own database");
-        }
-        Ok(())
     }
 }
 

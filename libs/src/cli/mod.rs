@@ -1,5 +1,6 @@
 //! The command line that every service has: the same words, the same variables, the same defaults.
 
+mod broker;
 mod database;
 mod duration;
 mod flags;
@@ -9,6 +10,7 @@ mod run;
 mod signal;
 
 pub use self::{
+    broker::{NatsUrl, WrongBroker},
     database::{DatabaseUrl, WrongUrl},
     flags::{Limits, Serve, Store, Surface, Tls},
     program::{BoxError, Program},

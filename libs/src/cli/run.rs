@@ -54,9 +54,6 @@ pub fn run<P: Program>() -> ExitCode {
         Err(error) => return wrong_flags(&one_line(&error)),
     };
     let command = line.command.unwrap_or_else(|| Command::Serve(Box::new(line.serve)));
-    if let Err(why) = check(&command) {
-        return wrong_flags(&why);
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
@@ -92,13 +89,6 @@ async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
     // Last of all, so that what the draining said goes out too; and whether or not it went well.
     telemetry.flush().await;
     Ok(ended?)
-}
-
-fn check(command: &Command) -> Result<(), String> {
-    match command {
-        Command::Serve(flags) => flags.check().map_err(str::to_owned),
-        Command::Migrate(_) | Command::Rebuild(_) | Command::Health(_) => Ok(()),
-    }
 }
 
 fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
@@ -223,18 +213,13 @@ mod tests {
             (&["--surface", "half"], "--surface"),
             (&["--tls-cert", "a.pem"], "--tls-key"),
             (&["--max-streams", "0"], "--max-streams"),
+            (&["--nats-url", "localhost:4222"], "--nats-url"),
             (&["brew"], "brew"),
         ];
         for (words, says) in wrong {
             let line = one_line(&typed(words).expect_err("wrong"));
             assert!(line.contains(says) && !line.contains('\n') && !line.starts_with("error"), "{words:?}: {line}");
         }
-    }
-
-    #[test]
-    fn what_is_not_there_yet_is_refused() {
-        let why = served(&["--nats-url", "nats://host"]).check().expect_err("not yet");
-        assert!(why.contains("--nats-url is not supported yet"), "{why}");
     }
 
     #[test]

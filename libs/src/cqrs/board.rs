@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 use crate::refusal::Refusal;
 
 /// One projection, as its projector tells.
+#[derive(Debug)]
 pub(super) struct Standing {
     name: &'static str,
     checkpoint: AtomicI64,
@@ -61,6 +62,16 @@ impl Standing {
         *self.parked.lock() = Some(ParkedEvent { position, error });
     }
 
+    /// It goes on from a position, which may be further back, and is not parked.
+    pub(super) fn go_on(&self, checkpoint: i64) {
+        self.moved(checkpoint);
+        *self.parked.lock() = None;
+    }
+
+    pub(super) fn checkpoint(&self) -> i64 {
+        self.checkpoint.load(Ordering::Relaxed)
+    }
+
     /// Whether somebody wants it to try again; it is not parked any more then.
     pub(super) fn take_wanted(&self) -> bool {
         let wanted = self.wanted.swap(false, Ordering::AcqRel);
@@ -72,7 +83,7 @@ impl Standing {
 
     fn head(&self) -> i64 {
         let told = self.head.as_ref().map_or(0, |head| *head.borrow());
-        told.max(self.seen.load(Ordering::Relaxed)).max(self.checkpoint.load(Ordering::Relaxed))
+        told.max(self.seen.load(Ordering::Relaxed)).max(self.checkpoint())
     }
 }
 
@@ -91,7 +102,7 @@ impl Place {
         pb::Projection {
             name: standing.name.to_owned(),
             source: source.clone(),
-            position: standing.checkpoint.load(Ordering::Relaxed),
+            position: standing.checkpoint(),
             head: standing.head(),
             parked: standing.parked.lock().clone(),
         }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{Upcasters, subscription::Subscription};
+use super::{
+    JetStream, Upcasters,
+    jetstream::{Consumer, Durable},
+    subscription::Subscription,
+};
 use crate::{
     journal::{
         Event, Journal, Location, OpenError, events_after, head,
@@ -34,6 +38,7 @@ enum Source {
         shared: bool,
     },
     Service(Box<Subscription>),
+    Stream(Box<Consumer>),
 }
 
 impl From<Source> for Log {
@@ -65,6 +70,18 @@ impl Log {
         Self::from(Source::Service(Box::new(Subscription::new(peer, kinds))))
     }
 
+    /// The log of another service, by its stream, and by [the service itself](Self::of_service) what the stream doesn't hold. `reader` is
+    /// the name under which the broker remembers how far the reader is; `replicas` is true where several processes of that name keep
+    /// the same views, each of which is then remembered by itself.
+    #[must_use]
+    pub fn of_stream(jetstream: JetStream, peer: Peer, kinds: &[&str], reader: &str, replicas: bool) -> Self {
+        let durable = match replicas {
+            true => Durable::Replica(format!("{reader}-{}", uuid::Uuid::new_v4().simple())),
+            false => Durable::Reader(reader.to_owned()),
+        };
+        Self::from(Source::Stream(Box::new(Consumer::new(jetstream, durable, Subscription::new(peer, kinds)))))
+    }
+
     /// Brings old forms of its events into the form of today as they are read. Another service does that to its own.
     #[must_use]
     pub fn upcast(mut self, upcasters: Upcasters) -> Self {
@@ -79,6 +96,10 @@ impl Log {
             Source::Database { reader, head, shared } => (reader, head, *shared),
             Source::Service(subscription) => {
                 subscription.news(position).await;
+                return Ok(true);
+            }
+            Source::Stream(consumer) => {
+                consumer.news(position).await;
                 return Ok(true);
             }
         };
@@ -108,6 +129,7 @@ impl Log {
         match &mut self.source {
             Source::Database { reader, .. } => Ok(self.upcasters.apply(events_after(reader, position, limit).await?)),
             Source::Service(subscription) => Ok(subscription.after(position, limit)),
+            Source::Stream(consumer) => Ok(consumer.after(position, limit)),
         }
     }
 
@@ -116,6 +138,7 @@ impl Log {
         match &self.source {
             Source::Database { reader, .. } => head(reader).await,
             Source::Service(subscription) => Ok(subscription.reached()),
+            Source::Stream(consumer) => Ok(consumer.reached()),
         }
     }
 
@@ -123,7 +146,7 @@ impl Log {
     pub(super) fn watched_head(&self) -> Option<watch::Receiver<i64>> {
         match &self.source {
             Source::Database { head, .. } => head.clone(),
-            Source::Service(_) => None,
+            Source::Service(_) | Source::Stream(_) => None,
         }
     }
 
@@ -132,6 +155,7 @@ impl Log {
         match &self.source {
             Source::Database { head, .. } => head.as_ref().map(|head| *head.borrow()),
             Source::Service(subscription) => Some(subscription.reached()),
+            Source::Stream(consumer) => Some(consumer.reached()),
         }
     }
 }

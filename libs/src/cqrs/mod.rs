@@ -7,6 +7,9 @@ mod board;
 pub mod command;
 mod decider;
 mod documents;
+mod envelope;
+mod inbox;
+mod jetstream;
 mod log;
 mod outbox;
 mod page;
@@ -24,6 +27,7 @@ pub use self::{
     command::{CommandSide, Method},
     decider::{Aggregate, Decision, State},
     documents::Documents,
+    jetstream::{JetStream, Relay},
     log::Log,
     outbox::Outbox,
     page::{Page, PageOrder, PageQuery},

@@ -2,16 +2,15 @@
 
 use futures::StreamExt as _;
 use proto::events::v1::{
-    self as pb, SubscribeRequest, SubscribeResponse,
+    SubscribeRequest, SubscribeResponse,
     event_service_server::{EventService, EventServiceServer},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Log, Outgoing};
+use super::{Log, Outgoing, envelope};
 use crate::{
     journal::Event,
     refusal::{Refusal, Violations},
-    time::timestamp,
 };
 
 /// How many events are read at a time, and sent in a message: fewer if they are large, so that any reader can take it.
@@ -71,7 +70,7 @@ impl EventService for Outbox {
                 events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else { continue };
                 let wanted = events.into_iter().filter(|event| kinds.is_empty() || kinds.contains(&event.kind));
-                yield SubscribeResponse { after_position: reached, events: wanted.map(sent).collect(), position };
+                yield SubscribeResponse { after_position: reached, events: wanted.map(envelope::seal).collect(), position };
                 reached = position;
             }
         };
@@ -90,12 +89,6 @@ fn that_fit(events: &[Event]) -> usize {
         fits
     };
     events.iter().take_while(fits).count()
-}
-
-fn sent(event: Event) -> pb::Event {
-    let Event { position, kind, id, version, name, payload, cause, traceparent, time_micros } = event;
-    let (version, time) = (i64::try_from(version).unwrap_or(i64::MAX), Some(timestamp(time_micros)));
-    pb::Event { position, kind, id, version, name, payload, cause, traceparent, time }
 }
 
 fn unreadable(error: &crate::journal::sql::Error) -> Refusal {

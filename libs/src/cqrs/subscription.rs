@@ -1,16 +1,15 @@
 //! Another service's events, as they come: one stream, opened again from the last position that was kept.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
-use proto::events::v1::{self as pb, SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
+use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
+use super::{envelope, inbox::Inbox};
 use crate::{journal::Event, rpc::client::Peer};
 
 /// How long to leave a service alone that is out.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What is held of events that nobody has taken; more waits at the service, by gRPC's flow control.
-const MOST_HELD: usize = 8192;
 
 /// A subscription to another service. It holds what has come and was not kept yet; a clone begins with nothing.
 pub(super) struct Subscription {
@@ -18,28 +17,24 @@ pub(super) struct Subscription {
     source: String,
     kinds: Vec<String>,
     stream: Option<Streaming<SubscribeResponse>>,
-    held: VecDeque<Event>,
-    /// Up to where all has come that is wanted.
-    reached: i64,
-    /// Up to where the caller has kept them.
-    kept: i64,
+    inbox: Inbox,
     out: bool,
 }
 
 impl Clone for Subscription {
     fn clone(&self) -> Self {
         let (client, source, kinds) = (self.client.clone(), self.source.clone(), self.kinds.clone());
-        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, kept: 0, out: false }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), out: false }
     }
 }
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { source, kinds, reached, .. } = self;
+        let Self { source, kinds, inbox, .. } = self;
         f.debug_struct("Subscription")
             .field("source", source)
             .field("kinds", kinds)
-            .field("reached", reached)
+            .field("reached", &inbox.reached())
             .finish_non_exhaustive()
     }
 }
@@ -49,19 +44,25 @@ impl Subscription {
         let source = peer.name().to_owned();
         let client = EventServiceClient::new(peer).max_decoding_message_size(64 << 20);
         let kinds = kinds.iter().map(ToString::to_string).collect();
-        Self { client, source, kinds, stream: None, held: VecDeque::new(), reached: 0, kept: 0, out: false }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), out: false }
+    }
+
+    /// The service it is of.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether events of this kind of aggregate are wanted.
+    pub(super) fn wants(&self, kind: &str) -> bool {
+        self.kinds.is_empty() || self.kinds.iter().any(|wanted| wanted == kind)
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them.
     pub(super) async fn news(&mut self, position: i64) {
-        if position < self.kept {
-            // A projection goes on from further back: what it needs was let go.
-            (self.stream, self.reached) = (None, position);
-            self.held.clear();
+        if !self.inbox.keep(position) {
+            self.stream = None;
         }
-        self.kept = position;
-        self.held.retain(|event| event.position > position);
-        while self.held.is_empty() {
+        while self.inbox.is_empty() {
             if let Err(status) = self.receive(position).await {
                 self.stream = None;
                 if !self.out {
@@ -76,12 +77,11 @@ impl Subscription {
 
     /// What is held after a position.
     pub(super) fn after(&self, position: i64, limit: i64) -> Vec<Event> {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        self.held.iter().filter(|event| event.position > position).take(limit).cloned().collect()
+        self.inbox.after(position, limit)
     }
 
     pub(super) const fn reached(&self) -> i64 {
-        self.reached
+        self.inbox.reached()
     }
 
     /// Takes what comes next, and what has come behind it already.
@@ -90,7 +90,7 @@ impl Subscription {
             Some(stream) => stream,
             None => {
                 // What was reached in memory alone is not kept anywhere: the caller's position is what counts.
-                self.reached = position;
+                self.inbox.go_on_from(position);
                 let request = SubscribeRequest { after_position: position, kinds: self.kinds.clone() };
                 let stream = self.client.subscribe(request).await?.into_inner();
                 self.stream.insert(stream)
@@ -101,7 +101,7 @@ impl Subscription {
             tracing::info!(source = self.source, "events come again");
         }
         self.take(next)?;
-        while self.held.len() < MOST_HELD {
+        while !self.inbox.is_full() {
             let Some(stream) = &mut self.stream else { break };
             match futures::FutureExt::now_or_never(stream.message()) {
                 Some(Ok(Some(more))) => self.take(more)?,
@@ -115,25 +115,14 @@ impl Subscription {
     /// Takes a stretch that goes on where the last one ended. One that came before is passed over; after a gap all is asked for again.
     fn take(&mut self, stretch: SubscribeResponse) -> Result<(), Status> {
         let SubscribeResponse { after_position, events, position } = stretch;
-        if after_position > self.reached {
-            return Err(Status::data_loss(format!(
-                "a stretch begins at {after_position}, {} was reached",
-                self.reached
-            )));
+        let reached = self.inbox.reached();
+        if after_position > reached {
+            return Err(Status::data_loss(format!("a stretch begins at {after_position}, {reached} was reached")));
         }
         for event in events {
-            if event.position > self.reached {
-                self.reached = event.position;
-                self.held.push_back(received(event));
-            }
+            self.inbox.put(envelope::open(event));
         }
-        self.reached = self.reached.max(position);
+        self.inbox.pass(position);
         Ok(())
     }
-}
-
-fn received(event: pb::Event) -> Event {
-    let pb::Event { position, kind, id, version, name, payload, cause, traceparent, time } = event;
-    let time_micros = time.map_or(0, |time| time.seconds.saturating_mul(1_000_000) + i64::from(time.nanos) / 1_000);
-    Event { position, kind, id, version: version.unsigned_abs(), name, payload, cause, traceparent, time_micros }
 }

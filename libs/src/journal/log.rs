@@ -26,7 +26,7 @@ pub(super) static EVENTS: Table = Table {
 };
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
     /// Its place in the log, from 1. A reader that has seen position p has seen all before it.
     pub position: i64,

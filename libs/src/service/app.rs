@@ -59,6 +59,8 @@ pub struct App {
     hooks: Vec<(String, BoxFuture<'static, ()>)>,
     #[cfg(feature = "cqrs")]
     board: crate::cqrs::Board,
+    #[cfg(feature = "cqrs")]
+    jetstream: Option<crate::cqrs::JetStream>,
 }
 
 impl App {
@@ -77,6 +79,14 @@ impl App {
         let failed = |source| StartError::Listen { address: flags.listen, source };
         let listener = TcpListener::bind(flags.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        #[cfg(feature = "cqrs")]
+        let jetstream = match &flags.nats_url {
+            Some(url) => {
+                let connected = crate::cqrs::JetStream::connect(url.as_str(), name, flags.tls.tls_ca.clone()).await;
+                Some(connected.map_err(StartError::Broker)?)
+            }
+            None => None,
+        };
         Ok(Self {
             name,
             listener,
@@ -89,6 +99,8 @@ impl App {
             hooks: Vec::new(),
             #[cfg(feature = "cqrs")]
             board: crate::cqrs::Board::default(),
+            #[cfg(feature = "cqrs")]
+            jetstream,
         })
     }
 
@@ -115,6 +127,13 @@ impl App {
     #[must_use]
     pub const fn board(&self) -> &crate::cqrs::Board {
         &self.board
+    }
+
+    /// The broker that carries events between services, where there is one.
+    #[cfg(feature = "cqrs")]
+    #[must_use]
+    pub const fn jetstream(&self) -> Option<&crate::cqrs::JetStream> {
+        self.jetstream.as_ref()
     }
 
     /// Starts what goes on beside the calls. If it fails or panics, the service ends rather than serve without it; it may end

@@ -29,6 +29,9 @@ pub enum StartError {
     /// Certificate, key or authority are no good.
     #[error("--tls-cert, --tls-key or --tls-ca can't be used: {0}")]
     Tls(String),
+    /// The broker's address or its authority can't be used.
+    #[error("--nats-url or --tls-ca can't be used: {0}")]
+    Broker(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Why a service stops serving, other than being told to.

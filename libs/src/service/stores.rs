@@ -66,6 +66,11 @@ impl Stores {
                     None => Log::open(&location)?,
                 };
                 let log = log.upcast(self.upcasters);
+                if let Some(jetstream) = app.jetstream() {
+                    let relay = jetstream.relay(service, log.clone());
+                    relay.show_on(app.board());
+                    app.task("relay", relay.run());
+                }
                 app.add(Outbox::new(service, log.clone()).into_server());
                 let board = app.board().service(service);
                 app.add(board.queries()).add(board.commands());
@@ -108,7 +113,14 @@ impl Stores {
         let Source { peer, kinds, projections } = source;
         let name = peer.name().to_owned();
         let location = location(&flags.store, service).views_of(&name);
-        let views = Views::open(location, Log::of_service(peer, kinds), &projections).await?;
+        let log = match app.jetstream() {
+            Some(jetstream) => {
+                let replicas = matches!(location, Location::Postgres { .. });
+                Log::of_stream(jetstream.clone(), peer, kinds, service, replicas)
+            }
+            None => Log::of_service(peer, kinds),
+        };
+        let views = Views::open(location, log, &projections).await?;
         views.show_on(app.board(), &name);
         let read = views.read_side(service, flags.limits.max_staleness_wait);
         app.task(format!("views over {name}"), views.run());

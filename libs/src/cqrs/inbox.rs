@@ -1,0 +1,105 @@
+//! Another service's events between their coming and their being kept.
+
+use std::collections::VecDeque;
+
+use crate::journal::Event;
+
+/// Events that have come and that nobody has kept yet.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    held: VecDeque<Event>,
+    /// Up to where all has come that is wanted.
+    reached: i64,
+    /// Up to where the caller has kept them.
+    kept: i64,
+}
+
+impl Inbox {
+    /// What is held at most; more waits where it comes from.
+    const MOST: usize = 8192;
+
+    /// Lets go of what the caller has kept. False if the caller goes on from further back than before: what it needs was let go, and
+    /// must come again.
+    pub(super) fn keep(&mut self, position: i64) -> bool {
+        let forward = position >= self.kept;
+        if !forward {
+            self.go_on_from(position);
+        }
+        self.kept = position;
+        self.reached = self.reached.max(position);
+        self.held.retain(|event| event.position > position);
+        forward
+    }
+
+    /// Forgets what is held: what comes next is what comes after the position.
+    pub(super) fn go_on_from(&mut self, position: i64) {
+        self.held.clear();
+        self.reached = position;
+    }
+
+    /// Takes an event, unless it came before.
+    pub(super) fn put(&mut self, event: Event) {
+        if event.position > self.reached {
+            self.reached = event.position;
+            self.held.push_back(event);
+        }
+    }
+
+    /// Passes over what nobody wants.
+    pub(super) fn pass(&mut self, position: i64) {
+        self.reached = self.reached.max(position);
+    }
+
+    /// What is held after a position.
+    pub(super) fn after(&self, position: i64, limit: i64) -> Vec<Event> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.held.iter().filter(|event| event.position > position).take(limit).cloned().collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.held.len() >= Self::MOST
+    }
+
+    pub(super) const fn reached(&self) -> i64 {
+        self.reached
+    }
+
+    pub(super) const fn kept(&self) -> i64 {
+        self.kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event(position: i64) -> Event {
+        Event { position, ..Event::default() }
+    }
+
+    proptest! {
+        /// A sender repeats and goes back as it likes; a reader keeps some of what it was handed, or begins further back.
+        #[test]
+        fn what_is_handed_out_follows_on_what_was_kept(
+            steps in prop::collection::vec((0_i64..12, 1_usize..9, 0_i64..6, 0_u8..10), 1..60),
+        ) {
+            let (mut inbox, mut kept) = (Inbox::default(), 0);
+            for (back, count, keep, turn) in steps {
+                let begin = (inbox.reached() - back).max(0) + 1;
+                (begin..).take(count).for_each(|position| inbox.put(event(position)));
+                let handed: Vec<i64> = inbox.after(kept, i64::MAX).iter().map(|event| event.position).collect();
+                prop_assert_eq!(handed, (kept + 1..=inbox.reached()).collect::<Vec<_>>());
+                let next = if turn == 0 { kept / 2 } else { (kept + keep).min(inbox.reached()) };
+                prop_assert_eq!(inbox.keep(next), next >= kept);
+                prop_assert!(next >= kept || inbox.is_empty() && inbox.reached() == next);
+                kept = next;
+            }
+        }
+    }
+}

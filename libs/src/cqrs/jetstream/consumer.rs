@@ -1,0 +1,240 @@
+//! Another service's events by its stream, and by the service itself what the stream doesn't hold.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    message::Acker,
+};
+use futures::{FutureExt as _, StreamExt as _};
+use prost::Message as _;
+use proto::events::v1 as pb;
+
+use super::{
+    super::{envelope, inbox::Inbox, subscription::Subscription},
+    BrokerError, JetStream, PAUSE,
+};
+use crate::journal::Event;
+
+/// How many messages are asked for at a time.
+const BATCH: usize = 1024;
+/// How many may be unacknowledged before the server waits: more than the inbox holds.
+const MOST_PENDING: i64 = 1 << 15;
+/// How often the server says that it is there while nothing comes.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A replica's consumer goes when nobody has asked it for so long.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// A durable consumer of another service's stream. It holds what has come and was not kept yet; a clone begins with nothing.
+///
+/// The reader's own checkpoint says how far it is. The server is told by acknowledgements once the checkpoint is committed, and made to
+/// go on from the checkpoint where the two differ.
+pub(in super::super) struct Consumer {
+    jetstream: JetStream,
+    durable: Durable,
+    messages: Option<pull::Stream>,
+    inbox: Inbox,
+    /// What came and was not acknowledged, by position.
+    unacknowledged: VecDeque<(i64, Acker)>,
+    /// A position that the stream doesn't hold as it should.
+    left_out: Option<i64>,
+    service: Subscription,
+    out: bool,
+}
+
+/// The name under which the server remembers a reader.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Durable {
+    /// The one reader of that name.
+    Reader(String),
+    /// One of several processes that keep the same views.
+    Replica(String),
+}
+
+impl Durable {
+    fn name(&self) -> &str {
+        match self {
+            Self::Reader(name) | Self::Replica(name) => name,
+        }
+    }
+}
+
+impl Clone for Consumer {
+    fn clone(&self) -> Self {
+        Self::new(self.jetstream.clone(), self.durable.clone(), self.service.clone())
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { durable, inbox, service, .. } = self;
+        f.debug_struct("Consumer")
+            .field("durable", durable)
+            .field("inbox", inbox)
+            .field("service", service)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    pub(in super::super) fn new(jetstream: JetStream, durable: Durable, service: Subscription) -> Self {
+        Self {
+            jetstream,
+            durable,
+            messages: None,
+            inbox: Inbox::default(),
+            unacknowledged: VecDeque::new(),
+            left_out: None,
+            service,
+            out: false,
+        }
+    }
+
+    /// Waits until events after `position` are held, which is as far as the caller has kept them.
+    pub(in super::super) async fn news(&mut self, position: i64) {
+        if !self.inbox.keep(position) {
+            self.close();
+        }
+        self.acknowledge().await;
+        while self.inbox.is_empty() {
+            let Err(error) = self.receive().await else { continue };
+            self.close();
+            if !self.out {
+                let source = self.service.source();
+                tracing::warn!(source, %error, "no events come: the views over them stand still until this is mended");
+            }
+            self.out = true;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// What is held after a position.
+    pub(in super::super) fn after(&self, position: i64, limit: i64) -> Vec<Event> {
+        self.inbox.after(position, limit)
+    }
+
+    pub(in super::super) const fn reached(&self) -> i64 {
+        self.inbox.reached()
+    }
+
+    fn close(&mut self) {
+        self.messages = None;
+        self.unacknowledged.clear();
+    }
+
+    /// Tells the server what is kept: it need not send that again.
+    async fn acknowledge(&mut self) {
+        let kept = if self.inbox.is_empty() { self.inbox.reached() } else { self.inbox.kept() };
+        let mut last = None;
+        while let Some((_, acker)) = self.unacknowledged.pop_front_if(|(position, _)| *position <= kept) {
+            last = Some(acker);
+        }
+        if let Some(acker) = last {
+            // One acknowledges all before it. If it is lost, what it stood for comes again and is passed over.
+            let _ = acker.ack().await;
+        }
+    }
+
+    /// Takes what comes next, and what has come behind it already.
+    async fn receive(&mut self) -> Result<(), BrokerError> {
+        let messages = match &mut self.messages {
+            Some(messages) => messages,
+            None => match self.open().await? {
+                Some(messages) => self.messages.insert(messages),
+                None => {
+                    self.ask_the_service().await;
+                    return Ok(());
+                }
+            },
+        };
+        let next = messages.next().await.ok_or("the broker ended it")??;
+        if std::mem::take(&mut self.out) {
+            tracing::info!(source = self.service.source(), "events come again");
+        }
+        self.take(next)?;
+        while !self.inbox.is_full() {
+            let Some(messages) = &mut self.messages else { break };
+            match messages.next().now_or_never() {
+                Some(Some(more)) => self.take(more?)?,
+                Some(None) | None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the consumer after what was reached; None if the stream doesn't hold what comes next.
+    async fn open(&mut self) -> Result<Option<pull::Stream>, BrokerError> {
+        let stream = self.jetstream.stream(self.service.source()).await?;
+        let next = self.inbox.reached().unsigned_abs() + 1;
+        let first = stream.cached_info().state.first_sequence;
+        if next < first || self.left_out.is_some_and(|position| position.unsigned_abs() == next) {
+            return Ok(None);
+        }
+        let name = self.durable.name();
+        let goes_on = match stream.consumer_info(name).await {
+            Ok(info) => info.ack_floor.stream_sequence + 1 == next && info.num_ack_pending == 0,
+            Err(_) => false,
+        };
+        if !goes_on {
+            // It may not be there, and one that can't be deleted can't be made either.
+            let _ = stream.delete_consumer(name).await;
+        }
+        let config = pull::Config {
+            durable_name: Some(name.to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
+            ack_policy: AckPolicy::All,
+            max_ack_pending: MOST_PENDING,
+            inactive_threshold: match self.durable {
+                Durable::Reader(_) => Duration::ZERO,
+                Durable::Replica(_) => FORGOTTEN,
+            },
+            ..pull::Config::default()
+        };
+        let consumer = stream.get_or_create_consumer(name, config).await?;
+        let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).messages().await?;
+        Ok(Some(messages))
+    }
+
+    /// Takes from the service what the stream doesn't hold.
+    async fn ask_the_service(&mut self) {
+        let reached = self.inbox.reached();
+        let source = self.service.source();
+        tracing::info!(source, position = reached + 1, "the stream doesn't hold this: it is read from the service");
+        self.service.news(reached).await;
+        self.service.after(reached, i64::MAX).into_iter().for_each(|event| self.inbox.put(event));
+        self.inbox.pass(self.service.reached());
+        // A subscription that nobody reads any more would keep the service waiting.
+        self.service = self.service.clone();
+        self.left_out = None;
+    }
+
+    /// Takes a message that comes next. One that came before is passed over; after a gap all is asked for again.
+    fn take(&mut self, message: Message) -> Result<(), BrokerError> {
+        let position = i64::try_from(message.info()?.stream_sequence)?;
+        let (message, acker) = message.split();
+        let reached = self.inbox.reached();
+        self.unacknowledged.push_back((position, acker));
+        if position <= reached {
+            return Ok(());
+        }
+        if position > reached + 1 {
+            return Err(format!("after {reached} came {position}").into());
+        }
+        match pb::Event::decode(message.payload) {
+            Ok(event) if event.position == position => {
+                if self.service.wants(&event.kind) {
+                    self.inbox.put(envelope::open(event));
+                } else {
+                    self.inbox.pass(position);
+                }
+            }
+            // Too large to be published, or somebody else's. The service has it.
+            _ => {
+                self.left_out = Some(position);
+                self.close();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Events between services by NATS JetStream, where many read what one writes.
+//!
+//! A service's stream is a copy of its log: an event's sequence number in the stream *is* its position in the log. The relay
+//! publishes each event on condition that the one before it is the stream's last, so the copy has no gap, no repetition and no other
+//! order, whoever publishes and whatever is lost under way. It is a copy alone: nothing is decided by it, and it may be deleted. What
+//! it has lost, by a power failure or because it keeps events for a while only, is published again or read from the service.
+
+mod consumer;
+mod relay;
+
+use std::{error::Error, path::PathBuf, time::Duration};
+
+use async_nats::{
+    ConnectOptions, Event as Connection, ServerAddr,
+    jetstream::{self, stream},
+};
+
+pub(super) use self::consumer::{Consumer, Durable};
+pub use self::relay::Relay;
+use super::Log;
+
+/// For how long a stream keeps events, if it wasn't there: who comes later reads older ones from the service.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long to leave a broker alone that is out.
+const PAUSE: Duration = Duration::from_millis(500);
+
+type BrokerError = Box<dyn Error + Send + Sync>;
+
+/// A connection to a NATS server or cluster. Clones share it.
+#[derive(Clone, Debug)]
+pub struct JetStream {
+    context: jetstream::Context,
+}
+
+impl JetStream {
+    /// Connects to a list of servers with commas between them, as `name`. That none is there is no error: it goes on trying for as
+    /// long as it lives.
+    ///
+    /// # Errors
+    /// When the list or the authority to trust can't be read.
+    pub async fn connect(servers: &str, name: &str, authority: Option<PathBuf>) -> Result<Self, BrokerError> {
+        let servers = servers.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+        let mut options = ConnectOptions::new().name(name).retry_on_initial_connect().event_callback(told);
+        if let Some(authority) = authority {
+            options = options.add_root_certificates(authority);
+        }
+        let client = options.connect(servers).await?;
+        Ok(Self { context: jetstream::new(client) })
+    }
+
+    /// What publishes the log of `service`.
+    #[must_use]
+    pub fn relay(&self, service: &'static str, log: Log) -> Relay {
+        Relay::new(self.clone(), service, log)
+    }
+
+    /// The stream of a service, made now if it isn't there. One that is there is taken as it is: its limits and replicas are the
+    /// operator's.
+    async fn stream(&self, service: &str) -> Result<stream::Stream, BrokerError> {
+        let config = stream::Config {
+            name: stream_name(service),
+            subjects: vec![format!("trellis.{service}.>")],
+            description: Some(format!("The log of {service}: sequence numbers are positions.")),
+            max_age: KEPT,
+            ..stream::Config::default()
+        };
+        Ok(self.context.get_or_create_stream(config).await?)
+    }
+}
+
+fn stream_name(service: &str) -> String {
+    format!("trellis-{service}")
+}
+
+fn subject(service: &str, kind: &str) -> String {
+    format!("trellis.{service}.{kind}")
+}
+
+/// A message's `Nats-Msg-Id`, by which the server knows a repetition.
+fn message_id(service: &str, position: i64) -> String {
+    format!("{service}:{position}")
+}
+
+async fn told(event: Connection) {
+    match event {
+        Connection::Connected => tracing::info!("connected to the broker"),
+        Connection::Disconnected => tracing::warn!("the broker is out of reach"),
+        Connection::ClientError(error) => tracing::warn!(%error, "the broker"),
+        Connection::ServerError(error) => tracing::warn!(%error, "the broker"),
+        _ => {}
+    }
+}

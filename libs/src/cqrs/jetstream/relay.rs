@@ -1,0 +1,171 @@
+//! Publishes a log, in its order and without a gap.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    context::{PublishError, PublishErrorKind},
+    message::PublishMessage,
+    stream::Stream,
+};
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    super::{Board, Log, board::Standing, envelope},
+    BrokerError, JetStream, PAUSE, message_id, subject,
+};
+use crate::journal::Event;
+
+/// How many messages are under way at a time.
+const STRETCH: i64 = 256;
+/// How often the stream is looked at while there is nothing to publish: a broker that lost its last messages gets them again.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long who publishes second stands back from who was first.
+const STAND_BACK: Duration = Duration::from_secs(1);
+/// Of a message's allowance, what its headers and the protocol may take.
+const HEADERS: usize = 1024;
+
+/// Publishes a service's log to its stream. Several may: the stream takes each event once and in order, and who comes second stands back.
+#[derive(Debug)]
+pub struct Relay {
+    jetstream: JetStream,
+    service: &'static str,
+    log: Log,
+    standing: Arc<Standing>,
+}
+
+/// How publishing ended.
+enum Ended {
+    /// The log is closed, and all of it is published.
+    Closed,
+    /// The stream is not as far as was thought: it is to be looked at anew.
+    Moved,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stream {stream} is not a copy of this log: {what}. Delete it, and it is filled anew (nats stream rm {stream})"
+)]
+struct Foreign {
+    stream: String,
+    what: String,
+}
+
+impl Relay {
+    pub(super) fn new(jetstream: JetStream, service: &'static str, log: Log) -> Self {
+        let standing = Standing::new("jetstream", 0, log.watched_head(), Arc::default());
+        Self { jetstream, service, log, standing }
+    }
+
+    /// Shows on a board how far it is.
+    pub fn show_on(&self, board: &Board) {
+        board.add(self.service, [Arc::clone(&self.standing)]);
+    }
+
+    /// Publishes until the log is closed. A broker that is out is waited for: nothing else waits for it.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn run(mut self) -> Result<(), std::convert::Infallible> {
+        let mut told = String::new();
+        loop {
+            match self.publish(&mut told).await {
+                Ok(Ended::Closed) => return Ok(()),
+                Ok(Ended::Moved) => sleep(STAND_BACK).await,
+                Err(error) => {
+                    let why = error.to_string();
+                    if why != told {
+                        tracing::warn!(service = self.service, why, "events are not published until this is mended");
+                        self.standing.park(self.standing.checkpoint() + 1, why.clone());
+                        told = why;
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Goes on where the stream ends.
+    async fn publish(&mut self, told: &mut String) -> Result<Ended, BrokerError> {
+        let stream = self.jetstream.stream(self.service).await?;
+        let mut last = self.end_of(&stream).await?;
+        self.standing.go_on(last);
+        if !std::mem::take(told).is_empty() {
+            tracing::info!(service = self.service, position = last, "events are published again");
+        }
+        loop {
+            match timeout(LOOK, self.log.news(last)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return Ok(Ended::Closed),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) if last_sequence(&stream).await? == last => continue,
+                Err(_) => return Ok(Ended::Moved),
+            }
+            let events = self.log.after(last, STRETCH).await?;
+            let Some(end) = events.last().map(|event| event.position) else { continue };
+            self.standing.saw(end);
+            if !self.send(events).await? {
+                return Ok(Ended::Moved);
+            }
+            last = end;
+            self.standing.moved(last);
+        }
+    }
+
+    /// Where the stream ends, if it is a copy of this log.
+    async fn end_of(&self, stream: &Stream) -> Result<i64, BrokerError> {
+        let info = stream.get_info().await?;
+        let (last, head) = (position(info.state.last_sequence), self.log.head().await?);
+        let foreign = |what: String| Foreign { stream: info.config.name.clone(), what };
+        if last > head {
+            return Err(foreign(format!("it ends at {last} and the log at {head}")).into());
+        }
+        if info.state.messages > 0 {
+            let message = stream.get_raw_message(info.state.last_sequence).await?;
+            let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned());
+            if id.as_deref() != Some(&*message_id(self.service, last)) {
+                return Err(foreign(format!("somebody else published message {last}")).into());
+            }
+        }
+        Ok(last)
+    }
+
+    /// Sends events that belong behind the stream's last one. False if that was another than thought.
+    async fn send(&self, events: Vec<Event>) -> Result<bool, BrokerError> {
+        let context = &self.jetstream.context;
+        let most = context.client().server_info().max_payload.saturating_sub(HEADERS);
+        let mut sent = Vec::with_capacity(events.len());
+        for event in events {
+            let (position, subject) = (event.position, subject(self.service, &event.kind));
+            let payload = Bytes::from(envelope::seal(event).encode_to_vec());
+            // Nothing instead of what is too large: whoever wants it reads it from the service.
+            let payload = if payload.len() <= most { payload } else { Bytes::new() };
+            let message = PublishMessage::build()
+                .message_id(message_id(self.service, position))
+                .expected_last_sequence(position.unsigned_abs() - 1)
+                .payload(payload);
+            sent.push(context.send_publish(subject, message).await?);
+        }
+        for acknowledged in sent {
+            match acknowledged.await {
+                Ok(_) => {}
+                Err(error) if is_elsewhere(&error) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn is_elsewhere(error: &PublishError) -> bool {
+    error.kind() == PublishErrorKind::WrongLastSequence
+}
+
+async fn last_sequence(stream: &Stream) -> Result<i64, BrokerError> {
+    Ok(position(stream.get_info().await?.state.last_sequence))
+}
+
+fn position(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
+}

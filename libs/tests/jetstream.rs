@@ -1,0 +1,387 @@
+//! Events by a real NATS server that is killed, loses what it had, and repeats and reorders what it sends: the views end as if each
+//! had come once. Runs where `TEST_NATS` names the server's program.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod broker;
+mod database;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::jetstream::{
+    self, Context,
+    consumer::{AckPolicy, pull},
+    stream,
+};
+use broker::Broker;
+use libs::{
+    breaker::Registry,
+    cqrs::{
+        Board, Documents, Event, JetStream, Log, Outbox, Projection, ProjectionError, Projections, ReadSide, Views,
+    },
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
+    },
+    rpc::client::{Peer, PeerOptions, Peers},
+};
+use proto::projections::v1::{self as pb, projection_query_service_server::ProjectionQueryService as _};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinHandle},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, transport::Server};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(120);
+const STREAM: &str = "trellis-source";
+
+static SEEN: Table = Table {
+    name: "seen",
+    create: &["CREATE TABLE IF NOT EXISTS seen (
+        id TEXT NOT NULL PRIMARY KEY,
+        position INTEGER NOT NULL,
+        document BLOB NOT NULL
+    ) WITHOUT ROWID"],
+    columns: &["id", "position", "document"],
+    key: 1,
+};
+
+/// Writes down every position, in the order in which they come.
+struct Seen {
+    /// How long a batch takes beside the writing.
+    pause: Duration,
+}
+
+impl Projection for Seen {
+    const NAME: &'static str = "seen";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        sleep(self.pause).await;
+        let mut seen = Documents::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            seen.update(&event.id, event.position, |list: &mut String| list.push_str(&format!("{} ", event.position)));
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+const fn at_once() -> Seen {
+    Seen { pause: Duration::ZERO }
+}
+
+/// A service with a log, which it offers itself as well.
+struct Source {
+    folder: TempDir,
+    journal: Journal,
+    peer: Peer,
+    written: i64,
+    /// What the views must say in the end.
+    expected: BTreeMap<String, String>,
+    relay: Option<AbortHandle>,
+}
+
+impl Source {
+    async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let outbox = Outbox::new("source", Log::of(&journal)).into_server();
+        tokio::spawn(Server::builder().add_service(outbox).serve_with_incoming(TcpListenerStream::new(listener)));
+        let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+        let peer = peers.connect_with("source", &PeerOptions::stream()).unwrap();
+        Self { folder, journal, peer, written: 0, expected: BTreeMap::new(), relay: None }
+    }
+
+    /// Writes events of some kilobyte in all, or of this size.
+    async fn write(&mut self, events: i64, size: usize) {
+        for _ in 0..events {
+            self.written += 1;
+            let (position, id) = (self.written, format!("id-{}", self.written % 7));
+            // A third is of a kind that nobody asked for.
+            let kind = if position % 3 == 0 { "other" } else { "thing" };
+            if kind == "thing" {
+                self.expected.entry(id.clone()).or_default().push_str(&format!("{position} "));
+            }
+            let aggregate = AggregateId::new(kind, id);
+            let event = NewEvent { name: "Happened", payload: vec![7; size].into() };
+            let change = Change { aggregate, state: None, version: position.unsigned_abs(), events: vec![event] };
+            let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size };
+            self.journal.submit(entry).await.unwrap();
+        }
+    }
+
+    /// Publishes from now on, instead of who did.
+    async fn publish(&mut self, broker: &Broker) -> Board {
+        if let Some(relay) = self.relay.take() {
+            relay.abort();
+        }
+        let board = Board::default();
+        let relay = connect(broker).await.relay("source", Log::of(&self.journal));
+        relay.show_on(&board);
+        self.relay = Some(tokio::spawn(relay.run()).abort_handle());
+        board
+    }
+
+    /// Views over its events by the stream, kept in a file of that name.
+    async fn views(&self, broker: &Broker, name: &str, seen: Seen) -> (ReadSide, Running) {
+        let location = database::location(self.folder.path(), name);
+        let jetstream = connect(broker).await;
+        loop {
+            let log = Log::of_stream(jetstream.clone(), self.peer.clone(), &["thing"], name, database::is_shared());
+            let projections = Projections::new().with(Seen { pause: seen.pause });
+            match Views::open(&location, log, &projections).await {
+                // The killed one's last fold has not let go of the file yet.
+                Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
+                opened => {
+                    let views = opened.unwrap();
+                    let read = views.read_side("source", Duration::from_secs(1));
+                    return (read, Running(tokio::spawn(views.run())));
+                }
+            }
+        }
+    }
+
+    /// Waits until the views have all, and checks that each event was folded once and in order.
+    async fn check(&self, read: &ReadSide) {
+        let last = if self.written % 3 == 0 { self.written - 1 } else { self.written };
+        let arrived = async {
+            while read.position() < last {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let arrived = timeout(PATIENCE, arrived).await;
+        assert!(arrived.is_ok(), "it stands still at {} of {last}", read.position());
+        for (id, positions) in &self.expected {
+            assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(positions), "{id}");
+        }
+    }
+}
+
+type Ended = Result<(), libs::cqrs::ViewsError>;
+
+/// A projector that stops when this goes.
+struct Running(JoinHandle<Ended>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn connect(broker: &Broker) -> JetStream {
+    JetStream::connect(&broker.url(), "test", None).await.unwrap()
+}
+
+/// The broker as an operator has it.
+async fn operator(broker: &Broker) -> Context {
+    jetstream::new(async_nats::connect(broker.url()).await.unwrap())
+}
+
+async fn shown(board: &Board) -> pb::Projection {
+    let request = Request::new(pb::ListProjectionsRequest {});
+    board.service("source").list_projections(request).await.unwrap().into_inner().projections.remove(0)
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waits = async {
+        while !holds().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, waits).await.is_ok(), "it never came: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_counts_once_and_in_order_whoever_is_killed() {
+    let Some(mut broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let mut random = StdRng::seed_from_u64(7);
+    source.publish(&broker).await;
+    // A second one publishes the same, and a third reads all the while.
+    let twin = tokio::spawn(connect(&broker).await.relay("source", Log::of(&source.journal)).run());
+    let (steady, _runs) = source.views(&broker, "steady", at_once()).await;
+    for round in 0..12 {
+        source.write(random.random_range(20..60), 100).await;
+        // Killed at any moment: between receiving, folding, committing and acknowledging.
+        let (_, killed) = source.views(&broker, "killed", at_once()).await;
+        sleep(Duration::from_millis(random.random_range(1..80))).await;
+        drop(killed);
+        match round % 4 {
+            1 => {
+                broker.kill();
+                source.write(20, 100).await;
+                broker.go_on();
+            }
+            2 => drop(source.publish(&broker).await),
+            _ => {}
+        }
+    }
+    let (read, _runs) = source.views(&broker, "killed", at_once()).await;
+    source.check(&read).await;
+    source.check(&steady).await;
+    twin.abort();
+
+    // What the stream holds is the log: the same number of messages, and one at each position.
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    let state = stream.get_info().await.unwrap().state;
+    let all = u64::try_from(source.written).unwrap();
+    eprintln!("STATE {state:?}");
+    assert_eq!((state.messages, state.first_sequence, state.last_sequence), (all, 1, all));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broker_loses_it_gets_again_and_nobody_counts_it_twice() {
+    let Some(mut broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(50, 100).await;
+    until("50 are published", || async { shown(&board).await.position == 50 }).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    broker.kill();
+    let early = broker.remember();
+    broker.go_on();
+    source.write(50, 100).await;
+    source.check(&read).await;
+    // The power fails, and what was acknowledged last had not reached the disk.
+    broker.kill();
+    broker.give_back(&early);
+    broker.go_on();
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    assert_eq!(stream.get_info().await.unwrap().state.messages, 50);
+    until("they are published again", || async {
+        stream.get_info().await.is_ok_and(|info| info.state.messages == 100)
+    })
+    .await;
+    source.write(50, 100).await;
+    source.check(&read).await;
+    let (read, _runs) = source.views(&broker, "late", at_once()).await;
+    source.check(&read).await;
+
+    // An operator takes the stream away: it is filled anew.
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    source.write(20, 100).await;
+    source.check(&read).await;
+    let (read, _runs) = source.views(&broker, "last", at_once()).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_stream_does_not_hold_the_service_is_asked_for() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    // The operator's stream keeps the last ten.
+    let config = stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec!["trellis.source.>".to_owned()],
+        max_messages: 10,
+        ..stream::Config::default()
+    };
+    operator(&broker).await.create_stream(config).await.unwrap();
+    let board = source.publish(&broker).await;
+    source.write(100, 100).await;
+    until("100 are published", || async { shown(&board).await.position == 100 }).await;
+    let (read, _runs) = source.views(&broker, "late", at_once()).await;
+    source.check(&read).await;
+    // And of what is too large for a message, the stream keeps the place.
+    source.write(3, 2 << 20).await;
+    source.write(20, 100).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_again_and_in_another_order_is_passed_over() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(200, 100).await;
+    let context = operator(&broker).await;
+    // A server that is told to repeat what is not acknowledged within an instant, to readers that take far longer.
+    let config = pull::Config {
+        durable_name: Some("slow".to_owned()),
+        ack_policy: AckPolicy::All,
+        ack_wait: Duration::from_millis(20),
+        ..pull::Config::default()
+    };
+    until("the stream is there", || async { context.get_stream(STREAM).await.is_ok() }).await;
+    context.get_stream(STREAM).await.unwrap().create_consumer(config).await.unwrap();
+    let (read, _runs) = source.views(&broker, "slow", Seen { pause: Duration::from_millis(150) }).await;
+    let stream = context.get_stream(STREAM).await.unwrap();
+    let came_again = || async {
+        let info = stream.consumer_info("slow").await.unwrap();
+        info.delivered.consumer_sequence.saturating_sub(info.delivered.stream_sequence) > 100
+    };
+    for _ in 0..200 {
+        source.write(20, 100).await;
+        if database::is_shared() || came_again().await {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(database::is_shared() || came_again().await, "nothing came twice");
+    source.write(20, 100).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_told_of_what_is_committed_and_no_sooner() {
+    let Some(broker) = Broker::start() else { return };
+    if database::is_shared() {
+        // Replicas have names that nobody knows.
+        return;
+    }
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, _runs) = source.views(&broker, "reader", Seen { pause: Duration::from_millis(20) }).await;
+    let context = operator(&broker).await;
+    let mut floors = Vec::new();
+    while floors.last() != Some(&200) {
+        if source.written < 200 {
+            source.write(10, 100).await;
+        }
+        if let Ok(stream) = context.get_stream(STREAM).await
+            && let Ok(info) = stream.consumer_info("reader").await
+        {
+            let floor = i64::try_from(info.ack_floor.stream_sequence).unwrap();
+            // What nobody asked for has no place in the views.
+            let committed = read.position();
+            assert!(floor <= committed + 1, "acknowledged to {floor}, committed to {committed}");
+            floors.push(floor);
+        }
+    }
+    floors.dedup();
+    assert!(floors.len() > 3, "{floors:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_something_else_is_left_alone_and_told_of() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(4, 100).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    let context = operator(&broker).await;
+    context.publish("trellis.source.thing", "not an event".into()).await.unwrap().await.unwrap();
+    source.write(1, 100).await;
+    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
+    let parked = shown(&board).await.parked.unwrap();
+    assert!(parked.error.contains("somebody else published message 5"), "{}", parked.error);
+    assert!(parked.error.contains("nats stream rm trellis-source"), "{}", parked.error);
+    // The service has the fifth event; the views don't believe the stream.
+    until("the fifth is folded", || async { read.position() >= 5 }).await;
+
+    source.write(4, 100).await;
+    context.delete_stream(STREAM).await.unwrap();
+    source.check(&read).await;
+    until("it is well again", || async { shown(&board).await.parked.is_none() }).await;
+    until("all is published", || async { shown(&board).await.position == 9 }).await;
+}
