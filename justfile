@@ -85,7 +85,14 @@ chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=o
 [group('prove')]
 bench *NAME:
     @cargo build --release --quiet --locked --package inventory --package payment --package shipping --package order
-    @cargo bench --package benches --features breakers --locked ${1:+--bench "$1"}
+    @case "${1:-cqrs}" in \
+        cqrs) \
+            cargo build --release --quiet --locked --manifest-path benches/peers/Cargo.toml --target-dir '{{ programs }}/../peers' && \
+            tests/postgres.sh sh -c 'exec env -u TEST_POSTGRES BENCH_POSTGRES="$TEST_POSTGRES" CQRS_PEERS="$0" "$@"' \
+                '{{ programs }}/../peers/release/cqrs-peers' \
+                cargo bench --package benches --features breakers --locked ${1:+--bench} "$@" ;; \
+        *) cargo bench --package benches --features breakers --locked --bench "$@" ;; \
+    esac
 
 # Remove what was built, the tools and the data of `up`
 [group('develop')]

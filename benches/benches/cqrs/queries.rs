@@ -1,0 +1,149 @@
+//! Queries over gRPC: the inventory service on SQLite, beside a bare tonic server that answers the same; and how long a query waits
+//! for the command before it.
+
+use std::{net::SocketAddr, pin::Pin, process::Stdio, time::Instant};
+
+use anyhow::Context as _;
+use futures::{Stream, future::try_join_all};
+use hdrhistogram::Histogram;
+use proto::{
+    google::r#type::Money,
+    inventory::v1::{
+        AddStockRequest, GetStockRequest, GetStockResponse, ListStockRequest, ListStockResponse, Stock,
+        WatchStockRequest, WatchStockResponse,
+        inventory_command_service_client::InventoryCommandServiceClient,
+        inventory_query_service_client::InventoryQueryServiceClient,
+        inventory_query_service_server::{InventoryQueryService, InventoryQueryServiceServer},
+    },
+};
+use tests::{Server, port::Port};
+use tokio::process::Command;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::median;
+
+const ROWS: [(usize, usize); 3] = [(1, 2_000), (16, 20_000), (64, 40_000)];
+const ROUNDS: usize = 5;
+const SKUS: usize = 1_000;
+const WAITS: usize = 500;
+
+pub(crate) async fn table() -> anyhow::Result<()> {
+    let folder = tempfile::TempDir::new()?;
+    let mut inventory = Server::new("inventory", folder.path())?;
+    inventory.start().await?;
+    prepare(inventory.channel()).await?;
+    let port = Port::free()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bare", &port.address().to_string()]).stdin(Stdio::null()).kill_on_drop(true);
+    let _bare = command.spawn().context("the bare server can't be started")?;
+    let endpoint = Endpoint::from_shared(format!("http://{}", port.address()))?.tcp_nodelay(true);
+    let bare = loop {
+        match endpoint.connect().await {
+            Ok(channel) => break channel,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    println!("\nqueries/s, GetStock over gRPC, medians of {ROUNDS} rounds in turn");
+    println!("{:>10} {:>12} {:>12} {:>8}", "in flight", "inventory", "bare tonic", "ratio");
+    for (in_flight, queries) in ROWS {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(ask(&inventory.channel(), in_flight, queries).await?);
+            theirs.push(ask(&bare, in_flight, queries).await?);
+        }
+        let (ours, theirs) = (median(ours), median(theirs));
+        println!("{in_flight:>10} {ours:>12.0} {theirs:>12.0} {:>8.2}", ours / theirs);
+    }
+    read_ones_own_writes(inventory.channel()).await
+}
+
+fn add(number: usize, id: String) -> AddStockRequest {
+    let unit_price = Some(Money { currency_code: "USD".to_owned(), units: 1, nanos: 0 });
+    AddStockRequest { request_id: id, sku: format!("sku-{number}"), quantity: 1, unit_price }
+}
+
+async fn prepare(channel: Channel) -> anyhow::Result<()> {
+    let mut commands = InventoryCommandServiceClient::new(channel.clone());
+    let mut last = None;
+    for number in 0..SKUS {
+        last = Some(commands.add_stock(add(number, format!("first-{number}"))).await?);
+    }
+    // So that every query that follows finds all of it.
+    let mut request = Request::new(GetStockRequest { sku: "sku-0".to_owned() });
+    let token = last.context("there are some")?.metadata().get("consistency-token").context("a token")?.clone();
+    request.metadata_mut().insert("consistency-token", token);
+    InventoryQueryServiceClient::new(channel).get_stock(request).await?;
+    Ok(())
+}
+
+async fn ask(channel: &Channel, in_flight: usize, queries: usize) -> anyhow::Result<f64> {
+    let begin = Instant::now();
+    let workers = (0..in_flight).map(|worker| {
+        let mut client = InventoryQueryServiceClient::new(channel.clone());
+        tokio::spawn(async move {
+            for number in (worker..queries).step_by(in_flight) {
+                let sku = format!("sku-{}", number % SKUS);
+                let answer = client.get_stock(GetStockRequest { sku: sku.clone() }).await?.into_inner();
+                anyhow::ensure!(answer.stock.is_some_and(|stock| stock.sku == sku), "another SKU");
+            }
+            anyhow::Ok(())
+        })
+    });
+    for done in try_join_all(workers).await? {
+        done?;
+    }
+    Ok(queries as f64 / begin.elapsed().as_secs_f64())
+}
+
+/// A command, then a query that carries its token, one after the other.
+async fn read_ones_own_writes(channel: Channel) -> anyhow::Result<()> {
+    let mut commands = InventoryCommandServiceClient::new(channel.clone());
+    let mut queries = InventoryQueryServiceClient::new(channel);
+    let mut waited = Histogram::<u64>::new(3)?;
+    for number in 0..WAITS {
+        let answer = commands.add_stock(add(number, format!("second-{number}"))).await?;
+        let token = answer.metadata().get("consistency-token").context("a token")?.clone();
+        let mut request = Request::new(GetStockRequest { sku: format!("sku-{number}") });
+        request.metadata_mut().insert("consistency-token", token);
+        let begin = Instant::now();
+        let stock = queries.get_stock(request).await?.into_inner().stock.context("a stock")?;
+        waited.record(u64::try_from(begin.elapsed().as_micros())?)?;
+        anyhow::ensure!(stock.available == 2, "it does not show what was written: {stock:?}");
+    }
+    let at = |quantile| waited.value_at_quantile(quantile) as f64 / 1_000.0;
+    println!("\na query for one's own write, alone: p50 {:.2} ms, p99 {:.2} ms", at(0.5), at(0.99));
+    Ok(())
+}
+
+/// The ceiling: tonic alone, with an answer of the same size.
+pub(crate) async fn serve_bare(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let address: SocketAddr = arguments.next().context("no address")?.parse()?;
+    let service = InventoryQueryServiceServer::new(Bare);
+    Ok(tonic::transport::Server::builder().add_service(service).serve(address).await?)
+}
+
+struct Bare;
+
+type Watched = Pin<Box<dyn Stream<Item = Result<WatchStockResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl InventoryQueryService for Bare {
+    type WatchStockStream = Watched;
+
+    async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
+        let unit_price = Some(Money { currency_code: "USD".to_owned(), units: 1, nanos: 0 });
+        let stock = Stock { sku: request.into_inner().sku, available: 1, unit_price, ..Stock::default() };
+        Ok(Response::new(GetStockResponse { stock: Some(stock) }))
+    }
+
+    async fn list_stock(&self, _: Request<ListStockRequest>) -> Result<Response<ListStockResponse>, Status> {
+        Err(Status::unimplemented("not part of the benchmark"))
+    }
+
+    async fn watch_stock(&self, _: Request<WatchStockRequest>) -> Result<Response<Watched>, Status> {
+        Err(Status::unimplemented("not part of the benchmark"))
+    }
+}
