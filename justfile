@@ -49,7 +49,7 @@ breakers *FLAGS:
 # Everything that must pass before a change lands; installs what it needs
 [group('develop')]
 test: check features loom (build '--workspace' '--bins' '--tests' '--examples')
-    tests/nats.sh cargo test --workspace --locked
+    tests/strace.sh tests/nats.sh cargo test --workspace --locked
     tests/nats.sh tests/postgres.sh tests/on_postgres.sh
 
 # Formatting, lints, documentation, contracts, manifests

@@ -48,12 +48,26 @@ pub fn repository() -> &'static Path {
 /// # Errors
 /// When the program isn't built.
 pub fn command(name: &str, folder: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(built(name)?);
+    Ok(quietly(Command::new(built(name)?), folder))
+}
+
+/// As [`command`], run by another program: that one's path and its own arguments come first.
+///
+/// # Errors
+/// When the program isn't built.
+pub fn command_under(other: &[String], name: &str, folder: &Path) -> anyhow::Result<Command> {
+    let (program, arguments) = other.split_first().context("no program to run it by")?;
+    let mut command = Command::new(program);
+    command.args(arguments).arg(built(name)?);
+    Ok(quietly(command, folder))
+}
+
+fn quietly(mut command: Command, folder: &Path) -> Command {
     command.current_dir(folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     if let Some(level) = std::env::var_os("RUST_LOG") {
         command.env("RUST_LOG", level);
     }
-    Ok(command)
+    command
 }
 
 /// Runs a command to its end and answers its status and output.

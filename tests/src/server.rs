@@ -115,9 +115,20 @@ impl Server {
     /// # Errors
     /// When it runs already, isn't built or can't be started.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
+        self.spawn_by(program::command(self.name, &self.folder)?)
+    }
+
+    /// As [`spawn`](Self::spawn), by another program that becomes the server: its path and its own arguments.
+    ///
+    /// # Errors
+    /// When it runs already, isn't built or can't be started.
+    pub fn spawn_under(&mut self, other: &[String]) -> anyhow::Result<()> {
+        self.spawn_by(program::command_under(other, self.name, &self.folder)?)
+    }
+
+    fn spawn_by(&mut self, mut command: Command) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = self.open_log()?;
-        let mut command = program::command(self.name, &self.folder)?;
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("serve").args(&self.flags).stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         self.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
@@ -154,6 +165,19 @@ impl Server {
             None => Ok(()),
             Some(status) => bail!("{} ended by itself, {status}\n{}", self.name, self.log_end()),
         }
+    }
+
+    /// The status with which the process ended by itself, if it has; it may be started again then.
+    ///
+    /// # Errors
+    /// When it isn't started.
+    pub fn has_ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { bail!("{} is not started", self.name) };
+        let ended = child.try_wait()?;
+        if ended.is_some() {
+            self.child = None;
+        }
+        Ok(ended)
     }
 
     /// Kills the process with SIGKILL, and waits until it is gone.

@@ -3,7 +3,12 @@
 use std::path::Path;
 
 use futures::future::try_join_all;
-use proto::{google::r#type::Money, inventory::v1::AddStockRequest, payment::v1::DepositFundsRequest};
+use proto::{
+    google::r#type::{Money, PostalAddress},
+    inventory::v1::AddStockRequest,
+    order::v1::{OrderItem, PlaceOrderRequest},
+    payment::v1::DepositFundsRequest,
+};
 use tempfile::TempDir;
 
 use crate::{Clients, Server};
@@ -127,4 +132,21 @@ impl Shop {
 #[must_use]
 pub fn usd(dollars: i64) -> Money {
     Money { currency_code: "USD".to_owned(), units: dollars, nanos: 0 }
+}
+
+/// An order for a unit of tea by Ann, to a region, that is answered once it has ended.
+#[must_use]
+pub fn order(id: &str, region: &str) -> PlaceOrderRequest {
+    PlaceOrderRequest {
+        request_id: id.to_owned(),
+        order_id: id.to_owned(),
+        customer_id: "ann".to_owned(),
+        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
+        address: Some(PostalAddress {
+            region_code: region.to_owned(),
+            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+            ..PostalAddress::default()
+        }),
+        wait_for_completion: true,
+    }
 }

@@ -9,33 +9,17 @@ use anyhow::Context as _;
 use broker::Broker;
 use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
-    google::r#type::PostalAddress,
-    order::v1::{GetOrderRequest, GetOrderResponse, OrderItem, OrderState, PlaceOrderRequest},
+    order::v1::{GetOrderRequest, GetOrderResponse, OrderState},
     payment::v1::{ChargeState, GetChargeRequest},
     projections::v1::{ListProjectionsRequest, projection_query_service_client::ProjectionQueryServiceClient},
     shipping::v1::ShipmentState,
 };
-use tests::{Clients, Shop};
+use tests::{Clients, Shop, shop::order};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn order(id: &str, region: &str) -> PlaceOrderRequest {
-    PlaceOrderRequest {
-        request_id: id.to_owned(),
-        order_id: id.to_owned(),
-        customer_id: "ann".to_owned(),
-        items: vec![OrderItem { sku: "tea".to_owned(), quantity: 1 }],
-        address: Some(PostalAddress {
-            region_code: region.to_owned(),
-            address_lines: vec!["Bahnhofstrasse 1".to_owned()],
-            ..PostalAddress::default()
-        }),
-        wait_for_completion: true,
-    }
-}
 
 /// Waits until an order is shown as wanted.
 async fn shown(
