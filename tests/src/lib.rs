@@ -4,6 +4,7 @@
 pub mod chaos;
 pub mod clients;
 pub mod collector;
+pub mod disk;
 pub mod facts;
 pub mod invariants;
 pub mod load;

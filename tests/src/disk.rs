@@ -1,0 +1,201 @@
+//! What a process asked of the disk, as strace recorded it, and what a disk may hold of it that lost its power at some moment: what was
+//! synced, and of the rest any sectors. Names come and go in order, as on a file system with a journal.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use rand::{Rng, RngExt as _};
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+/// The system calls that the record is made of.
+pub const CALLS: &str = "pwrite64,ftruncate,fsync,fdatasync,unlink";
+
+/// One thing asked of the disk.
+#[derive(Clone, Debug)]
+enum Asked {
+    Write {
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    Truncate {
+        length: usize,
+    },
+    Remove,
+    /// All that was asked before this of the file is on the disk now.
+    Sync,
+}
+
+/// What a process asked of its disk, in order.
+#[derive(Debug, Default)]
+pub struct Recording {
+    /// When (seconds since 1970), of which file, what.
+    asked: Vec<(f64, PathBuf, Asked)>,
+}
+
+impl Recording {
+    /// The words by which strace, at this path, runs a program and records into `file`.
+    #[must_use]
+    pub fn words(strace: &str, file: &Path) -> Vec<String> {
+        let trace = format!("trace={CALLS}");
+        let words = ["-D", "-f", "-y", "-ttt", "-q", "-xx", "-s", "1000000", "-e", &trace, "-e", "signal=none", "-o"];
+        let file = file.display().to_string();
+        [strace].into_iter().chain(words).chain([&*file]).map(str::to_owned).collect()
+    }
+
+    /// Reads what strace recorded.
+    ///
+    /// # Errors
+    /// When the file is missing or isn't understood.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let (mut recording, mut unfinished) = (Self::default(), BTreeMap::new());
+        for line in fs::read_to_string(file)?.lines() {
+            let mut words = line.split_whitespace();
+            let (thread, time) = (words.next().context("no thread")?, words.next().context("no time")?);
+            let rest = line[line.find(time).unwrap_or_default() + time.len()..].trim_start();
+            let time: f64 = time.parse().context("no time")?;
+            if rest.starts_with("+++") {
+                continue;
+            }
+            if rest.starts_with("<...") {
+                // A sync holds for what was asked before it began, and from when it has ended.
+                if let Some((path, begun)) = unfinished.remove(thread)
+                    && rest.ends_with("= 0")
+                {
+                    recording.sync(time, path, begun);
+                }
+                continue;
+            }
+            let (name, arguments) = rest.split_once('(').with_context(|| format!("no call: {rest:.60}"))?;
+            let (path, arguments) = match name {
+                "unlink" => (PathBuf::from(String::from_utf8(quoted(arguments)?.0)?), ""),
+                _ => path(arguments)?,
+            };
+            match name {
+                "unlink" => recording.asked.push((time, path, Asked::Remove)),
+                "pwrite64" => {
+                    let (bytes, places) = quoted(arguments)?;
+                    let offset = places.trim_start_matches(", ").split(", ").nth(1).context("no offset")?;
+                    let offset = number(offset)?;
+                    recording.asked.push((time, path, Asked::Write { offset, bytes }));
+                }
+                "ftruncate" => {
+                    let length = number(arguments.trim_start_matches(", "))?;
+                    recording.asked.push((time, path, Asked::Truncate { length }));
+                }
+                "fsync" | "fdatasync" if rest.ends_with("<unfinished ...>") => {
+                    unfinished.insert(thread.to_owned(), (path, recording.asked.len()));
+                }
+                "fsync" | "fdatasync" if rest.ends_with("= 0") => {
+                    let begun = recording.asked.len();
+                    recording.sync(time, path, begun);
+                }
+                _ => bail!("what is this: {rest:.80}"),
+            }
+        }
+        Ok(recording)
+    }
+
+    /// Notes a sync of what was asked before `begun`. What was asked meanwhile is put behind it: it may not be on the disk.
+    fn sync(&mut self, time: f64, path: PathBuf, begun: usize) {
+        let meanwhile = self.asked.split_off(begun);
+        self.asked.push((time, path, Asked::Sync));
+        self.asked.extend(meanwhile);
+    }
+
+    /// How many things were asked.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// True if nothing was asked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.asked.is_empty()
+    }
+
+    /// When a thing was asked, in seconds since 1970.
+    #[must_use]
+    pub fn time(&self, at: usize) -> f64 {
+        self.asked.get(at).map_or(f64::INFINITY, |(time, ..)| *time)
+    }
+
+    /// The same with the syncs of some files left out, as if the process had not asked for them.
+    #[must_use]
+    pub fn without_syncs(mut self, of: impl Fn(&Path) -> bool) -> Self {
+        self.asked.retain(|(_, path, asked)| !(matches!(asked, Asked::Sync) && of(path)));
+        self
+    }
+
+    /// The files of `folder` as a disk may hold them that lost its power before it was asked for the thing at `end`.
+    #[must_use]
+    pub fn files_after(&self, folder: &Path, end: usize, random: &mut impl Rng) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+        let synced: BTreeMap<&Path, usize> = self.asked[..end]
+            .iter()
+            .enumerate()
+            .filter(|(_, (.., asked))| matches!(asked, Asked::Sync))
+            .map(|(at, (_, path, _))| (path.as_path(), at))
+            .collect();
+        for (at, (_, path, asked)) in self.asked[..end].iter().enumerate() {
+            // The folder itself is synced too.
+            let Some(name) = path.strip_prefix(folder).ok().filter(|name| *name != Path::new("")) else { continue };
+            if matches!(asked, Asked::Remove) {
+                files.remove(name);
+                continue;
+            }
+            let file = files.entry(name.to_owned()).or_default();
+            let whole = synced.get(path.as_path()).is_some_and(|synced| at < *synced);
+            match asked {
+                Asked::Write { offset, bytes } => {
+                    for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
+                        if whole || random.random_bool(0.5) {
+                            put(file, offset + sector * SECTOR, bytes);
+                        }
+                    }
+                }
+                Asked::Truncate { length } if whole || random.random_bool(0.5) => file.resize(*length, 0),
+                Asked::Truncate { .. } | Asked::Remove | Asked::Sync => {}
+            }
+        }
+        files
+    }
+}
+
+fn put(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    let end = offset + bytes.len();
+    if file.len() < end {
+        file.resize(end, 0);
+    }
+    file[offset..end].copy_from_slice(bytes);
+}
+
+/// The path of `13</path>`, in hexadecimal as all text here, and what follows.
+fn path(arguments: &str) -> anyhow::Result<(PathBuf, &str)> {
+    let (_, rest) = arguments.split_once('<').context("no file")?;
+    let (path, rest) = rest.split_once('>').context("no file's end")?;
+    let path = if path.starts_with('\\') { String::from_utf8(bytes(path)?)? } else { path.to_owned() };
+    Ok((PathBuf::from(path), rest))
+}
+
+/// The bytes of `, "\x01\x02", …`, and what follows them.
+fn quoted(arguments: &str) -> anyhow::Result<(Vec<u8>, &str)> {
+    let (_, rest) = arguments.split_once('"').context("no bytes")?;
+    let (text, rest) = rest.split_once('"').context("no end of the bytes")?;
+    anyhow::ensure!(!rest.starts_with("..."), "the record is cut short");
+    Ok((bytes(text)?, rest))
+}
+
+fn bytes(text: &str) -> anyhow::Result<Vec<u8>> {
+    text.split("\\x").skip(1).map(|hex| u8::from_str_radix(hex, 16).context("not a byte")).collect()
+}
+
+fn number(text: &str) -> anyhow::Result<usize> {
+    let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().with_context(|| format!("not a number: {text:.40}"))
+}

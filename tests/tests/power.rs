@@ -1,0 +1,135 @@
+//! The power fails: of what was not synced, the disk holds any sectors. Whatever was answered before is there, and the service starts. Runs
+//! where `TEST_STRACE` names strace, which records what the service asks of its disk.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, ensure};
+use futures::future::try_join_all;
+use proto::inventory::v1::{
+    AddStockRequest, GetStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
+    inventory_query_service_client::InventoryQueryServiceClient,
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tempfile::TempDir;
+use tests::{Server, disk::Recording, shop::usd};
+use tokio::time::{sleep, timeout};
+use tonic::{Code, transport::Channel};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Commands that wait together, and how often.
+const TOGETHER: usize = 4;
+const TIMES: usize = 40;
+/// How often the power fails.
+const FAILURES: usize = 25;
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Adds stock under a SKU of its own, and answers the SKU and when it was told that this is done.
+async fn add(channel: Channel, number: usize) -> anyhow::Result<(String, f64)> {
+    let sku = format!("sku-{number}");
+    let request = AddStockRequest { request_id: sku.clone(), sku: sku.clone(), quantity: 1, unit_price: Some(usd(1)) };
+    InventoryCommandServiceClient::new(channel).add_stock(request).await?;
+    Ok((sku, now()))
+}
+
+/// What inventory asks of its disk from its first start on, and what it has answered meanwhile.
+async fn record(folder: &Path, strace: &str) -> anyhow::Result<(Recording, f64, Vec<(String, f64)>)> {
+    let file = folder.join("record");
+    let mut server = Server::new("inventory", folder)?;
+    server.spawn_under(&Recording::words(strace, &file))?;
+    server.serving().await?;
+    let (serving, mut answered) = (now(), Vec::new());
+    for time in 0..TIMES {
+        let together = (0..TOGETHER).map(|at| add(server.channel(), time * TOGETHER + at));
+        answered.extend(try_join_all(together).await?);
+    }
+    server.terminate().await?;
+    server.ended().await?;
+    // The recorder ends a moment after what it records.
+    let written = async {
+        loop {
+            if let Ok(text) = fs::read_to_string(&file)
+                && text.lines().last().is_some_and(|line| line.contains("+++"))
+            {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, written).await.context("the record has no end")?;
+    Ok((Recording::read(&file)?, serving, answered))
+}
+
+/// Starts inventory on what the disk holds, and answers which of the SKUs are missing.
+async fn missing(
+    recording: &Recording,
+    folder: &Path,
+    end: usize,
+    skus: &[&str],
+    random: &mut StdRng,
+) -> anyhow::Result<Vec<String>> {
+    let disk = TempDir::new()?;
+    for (name, bytes) in recording.files_after(folder, end, random) {
+        // The index of the log is memory, and nobody's who comes after the power.
+        if !name.to_string_lossy().ends_with("-shm") {
+            fs::write(disk.path().join(name), bytes)?;
+        }
+    }
+    let mut server = Server::new("inventory", disk.path())?;
+    server.start().await?;
+    // Its views have seen what came before this.
+    let mut request =
+        AddStockRequest { request_id: "last".to_owned(), sku: "last".to_owned(), ..AddStockRequest::default() };
+    (request.quantity, request.unit_price) = (1, Some(usd(1)));
+    let added = InventoryCommandServiceClient::new(server.channel()).add_stock(request).await?;
+    let token = added.metadata().get("consistency-token").context("no token")?.clone();
+    let mut missing = Vec::new();
+    for sku in skus {
+        let mut request = tonic::Request::new(GetStockRequest { sku: (*sku).to_owned() });
+        request.metadata_mut().insert("consistency-token", token.clone());
+        match InventoryQueryServiceClient::new(server.channel()).get_stock(request).await {
+            Ok(stock) => ensure!(stock.get_ref().stock.as_ref().is_some_and(|stock| stock.added == 1), "{stock:?}"),
+            Err(status) if status.code() == Code::NotFound => missing.push((*sku).to_owned()),
+            Err(status) => return Err(status.into()),
+        }
+    }
+    Ok(missing)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_outlives_the_power() -> anyhow::Result<()> {
+    let Ok(strace) = std::env::var("TEST_STRACE") else { return Ok(()) };
+    let folder = TempDir::new()?;
+    let (recording, serving, answered) = record(folder.path(), &strace).await?;
+    let begin = (0..recording.len()).find(|at| recording.time(*at) > serving).context("nothing was asked")?;
+    let seed = rand::random();
+    let mut random = StdRng::seed_from_u64(seed);
+    for _ in 0..FAILURES {
+        let end = random.random_range(begin..recording.len());
+        let before = recording.time(end);
+        let skus: Vec<&str> = answered.iter().filter(|(_, at)| *at < before).map(|(sku, _)| &**sku).collect();
+        let missing = missing(&recording, folder.path(), end, &skus, &mut random)
+            .await
+            .with_context(|| format!("seed {seed}, power lost at {end} of {}", recording.len()))?;
+        ensure!(
+            missing.is_empty(),
+            "seed {seed}, power lost at {end}: of {} answered, {missing:?} are gone",
+            skus.len()
+        );
+    }
+
+    // The same without the syncs of the log at each commit, as `synchronous=NORMAL` would have it: the test must see it.
+    let recording = recording.without_syncs(|path| path.to_string_lossy().ends_with("inventory.db-wal"));
+    let end = recording.len() - 1;
+    let skus: Vec<&str> = answered.iter().map(|(sku, _)| &**sku).collect();
+    let lost = missing(&recording, folder.path(), end, &skus, &mut random).await;
+    ensure!(lost.as_ref().map_or(true, |lost| !lost.is_empty()), "nothing is lost without syncs: {lost:?}");
+    Ok(())
+}
