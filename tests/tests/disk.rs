@@ -1,0 +1,85 @@
+//! The disk is full, or fails to sync: the service ends rather than guess, says why in a line, and whatever was answered is there at the
+//! next start. strace has the system calls fail. Runs where `TEST_STRACE` names it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use proto::inventory::v1::{
+    AddStockRequest, ListStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
+    inventory_query_service_client::InventoryQueryServiceClient,
+};
+use tempfile::TempDir;
+use tests::{Server, shop::usd};
+use tokio::time::{sleep, timeout};
+use tonic::{Request, Status};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn add(server: &Server, sku: &str) -> Result<String, Status> {
+    let (request_id, unit_price) = (sku.to_owned(), Some(usd(1)));
+    let request = AddStockRequest { request_id, sku: sku.to_owned(), quantity: 1, unit_price };
+    let added = InventoryCommandServiceClient::new(server.channel()).add_stock(request).await?;
+    let token = added.metadata().get("consistency-token").and_then(|token| token.to_str().ok());
+    Ok(token.unwrap_or_default().to_owned())
+}
+
+/// Starts inventory where a system call fails from the so manieth time on in each thread, and uses it until it ends. Answers what it has
+/// answered.
+async fn use_up(server: &mut Server, strace: &str, failure: &str) -> anyhow::Result<Vec<String>> {
+    let (call, _) = failure.split_once(':').context("CALL:error=…:when=…")?;
+    let words =
+        ["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &format!("inject={failure}")];
+    let words: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
+    server.spawn_under(&words)?;
+    let mut answered = Vec::new();
+    let status = loop {
+        if let Some(status) = server.has_ended()? {
+            break status;
+        }
+        let sku = format!("sku-{}-{}", failure.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), answered.len());
+        match timeout(PATIENCE, add(server, &sku)).await.with_context(|| format!("{failure}: no answer"))? {
+            Ok(_) => answered.push(sku),
+            Err(_) => sleep(Duration::from_millis(5)).await,
+        }
+        ensure!(answered.len() < 10_000, "{failure}: it never fails");
+    };
+    ensure!(status.code() == Some(1), "{failure}: {status}\n{}", server.log_end());
+    Ok(answered)
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyhow::Result<()> {
+    let Ok(strace) = std::env::var("TEST_STRACE") else { return Ok(()) };
+    let folder = TempDir::new()?;
+    let mut server = Server::new("inventory", folder.path())?;
+    let mut answered = Vec::new();
+    for (failures, says) in [
+        (
+            ["pwrite64:error=ENOSPC:when=20+", "pwrite64:error=ENOSPC:when=57+", "pwrite64:error=ENOSPC:when=300+"],
+            "full",
+        ),
+        // A sync that failed is not asked for again: the next one would say that all is well. (The second is the folder's, which SQLite passes over.)
+        (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], "disk I/O error"),
+    ] {
+        for failure in failures {
+            answered.extend(use_up(&mut server, &strace, failure).await?);
+            let log = server.log();
+            let last = log.lines().last().unwrap_or_default();
+            ensure!(last.starts_with("error: ") && last.contains(says), "{failure}: {last}");
+
+            server.start().await?;
+            let token = add(&server, &format!("after-{}", answered.len())).await?;
+            let mut request = Request::new(ListStockRequest { page_size: 1000, ..ListStockRequest::default() });
+            request.metadata_mut().insert("consistency-token", token.parse()?);
+            let listed = InventoryQueryServiceClient::new(server.channel()).list_stock(request).await?.into_inner();
+            for sku in &answered {
+                let there = listed.stock.iter().any(|stock| stock.sku == *sku && stock.added == 1);
+                ensure!(there, "{failure}: {sku} was answered and is gone");
+            }
+            server.kill().await?;
+        }
+    }
+    ensure!(answered.len() > 50, "hardly anything was answered: {}", answered.len());
+    Ok(())
+}
