@@ -14,6 +14,7 @@ use async_nats::jetstream::{
     stream,
 };
 use broker::Broker;
+use futures::StreamExt as _;
 use libs::{
     breaker::Registry,
     cqrs::{
@@ -384,4 +385,30 @@ async fn a_stream_of_something_else_is_left_alone_and_told_of() {
     source.check(&read).await;
     until("it is well again", || async { shown(&board).await.parked.is_none() }).await;
     until("all is published", || async { shown(&board).await.position == 9 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_else_takes_away_comes_again() {
+    let Some(broker) = Broker::start() else { return };
+    if database::is_shared() {
+        // Replicas have names that nobody knows.
+        return;
+    }
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(11, 100).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    // It has the reader's name, takes a message, and says that all is well.
+    let consumer: jetstream::consumer::PullConsumer = stream.get_consumer("reader").await.unwrap();
+    let mut thief = tokio::spawn(async move {
+        let message = consumer.stream().messages().await.unwrap().next().await.unwrap().unwrap();
+        message.ack().await.unwrap();
+    });
+    // The server gives to one and to the other in turn, and the last that it gives is taken away.
+    while timeout(Duration::from_millis(100), &mut thief).await.is_err() {
+        source.write(1, 100).await;
+    }
+    source.check(&read).await;
 }

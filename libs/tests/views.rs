@@ -7,7 +7,7 @@ mod database;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,8 @@ use libs::{
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, SdkMeterProvider};
 use proto::projections::v1::{
-    ListProjectionsRequest, ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
+    ListProjectionsRequest, RebuildProjectionsRequest, RebuildProjectionsResponse, ResumeProjectionRequest,
+    projection_command_service_server::ProjectionCommandService as _,
     projection_query_service_server::ProjectionQueryService as _,
 };
 use tempfile::TempDir;
@@ -339,4 +340,78 @@ async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
     let position = add(&journal, "a", 2).await;
     read.wait_for_token(&token(position)).await.unwrap();
     assert_eq!(sum(&read, "a").await, Some(42));
+}
+
+/// As [`Sums`], times what is right today.
+struct Scaled {
+    factor: Arc<AtomicI64>,
+}
+
+impl Projection for Scaled {
+    const NAME: &'static str = "sums";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let factor = self.factor.load(Ordering::SeqCst);
+        let mut sums = Documents::<i64>::load(transaction, &SUMS, events.iter().map(|e| e.id.as_str())).await?;
+        for event in events {
+            let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
+            sums.update(&event.id, event.position, |sum| *sum += amount * factor);
+        }
+        sums.save(transaction, |sum| vec![(sum % 2).into()]).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_made_anew_while_they_are_read_and_written() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (factor, mended) = (Arc::new(AtomicI64::new(1)), Arc::new(AtomicBool::new(true)));
+    let squeamish = Squeamish { mended: Arc::clone(&mended) };
+    let projections = Projections::new().with(Scaled { factor: Arc::clone(&factor) }).with(squeamish);
+    let location = database::location(folder.path(), "test").views();
+    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
+    let read = views.read_side("test", Duration::from_secs(10));
+    let board = Board::default();
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    let service = board.service("test");
+    let rebuild = |source: &str| {
+        let request = Request::new(RebuildProjectionsRequest { source: source.to_owned() });
+        service.rebuild_projections(request)
+    };
+    add(&journal, "poison", 1).await;
+    let mut position = 0;
+    for _ in 0..40 {
+        position = add(&journal, "a", 1).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+
+    factor.store(2, Ordering::SeqCst);
+    let mut told = Vec::new();
+    let mut stretches = rebuild("test").await.unwrap().into_inner();
+    while let Some(stretch) = stretches.next().await {
+        let RebuildProjectionsResponse { position, head } = stretch.unwrap();
+        told.push((position, head));
+        // Seen whole: as it was, or as it is.
+        assert!(matches!(sum(&read, "a").await, Some(40 | 80)));
+        add(&journal, "b", 1).await;
+    }
+    assert_eq!(told.last(), Some(&(position, position)));
+    assert_eq!(sum(&read, "a").await, Some(80));
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(82));
+
+    // One that comes to nothing changes nothing.
+    factor.store(5, Ordering::SeqCst);
+    mended.store(false, Ordering::SeqCst);
+    let refused = rebuild("test").await.unwrap().into_inner().collect::<Vec<_>>().await;
+    let refused = refused.into_iter().last().unwrap().unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Aborted);
+    assert!(refused.message().contains("are as they were"), "{refused:?}");
+    let position = add(&journal, "b", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(82));
+    assert_eq!(rebuild("elsewhere").await.err().unwrap().code(), tonic::Code::NotFound);
 }

@@ -11,7 +11,11 @@ use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
     order::v1::{GetOrderRequest, GetOrderResponse, OrderState},
     payment::v1::{ChargeState, GetChargeRequest},
-    projections::v1::{ListProjectionsRequest, projection_query_service_client::ProjectionQueryServiceClient},
+    projections::v1::{
+        ListProjectionsRequest, RebuildProjectionsRequest,
+        projection_command_service_client::ProjectionCommandServiceClient,
+        projection_query_service_client::ProjectionQueryServiceClient,
+    },
     shipping::v1::ShipmentState,
 };
 use tests::{Clients, Shop, shop::order};
@@ -74,8 +78,17 @@ async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyh
     let published = projections.iter().find(|projection| projection.name == "jetstream").map(|relay| relay.position);
     assert_eq!(published.is_some_and(|position| position >= 3), broker.is_some(), "{projections:?}");
     assert_eq!((charge.state(), shipped.state()), (ChargeState::Charged, ShipmentState::Shipped));
-    let request = GetChargeRequest { charge_id: "kept".to_owned() };
-    assert_eq!(clients.payment_queries().get_charge(request).await?.into_inner().charge, Some(charge));
+    let request = || GetChargeRequest { charge_id: "kept".to_owned() };
+    // Payment's own view may hear of it later than the order's does.
+    let own = async {
+        loop {
+            match clients.payment_queries().get_charge(request()).await {
+                Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+                answer => return answer,
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, own).await??.into_inner().charge, Some(charge));
 
     // Refused after the charge: what was taken is given back, and that is told too.
     clients.order_commands().place_order(order("refused", "AQ")).await?;
@@ -114,7 +127,22 @@ async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyh
     }
     shop.order().start().await?;
     let after = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
-    assert_eq!((before.charge, before.shipped), (after.charge, after.shipped));
+    assert_eq!((&before.charge, &before.shipped), (&after.charge, &after.shipped));
+
+    // And once more, while it is asked for.
+    for source in ["payment", "shipping"] {
+        let mut commands = ProjectionCommandServiceClient::new(shop.order().channel());
+        let request = RebuildProjectionsRequest { source: source.to_owned() };
+        let mut stretches = commands.rebuild_projections(request).await?.into_inner();
+        let mut last = None;
+        while let Some(stretch) = stretches.message().await? {
+            last = Some(stretch);
+        }
+        let last = last.context("it tells how far it is")?;
+        assert_eq!(last.position, last.head);
+    }
+    let anew = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    assert_eq!((before.charge, before.shipped), (anew.charge, anew.shipped));
     Ok(())
 }
 

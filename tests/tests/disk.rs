@@ -65,8 +65,8 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
         for failure in failures {
             answered.extend(use_up(&mut server, &strace, failure).await?);
             let log = server.log();
-            let last = log.lines().last().unwrap_or_default();
-            ensure!(last.starts_with("error: ") && last.contains(says), "{failure}: {last}");
+            let last = log.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
+            ensure!(last.contains(says), "{failure}: {last}\n{}", server.log_end());
 
             server.start().await?;
             let token = add(&server, &format!("after-{}", answered.len())).await?;

@@ -20,9 +20,10 @@ use proto::projections::v1::{
     projection_command_service_server::{ProjectionCommandService, ProjectionCommandServiceServer},
     projection_query_service_server::{ProjectionQueryService, ProjectionQueryServiceServer},
 };
-use tokio::sync::{Notify, watch};
-use tonic::{Request, Response, Status};
+use tokio::sync::{Notify, mpsc, watch};
+use tonic::{Code, Request, Response, Status};
 
+use super::Outgoing;
 use crate::refusal::Refusal;
 
 /// One projection, as its projector tells.
@@ -87,9 +88,21 @@ impl Standing {
     }
 }
 
+/// What tells how far a rebuild is: (position, head), or why it came to nothing.
+pub(super) type Telling = mpsc::UnboundedSender<Result<(i64, i64), String>>;
+
 /// The projections of a process. Clones share them.
 #[derive(Clone, Default)]
-pub struct Board(Arc<RwLock<Vec<Place>>>);
+pub struct Board {
+    places: Arc<RwLock<Vec<Place>>>,
+    rebuilders: Arc<RwLock<Vec<Rebuilder>>>,
+}
+
+/// Who makes the views over one source's events anew.
+struct Rebuilder {
+    source: String,
+    ask: mpsc::Sender<Telling>,
+}
 
 struct Place {
     source: String,
@@ -118,7 +131,17 @@ impl Board {
     /// Adds projections over the events of this service.
     pub(super) fn add(&self, source: &str, standings: impl IntoIterator<Item = Arc<Standing>>) {
         let place = |standing| Place { source: source.to_owned(), standing };
-        self.0.write().extend(standings.into_iter().map(place));
+        self.places.write().extend(standings.into_iter().map(place));
+    }
+
+    /// Adds who makes the views over the events of this service anew.
+    pub(super) fn add_rebuilder(&self, source: &str, ask: mpsc::Sender<Telling>) {
+        self.rebuilders.write().push(Rebuilder { source: source.to_owned(), ask });
+    }
+
+    fn rebuilder(&self, source: &str) -> Option<mpsc::Sender<Telling>> {
+        let rebuilders = self.rebuilders.read();
+        rebuilders.iter().find(|rebuilder| rebuilder.source == source).map(|rebuilder| rebuilder.ask.clone())
     }
 
     /// Has them observed by a meter.
@@ -129,7 +152,7 @@ impl Board {
             .i64_observable_gauge("projection.lag")
             .with_description("Events that a projection has not folded yet.")
             .with_callback(move |observer| {
-                for place in board.0.read().iter() {
+                for place in board.places.read().iter() {
                     let shown = place.shown();
                     observer.observe(shown.head - shown.position, &place.attributes());
                 }
@@ -140,7 +163,7 @@ impl Board {
             .u64_observable_gauge("projection.parked")
             .with_description("1 where a projection stands still at an event it can't fold.")
             .with_callback(move |observer| {
-                for place in board.0.read().iter() {
+                for place in board.places.read().iter() {
                     let parked = place.standing.parked.lock().is_some();
                     observer.observe(u64::from(parked), &place.attributes());
                 }
@@ -157,7 +180,7 @@ impl Board {
 
 impl fmt::Debug for Board {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.read().iter().map(Place::shown)).finish()
+        f.debug_list().entries(self.places.read().iter().map(Place::shown)).finish()
     }
 }
 
@@ -188,7 +211,7 @@ impl ProjectionQueryService for ProjectionService {
         &self,
         _: Request<pb::ListProjectionsRequest>,
     ) -> Result<Response<pb::ListProjectionsResponse>, Status> {
-        let projections = self.board.0.read().iter().map(Place::shown).collect();
+        let projections = self.board.places.read().iter().map(Place::shown).collect();
         Ok(Response::new(pb::ListProjectionsResponse { projections }))
     }
 }
@@ -200,7 +223,7 @@ impl ProjectionCommandService for ProjectionService {
         request: Request<pb::ResumeProjectionRequest>,
     ) -> Result<Response<pb::ResumeProjectionResponse>, Status> {
         let name = request.into_inner().name;
-        let board = self.board.0.read();
+        let board = self.board.places.read();
         let Some(place) = board.iter().find(|place| place.standing.name == name) else {
             let known: Vec<&str> = board.iter().map(|place| place.standing.name).collect();
             let message = format!("no projection is named {name:?} here; there are: {}", known.join(", "));
@@ -213,5 +236,32 @@ impl ProjectionCommandService for ProjectionService {
             place.standing.bell.notify_one();
         }
         Ok(Response::new(pb::ResumeProjectionResponse { projection: Some(shown) }))
+    }
+
+    type RebuildProjectionsStream = Outgoing<pb::RebuildProjectionsResponse>;
+
+    async fn rebuild_projections(
+        &self,
+        request: Request<pb::RebuildProjectionsRequest>,
+    ) -> Result<Response<Self::RebuildProjectionsStream>, Status> {
+        let (service, source) = (self.service, request.into_inner().source);
+        let (telling, mut told) = mpsc::unbounded_channel();
+        let asked = match self.board.rebuilder(&source) {
+            Some(rebuilder) => rebuilder.send(telling).await.is_ok(),
+            None => false,
+        };
+        if !asked {
+            let message = format!("no views over the events of {source:?} are kept here");
+            return Err(Refusal::not_found("UNKNOWN_SOURCE", message).into_status(service));
+        }
+        tracing::info!(source, "told to make the views anew");
+        let stretches = async_stream::try_stream! {
+            while let Some(stretch) = told.recv().await {
+                let (position, head) = stretch
+                    .map_err(|why| Refusal::new(Code::Aborted, "REBUILD_FAILED", why).into_status(service))?;
+                yield pb::RebuildProjectionsResponse { position, head };
+            }
+        };
+        Ok(Response::new(Box::pin(stretches)))
     }
 }

@@ -142,6 +142,11 @@ impl Log {
         }
     }
 
+    /// True if its events come from another service.
+    pub(super) const fn is_remote(&self) -> bool {
+        matches!(self.source, Source::Service(_) | Source::Stream(_))
+    }
+
     /// The head as it moves, where this process writes the log.
     pub(super) fn watched_head(&self) -> Option<watch::Receiver<i64>> {
         match &self.source {

@@ -8,13 +8,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
+    task::JoinError,
     time::Instant,
 };
 
 use super::{
     Board, Log, Projections, ReadSide,
-    board::Standing,
+    board::{Standing, Telling},
     projection::{Fold, ProjectionError},
 };
 use crate::journal::{
@@ -59,6 +60,8 @@ pub struct Views {
     wanted: Arc<Notify>,
     /// Rings when a parked projection is to try again.
     bell: Arc<Notify>,
+    /// Who wants the views made anew, and is told how far that is.
+    rebuilds: (mpsc::Sender<Telling>, mpsc::Receiver<Telling>),
 }
 
 /// A projection and how far it is.
@@ -106,7 +109,8 @@ impl Views {
             states.push(State { fold: fold.clone(), checkpoint, parked: false, standing });
         }
         let (caught_up, _) = watch::channel(lowest(&states));
-        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted: Arc::default(), bell })
+        let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
+        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds })
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
@@ -118,6 +122,7 @@ impl Views {
     /// Shows these projections on a board, as over the events of `source`.
     pub fn show_on(&self, board: &Board, source: &str) {
         board.add(source, self.projections.iter().map(|state| Arc::clone(&state.standing)));
+        board.add_rebuilder(source, self.rebuilds.0.clone());
     }
 
     /// Lets those parked projections go on that somebody wants to.
@@ -141,6 +146,10 @@ impl Views {
                 news = self.log.news(lowest(&self.projections)) => news,
                 () = self.bell.notified() => {
                     self.resume();
+                    continue;
+                }
+                Some(telling) = self.rebuilds.1.recv() => {
+                    self = self.rebuild_live(telling).await.map_err(failed)?;
                     continue;
                 }
             };
@@ -201,13 +210,45 @@ impl Views {
         head.is_none_or(|head| head.saturating_sub(lowest(&self.projections)) < MOST_EVENTS)
     }
 
-    /// Makes all views anew, in one transaction: queries see the old ones until it is committed. For a server; a file is made anew
-    /// beside the old one.
+    /// Makes all views anew, in one transaction: queries see the old ones until it is committed.
     ///
     /// # Errors
     /// As [`run`](Self::run), and when an event can't be folded. Nothing is changed then.
-    pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let all = self.log.head().await?;
+    pub async fn rebuild(mut self, progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        self.make_anew(progress).await?;
+        self.writer.close().await;
+        Ok(())
+    }
+
+    /// Makes all views anew while queries are answered, and tells how far it is.
+    async fn rebuild_live(mut self, telling: Telling) -> Result<Self, sql::Error> {
+        let shared = self.writer.is_shared();
+        let rebuilding = async move {
+            // That nobody listens any more is no reason to stop.
+            let told = |position, head| drop(telling.send(Ok((position, head))));
+            match self.make_anew(told).await {
+                Ok(()) => tracing::info!(views = %self.location, "the views are made anew"),
+                Err(error) => {
+                    tracing::error!(views = %self.location, %error, "the views are not made anew");
+                    let _ = telling.send(Err(error.to_string()));
+                }
+            }
+            self
+        };
+        if shared {
+            return Ok(rebuilding.await);
+        }
+        let runtime = Handle::current();
+        joined(tokio::task::spawn_blocking(move || Ok(runtime.block_on(rebuilding))).await)
+    }
+
+    async fn make_anew(&mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        let remote = self.log.is_remote();
+        let all = match remote {
+            // What was folded was wanted; whether there is more will be seen.
+            true => self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
+            false => self.log.head().await?,
+        };
         let mut transaction = self.writer.begin().await?;
         for state in &self.projections {
             for table in state.fold.tables() {
@@ -219,6 +260,9 @@ impl Views {
         }
         let mut position = 0;
         while position < all {
+            if remote {
+                self.log.news(position).await?;
+            }
             let events = self.log.after(position, MOST_EVENTS).await?;
             let Some(last) = events.last().map(|event| event.position) else { break };
             for state in &self.projections {
@@ -228,7 +272,12 @@ impl Views {
             progress(position.min(all), all);
         }
         transaction.commit().await?;
-        self.writer.close().await;
+        for state in &mut self.projections {
+            state.parked = false;
+            state.checkpoint = position;
+            state.standing.go_on(position);
+        }
+        self.caught_up.send_replace(lowest(&self.projections));
         Ok(())
     }
 
@@ -251,10 +300,7 @@ impl Views {
                 Ok(self)
             })
         });
-        folding.await.unwrap_or_else(|stopped| match stopped.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(sql::Error::Closed),
-        })
+        joined(folding.await)
     }
 
     async fn fold(&mut self, events: &[Event], last: i64) -> Result<(), sql::Error> {
@@ -319,6 +365,14 @@ impl Views {
         }
         Ok(())
     }
+}
+
+/// What a task came to that holds up no other.
+fn joined(ended: Result<Result<Views, sql::Error>, JoinError>) -> Result<Views, sql::Error> {
+    ended.unwrap_or_else(|stopped| match stopped.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Err(sql::Error::Closed),
+    })
 }
 
 /// A server that is out of reach comes back; until then the views stand still.

@@ -10,10 +10,11 @@ use async_nats::jetstream::{
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
 use proto::events::v1 as pb;
+use tokio::time::timeout;
 
 use super::{
     super::{envelope, inbox::Inbox, subscription::Subscription},
-    BrokerError, JetStream, PAUSE,
+    BrokerError, JetStream, LOOK, PAUSE,
 };
 use crate::journal::Event;
 
@@ -39,6 +40,8 @@ pub(in super::super) struct Consumer {
     unacknowledged: VecDeque<(i64, Acker)>,
     /// A position that the stream doesn't hold as it should.
     left_out: Option<i64>,
+    /// What the server remembers of this reader is not to be relied on.
+    anew: bool,
     service: Subscription,
     out: bool,
 }
@@ -86,6 +89,7 @@ impl Consumer {
             inbox: Inbox::default(),
             unacknowledged: VecDeque::new(),
             left_out: None,
+            anew: false,
             service,
             out: false,
         }
@@ -100,6 +104,7 @@ impl Consumer {
         while self.inbox.is_empty() {
             let Err(error) = self.receive().await else { continue };
             self.close();
+            self.anew = true;
             if !self.out {
                 let source = self.service.source();
                 tracing::warn!(source, %error, "no events come: the views over them stand still until this is mended");
@@ -148,7 +153,16 @@ impl Consumer {
                 }
             },
         };
-        let next = messages.next().await.ok_or("the broker ended it")??;
+        let next = loop {
+            if let Ok(next) = timeout(LOOK, messages.next()).await {
+                break next.ok_or("the broker ended it")??;
+            }
+            // A server that was killed may think that it has delivered what never came, and so may one whose messages another reader takes.
+            let (last, reached) = (self.jetstream.last_position(self.service.source()).await?, self.inbox.reached());
+            if last > reached {
+                return Err(format!("the stream is at {last}, and nothing came after {reached}").into());
+            }
+        };
         if std::mem::take(&mut self.out) {
             tracing::info!(source = self.service.source(), "events come again");
         }
@@ -173,7 +187,10 @@ impl Consumer {
         }
         let name = self.durable.name();
         let goes_on = match stream.consumer_info(name).await {
-            Ok(info) => info.ack_floor.stream_sequence + 1 == next && info.num_ack_pending == 0,
+            Ok(info) => {
+                let places = [info.ack_floor.stream_sequence, info.delivered.stream_sequence];
+                !self.anew && info.num_ack_pending == 0 && places.iter().all(|place| place + 1 == next)
+            }
             Err(_) => false,
         };
         if !goes_on {
@@ -193,6 +210,7 @@ impl Consumer {
         };
         let consumer = stream.get_or_create_consumer(name, config).await?;
         let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).messages().await?;
+        self.anew = false;
         Ok(Some(messages))
     }
 

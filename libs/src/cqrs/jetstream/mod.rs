@@ -24,6 +24,9 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long to leave a broker alone that is out.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often a stream is looked at by who waits for it or for something to publish.
+const LOOK: Duration = Duration::from_secs(5);
+
 type BrokerError = Box<dyn Error + Send + Sync>;
 
 /// A connection to a NATS server or cluster. Clones share it.
@@ -66,6 +69,15 @@ impl JetStream {
         };
         Ok(self.context.get_or_create_stream(config).await?)
     }
+
+    /// Where the stream of a service ends.
+    async fn last_position(&self, service: &str) -> Result<i64, BrokerError> {
+        Ok(position(self.stream(service).await?.cached_info().state.last_sequence))
+    }
+}
+
+fn position(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
 fn stream_name(service: &str) -> String {

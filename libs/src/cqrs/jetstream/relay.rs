@@ -13,14 +13,12 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     super::{Board, Log, board::Standing, envelope},
-    BrokerError, JetStream, PAUSE, message_id, subject,
+    BrokerError, JetStream, LOOK, PAUSE, message_id, position, subject,
 };
 use crate::journal::Event;
 
 /// How many messages are under way at a time.
 const STRETCH: i64 = 256;
-/// How often the stream is looked at while there is nothing to publish: a broker that lost its last messages gets them again.
-const LOOK: Duration = Duration::from_secs(5);
 /// How long who publishes second stands back from who was first.
 const STAND_BACK: Duration = Duration::from_secs(1);
 /// Of a message's allowance, what its headers and the protocol may take.
@@ -99,7 +97,8 @@ impl Relay {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Ok(Ended::Closed),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_) if last_sequence(&stream).await? == last => continue,
+                // A broker that lost its last messages gets them again.
+                Err(_) if self.jetstream.last_position(self.service).await? == last => continue,
                 Err(_) => return Ok(Ended::Moved),
             }
             let events = self.log.after(last, STRETCH).await?;
@@ -160,12 +159,4 @@ impl Relay {
 
 fn is_elsewhere(error: &PublishError) -> bool {
     error.kind() == PublishErrorKind::WrongLastSequence
-}
-
-async fn last_sequence(stream: &Stream) -> Result<i64, BrokerError> {
-    Ok(position(stream.get_info().await?.state.last_sequence))
-}
-
-fn position(sequence: u64) -> i64 {
-    i64::try_from(sequence).unwrap_or(i64::MAX)
 }
