@@ -1,7 +1,8 @@
 //! The embedded stores of a service: the journal its commands are written to, and beside it the views its queries read.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -147,11 +148,10 @@ impl Stores {
     /// As [`open`](Self::open).
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         let location = location(store, service);
-        let progress = |done, all| tracing::info!(done, all, "folding events");
         let Location::Sqlite(path) = &location else {
             let views =
                 Views::open(location.views(), Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
-            views.rebuild(progress).await?;
+            views.rebuild(tell).await?;
             tracing::info!(views = %location, "the views are made anew");
             return Ok(());
         };
@@ -164,7 +164,7 @@ impl Stores {
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
         let built = Views::open(&new, Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
-        built.catch_up(progress).await?;
+        built.catch_up(tell).await?;
         for source in views_of_others(path)? {
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
             remove(&source)?;
@@ -183,6 +183,20 @@ fn location(store: &Store, service: &str) -> Location {
         DatabaseUrl::Sqlite(path) => Location::Sqlite(path.clone()),
         DatabaseUrl::Postgres(url) => Location::Postgres { url: url.clone(), schema: service.to_owned() },
     }
+}
+
+/// How far a rebuild is: as a bar where somebody looks, in the log elsewhere.
+fn tell(done: i64, all: i64) {
+    const WIDTH: i64 = 40;
+    let mut screen = io::stderr();
+    if !screen.is_terminal() {
+        tracing::info!(done, all, "folding events");
+        return;
+    }
+    let full = usize::try_from(done * WIDTH / all.max(1)).unwrap_or_default();
+    let end = if done == all { "\n" } else { "" };
+    // Nothing depends on it.
+    let _ = write!(screen, "\r{:░<40} {done} of {all} events{end}", "█".repeat(full));
 }
 
 /// The databases of views over other services' events.

@@ -97,7 +97,8 @@ async fn told(event: Connection) {
     match event {
         Connection::Connected => tracing::info!("connected to the broker"),
         Connection::Disconnected => tracing::warn!("the broker is out of reach"),
-        Connection::ClientError(error) => tracing::warn!(%error, "the broker"),
+        // Each attempt to reconnect; that it is out has been said.
+        Connection::ClientError(error) => tracing::debug!(%error, "the broker"),
         Connection::ServerError(error) => tracing::warn!(%error, "the broker"),
         _ => {}
     }
