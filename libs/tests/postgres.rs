@@ -117,6 +117,37 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
     assert_eq!(noted, answered);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_who_stops_in_its_turn_is_not_waited_for() {
+    if !database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (stopped, other) = (open(&folder).await, open(&folder).await);
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    // It stands still while it decides, with the turn in its hands, as a process does that is stopped there.
+    let stands_still = Entry {
+        decide: Box::new(move |_| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            Decided::default()
+        }),
+        ..note("stopped")
+    };
+    let standing = tokio::spawn({
+        let stopped = stopped.clone();
+        async move { stopped.submit(stands_still).await }
+    });
+    has_begun.await.unwrap();
+    let noted = tokio::time::timeout(Duration::from_secs(30), other.submit(note("other"))).await;
+    assert_eq!(noted.expect("it waits for one that is stopped").unwrap().outcome, Outcome::Done);
+
+    go_on.send(()).unwrap();
+    assert_eq!(standing.await.unwrap(), Err(SubmitError::Unavailable), "its turn was over");
+    assert_eq!(stopped.submit(note("stopped")).await.unwrap().outcome, Outcome::Done, "and nothing of it was written");
+}
+
 /// What a link does to the next COMMIT that goes over it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Cut {

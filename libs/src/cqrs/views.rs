@@ -250,6 +250,9 @@ impl Views {
             false => self.log.head().await?,
         };
         let mut transaction = self.writer.begin().await?;
+        if remote {
+            transaction.may_wait().await?;
+        }
         for state in &self.projections {
             for table in state.fold.tables() {
                 transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;

@@ -17,6 +17,10 @@ use super::{
 
 /// How long somebody waits for a connection before the server counts as out of reach.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a turn is kept for a process that says nothing in the midst of it, because it is stopped or out of reach. Then the server
+/// ends its session: nothing of the transaction holds, and the next one has its turn. Well within [`Member::LEASE`](super::members::Member::LEASE),
+/// so that whoever takes over from such a process doesn't have to wait for it.
+const TURN: Duration = Duration::from_secs(4);
 /// What durability stands on.
 const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 
@@ -61,7 +65,9 @@ impl Server {
         let name = format!("trellis {schema}");
         let options =
             PgConnectOptions::from_str(url).map_err(failed)?.application_name(&name).disable_statement_logging();
-        let options = options.options([("search_path", schema.as_str())]);
+        let turn = TURN.as_millis().to_string();
+        let options =
+            options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", turn.as_str())]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT);
         Ok(Some(Self { pool: pool.connect_lazy_with(options), schema: schema.clone() }))
