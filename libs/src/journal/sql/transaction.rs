@@ -40,7 +40,7 @@ impl<'c> Transaction<'c> {
     ///
     /// # Errors
     /// When the database can't be told.
-    pub(crate) async fn may_wait(&mut self) -> Result<(), Error> {
+    pub async fn may_wait(&mut self) -> Result<(), Error> {
         match &mut self.0 {
             Kind::Sqlite(_) => Ok(()),
             Kind::Postgres(transaction) => {
