@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use tonic::{
     Request, Status,
     client::GrpcService,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{Body, StdError, http::uri::PathAndQuery},
     metadata::MetadataMap,
 };
@@ -93,6 +93,13 @@ where
 #[derive(Clone, Copy, Debug)]
 struct Verbatim;
 
+impl Verbatim {
+    /// An operation's message is small, and tonic's 8 KiB a message and way are memory that no cache holds with many calls under way.
+    fn buffers() -> BufferSettings {
+        BufferSettings::new(1 << 10, 32 << 10)
+    }
+}
+
 impl Codec for Verbatim {
     type Encode = Bytes;
     type Decode = Bytes;
@@ -116,6 +123,10 @@ impl Encoder for Verbatim {
         buffer.put(item);
         Ok(())
     }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        Self::buffers()
+    }
 }
 
 impl Decoder for Verbatim {
@@ -125,5 +136,9 @@ impl Decoder for Verbatim {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         let length = buffer.remaining();
         Ok(Some(buffer.copy_to_bytes(length)))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        Self::buffers()
     }
 }
