@@ -7,19 +7,20 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use breaker_support::{HANG, Moody, eager, list, peer_at, peer_in, serve};
 use libs::{
-    breaker::{CircuitOpen, Reason, Registry, State, service::BreakerService},
+    breaker::{Cause, CircuitOpen, Reason, Registry, State, service::BreakerService},
     rpc::{
         client::{PeerOptions, Peers},
         deadline,
     },
 };
 use proto::breaker::v1::{
-    CircuitState, ListBreakersRequest, Override, ResetBreakerRequest, SetOverrideRequest, WatchBreakersRequest,
-    breaker_command_service_client::BreakerCommandServiceClient,
+    CircuitState, ListBreakersRequest, OpenCause, Override, ResetBreakerRequest, SetOverrideRequest,
+    WatchBreakersRequest, breaker_command_service_client::BreakerCommandServiceClient,
     breaker_query_service_client::BreakerQueryServiceClient,
 };
 use tokio::{net::TcpListener, time::Instant};
-use tonic::{Code, transport::Server};
+use tonic::{Code, Status, transport::Server};
+use tonic_types::StatusExt as _;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -38,7 +39,7 @@ async fn a_peer_that_keeps_failing_is_left_alone_and_says_so() {
     assert_eq!((&*open.breaker, open.reason), ("moody", Reason::Open));
     assert!(open.retry_after >= Duration::from_secs(4), "{open:?}");
     assert_eq!(moody.calls.load(Ordering::SeqCst), 3, "a refused call is not sent");
-    assert_eq!(registry.get("moody").unwrap().snapshot().totals.rejected, 1);
+    assert_eq!(registry.get("moody").unwrap().snapshot().totals.rejected.sum(), 1);
 }
 
 #[tokio::test]
@@ -55,7 +56,7 @@ async fn a_method_that_fails_can_be_left_alone_by_itself() {
     moody.set(0);
     let mut client = BreakerQueryServiceClient::new(peer.clone());
     client.watch_breakers(WatchBreakersRequest::default()).await.unwrap();
-    assert_eq!(peer.breaker().snapshot().totals.rejected, 0);
+    assert_eq!(peer.breaker().snapshot().totals.rejected.sum(), 0);
 }
 
 #[tokio::test]
@@ -186,8 +187,37 @@ async fn breakers_are_listed_watched_and_steered_over_grpc() {
 
     let unknown = commands.reset_breaker(ResetBreakerRequest { name: "nobody".into() }).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
-    let wrong = SetOverrideRequest { name: "moody".into(), r#override: 99 };
-    assert_eq!(commands.set_override(wrong).await.unwrap_err().code(), Code::InvalidArgument);
+    let violations = |status: Status| -> Vec<String> {
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let bad = status.get_details_bad_request().unwrap().field_violations;
+        bad.into_iter().map(|violation| violation.field).collect()
+    };
+    let override_of = |name: &str, over| SetOverrideRequest { name: name.into(), r#override: over };
+    assert_eq!(violations(commands.set_override(override_of("moody", 99)).await.unwrap_err()), ["override"]);
+    assert_eq!(violations(commands.set_override(override_of("", 1)).await.unwrap_err()), ["name"]);
+    assert_eq!(violations(commands.set_override(override_of("", 99)).await.unwrap_err()), ["name", "override"]);
+    assert_eq!(violations(commands.reset_breaker(ResetBreakerRequest::default()).await.unwrap_err()), ["name"]);
+}
+
+#[tokio::test]
+async fn an_operator_sees_why_a_circuit_opened_and_whom_it_refused() {
+    let moody = Moody::serve().await;
+    moody.set(Code::Internal as i32);
+    let registry = Registry::new();
+    let peer = peer_in(&registry, &moody.uri, &eager());
+    for _ in 0..4 {
+        list(&peer).await.unwrap_err();
+    }
+    let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert_eq!(refused.cause, Some(Cause::Consecutive));
+    let service = BreakerService::new(registry);
+    let operator = serve(Server::builder().add_service(service.queries())).await;
+    let mut queries = BreakerQueryServiceClient::new(peer_at(&format!("http://{operator}"), &eager()));
+    let listed = queries.list_breakers(ListBreakersRequest::default()).await.unwrap().into_inner().breakers;
+    assert_eq!(listed[0].last_open_cause(), OpenCause::ConsecutiveFailures);
+    let totals = listed[0].totals.unwrap();
+    assert_eq!((totals.failure, totals.rejected, totals.rejections.unwrap().open), (3, 2, 2));
+    assert!(totals.open_time.is_some());
 }
 
 #[tokio::test]

@@ -3,11 +3,20 @@
 
 mod breaker_support;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use breaker_support::{HANG, Moody, eager, list, peer_at, serve};
+use bytes::Bytes;
 use libs::{
-    breaker::{CircuitOpen, Config, State},
+    breaker::{CircuitOpen, Class, Classes, Config, Reason, State},
     rpc::{
         client::{PeerOptions, Retry},
         shed::ShedLayer,
@@ -18,8 +27,8 @@ use proto::breaker::v1::{
     breaker_query_service_server::BreakerQueryServiceServer,
 };
 use tokio::net::TcpListener;
-use tonic::{Code, transport::Server};
-use tonic_types::StatusExt as _;
+use tonic::{Code, Status, transport::Server};
+use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::Layer as _;
 
 const MS: Duration = Duration::from_millis(1);
@@ -79,7 +88,124 @@ async fn a_breakers_refusal_is_final() {
     let refused = list(&peer).await.unwrap_err();
     assert!(CircuitOpen::from_status(&refused).is_some(), "{refused:?}");
     assert_eq!(moody.calls.load(Ordering::SeqCst), 2);
-    assert_eq!(peer.breaker().snapshot().totals.rejected, 1);
+    assert_eq!(peer.breaker().snapshot().totals.rejected.sum(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_passed_on_by_a_peer_is_final_and_not_the_peers_fault() {
+    let refusal =
+        CircuitOpen { breaker: "behind".into(), reason: Reason::Open, cause: None, retry_after: MS, generation: 1 };
+    let mut full = ErrorDetails::with_error_info("BULKHEAD_FULL", libs::breaker::DOMAIN, HashMap::new());
+    full.set_retry_info(Some(100 * MS));
+    let full = Status::with_error_details(Code::ResourceExhausted, "too many calls", full);
+    for status in [refusal.into_status(), full] {
+        let moody = Moody::serve().await;
+        moody.fail_next(10, status.code());
+        *moody.failure.lock() = Some(status.clone());
+        let retry = quick_retry().codes([Code::Unavailable, Code::ResourceExhausted]);
+        let peer = peer_at(&moody.uri, &PeerOptions::query().retry(retry));
+        assert_eq!(list(&peer).await.unwrap_err().code(), status.code());
+        assert_eq!(moody.calls.load(Ordering::SeqCst), 1, "{status:?}");
+        let totals = peer.breaker().snapshot().totals;
+        assert_eq!((totals.neutral, totals.failure, totals.overload), (1, 0, 0), "{status:?}");
+    }
+}
+
+/// A raw HTTP/2 server that turns the first calls away unseen, then answers well.
+async fn turning_away(calls: usize, how: Unseen) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let seen = Arc::clone(&seen);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let number = seen.fetch_add(1, Ordering::SeqCst);
+                    match how {
+                        Unseen::Refused if number < calls => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                        Unseen::Reset if number < calls => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+                        _ => answer_well(&mut respond),
+                    }
+                }
+            });
+        }
+    });
+    (address, counted)
+}
+
+#[derive(Clone, Copy)]
+enum Unseen {
+    Refused,
+    /// Not unseen at all.
+    Reset,
+}
+
+fn answer_well(respond: &mut h2::server::SendResponse<Bytes>) {
+    let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut stream = respond.send_response(head, false).unwrap();
+    stream.send_data(Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+    stream.send_trailers([("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect()).unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_worked_on_is_sent_again_once_whatever_the_retries_allow() {
+    for (turned_away, how, sent, well) in
+        [(1, Unseen::Refused, 2, true), (2, Unseen::Refused, 2, false), (1, Unseen::Reset, 1, false)]
+    {
+        let (address, seen) = turning_away(turned_away, how).await;
+        let options = PeerOptions::query().retry(quick_retry().attempts(1));
+        let peer = peer_at(&format!("http://{address}"), &options);
+        let result = list(&peer).await;
+        assert_eq!((result.is_ok(), seen.load(Ordering::SeqCst)), (well, sent), "{result:?}");
+    }
+    // Whether a saga's call is sent is for the saga's log to say.
+    let (address, seen) = turning_away(1, Unseen::Refused).await;
+    list(&peer_at(&format!("http://{address}"), &PeerOptions::saga())).await.unwrap_err();
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn one_method_can_be_judged_otherwise_than_the_rest() {
+    let path = "/breaker.v1.BreakerQueryService/ListBreakers";
+    let strict = Classes::default().with(Code::NotFound, Class::Failure);
+    for options in [eager(), eager().breaker_per_method(4)] {
+        let moody = Moody::serve().await;
+        moody.set(Code::NotFound as i32);
+        let peer = peer_at(&moody.uri, &options.method_classes(path, strict));
+        for _ in 0..3 {
+            assert_eq!(list(&peer).await.unwrap_err().code(), Code::NotFound);
+        }
+        assert!(CircuitOpen::from_status(&list(&peer).await.unwrap_err()).is_some());
+    }
+    let moody = Moody::serve().await;
+    moody.set(Code::NotFound as i32);
+    let peer = peer_at(&moody.uri, &eager().method_classes("/some.Other/Method", strict));
+    for _ in 0..10 {
+        assert_eq!(list(&peer).await.unwrap_err().code(), Code::NotFound);
+    }
+    assert_eq!(peer.breaker().snapshot().totals.success, 10);
+}
+
+#[tokio::test]
+async fn details_can_tell_what_the_code_does_not() {
+    let database_is_gone =
+        |status: &Status| (status.get_details_error_info()?.reason == "DATABASE_GONE").then_some(Class::Failure);
+    let moody = Moody::serve().await;
+    let peer = peer_at(&moody.uri, &eager().judge(database_is_gone));
+    moody.set(Code::FailedPrecondition as i32);
+    for _ in 0..3 {
+        assert_eq!(list(&peer).await.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    assert_eq!(peer.breaker().snapshot().totals.success, 3, "the code's class holds where the judge says nothing");
+    let details = ErrorDetails::with_error_info("DATABASE_GONE", "example.org", HashMap::new());
+    *moody.failure.lock() = Some(Status::with_error_details(Code::FailedPrecondition, "no database", details));
+    for _ in 0..3 {
+        list(&peer).await.unwrap_err();
+    }
+    assert_eq!(peer.breaker().state(), State::Open);
 }
 
 #[tokio::test]

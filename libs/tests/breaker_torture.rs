@@ -11,7 +11,7 @@ use std::{
 
 use libs::breaker::{
     Breaker, BreakerLayer, Class, Config, ConfigBuilder, ManualClock, Methods, Override, ProbeTimeout, Rate, Reason,
-    Registry, State, Undecided,
+    Registry, Rejections, State, Undecided,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -275,6 +275,42 @@ fn t14_deadlines_too_small_to_meet_blame_nobody() {
 }
 
 #[test]
+fn t14_a_probe_whose_deadline_was_too_small_is_not_taken_for_hung() {
+    for (budget, state) in [(MS * 9, State::HalfOpen), (MS * 10, State::Open)] {
+        let (breaker, clock) = breaker(quick().min_blame(MS * 10));
+        trip(&breaker);
+        clock.advance(SECOND);
+        let probe = breaker.admit_timed(Some(budget)).expect("the probe");
+        clock.advance(budget);
+        // The next caller finds the lease over before its holder has said that it gave up.
+        drop(breaker.admit());
+        assert_eq!((breaker.state(), breaker.snapshot().totals.probe_timeouts), (state, 1));
+        drop(probe);
+    }
+}
+
+#[test]
+fn it_says_how_long_it_was_open_and_whom_it_refused_why() {
+    let (breaker, clock) = breaker(quick().ramp(SECOND * 10));
+    trip(&breaker);
+    clock.advance(MS * 400);
+    assert_eq!(breaker.admit().expect_err("open").reason, Reason::Open);
+    assert_eq!(breaker.snapshot().totals.open_time, MS * 400);
+    clock.advance(MS * 600);
+    let probe = breaker.admit().expect("the probe");
+    assert_eq!(breaker.admit().expect_err("it is out").reason, Reason::HalfOpenSaturated);
+    clock.advance(SECOND);
+    probe.finish(Class::Success);
+    while breaker.admit().map(|permit| permit.finish(Class::Neutral)).is_ok() {}
+    breaker.set_override(Override::ForcedOpen);
+    drop(breaker.admit());
+    let totals = breaker.snapshot().totals;
+    assert_eq!(totals.open_time, SECOND, "half-open, recovering and forced open are something else");
+    let once = Rejections { open: 1, half_open_saturated: 1, recovering: 1, forced_open: 1 };
+    assert_eq!((totals.rejected, totals.rejected.sum()), (once, 4));
+}
+
+#[test]
 fn t15_a_herd_of_callers_comes_back_spread_out() {
     let open_times: Vec<Duration> = (0..1000)
         .map(|seed| {
@@ -395,7 +431,7 @@ fn overrides_stand_above_the_state() {
     assert_eq!(breaker.state(), State::Open);
     finish(&breaker, Class::Success, 10);
     let shown = breaker.snapshot();
-    assert_eq!((shown.state, shown.totals.would_reject, shown.totals.rejected), (State::Open, 10, 1));
+    assert_eq!((shown.state, shown.totals.would_reject, shown.totals.rejected.sum()), (State::Open, 10, 1));
     clock.advance(SECOND);
     finish(&breaker, Class::Success, 1);
     assert_eq!(breaker.state(), State::Closed);

@@ -41,7 +41,13 @@ use super::CircuitOpen;
 pub struct Fallback {
     codes: u32,
     places: Arc<Semaphore>,
-    served: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    served: AtomicU64,
+    missed: AtomicU64,
 }
 
 /// An answer, and whose it is.
@@ -68,6 +74,16 @@ impl<T> Answer<T> {
         }
     }
 
+    /// The answer as a reply, which says `x-fallback: 1` in its headers if it is not the peer's own.
+    pub fn into_response(self) -> tonic::Response<T> {
+        let tag = !self.is_fresh();
+        let mut response = tonic::Response::new(self.into_inner());
+        if tag {
+            response.metadata_mut().insert("x-fallback", tonic::metadata::MetadataValue::from_static("1"));
+        }
+        response
+    }
+
     /// Whether it is the peer's own.
     pub const fn is_fresh(&self) -> bool {
         matches!(self, Self::Fresh(_))
@@ -80,7 +96,7 @@ impl Fallback {
 
     /// Answers when a circuit is open.
     pub fn on_open() -> Self {
-        Self { codes: 0, places: Arc::new(Semaphore::new(Self::AT_ONCE)), served: Arc::default() }
+        Self { codes: 0, places: Arc::new(Semaphore::new(Self::AT_ONCE)), counts: Arc::default() }
     }
 
     /// Answers when a call ended with one of these codes too.
@@ -98,7 +114,13 @@ impl Fallback {
     /// How often it answered.
     #[must_use]
     pub fn served(&self) -> u64 {
-        self.served.load(Ordering::Relaxed)
+        self.counts.served.load(Ordering::Relaxed)
+    }
+
+    /// How often it applied and had no answer, or too many were under way.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.counts.missed.load(Ordering::Relaxed)
     }
 
     /// Whether it answers after this.
@@ -127,14 +149,36 @@ impl Fallback {
         if !self.applies_to(&status) {
             return Err(status);
         }
-        let Ok(_place) = self.places.try_acquire() else { return Err(status) };
-        match other(&status).await {
-            Some(value) => {
-                self.served.fetch_add(1, Ordering::Relaxed);
-                Ok(Answer::Fallback { value, age: None, because: status })
-            }
-            None => Err(status),
+        let value = match self.places.try_acquire() {
+            Ok(_place) => other(&status).await,
+            Err(_) => None,
+        };
+        self.answer(value, None, status)
+    }
+
+    /// The call's answer, or the type's default where this fallback applies: an empty list of recommendations, for one.
+    ///
+    /// # Errors
+    /// The call's own, where it does not apply.
+    pub async fn or_default<T: Default>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Answer<T>, Status> {
+        match call.await {
+            Ok(value) => Ok(Answer::Fresh(value)),
+            Err(status) if self.applies_to(&status) => self.answer(Some(T::default()), None, status),
+            Err(status) => Err(status),
         }
+    }
+
+    fn answer<T>(&self, value: Option<T>, age: Option<Duration>, because: Status) -> Result<Answer<T>, Status> {
+        let counts = &*self.counts;
+        let (count, answer) = match value {
+            Some(value) => (&counts.served, Ok(Answer::Fallback { value, age, because })),
+            None => (&counts.missed, Err(because)),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        answer
     }
 
     /// The call's answer, which is remembered, or the last one remembered for this key.
@@ -153,9 +197,8 @@ impl Fallback {
                 Ok(Answer::Fresh(value))
             }
             Err(status) if self.applies_to(&status) => {
-                let (value, age) = known.recall(&key).ok_or_else(|| status.clone())?;
-                self.served.fetch_add(1, Ordering::Relaxed);
-                Ok(Answer::Fallback { value, age: Some(age), because: status })
+                let (value, age) = known.recall(&key).unzip();
+                self.answer(value, age, status)
             }
             Err(status) => Err(status),
         }
@@ -220,6 +263,7 @@ mod tests {
         let open = CircuitOpen {
             breaker: "shipping".into(),
             reason: Reason::Open,
+            cause: None,
             retry_after: Duration::ZERO,
             generation: 1,
         };
@@ -235,6 +279,19 @@ mod tests {
         assert_eq!(answer(Status::not_found("no such order")).await.expect_err("an answer").code(), Code::NotFound);
         assert_eq!(answer(Status::unavailable("away")).await.expect_err("not chosen").code(), Code::Unavailable);
         assert_eq!(fallback.served(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_default_stands_in_and_is_marked_as_such() {
+        let fallback = Fallback::on_open();
+        let fresh = fallback.or_default(ready(Ok(vec![1]))).await.expect("fresh").into_response();
+        assert!(fresh.metadata().get("x-fallback").is_none());
+        assert_eq!(fresh.into_inner(), [1]);
+        let other = fallback.or_default(ready(Err::<Vec<u8>, _>(open()))).await.expect("applies").into_response();
+        assert_eq!(other.metadata().get("x-fallback").map(|value| value.as_bytes()), Some(&b"1"[..]));
+        assert!(other.into_inner().is_empty());
+        let refused = fallback.or_default(ready(Err::<u8, _>(Status::not_found("no such order")))).await;
+        assert_eq!(refused.expect_err("an answer").code(), Code::NotFound);
     }
 
     #[tokio::test]

@@ -4,26 +4,111 @@
 //! |---|---|---|
 //! | `breaker.state` | 0 closed, 1 open, 2 half-open, 3 recovering | `breaker.name` |
 //! | `breaker.calls` | `{call}` | `breaker.name`, `outcome`: success, failure, overload, neutral |
-//! | `breaker.rejected` | `{call}` | `breaker.name` |
+//! | `breaker.rejected` | `{call}` | `breaker.name`, `reason`: open, half_open_saturated, recovering, forced_open |
 //! | `breaker.would_reject` | `{call}` | `breaker.name` |
 //! | `breaker.stale` | `{call}` | `breaker.name` |
 //! | `breaker.abandoned` | `{call}` | `breaker.name`, `judged`: failure, neutral |
 //! | `breaker.opened` | `{transition}` | `breaker.name` |
+//! | `breaker.open_time` | s | `breaker.name` |
 //! | `breaker.probe_timeouts` | `{probe}` | `breaker.name` |
+//! | `breaker.fallbacks` | `{answer}` | `fallback.name`, `outcome`: served, missed |
 
 use opentelemetry::{KeyValue, metrics::Meter};
 
 use super::{Registry, State, Totals};
 
-/// Has a registry's breakers observed by this meter.
+/// Has a registry's breakers and fallbacks observed by this meter.
 pub fn observe(registry: &Registry, meter: &Meter) {
-    let watched = registry.clone();
-    // The instruments live as long as their meter's provider; the handles are not needed.
-    let _state = meter
+    observe_states(registry, meter);
+    observe_open_times(registry, meter);
+    observe_fallbacks(registry, meter);
+    let count = |about: About, parts: &[Part]| count(registry, meter, about, parts.to_vec());
+    count(
+        About { metric: "breaker.calls", unit: "{call}", text: "Calls by what they said about the peer." },
+        &[
+            (Some(("outcome", "success")), |totals| totals.success),
+            (Some(("outcome", "failure")), |totals| totals.failure),
+            (Some(("outcome", "overload")), |totals| totals.overload),
+            (Some(("outcome", "neutral")), |totals| totals.neutral),
+        ],
+    );
+    count(
+        About { metric: "breaker.rejected", unit: "{call}", text: "Calls refused here, by why." },
+        &[
+            (Some(("reason", "open")), |totals| totals.rejected.open),
+            (Some(("reason", "half_open_saturated")), |totals| totals.rejected.half_open_saturated),
+            (Some(("reason", "recovering")), |totals| totals.rejected.recovering),
+            (Some(("reason", "forced_open")), |totals| totals.rejected.forced_open),
+        ],
+    );
+    count(
+        About { metric: "breaker.abandoned", unit: "{call}", text: "Calls that nobody waited for." },
+        &[
+            (Some(("judged", "failure")), |totals| totals.abandoned_failure),
+            (Some(("judged", "neutral")), |totals| totals.abandoned_neutral),
+        ],
+    );
+    count(
+        About { metric: "breaker.would_reject", unit: "{call}", text: "Calls a shadow would have refused." },
+        &[(None, |totals| totals.would_reject)],
+    );
+    count(
+        About { metric: "breaker.stale", unit: "{call}", text: "Results that came after a transition." },
+        &[(None, |totals| totals.stale)],
+    );
+    count(
+        About { metric: "breaker.opened", unit: "{transition}", text: "Times it opened." },
+        &[(None, |totals| totals.opened)],
+    );
+    count(
+        About { metric: "breaker.probe_timeouts", unit: "{probe}", text: "Probes that never came back." },
+        &[(None, |totals| totals.probe_timeouts)],
+    );
+}
+
+/// What a metric is.
+#[derive(Clone, Copy)]
+struct About {
+    metric: &'static str,
+    unit: &'static str,
+    text: &'static str,
+}
+
+/// An attribute, if there is one, and the count that goes with it.
+type Part = (Option<(&'static str, &'static str)>, fn(&Totals) -> u64);
+
+fn name(name: &str) -> KeyValue {
+    KeyValue::new("breaker.name", name.to_owned())
+}
+
+// The instruments live as long as their meter's provider: their handles are not needed.
+
+fn count(registry: &Registry, meter: &Meter, about: About, parts: Vec<Part>) {
+    let registry = registry.clone();
+    let _counter = meter
+        .u64_observable_counter(about.metric)
+        .with_unit(about.unit)
+        .with_description(about.text)
+        .with_callback(move |observer| {
+            for breaker in registry.list("") {
+                let totals = breaker.snapshot().totals;
+                for (attribute, read) in &parts {
+                    let attribute = attribute.map(|(key, value)| KeyValue::new(key, value));
+                    let attributes: Vec<_> = [name(breaker.name())].into_iter().chain(attribute).collect();
+                    observer.observe(read(&totals), &attributes);
+                }
+            }
+        })
+        .build();
+}
+
+fn observe_states(registry: &Registry, meter: &Meter) {
+    let registry = registry.clone();
+    let _gauge = meter
         .u64_observable_gauge("breaker.state")
         .with_description("Where the circuit stands: 0 closed, 1 open, 2 half-open, 3 recovering.")
         .with_callback(move |observer| {
-            for breaker in watched.list("") {
+            for breaker in registry.list("") {
                 let state = match breaker.state() {
                     State::Closed => 0,
                     State::Open => 1,
@@ -34,59 +119,33 @@ pub fn observe(registry: &Registry, meter: &Meter) {
             }
         })
         .build();
-    let outcomes: [(&str, Read); 4] = [
-        ("success", |totals| totals.success),
-        ("failure", |totals| totals.failure),
-        ("overload", |totals| totals.overload),
-        ("neutral", |totals| totals.neutral),
-    ];
-    let judged: [(&str, Read); 2] =
-        [("failure", |totals| totals.abandoned_failure), ("neutral", |totals| totals.abandoned_neutral)];
-    count_by(registry, meter, "breaker.calls", "Calls by what they said about the peer.", "outcome", outcomes.into());
-    count_by(registry, meter, "breaker.abandoned", "Calls that nobody waited for.", "judged", judged.into());
-    count(registry, meter, "breaker.rejected", "Calls refused here.", |totals| totals.rejected);
-    count(registry, meter, "breaker.would_reject", "Calls a shadow would have refused.", |totals| totals.would_reject);
-    count(registry, meter, "breaker.stale", "Results that came after a transition.", |totals| totals.stale);
-    count(registry, meter, "breaker.opened", "Times it opened.", |totals| totals.opened);
-    count(registry, meter, "breaker.probe_timeouts", "Probes that never came back.", |totals| totals.probe_timeouts);
 }
 
-type Read = fn(&Totals) -> u64;
-
-fn name(name: &str) -> KeyValue {
-    KeyValue::new("breaker.name", name.to_owned())
-}
-
-fn count(registry: &Registry, meter: &Meter, metric: &'static str, about: &'static str, read: Read) {
+fn observe_open_times(registry: &Registry, meter: &Meter) {
     let registry = registry.clone();
     let _counter = meter
-        .u64_observable_counter(metric)
-        .with_description(about)
+        .f64_observable_counter("breaker.open_time")
+        .with_unit("s")
+        .with_description("How long it was open.")
         .with_callback(move |observer| {
             for breaker in registry.list("") {
-                observer.observe(read(&breaker.snapshot().totals), &[name(breaker.name())]);
+                observer.observe(breaker.snapshot().totals.open_time.as_secs_f64(), &[name(breaker.name())]);
             }
         })
         .build();
 }
 
-fn count_by(
-    registry: &Registry,
-    meter: &Meter,
-    metric: &'static str,
-    about: &'static str,
-    key: &'static str,
-    parts: Vec<(&'static str, Read)>,
-) {
+fn observe_fallbacks(registry: &Registry, meter: &Meter) {
     let registry = registry.clone();
     let _counter = meter
-        .u64_observable_counter(metric)
-        .with_description(about)
+        .u64_observable_counter("breaker.fallbacks")
+        .with_unit("{answer}")
+        .with_description("Answers given in a peer's place, and those that nobody had.")
         .with_callback(move |observer| {
-            for breaker in registry.list("") {
-                let totals = breaker.snapshot().totals;
-                for (value, read) in &parts {
-                    observer.observe(read(&totals), &[name(breaker.name()), KeyValue::new(key, *value)]);
+            for (name, fallback) in registry.fallbacks() {
+                for (outcome, count) in [("served", fallback.served()), ("missed", fallback.missed())] {
+                    let name = KeyValue::new("fallback.name", name.to_string());
+                    observer.observe(count, &[name, KeyValue::new("outcome", outcome)]);
                 }
             }
         })
@@ -95,6 +154,8 @@ fn count_by(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use opentelemetry::metrics::MeterProvider as _;
     use opentelemetry_sdk::metrics::{
         InMemoryMetricExporter, SdkMeterProvider,
@@ -102,36 +163,70 @@ mod tests {
     };
 
     use super::*;
-    use crate::breaker::{Class, Config};
+    use crate::breaker::{Class, Config, ManualClock};
 
-    #[test]
-    fn breakers_are_seen_when_metrics_are_exported() {
+    /// What is exported, a line each: the metric, its attributes, its value.
+    fn exported(registry: &Registry) -> Vec<String> {
         let exporter = InMemoryMetricExporter::default();
         let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
-        let registry = Registry::new();
-        observe(&registry, &provider.meter("breaker"));
-        let config = Config::builder().consecutive_failures(1).build().expect("makes sense");
-        registry.breaker("payment", &config).admit().expect("closed").finish(Class::Failure);
+        observe(registry, &provider.meter("breaker"));
         provider.force_flush().expect("exported");
-
-        let exported = exporter.get_finished_metrics().expect("kept");
-        let metrics = exported.iter().flat_map(|of| of.scope_metrics()).flat_map(|scope| scope.metrics());
-        let values: Vec<(String, u64)> = metrics
-            .flat_map(|metric| {
-                let points: Vec<u64> = match metric.data() {
-                    AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
-                        gauge.data_points().map(|point| point.value()).collect()
-                    }
-                    AggregatedMetrics::U64(MetricData::Sum(sum)) => {
-                        sum.data_points().map(|point| point.value()).collect()
-                    }
-                    _ => Vec::new(),
-                };
-                points.into_iter().map(|value| (metric.name().to_owned(), value)).collect::<Vec<_>>()
+        let finished = exporter.get_finished_metrics().expect("kept");
+        let metrics = finished.iter().flat_map(|of| of.scope_metrics()).flat_map(|scope| scope.metrics());
+        let line = |metric: &str, attributes: Vec<&KeyValue>, value: String| {
+            let mut said: Vec<_> =
+                attributes.iter().map(|pair| format!("{}={}", pair.key, pair.value.as_str())).collect();
+            said.sort();
+            format!("{metric} {} {value}", said.join(" "))
+        };
+        metrics
+            .flat_map(|metric| match metric.data() {
+                AggregatedMetrics::U64(MetricData::Gauge(gauge)) => gauge
+                    .data_points()
+                    .map(|point| line(metric.name(), point.attributes().collect(), point.value().to_string()))
+                    .collect(),
+                AggregatedMetrics::U64(MetricData::Sum(sum)) => sum
+                    .data_points()
+                    .map(|point| line(metric.name(), point.attributes().collect(), point.value().to_string()))
+                    .collect(),
+                AggregatedMetrics::F64(MetricData::Sum(sum)) => sum
+                    .data_points()
+                    .map(|point| line(metric.name(), point.attributes().collect(), point.value().to_string()))
+                    .collect(),
+                _ => Vec::new(),
             })
-            .collect();
-        assert!(values.contains(&("breaker.state".to_owned(), 1)), "{values:?}");
-        assert!(values.contains(&("breaker.opened".to_owned(), 1)), "{values:?}");
-        assert!(values.contains(&("breaker.calls".to_owned(), 1)), "{values:?}");
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn breakers_and_fallbacks_are_seen_when_metrics_are_exported() {
+        let clock = std::sync::Arc::new(ManualClock::default());
+        let registry = Registry::with_clock(clock.clone());
+        let config = Config::builder().consecutive_failures(1).build().expect("makes sense");
+        let payment = registry.breaker("payment", &config);
+        drop(payment.admit().expect("closed"));
+        payment.admit().expect("closed").finish(Class::Failure);
+        clock.advance(Duration::from_millis(1_500));
+        payment.admit().expect_err("open");
+        let fallback = registry.fallback("shipment").or_on(&[tonic::Code::Unavailable]);
+        let away = || std::future::ready(Err::<u8, _>(tonic::Status::unavailable("away")));
+        fallback.or_default(away()).await.expect("a default");
+        fallback.or_else(away(), |_| std::future::ready(None)).await.expect_err("nobody has one");
+
+        let exported = exported(&registry);
+        for line in [
+            "breaker.state breaker.name=payment 1",
+            "breaker.calls breaker.name=payment outcome=failure 1",
+            "breaker.calls breaker.name=payment outcome=neutral 1",
+            "breaker.abandoned breaker.name=payment judged=neutral 1",
+            "breaker.rejected breaker.name=payment reason=open 1",
+            "breaker.rejected breaker.name=payment reason=forced_open 0",
+            "breaker.opened breaker.name=payment 1",
+            "breaker.open_time breaker.name=payment 1.5",
+            "breaker.fallbacks fallback.name=shipment outcome=served 1",
+            "breaker.fallbacks fallback.name=shipment outcome=missed 1",
+        ] {
+            assert!(exported.iter().any(|exported| exported == line), "{line} is not in {exported:#?}");
+        }
     }
 }

@@ -17,8 +17,8 @@ pub use self::{
     clock::{CoarseClock, TokioClock},
     core::{
         Breaker, Cause, Class, Clock, Config, ConfigBuilder, ConfigError, ManualClock, MonotonicClock, Override,
-        Permit, ProbeTimeout, Rate, Reason, Rejected, SlowCalls, Snapshot, State, Totals, Transition, Undecided,
-        Window,
+        Permit, ProbeTimeout, Rate, Reason, Rejected, Rejections, SlowCalls, Snapshot, State, Totals, Transition,
+        Undecided, Window,
     },
     fallback::{Answer, Fallback, LastKnown},
     layer::{BreakerLayer, Circuit, Methods},

@@ -5,14 +5,15 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use parking_lot::RwLock;
 use tokio::sync::broadcast;
 
-use super::{Breaker, Clock, Config, TokioClock, Transition};
+use super::{Breaker, Clock, Config, Fallback, TokioClock, Transition};
 
-/// All breakers of a process. Cheap to clone.
+/// All breakers of a process, and its fallbacks. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
     breakers: RwLock<BTreeMap<Arc<str>, Arc<Breaker>>>,
+    fallbacks: RwLock<BTreeMap<Arc<str>, Fallback>>,
     changes: broadcast::Sender<Change>,
     clock: Arc<dyn Clock>,
 }
@@ -40,7 +41,7 @@ impl Registry {
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         let (changes, _) = broadcast::channel(Self::KEPT);
-        Self(Arc::new(Inner { breakers: RwLock::default(), changes, clock }))
+        Self(Arc::new(Inner { breakers: RwLock::default(), fallbacks: RwLock::default(), changes, clock }))
     }
 
     /// The breaker of that name, made now if there was none.
@@ -81,6 +82,17 @@ impl Registry {
     pub fn list(&self, prefix: &str) -> Vec<Arc<Breaker>> {
         let breakers = self.0.breakers.read();
         breakers.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, breaker)| Arc::clone(breaker)).collect()
+    }
+
+    /// A fallback of that name, which answers when a circuit is open. It is counted in the metrics, together with those of the same name.
+    pub fn fallback(&self, name: &str) -> Fallback {
+        self.0.fallbacks.write().entry(name.into()).or_insert_with(Fallback::on_open).clone()
+    }
+
+    /// All fallbacks by name.
+    #[must_use]
+    pub fn fallbacks(&self) -> Vec<(Arc<str>, Fallback)> {
+        self.0.fallbacks.read().iter().map(|(name, fallback)| (Arc::clone(name), fallback.clone())).collect()
     }
 
     /// Every change from now on.

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Reason, Rejected};
+use super::{Breaker, Cause, Reason, Rejected};
 
 /// The ErrorInfo domain of a breaker's refusals.
 pub const DOMAIN: &str = "trellis.breaker";
@@ -19,6 +19,8 @@ pub struct CircuitOpen {
     pub breaker: Arc<str>,
     /// Why.
     pub reason: Reason,
+    /// Why the circuit last opened, if it did.
+    pub cause: Option<Cause>,
     /// When asking again may help.
     pub retry_after: Duration,
     /// The breaker's generation.
@@ -44,6 +46,26 @@ impl Reason {
     }
 }
 
+impl Cause {
+    const ALL: [Self; 5] = [Self::Consecutive, Self::FailureRate, Self::SlowRate, Self::Probes, Self::ProbeTimeout];
+
+    /// The cause as a constant for programs, stable for ever.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Consecutive => "CONSECUTIVE_FAILURES",
+            Self::FailureRate => "FAILURE_RATE",
+            Self::SlowRate => "SLOW_RATE",
+            Self::Probes => "PROBES",
+            Self::ProbeTimeout => "PROBE_TIMEOUT",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == text)
+    }
+}
+
 impl CircuitOpen {
     /// Reads the refusal out of a status: from its source in the process that refused, from its details elsewhere.
     #[must_use]
@@ -63,6 +85,7 @@ impl CircuitOpen {
         Some(Self {
             breaker: info.metadata.get("breaker")?.as_str().into(),
             reason: Reason::parse(&info.reason)?,
+            cause: info.metadata.get("cause").and_then(|text| Cause::parse(text)),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay).unwrap_or_default(),
             generation: info.metadata.get("generation").and_then(|text| text.parse().ok()).unwrap_or_default(),
         })
@@ -71,10 +94,11 @@ impl CircuitOpen {
     /// The refusal as a status: UNAVAILABLE, with ErrorInfo, RetryInfo and itself as the source.
     #[must_use]
     pub fn into_status(self) -> Status {
-        let metadata = HashMap::from([
+        let mut metadata = HashMap::from([
             ("breaker".to_owned(), self.breaker.to_string()),
             ("generation".to_owned(), self.generation.to_string()),
         ]);
+        metadata.extend(self.cause.map(|cause| ("cause".to_owned(), cause.as_str().to_owned())));
         let mut details = ErrorDetails::with_error_info(self.reason.as_str(), DOMAIN, metadata);
         details.set_retry_info(Some(self.retry_after));
         let mut status = Status::with_error_details(Code::Unavailable, self.to_string(), details);
@@ -83,32 +107,37 @@ impl CircuitOpen {
     }
 }
 
-/// Makes statuses of refusals, and encodes each kind once: a circuit that refuses thousands says the same to all for a while.
-#[derive(Debug)]
-pub(crate) struct Refusals {
-    breaker: Arc<str>,
-    last: Mutex<Option<(Rejected, Status)>>,
+/// Whether one of our breakers or bulkheads says this, here or further on: whoever was to be called was not asked.
+pub(crate) fn is_our_refusal(status: &Status) -> bool {
+    let ours = |status: &Status| status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN);
+    match status.code() {
+        Code::Unavailable => CircuitOpen::from_status(status).is_some(),
+        Code::ResourceExhausted => ours(status),
+        _ => false,
+    }
 }
+
+/// Makes statuses of refusals, and encodes each kind once: a circuit that refuses thousands says the same to all for a while.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<Option<(Rejected, Status)>>);
 
 impl Refusals {
     /// Retry times are rounded up to this, so that they repeat.
     const STEP: u64 = 100_000_000;
 
-    pub(crate) fn new(breaker: Arc<str>) -> Self {
-        Self { breaker, last: Mutex::new(None) }
-    }
-
-    pub(crate) fn status(&self, mut rejected: Rejected) -> Status {
+    /// The status of what this breaker rejected.
+    pub(crate) fn status(&self, breaker: &Breaker, mut rejected: Rejected) -> Status {
         let nanos = u64::try_from(rejected.retry_after.as_nanos()).unwrap_or(u64::MAX);
         rejected.retry_after = Duration::from_nanos(nanos.div_ceil(Self::STEP).saturating_mul(Self::STEP));
-        let mut last = self.last.lock();
+        let mut last = self.0.lock();
         if let Some((said, status)) = &*last
             && *said == rejected
         {
             return status.clone();
         }
         let Rejected { reason, retry_after, generation } = rejected;
-        let status = CircuitOpen { breaker: Arc::clone(&self.breaker), reason, retry_after, generation }.into_status();
+        let (breaker, cause) = (Arc::clone(breaker.name()), breaker.last_cause());
+        let status = CircuitOpen { breaker, reason, cause, retry_after, generation }.into_status();
         *last = Some((rejected, status.clone()));
         status
     }
@@ -117,6 +146,14 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breaker::{Class, Config};
+
+    #[test]
+    fn every_cause_is_read_back() {
+        for cause in Cause::ALL {
+            assert_eq!(Cause::parse(cause.as_str()), Some(cause));
+        }
+    }
 
     fn rejected(reason: Reason, millis: u64) -> Rejected {
         Rejected { reason, retry_after: Duration::from_millis(millis), generation: 3 }
@@ -124,11 +161,18 @@ mod tests {
 
     #[test]
     fn a_refusal_is_read_back_here_and_across_the_wire() {
-        let refusals = Refusals::new("payment".into());
+        let config = Config::builder().consecutive_failures(1).build().expect("makes sense");
+        let (refusals, breaker) = (Refusals::default(), Breaker::new("payment", config));
+        breaker.admit().expect("closed").finish(Class::Failure);
         for reason in Reason::ALL {
-            let status = refusals.status(rejected(reason, 4_950));
-            let open =
-                CircuitOpen { breaker: "payment".into(), reason, retry_after: Duration::from_secs(5), generation: 3 };
+            let status = refusals.status(&breaker, rejected(reason, 4_950));
+            let open = CircuitOpen {
+                breaker: "payment".into(),
+                reason,
+                cause: Some(Cause::Consecutive),
+                retry_after: Duration::from_secs(5),
+                generation: 3,
+            };
             assert_eq!(CircuitOpen::from_status(&status).as_ref(), Some(&open));
 
             let headers = status.into_http::<()>().into_parts().0.headers;

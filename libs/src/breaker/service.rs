@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Breaker, Override, Registry, State};
+use super::{Breaker, Cause, Override, Registry, Rejections, State, Totals, rejection::DOMAIN};
 
 /// Serves the breakers of a registry.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl BreakerService {
 
     fn find(&self, name: &str) -> Result<Arc<Breaker>, Status> {
         self.0.get(name).ok_or_else(|| {
-            let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", super::rejection::DOMAIN, HashMap::new());
+            let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", DOMAIN, HashMap::new());
             let known = self.0.list("");
             let names: Vec<&str> = known.iter().take(20).map(|breaker| &**breaker.name()).collect();
             let message = format!("no breaker is named {name:?}; there are: {}", names.join(", "));
@@ -104,15 +104,13 @@ impl pb::breaker_command_service_server::BreakerCommandService for BreakerServic
         request: Request<pb::SetOverrideRequest>,
     ) -> Result<Response<pb::SetOverrideResponse>, Status> {
         let request = request.into_inner();
-        let over = match pb::Override::try_from(request.r#override) {
-            Ok(pb::Override::Unspecified) => Override::None,
-            Ok(pb::Override::ForcedOpen) => Override::ForcedOpen,
-            Ok(pb::Override::ForcedClosed) => Override::ForcedClosed,
-            Ok(pb::Override::MetricsOnly) => Override::MetricsOnly,
-            Ok(pb::Override::Shadow) => Override::Shadow,
-            Err(_) => {
-                let details = ErrorDetails::with_bad_request_violation("override", "must be one of the enum's values");
-                return Err(Status::with_error_details(Code::InvalidArgument, "override: not known", details));
+        let over = pb::Override::try_from(request.r#override);
+        let over = match (over, unnamed(&request.name)) {
+            (Ok(over), None) => wanted(over),
+            (Ok(_), Some(unnamed)) => return Err(invalid(&[unnamed])),
+            (Err(_), unnamed) => {
+                let unknown = ("override", "must be one of the enum's values");
+                return Err(invalid(&unnamed.into_iter().chain([unknown]).collect::<Vec<_>>()));
             }
         };
         let breaker = self.find(&request.name)?;
@@ -125,17 +123,47 @@ impl pb::breaker_command_service_server::BreakerCommandService for BreakerServic
         &self,
         request: Request<pb::ResetBreakerRequest>,
     ) -> Result<Response<pb::ResetBreakerResponse>, Status> {
-        let breaker = self.find(&request.get_ref().name)?;
+        let name = &request.get_ref().name;
+        if let Some(unnamed) = unnamed(name) {
+            return Err(invalid(&[unnamed]));
+        }
+        let breaker = self.find(name)?;
         tracing::warn!(breaker = %breaker.name(), "breaker reset");
         breaker.reset();
         Ok(Response::new(pb::ResetBreakerResponse { breaker: Some(view(&breaker)) }))
     }
 }
 
+/// A field and what is wrong with it.
+type Violation = (&'static str, &'static str);
+
+fn unnamed(name: &str) -> Option<Violation> {
+    name.is_empty().then_some(("name", "must be the name of a breaker, such as ListBreakers answers"))
+}
+
+/// INVALID_ARGUMENT with everything that is wrong.
+fn invalid(violations: &[Violation]) -> Status {
+    let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", DOMAIN, HashMap::new());
+    for (field, description) in violations {
+        details.add_bad_request_violation(*field, *description);
+    }
+    let said: Vec<String> = violations.iter().map(|(field, description)| format!("{field}: {description}")).collect();
+    Status::with_error_details(Code::InvalidArgument, said.join("; "), details)
+}
+
+const fn wanted(over: pb::Override) -> Override {
+    match over {
+        pb::Override::Unspecified => Override::None,
+        pb::Override::ForcedOpen => Override::ForcedOpen,
+        pb::Override::ForcedClosed => Override::ForcedClosed,
+        pb::Override::MetricsOnly => Override::MetricsOnly,
+        pb::Override::Shadow => Override::Shadow,
+    }
+}
+
 /// A breaker as it stands, in the contract's words.
 fn view(breaker: &Breaker) -> pb::Breaker {
     let shown = breaker.snapshot();
-    let totals = shown.totals;
     pb::Breaker {
         name: breaker.name().to_string(),
         state: match shown.state {
@@ -159,18 +187,36 @@ fn view(breaker: &Breaker) -> pb::Breaker {
         window_slow: shown.window_slow,
         consecutive_failures: shown.consecutive_failures,
         retry_after: shown.retry_after.and_then(|left| prost_types::Duration::try_from(left).ok()),
-        totals: Some(pb::Totals {
-            success: totals.success,
-            failure: totals.failure,
-            overload: totals.overload,
-            neutral: totals.neutral,
-            rejected: totals.rejected,
-            stale: totals.stale,
-            opened: totals.opened,
-            probe_timeouts: totals.probe_timeouts,
-            would_reject: totals.would_reject,
-        }),
+        totals: Some(counted(shown.totals)),
         transition_time: Some(moment(shown.since_change)),
+        last_open_cause: match shown.last_cause {
+            None => pb::OpenCause::Unspecified,
+            Some(Cause::Consecutive) => pb::OpenCause::ConsecutiveFailures,
+            Some(Cause::FailureRate) => pb::OpenCause::FailureRate,
+            Some(Cause::SlowRate) => pb::OpenCause::SlowRate,
+            Some(Cause::Probes) => pb::OpenCause::Probes,
+            Some(Cause::ProbeTimeout) => pb::OpenCause::ProbeTimeout,
+        }
+        .into(),
+    }
+}
+
+fn counted(totals: Totals) -> pb::Totals {
+    let Rejections { open, half_open_saturated, recovering, forced_open } = totals.rejected;
+    pb::Totals {
+        success: totals.success,
+        failure: totals.failure,
+        overload: totals.overload,
+        neutral: totals.neutral,
+        rejected: totals.rejected.sum(),
+        stale: totals.stale,
+        opened: totals.opened,
+        probe_timeouts: totals.probe_timeouts,
+        would_reject: totals.would_reject,
+        abandoned_failure: totals.abandoned_failure,
+        abandoned_neutral: totals.abandoned_neutral,
+        rejections: Some(pb::Rejections { open, half_open_saturated, recovering, forced_open }),
+        open_time: totals.open_time.try_into().ok(),
     }
 }
 

@@ -201,7 +201,7 @@ impl Pair {
         prop_assert_eq!((shown.window_total, shown.window_failures, shown.window_slow), model.shown());
         prop_assert_eq!(shown.consecutive_failures, model.run_of_failures());
         prop_assert_eq!(shown.last_cause, model.last_cause);
-        prop_assert_eq!(shown.totals, model.totals);
+        prop_assert_eq!(shown.totals, model.totals());
         let left = shown.retry_after.map(|left| left.as_nanos() as u64);
         let meant = (model.state == State::Open).then(|| model.open_until.saturating_sub(model.now));
         prop_assert_eq!(left, meant);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use libs::breaker::{Cause, Class, Config, Override, ProbeTimeout, Rate, Reason, State, Totals, Undecided, Window};
+use libs::breaker::{
+    Cause, Class, Config, Override, ProbeTimeout, Rate, Reason, Rejections, State, Totals, Undecided, Window,
+};
 
 /// The settings, as drawn.
 #[derive(Clone, Debug)]
@@ -74,6 +76,13 @@ pub(crate) struct Call {
 }
 
 #[derive(Clone, Copy, Debug)]
+struct Lease {
+    id: u64,
+    ends: u64,
+    blames: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Record {
     at: u64,
     failed: bool,
@@ -97,12 +106,13 @@ pub(crate) struct Model {
     pub(crate) over: Override,
     pub(crate) generation: u32,
     pub(crate) open_until: u64,
-    pub(crate) totals: Totals,
+    totals: Totals,
+    opened_at: u64,
     pub(crate) last_cause: Option<Cause>,
     records: Vec<Record>,
     run: u32,
     at_opening: (u64, u64, u64),
-    leases: Vec<(u64, u64)>,
+    leases: Vec<Lease>,
     next_lease: u64,
     probes: (u32, u32, u32),
     level: u32,
@@ -124,6 +134,7 @@ impl Model {
             generation: 0,
             open_until: 0,
             totals: Totals::default(),
+            opened_at: 0,
             last_cause: None,
             records: Vec::new(),
             run: 0,
@@ -141,6 +152,12 @@ impl Model {
 
     pub(crate) fn run_of_failures(&self) -> u32 {
         self.run
+    }
+
+    /// Counts since the start, as of now.
+    pub(crate) fn totals(&self) -> Totals {
+        let open = if self.state == State::Open { self.now - self.opened_at } else { 0 };
+        Totals { open_time: self.totals.open_time + Duration::from_nanos(open), ..self.totals }
     }
 
     /// Calls, failed and slow ones in the window as of now.
@@ -169,6 +186,8 @@ impl Model {
     }
 
     fn begin(&mut self, state: State) {
+        self.totals = self.totals();
+        self.opened_at = self.now;
         self.state = state;
         self.generation += 1;
         self.records.clear();
@@ -226,8 +245,7 @@ impl Model {
         let call = |model: &Self, role| Ok(Call { role, generation: model.generation, started: model.now, deadline });
         match self.over {
             Override::ForcedOpen => {
-                self.totals.rejected += 1;
-                return Err((Reason::ForcedOpen, SECOND));
+                return Err(self.reject((Reason::ForcedOpen, SECOND)));
             }
             Override::ForcedClosed => return call(self, Role::Unseen),
             Override::MetricsOnly => return call(self, Role::Counted),
@@ -250,10 +268,11 @@ impl Model {
                 if taken < self.settings.permits {
                     self.next_lease += 1;
                     let ends = (self.now + self.settings.probe_timeout).min(deadline.unwrap_or(u64::MAX));
-                    self.leases.push((self.next_lease, ends.max(self.now + 1)));
+                    let blames = budget.is_none_or(|budget| budget >= self.settings.min_blame);
+                    self.leases.push(Lease { id: self.next_lease, ends: ends.max(self.now + 1), blames });
                     return call(self, Role::Probe(self.next_lease));
                 }
-                let first = self.leases.iter().map(|(_, ends)| *ends).min().expect("all permits are out");
+                let first = self.leases.iter().map(|lease| lease.ends).min().expect("all permits are out");
                 (Reason::HalfOpenSaturated, first - self.now)
             }
             State::Recovering => {
@@ -270,24 +289,34 @@ impl Model {
             self.totals.would_reject += 1;
             return call(self, Role::Shadow);
         }
-        self.totals.rejected += 1;
-        Err(refused)
+        Err(self.reject(refused))
+    }
+
+    fn reject(&mut self, refused: (Reason, u64)) -> (Reason, u64) {
+        let Rejections { open, half_open_saturated, recovering, forced_open } = &mut self.totals.rejected;
+        *match refused.0 {
+            Reason::Open => open,
+            Reason::HalfOpenSaturated => half_open_saturated,
+            Reason::Recovering => recovering,
+            Reason::ForcedOpen => forced_open,
+        } += 1;
+        refused
     }
 
     fn expire(&mut self) {
-        let before = self.leases.len();
         let now = self.now;
-        self.leases.retain(|(_, ends)| *ends > now);
-        let expired = before - self.leases.len();
-        self.totals.probe_timeouts += expired as u64;
-        if expired == 0 {
+        let (out, expired): (Vec<_>, Vec<_>) = self.leases.iter().partition(|lease| lease.ends > now);
+        self.leases = out;
+        self.totals.probe_timeouts += expired.len() as u64;
+        if expired.is_empty() {
             return;
         }
-        if self.settings.on_probe_timeout == ProbeTimeout::Failure {
+        let hung = expired.iter().any(|lease| lease.blames);
+        if hung && self.settings.on_probe_timeout == ProbeTimeout::Failure {
             let (ok, bad, _) = self.probes;
             return self.open(Cause::ProbeTimeout, (u64::from(ok + bad), u64::from(bad), 0));
         }
-        self.probes.2 += expired as u32;
+        self.probes.2 += expired.len() as u32;
         self.verdict();
     }
 
@@ -376,7 +405,7 @@ impl Model {
     }
 
     fn finish_probe(&mut self, call: Call, lease: u64, class: Class, pause: u64) {
-        let Some(at) = self.leases.iter().position(|(id, _)| *id == lease) else {
+        let Some(at) = self.leases.iter().position(|held| held.id == lease) else {
             self.totals.stale += 1;
             return;
         };

@@ -39,6 +39,8 @@ pub struct Moody {
     pub calls: Arc<AtomicUsize>,
     pub previous_attempts: Arc<AtomicUsize>,
     pub pushback: Arc<Mutex<Option<&'static str>>>,
+    /// What failing calls end with, instead of the bare code.
+    pub failure: Arc<Mutex<Option<Status>>>,
 }
 
 impl Moody {
@@ -69,6 +71,9 @@ impl Moody {
     }
 
     fn status(&self, code: i32) -> Status {
+        if let Some(status) = self.failure.lock().clone() {
+            return status;
+        }
         let mut status = Status::new(Code::from_i32(code), "moody");
         if let Some(pushback) = *self.pushback.lock() {
             status.metadata_mut().insert("grpc-retry-pushback-ms", pushback.parse().unwrap());

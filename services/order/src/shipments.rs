@@ -36,7 +36,11 @@ impl Shipments {
         let peer = peers.connect_with("shipping", &PeerOptions::query().timeout(PATIENCE))?;
         Ok(Self {
             client: ShippingQueryServiceClient::new(peer),
-            fallback: Fallback::on_open().or_on(&[Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted]),
+            fallback: peers.registry().fallback("shipment").or_on(&[
+                Code::Unavailable,
+                Code::DeadlineExceeded,
+                Code::ResourceExhausted,
+            ]),
             known: LastKnown::new(REMEMBERED),
         })
     }

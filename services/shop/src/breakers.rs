@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use proto::breaker::v1::{
-    Breaker, CircuitState, ListBreakersRequest, Override, breaker_query_service_client::BreakerQueryServiceClient,
+    Breaker, CircuitState, ListBreakersRequest, OpenCause, Override,
+    breaker_query_service_client::BreakerQueryServiceClient,
 };
 use tonic::transport::Channel;
 
@@ -26,8 +27,8 @@ pub async fn run(asked: &config::Watch, screen: Screen) -> anyhow::Result<()> {
 async fn table(mut client: BreakerQueryServiceClient<Channel>, screen: Screen) -> anyhow::Result<Vec<String>> {
     let answer = client.list_breakers(ListBreakersRequest::default()).await.map_err(|status| sentence(&status))?;
     let head = format!(
-        "{:<24} {:<11} {:<14} {:>9} {:>8} {:>9} {:>9} {:>7}  {}",
-        "peer", "state", "override", "in window", "failed", "calls", "refused", "opened", "next look"
+        "{:<24} {:<11} {:<14} {:>9} {:>8} {:>9} {:>9} {:>7}  {:<14} {}",
+        "peer", "state", "override", "in window", "failed", "calls", "refused", "opened", "last opened by", "next look"
     );
     let rows = answer.into_inner().breakers;
     Ok(std::iter::once(screen.paint(Tone::Title, head)).chain(rows.iter().map(|row| line(row, screen))).collect())
@@ -49,10 +50,18 @@ fn line(breaker: &Breaker, screen: Screen) -> String {
         Override::MetricsOnly => "metrics only",
         Override::Shadow => "shadow",
     };
+    let cause = match breaker.last_open_cause() {
+        OpenCause::Unspecified => "-",
+        OpenCause::ConsecutiveFailures => "failures",
+        OpenCause::FailureRate => "failure rate",
+        OpenCause::SlowRate => "slow calls",
+        OpenCause::Probes => "probes",
+        OpenCause::ProbeTimeout => "hung probe",
+    };
     let calls = totals.success + totals.failure + totals.overload + totals.neutral;
     let wait = breaker.retry_after.and_then(|wait| Duration::try_from(wait).ok()).filter(|wait| !wait.is_zero());
     format!(
-        "{:<24} {} {forced:<14} {:>9} {:>8} {calls:>9} {:>9} {:>7}  {}",
+        "{:<24} {} {forced:<14} {:>9} {:>8} {calls:>9} {:>9} {:>7}  {cause:<14} {}",
         breaker.name,
         screen.paint(tone, format!("{state:<11}")),
         breaker.window_total,
@@ -74,9 +83,10 @@ mod tests {
         let totals = Totals { success: 5, failure: 3, rejected: 9, opened: 1, ..Totals::default() };
         let mut breaker = Breaker { name: "shipping".to_owned(), totals: Some(totals), ..Breaker::default() };
         breaker.set_state(CircuitState::Open);
+        breaker.set_last_open_cause(OpenCause::FailureRate);
         breaker.retry_after = Some(prost_types::Duration { seconds: 2, nanos: 0 });
         let line = line(&breaker, Screen::plain());
         let words: Vec<_> = line.split_whitespace().collect();
-        assert_eq!(words, ["shipping", "open", "-", "0", "0", "8", "9", "1", "in", "2.0", "s"]);
+        assert_eq!(words, ["shipping", "open", "-", "0", "0", "8", "9", "1", "failure", "rate", "in", "2.0", "s"]);
     }
 }

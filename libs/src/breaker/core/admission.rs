@@ -116,7 +116,7 @@ impl Breaker {
         let counted = || Ok(Ticket::counted(word.generation(), now, deadline));
         match word.over() {
             Override::ForcedOpen => {
-                self.counters.rejected.add(1);
+                self.counters.reject(Reason::ForcedOpen);
                 return Err(rejected(Reason::ForcedOpen, ASK_AGAIN, word));
             }
             Override::ForcedClosed => return Ok(Ticket::unseen()),
@@ -199,7 +199,9 @@ impl Breaker {
     fn lend(&self, cold: &mut Cold, now: u64, deadline: u64) -> Result<Ticket, (Reason, u64)> {
         let Cold { config, half_open, .. } = cold;
         let ends = now.saturating_add(nanos(config.probe_timeout)).min(deadline).max(now.saturating_add(1));
-        match half_open.lend(config, ends) {
+        // Whoever allows next to no time does not find out whether the peer hangs.
+        let blames = deadline.saturating_sub(now) >= nanos(config.min_blame);
+        match half_open.lend(config, ends, blames) {
             Ok(lease) => Ok(Ticket::probe(self.word().generation(), lease, now, deadline)),
             Err(until) => {
                 self.hot.full_until.store(until, SeqCst);
@@ -214,7 +216,7 @@ impl Breaker {
             self.counters.would_reject.add(1);
             return Ok(Ticket::shadow(word.generation(), now, deadline));
         }
-        self.counters.rejected.add(1);
+        self.counters.reject(reason);
         Err(rejected(reason, Duration::from_nanos(left), word))
     }
 

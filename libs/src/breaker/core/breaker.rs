@@ -76,6 +76,16 @@ pub(super) struct Cold {
     pub(super) half_open: HalfOpen,
     pub(super) last_opening: Option<(Cause, Counts)>,
     pub(super) changed: u64,
+    /// How long it was open, up to the last change.
+    pub(super) was_open: u64,
+}
+
+impl Cold {
+    /// How long the circuit was open, until now.
+    fn open_time_until(&self, now: u64, word: Word) -> u64 {
+        let open = if word.state() == State::Open { now.saturating_sub(self.changed) } else { 0 };
+        self.was_open.saturating_add(open)
+    }
 }
 
 /// A breaker as it stands.
@@ -101,7 +111,7 @@ pub struct Snapshot {
     pub retry_after: Option<Duration>,
     /// Why it last opened.
     pub last_cause: Option<Cause>,
-    /// How long ago the state last changed.
+    /// How long ago the state or the override last changed.
     pub since_change: Duration,
     /// Counts since the start.
     pub totals: Totals,
@@ -150,6 +160,7 @@ impl Breaker {
                 half_open: HalfOpen::default(),
                 last_opening: None,
                 changed: now,
+                was_open: 0,
             }),
             clock,
             name: name.into(),
@@ -271,8 +282,16 @@ impl Breaker {
             retry_after: open.then(|| Duration::from_nanos(self.hot.open_until.load(SeqCst).saturating_sub(now))),
             last_cause: cold.last_opening.map(|(cause, _)| cause),
             since_change: Duration::from_nanos(now.saturating_sub(cold.changed)),
-            totals: self.counters.totals(self.hot.windows.successes()),
+            totals: self
+                .counters
+                .totals(self.hot.windows.successes(), Duration::from_nanos(cold.open_time_until(now, word))),
         }
+    }
+
+    /// Why it last opened.
+    #[must_use]
+    pub fn last_cause(&self) -> Option<Cause> {
+        lock(&self.cold).last_opening.map(|(cause, _)| cause)
     }
 
     pub(super) fn word(&self) -> Word {
@@ -337,6 +356,7 @@ impl Breaker {
         self.hot.full_until.store(0, SeqCst);
         self.hot.pause_until.store(0, SeqCst);
         self.hot.word.store(Word::new(to, over, window, generation).bits(), SeqCst);
+        cold.was_open = cold.open_time_until(now, word);
         cold.changed = now;
         Transition { from: word.state(), to, generation, cause: None }
     }

@@ -19,6 +19,8 @@ pub(crate) enum Verdict {
 struct Lease {
     id: u32,
     ends: u64,
+    /// Whether the peer is to blame if the probe has not come back by then.
+    blames: bool,
 }
 
 /// The probes that are out, and what those that came back said.
@@ -40,27 +42,31 @@ impl HalfOpen {
 
     /// Takes back leases that have ended, and says how many and what follows.
     pub(crate) fn expire(&mut self, config: &Config, now: u64) -> (u64, Verdict) {
-        let before = self.out.len();
-        self.out.retain(|lease| lease.ends > now);
-        let expired = before - self.out.len();
+        let (mut expired, mut hung) = (0_u32, false);
+        self.out.retain(|lease| {
+            let out = lease.ends > now;
+            expired += u32::from(!out);
+            hung |= !out && lease.blames;
+            out
+        });
         if expired == 0 {
             return (0, Verdict::Pending);
         }
-        if config.on_probe_timeout == ProbeTimeout::Failure {
-            return (expired as u64, Verdict::Hung);
+        if hung && config.on_probe_timeout == ProbeTimeout::Failure {
+            return (expired.into(), Verdict::Hung);
         }
-        self.unsaid = self.unsaid.saturating_add(u32::try_from(expired).unwrap_or(u32::MAX));
-        (expired as u64, self.verdict(config))
+        self.unsaid = self.unsaid.saturating_add(expired);
+        (expired.into(), self.verdict(config))
     }
 
     /// Lends a probe its permit, or says until when there is none.
-    pub(crate) fn lend(&mut self, config: &Config, ends: u64) -> Result<u32, u64> {
+    pub(crate) fn lend(&mut self, config: &Config, ends: u64, blames: bool) -> Result<u32, u64> {
         let taken = self.out.len() as u64 + u64::from(self.ok) + u64::from(self.bad);
         if taken >= u64::from(config.permits) {
             return Err(self.out.iter().map(|lease| lease.ends).min().unwrap_or(0));
         }
         self.next_id = self.next_id.wrapping_add(1);
-        self.out.push(Lease { id: self.next_id, ends });
+        self.out.push(Lease { id: self.next_id, ends, blames });
         Ok(self.next_id)
     }
 

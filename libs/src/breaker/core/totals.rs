@@ -1,6 +1,11 @@
 //! Counts since the start. Success has no counter of its own on the hot path: the windows know it.
 
-use super::sync::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{
+    admission::Reason,
+    sync::{AtomicU64, Ordering},
+};
 
 /// Counts since the breaker was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,8 +18,8 @@ pub struct Totals {
     pub overload: u64,
     /// Calls that say nothing about the peer.
     pub neutral: u64,
-    /// Calls refused here.
-    pub rejected: u64,
+    /// Calls refused here, by why.
+    pub rejected: Rejections,
     /// Results that came after a transition and were not counted.
     pub stale: u64,
     /// Abandoned calls that were judged a failure.
@@ -23,10 +28,33 @@ pub struct Totals {
     pub abandoned_neutral: u64,
     /// Times it opened.
     pub opened: u64,
+    /// How long it was open, all times together.
+    pub open_time: Duration,
     /// Probes whose lease ran out.
     pub probe_timeouts: u64,
     /// Calls that would have been refused, in shadow.
     pub would_reject: u64,
+}
+
+/// Calls refused here, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rejections {
+    /// The circuit was open.
+    pub open: u64,
+    /// The circuit was half-open and its probes were out.
+    pub half_open_saturated: u64,
+    /// The circuit recovered, and they were not in the share that passes.
+    pub recovering: u64,
+    /// An operator had forced it open.
+    pub forced_open: u64,
+}
+
+impl Rejections {
+    /// All of them.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.open + self.half_open_saturated + self.recovering + self.forced_open
+    }
 }
 
 /// One counter.
@@ -55,7 +83,8 @@ pub(crate) struct Counters {
     pub(crate) failure: Counter,
     pub(crate) overload: Counter,
     pub(crate) neutral: Counter,
-    pub(crate) rejected: Counter,
+    /// In the order of [`Reason`].
+    rejected: [Counter; 4],
     pub(crate) stale: Counter,
     pub(crate) abandoned_failure: Counter,
     pub(crate) abandoned_neutral: Counter,
@@ -71,7 +100,7 @@ impl Counters {
             failure: Counter::new(),
             overload: Counter::new(),
             neutral: Counter::new(),
-            rejected: Counter::new(),
+            rejected: std::array::from_fn(|_| Counter::new()),
             stale: Counter::new(),
             abandoned_failure: Counter::new(),
             abandoned_neutral: Counter::new(),
@@ -81,17 +110,24 @@ impl Counters {
         }
     }
 
-    pub(crate) fn totals(&self, success_in_windows: u64) -> Totals {
+    pub(crate) fn reject(&self, reason: Reason) {
+        self.rejected[reason as usize].add(1);
+    }
+
+    /// With what others know: the successes in the windows, and how long it was open.
+    pub(crate) fn totals(&self, success_in_windows: u64, open_time: Duration) -> Totals {
+        let [open, half_open_saturated, recovering, forced_open] = self.rejected.each_ref().map(Counter::get);
         Totals {
             success: success_in_windows + self.success_outside.get(),
             failure: self.failure.get(),
             overload: self.overload.get(),
             neutral: self.neutral.get(),
-            rejected: self.rejected.get(),
+            rejected: Rejections { open, half_open_saturated, recovering, forced_open },
             stale: self.stale.get(),
             abandoned_failure: self.abandoned_failure.get(),
             abandoned_neutral: self.abandoned_neutral.get(),
             opened: self.opened.get(),
+            open_time,
             probe_timeouts: self.probe_timeouts.get(),
             would_reject: self.would_reject.get(),
         }

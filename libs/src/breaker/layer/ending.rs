@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
-use super::super::{Class, Classes, rejection::CircuitOpen};
+use super::super::{Class, Classes, rejection::is_our_refusal};
 use super::watch::{Watch, rules};
 
 static STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -47,10 +47,13 @@ pub(super) fn by_code(watch: Watch, code: Code, headers: &HeaderMap) {
 
 #[cold]
 fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
-    if code == Code::Unavailable && refused_by_a_breaker(headers) {
+    if was_refused_on_the_way(code, headers) {
         return watch.finish(Class::Neutral);
     }
-    finish(watch, code, || pause(headers));
+    match rules(&watch).judged(|| whole_status(headers)) {
+        Some(class) => finish_as(watch, class, || pause(headers)),
+        None => finish(watch, code, || pause(headers)),
+    }
 }
 
 fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
@@ -60,10 +63,14 @@ fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
         // Somebody's deadline, whoever's clock it was.
         Code::Cancelled if usual => watch.finish_cancelled(),
         Code::DeadlineExceeded if usual => watch.finish_late(),
-        _ => match if matches!(class, Class::Overload | Class::Failure) { pause() } else { None } {
-            Some(pause) => watch.finish_with_pause(class, pause),
-            None => watch.finish(class),
-        },
+        _ => finish_as(watch, class, pause),
+    }
+}
+
+fn finish_as(watch: Watch, class: Class, pause: impl FnOnce() -> Option<Duration>) {
+    match if matches!(class, Class::Overload | Class::Failure) { pause() } else { None } {
+        Some(pause) => watch.finish_with_pause(class, pause),
+        None => watch.finish(class),
     }
 }
 
@@ -94,12 +101,15 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
             return watch.finish_late();
         }
         if let Some(status) = error.downcast_ref::<Status>() {
-            if CircuitOpen::from_status(status).is_some() {
+            if is_our_refusal(status) {
                 return watch.finish(Class::Neutral);
             }
             // tonic wraps what the transport reports into a status: what it wraps says more.
             if status.source().is_none() {
-                return finish(watch, status.code(), || pause_of(status));
+                return match rules(&watch).judged(|| Some(status.clone())) {
+                    Some(class) => finish_as(watch, class, || pause_of(status)),
+                    None => finish(watch, status.code(), || pause_of(status)),
+                };
             }
         }
         next = error.source();
@@ -115,20 +125,26 @@ pub(super) fn truncated(watch: Watch) {
 
 /// The pause that the peer asks for.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
-    if let Some(pushback) = headers.get(&PUSHBACK) {
-        let millis = pushback.to_str().ok().and_then(|text| text.parse().ok());
-        return millis.map(Duration::from_millis);
-    }
-    pause_of(&status_with_details(headers)?)
+    let pushback = headers.get(&PUSHBACK).and_then(|pushback| pushback.to_str().ok()?.parse().ok());
+    // "Not at all", -1, says nothing of when.
+    pushback.map(Duration::from_millis).or_else(|| pause_of(&status_with_details(headers)?))
 }
 
 fn pause_of(status: &Status) -> Option<Duration> {
     status.get_details_retry_info().and_then(|retry| retry.retry_delay).filter(|delay| !delay.is_zero())
 }
 
-/// Whether a breaker further on refused: an answer about somebody behind the peer, not about the peer.
-fn refused_by_a_breaker(headers: &HeaderMap) -> bool {
-    status_with_details(headers).is_some_and(|status| CircuitOpen::from_status(&status).is_some())
+/// Whether a breaker or a bulkhead further on refused: an answer about somebody behind the peer, not about the peer.
+pub(crate) fn was_refused_on_the_way(code: Code, headers: &HeaderMap) -> bool {
+    matches!(code, Code::Unavailable | Code::ResourceExhausted)
+        && status_with_details(headers).is_some_and(|status| is_our_refusal(&status))
+}
+
+/// The status with all it says.
+fn whole_status(headers: &HeaderMap) -> Option<Status> {
+    let mut headers = headers.clone();
+    drop_unreadable_details(&mut headers);
+    Status::from_header_map(&headers)
 }
 
 /// The status with its details. `Status::from_header_map` would panic on details that are not base64.

@@ -17,7 +17,8 @@ pub struct Methods(Arc<Inner>);
 struct Inner {
     registry: Registry,
     config: Config,
-    classes: Classes,
+    /// For methods that are judged otherwise, at the peer's own breaker.
+    special: HashMap<Box<str>, (Classes, BreakerLayer)>,
     /// What the names of the methods' breakers begin with.
     prefix: String,
     shared: BreakerLayer,
@@ -26,17 +27,34 @@ struct Inner {
 }
 
 impl Methods {
-    /// Breakers for the methods of the peer whose own is in `shared`, with its classes; at most `most`.
+    /// Breakers for the methods of the peer whose own is in `shared`, which judge as it does; at most `most`, which may be none.
     #[must_use]
     pub fn new(registry: Registry, shared: BreakerLayer, config: Config, most: usize) -> Self {
+        Self::with_classes(registry, shared, config, most, [])
+    }
+
+    /// The same, where some methods' codes are judged by other classes, whether they have breakers of their own or not. Each is named
+    /// by its path.
+    #[must_use]
+    pub fn with_classes(
+        registry: Registry,
+        shared: BreakerLayer,
+        config: Config,
+        most: usize,
+        classes: impl IntoIterator<Item = (Box<str>, Classes)>,
+    ) -> Self {
         let prefix = format!("{}/", shared.breaker().name());
-        let classes = shared.judged_by();
-        Self(Arc::new(Inner { registry, config, classes, prefix, shared, most, known: RwLock::default() }))
+        let special = |(path, classes)| (path, (classes, shared.clone().classes(classes)));
+        let special = classes.into_iter().map(special).collect();
+        Self(Arc::new(Inner { registry, config, special, prefix, shared, most, known: RwLock::default() }))
     }
 
     /// The layer of the method at this path, such as `/inventory.v1.InventoryQueryService/GetStock`.
     #[must_use]
     pub fn layer(&self, path: &str) -> BreakerLayer {
+        if self.0.most == 0 {
+            return self.0.shared(path).clone();
+        }
         if let Some(layer) = self.0.known.read().get(path) {
             return layer.clone();
         }
@@ -45,7 +63,7 @@ impl Methods {
 
     #[cold]
     fn meet(&self, path: &str) -> BreakerLayer {
-        let Inner { registry, config, classes, prefix, shared, most, known } = &*self.0;
+        let Inner { registry, config, special, prefix, shared, most, known } = &*self.0;
         let mut known = known.write();
         if let Some(layer) = known.get(path) {
             return layer.clone();
@@ -56,12 +74,23 @@ impl Methods {
             registry.evict(prefix);
         }
         if known.len() >= *most {
-            return shared.clone();
+            return self.0.shared(path).clone();
         }
         let name = format!("{prefix}{}", path.trim_start_matches('/'));
-        let layer = BreakerLayer::new(registry.breaker(&name, config)).classes(*classes);
+        let layer = shared.on(registry.breaker(&name, config));
+        let layer = match special.get(path) {
+            Some((classes, _)) => layer.classes(*classes),
+            None => layer,
+        };
         known.insert(path.into(), layer.clone());
         layer
+    }
+}
+
+impl Inner {
+    /// The peer's own breaker, as this method's codes are judged.
+    fn shared(&self, path: &str) -> &BreakerLayer {
+        self.special.get(path).map_or(&self.shared, |(_, layer)| layer)
     }
 }
 

@@ -12,6 +12,9 @@ mod methods;
 mod service;
 mod watch;
 
+#[cfg(feature = "rpc")]
+pub(crate) use self::{ending::was_refused_on_the_way, watch::Judge};
+
 pub use self::{
     body::CircuitBody,
     ending::{drop_unreadable_details, grpc_status},

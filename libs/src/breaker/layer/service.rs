@@ -7,13 +7,14 @@ use std::{
 };
 
 use http::{Request, Response};
+use tonic::Status;
 use tower::{Layer, Service};
 
 use super::{
-    super::{Breaker, Classes, rejection::Refusals},
+    super::{Breaker, Class, Classes, rejection::Refusals},
     BoxError, CircuitBody, ResponseFuture,
     grpc_timeout::grpc_timeout,
-    watch::{Handle, Shared},
+    watch::{Handle, Judge, Rules, Shared},
 };
 
 /// Puts a breaker before a channel.
@@ -24,12 +25,24 @@ impl BreakerLayer {
     /// A layer on this breaker, with the usual classes.
     #[must_use]
     pub fn new(breaker: Arc<Breaker>) -> Self {
-        Self::with(breaker, Classes::default(), Duration::from_secs(5))
+        let rules = Rules { classes: Classes::default(), judge: None, stream_commit: Duration::from_secs(5) };
+        Self::with(breaker, rules)
     }
 
-    fn with(breaker: Arc<Breaker>, classes: Classes, stream_commit: Duration) -> Self {
-        let refusals = Refusals::new(Arc::clone(breaker.name()));
-        Self(Handle(Arc::new(Shared { breaker, refusals, classes, stream_commit })))
+    fn with(breaker: Arc<Breaker>, rules: Rules) -> Self {
+        Self(Handle(Arc::new(Shared { breaker, refusals: Refusals::default(), rules })))
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Rules)) -> Self {
+        let mut rules = self.0.0.rules.clone();
+        change(&mut rules);
+        Self::with(Arc::clone(self.breaker()), rules)
+    }
+
+    /// A layer that judges as this one does, on another breaker.
+    #[must_use]
+    pub fn on(&self, breaker: Arc<Breaker>) -> Self {
+        Self::with(breaker, self.0.0.rules.clone())
     }
 
     /// The breaker.
@@ -51,19 +64,24 @@ impl BreakerLayer {
     /// Judges codes by other classes.
     #[must_use]
     pub fn classes(self, classes: Classes) -> Self {
-        Self::with(Arc::clone(self.breaker()), classes, self.0.0.stream_commit)
+        self.changed(|rules| rules.classes = classes)
     }
 
-    /// The classes it judges by.
+    /// Asks this about every error before its code is looked up: details may tell what the code doesn't. `None` leaves it to the
+    /// code.
     #[must_use]
-    pub fn judged_by(&self) -> Classes {
-        self.0.0.classes
+    pub fn judge(self, judge: impl Fn(&Status) -> Option<Class> + Send + Sync + 'static) -> Self {
+        self.judge_by(Judge::new(judge))
+    }
+
+    pub(crate) fn judge_by(self, judge: Judge) -> Self {
+        self.changed(|rules| rules.judge = Some(judge))
     }
 
     /// Takes a stream that has sent something for a success once it is so old; by default 5 s. How it ends counts again.
     #[must_use]
     pub fn stream_commit(self, age: Duration) -> Self {
-        Self::with(Arc::clone(self.breaker()), self.0.0.classes, age)
+        self.changed(|rules| rules.stream_commit = age)
     }
 }
 
@@ -116,7 +134,7 @@ where
         let BreakerLayer(handle) = &self.layer;
         match Breaker::admit_by(handle.clone(), grpc_timeout(request.headers())) {
             Ok(watch) => ResponseFuture::new(self.inner.call(request), watch),
-            Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(rejected)),
+            Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(handle, rejected)),
         }
     }
 }

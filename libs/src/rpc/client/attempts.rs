@@ -20,6 +20,7 @@ use tower::Service as _;
 use super::{
     endpoints::{EndpointFuture, Endpoints},
     retry::{Pushback, Retry},
+    unprocessed::was_not_processed,
 };
 use crate::{
     breaker::{
@@ -94,8 +95,14 @@ async fn call(
         Buffered::Stream(body) => return circuit.call(Request::from_parts(parts, body)).await,
     };
     retry.begin();
-    for attempt in 1.. {
+    let (mut attempt, mut sent_again) = (1, false);
+    loop {
         let answer = circuit.call(request_again(&parts, &body, attempt, deadline)).await;
+        // The first attempt in all but name: nobody has worked on it.
+        if !sent_again && answer.as_ref().is_err_and(|error| was_not_processed(&**error)) {
+            sent_again = true;
+            continue;
+        }
         let Some(pushback) = worth_another(&retry, &answer) else {
             if answer.as_ref().is_ok_and(|response| layer::grpc_status(response.headers()).is_none()) {
                 retry.succeeded();
@@ -107,11 +114,11 @@ async fn call(
                 // What was answered goes before the wait: it holds a place in the connection.
                 drop(answer);
                 sleep(pause).await;
+                attempt += 1;
             }
             _ => return answer,
         }
     }
-    Err(Status::internal("attempts are counted and bounded").into())
 }
 
 fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Instant>) -> Request<Body> {
@@ -133,6 +140,9 @@ fn worth_another(retry: &Retry, answer: &Answer) -> Option<Pushback> {
     match answer {
         Ok(response) => {
             let code = layer::grpc_status(response.headers())?;
+            if layer::was_refused_on_the_way(code, response.headers()) {
+                return None;
+            }
             retry.codes.contains(&code).then(|| Pushback::of(response.headers()))
         }
         Err(error) => match error.downcast_ref::<Status>() {

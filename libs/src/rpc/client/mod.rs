@@ -18,6 +18,7 @@ mod peer;
 mod peers;
 mod retry;
 mod timeout;
+mod unprocessed;
 
 pub use self::{
     address::{PeerAddress, PeerError},

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use tonic::Status;
+
 use super::Retry;
-use crate::breaker::{Classes, Config};
+use crate::breaker::{BreakerLayer, Class, Classes, Config, layer::Judge};
 
 /// How a peer is called.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct PeerOptions {
     /// What follows the peer's name in the breaker's, for channels that are judged apart.
     pub(super) apart: Option<&'static str>,
     pub(super) classes: Classes,
+    pub(super) method_classes: Vec<(Box<str>, Classes)>,
+    pub(super) judge: Option<Judge>,
     pub(super) methods: Option<usize>,
     pub(super) most_calls: Option<usize>,
     pub(super) retry: Option<Retry>,
@@ -32,6 +36,8 @@ impl PeerOptions {
             breaker: Config::default(),
             apart: None,
             classes: Classes::default(),
+            method_classes: Vec::new(),
+            judge: None,
             methods: None,
             most_calls: None,
             retry: None,
@@ -108,6 +114,28 @@ impl PeerOptions {
     pub fn classes(mut self, classes: Classes) -> Self {
         self.classes = classes;
         self
+    }
+
+    /// Judges the codes of one method by other classes: `/inventory.v1.InventoryQueryService/GetStock`, say.
+    pub fn method_classes(mut self, path: &str, classes: Classes) -> Self {
+        self.method_classes.push((format!("/{}", path.trim_start_matches('/')).into(), classes));
+        self
+    }
+
+    /// Asks this about every error before its code is looked up: details may tell what the code doesn't. `None` leaves it to the
+    /// code.
+    pub fn judge(mut self, judge: impl Fn(&Status) -> Option<Class> + Send + Sync + 'static) -> Self {
+        self.judge = Some(Judge::new(judge));
+        self
+    }
+
+    /// A layer that judges calls as these options say.
+    pub(super) fn judged(&self, layer: BreakerLayer) -> BreakerLayer {
+        let layer = layer.classes(self.classes);
+        match self.judge.clone() {
+            Some(judge) => layer.judge_by(judge),
+            None => layer,
+        }
     }
 }
 

@@ -99,9 +99,12 @@ impl Peers {
             None => self.registry.breaker(name, &options.breaker),
             Some(apart) => self.registry.breaker(&format!("{name}/{apart}"), &options.breaker),
         };
-        let layer = BreakerLayer::new(breaker).classes(options.classes);
-        let per_method = |most| Methods::new(self.registry.clone(), layer.clone(), options.breaker.clone(), most);
-        let methods = options.methods.map(per_method);
+        let layer = options.judged(BreakerLayer::new(breaker));
+        let classes = options.method_classes.clone();
+        let methods = (options.methods.is_some() || !classes.is_empty()).then(|| {
+            let most = options.methods.unwrap_or(0);
+            Methods::with_classes(self.registry.clone(), layer.clone(), options.breaker.clone(), most, classes)
+        });
         Ok(Peer::new(name, Endpoints::new(endpoints), &layer, methods, options, self.on_request.clone()))
     }
 
@@ -115,7 +118,7 @@ impl Peers {
             [_] => Arc::new(Breaker::new(name, options.ejection.clone())),
             _ => self.registry.breaker(&format!("{name}/{place}"), &options.ejection),
         };
-        Ok(Endpoint { channels, ejection: BreakerLayer::new(breaker).classes(options.classes) })
+        Ok(Endpoint { channels, ejection: options.judged(BreakerLayer::new(breaker)) })
     }
 
     fn transport(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {

@@ -1,11 +1,12 @@
 //! Every error that leaves a server carries `google.rpc` details, also those that tonic makes by itself.
 
-use http::{HeaderMap, header::HeaderName};
+use http::{HeaderMap, HeaderValue, header::HeaderName};
 use tonic::{Code, Status};
 
-use crate::refusal::Refusal;
+use crate::{breaker::CircuitOpen, refusal::Refusal};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// The code in headers or trailers, if there is one.
@@ -17,6 +18,10 @@ pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
 pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
     let status = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)?;
     if headers.contains_key(DETAILS) {
+        // A breaker's refusal, passed on: whoever would try again here would come to the same open circuit.
+        if CircuitOpen::from_status(&status).is_some() {
+            headers.entry(PUSHBACK).or_insert(HeaderValue::from_static("-1"));
+        }
         return Some(status);
     }
     let message = match status.code() {
@@ -82,6 +87,24 @@ mod tests {
         let mut headers = headers(&refusal.clone().into_status("inventory"));
         complete(&mut headers, "tea", "/a/B");
         assert_eq!(Refusal::from_status(&Status::from_header_map(&headers).expect("a status")), refusal);
+    }
+
+    #[test]
+    fn a_breakers_refusal_that_is_passed_on_says_not_to_try_again() {
+        let open = CircuitOpen {
+            breaker: "shipping".into(),
+            reason: crate::breaker::Reason::Open,
+            cause: None,
+            retry_after: std::time::Duration::from_secs(1),
+            generation: 1,
+        };
+        let mut refused = headers(&open.into_status());
+        complete(&mut refused, "order", "/a/B");
+        assert_eq!(refused.get(PUSHBACK).map(HeaderValue::as_bytes), Some(&b"-1"[..]));
+        let mut own =
+            headers(&Refusal::unavailable("DRAINING", "going", std::time::Duration::ZERO).into_status("order"));
+        complete(&mut own, "order", "/a/B");
+        assert_eq!(own.get(PUSHBACK), None);
     }
 
     #[test]
