@@ -77,6 +77,17 @@ impl Registry {
         before - breakers.len()
     }
 
+    /// Forgets a breaker whatever it has seen, unless anybody holds it, and answers whether it is gone.
+    #[cfg(feature = "rpc")]
+    pub(crate) fn forget(&self, name: &str) -> bool {
+        let mut breakers = self.0.breakers.write();
+        let held = breakers.get(name).is_some_and(|breaker| Arc::strong_count(breaker) > 1);
+        if !held {
+            breakers.remove(name);
+        }
+        !held
+    }
+
     /// All breakers whose name begins so, by name.
     #[must_use]
     pub fn list(&self, prefix: &str) -> Vec<Arc<Breaker>> {

@@ -6,16 +6,18 @@
 //! | bulkhead | a slow peer takes a bounded number of calls with it |
 //! | retry | each attempt is judged below; a breaker's refusal is final. Never on a saga's channel |
 //! | breaker | counts attempts, not calls |
-//! | endpoints | calls go round the addresses; one that keeps failing is passed over |
+//! | endpoints | calls go round the addresses, also those that one name stands for; one that keeps failing is passed over |
 //! | connections | made when first needed, so services start in any order |
 
 mod address;
 mod attempts;
 mod bulkhead;
 mod endpoints;
+mod follow;
 mod options;
 mod peer;
 mod peers;
+mod place;
 mod retry;
 mod timeout;
 mod unprocessed;
@@ -27,6 +29,7 @@ pub use self::{
     options::PeerOptions,
     peer::{Peer, PeerBody, PeerFuture},
     peers::{OnRequest, Peers},
+    place::Lookup,
     retry::Retry,
     timeout::{TimeoutBody, TimeoutFuture},
 };

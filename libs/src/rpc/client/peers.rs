@@ -8,6 +8,8 @@ use tonic::transport::{self, Certificate, ClientTlsConfig};
 use super::{
     Peer, PeerAddress, PeerError, PeerOptions,
     endpoints::{Endpoint, Endpoints},
+    follow::Follower,
+    place::{Lookup, Place, system_lookup},
 };
 use crate::breaker::{Breaker, BreakerLayer, Methods, Registry};
 
@@ -33,6 +35,7 @@ pub struct Peers {
     registry: Registry,
     authority: Option<Certificate>,
     on_request: Option<OnRequest>,
+    lookup: Lookup,
 }
 
 impl Peers {
@@ -46,7 +49,7 @@ impl Peers {
             let address: PeerAddress = format!("{name}={uri}").parse()?;
             addresses.insert(address.name, address.uris);
         }
-        let mut peers = Self { addresses, registry, authority: None, on_request: None };
+        let mut peers = Self { addresses, registry, authority: None, on_request: None, lookup: system_lookup() };
         for PeerAddress { name, uris } in given {
             *peers.addresses_mut(&name)? = uris;
         }
@@ -65,6 +68,17 @@ impl Peers {
     pub fn on_request(mut self, hook: OnRequest) -> Self {
         self.on_request = Some(hook);
         self
+    }
+
+    /// Looks names up by something else than the operating system.
+    #[must_use]
+    pub fn looked_up_by(mut self, lookup: Lookup) -> Self {
+        self.lookup = lookup;
+        self
+    }
+
+    pub(super) const fn lookup(&self) -> &Lookup {
+        &self.lookup
     }
 
     /// The registry that holds the peers' breakers.
@@ -88,13 +102,13 @@ impl Peers {
     }
 
     /// A channel to a peer. It connects when it is first called, so services start in any order; call it inside a tokio
-    /// runtime. Channels to the same peer share its breaker, which has the peer's name.
+    /// runtime. Channels to the same peer share its breaker, which has the peer's name. A host's name that stands for several
+    /// addresses is as good as all of them typed; it is looked up every 30 s, and within a second or two when one of them is out.
     ///
     /// # Errors
     /// When there is no such peer, or its address asks for a TLS that cannot be had.
     pub fn connect_with(&self, name: &str, options: &PeerOptions) -> Result<Peer, PeerError> {
-        let uris = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
-        let endpoints = uris.iter().map(|uri| self.endpoint(name, uri, options)).collect::<Result<_, _>>()?;
+        let endpoints = self.endpoints(name, options)?;
         let breaker = match options.apart {
             None => self.registry.breaker(name, &options.breaker),
             Some(apart) => self.registry.breaker(&format!("{name}/{apart}"), &options.breaker),
@@ -105,24 +119,43 @@ impl Peers {
             let most = options.methods.unwrap_or(0);
             Methods::with_classes(self.registry.clone(), layer.clone(), options.breaker.clone(), most, classes)
         });
-        Ok(Peer::new(name, Endpoints::new(endpoints), &layer, methods, options, self.on_request.clone()))
+        Ok(Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone()))
     }
 
-    /// One address: its connections, and the breaker that passes it over when there are others.
-    fn endpoint(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<Endpoint, PeerError> {
-        let transport = self.transport(name, uri, options)?;
+    /// The addresses of a peer, which are kept current.
+    pub(super) fn endpoints(&self, name: &str, options: &PeerOptions) -> Result<Endpoints, PeerError> {
+        let uris = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
+        let several = uris.len() > 1;
+        let typed = |uri: &Uri| self.endpoint(name, &Place::typed(uri.clone()), several, options);
+        let endpoints = Endpoints::new(uris.iter().map(typed).collect::<Result<_, _>>()?);
+        Follower::new(self, name, uris, options).start(&endpoints);
+        Ok(endpoints)
+    }
+
+    /// One address, alone or of several: its connections, and the breaker that passes it over when there are others.
+    pub(super) fn endpoint(
+        &self,
+        name: &str,
+        place: &Place,
+        several: bool,
+        options: &PeerOptions,
+    ) -> Result<Endpoint, PeerError> {
+        let transport = self.transport(name, place, options)?;
         let channels = (0..options.connections.max(1)).map(|_| transport.connect_lazy()).collect();
-        let place = uri.authority().map_or("", |authority| authority.as_str());
-        let breaker = match self.addresses(name) {
+        let breaker = if several {
+            self.registry.breaker(&format!("{name}/{}", place.authority()), &options.ejection)
+        } else {
             // A single address is never passed over, so its breaker is not for showing.
-            [_] => Arc::new(Breaker::new(name, options.ejection.clone())),
-            _ => self.registry.breaker(&format!("{name}/{place}"), &options.ejection),
+            Arc::new(Breaker::new(name, options.ejection.clone()))
         };
-        Ok(Endpoint { channels, ejection: options.judged(BreakerLayer::new(breaker)) })
+        Ok(Endpoint { place: place.clone(), channels, ejection: options.judged(BreakerLayer::new(breaker)) })
     }
 
-    fn transport(&self, name: &str, uri: &Uri, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {
-        let endpoint = transport::Endpoint::from(uri.clone())
+    fn transport(&self, name: &str, place: &Place, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {
+        let uri = &place.uri;
+        // Whatever address it is, the call is for the name.
+        let endpoint = transport::Endpoint::from(place.target())
+            .origin(uri.clone())
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .tcp_keepalive(Some(Duration::from_secs(30)))
@@ -135,7 +168,12 @@ impl Peers {
         let wrong = |why: String| PeerError::Tls { name: name.to_owned(), uri: uri.to_string(), why };
         let authority =
             self.authority.clone().ok_or_else(|| wrong("give the authority to trust by --tls-ca".into()))?;
-        endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority)).map_err(|error| wrong(error.to_string()))
+        let tls = ClientTlsConfig::new().ca_certificate(authority);
+        let tls = match (place.address, uri.host()) {
+            (Some(_), Some(host)) => tls.domain_name(host),
+            _ => tls,
+        };
+        endpoint.tls_config(tls).map_err(|error| wrong(error.to_string()))
     }
 
     fn addresses_mut(&mut self, name: &str) -> Result<&mut Vec<Uri>, PeerError> {

@@ -1,0 +1,165 @@
+//! Keeps a peer's addresses current: names are looked up again, and who is gone is forgotten.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use http::Uri;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    PeerOptions, Peers,
+    endpoints::{Endpoint, Endpoints, Shared},
+    place::{self, Place},
+};
+
+/// Between two lookups while all addresses answer, and the least time while one is out.
+const PERIOD: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(1);
+
+/// Whoever keeps the addresses of one channel to a peer.
+pub(super) struct Follower {
+    peers: Peers,
+    name: String,
+    uris: Vec<Uri>,
+    options: PeerOptions,
+    /// Breakers of addresses that are gone, while calls to them are under way.
+    gone: Vec<String>,
+}
+
+impl Follower {
+    pub(super) fn new(peers: &Peers, name: &str, uris: &[Uri], options: &PeerOptions) -> Self {
+        let (peers, name, uris, options) = (peers.clone(), name.to_owned(), uris.to_vec(), options.clone());
+        Self { peers, name, uris, options, gone: Vec::new() }
+    }
+
+    /// Follows from now on, as long as anybody holds the endpoints. Without a name there is nothing to follow.
+    pub(super) fn start(self, endpoints: &Endpoints) {
+        if self.uris.iter().any(|uri| place::name(uri).is_some()) {
+            tokio::spawn(self.run(Arc::downgrade(endpoints.shared())));
+        }
+    }
+
+    async fn run(mut self, endpoints: Weak<Shared>) {
+        loop {
+            let found = self.look().await;
+            let Some(shared) = endpoints.upgrade() else { return };
+            if let Some(places) = found {
+                self.move_to(&shared, &places);
+            }
+            drop(shared);
+            sleep(SOON).await;
+            let Some(shared) = endpoints.upgrade() else { return };
+            // An error is time that is over.
+            let _ = timeout(PERIOD - SOON, shared.doubted()).await;
+        }
+    }
+
+    /// All places, or none while a name cannot be looked up: then those that are known stay.
+    async fn look(&self) -> Option<Vec<Place>> {
+        let mut all = Vec::new();
+        for uri in &self.uris {
+            match place::places(uri, self.peers.lookup()).await {
+                Ok(places) => all.extend(places),
+                Err(error) => {
+                    tracing::debug!(peer = self.name, %uri, %error, "a name cannot be looked up");
+                    return None;
+                }
+            }
+        }
+        Some(all)
+    }
+
+    fn move_to(&mut self, endpoints: &Shared, places: &[Place]) {
+        let held = endpoints.all();
+        if !held.iter().map(|endpoint| &endpoint.place).eq(places) {
+            let several = places.len() > 1;
+            let stays = |place: &Place| held.iter().find(|endpoint| several && endpoint.place == *place).cloned();
+            let make = |place: &Place| self.peers.endpoint(&self.name, place, several, &self.options);
+            let all: Result<Vec<Endpoint>, _> =
+                places.iter().map(|place| stays(place).map_or_else(|| make(place), Ok)).collect();
+            match all {
+                Ok(all) => {
+                    tracing::info!(peer = self.name, from = ?held, to = ?places, "addresses changed");
+                    endpoints.replace(all);
+                    if held.len() > 1 {
+                        self.gone.extend(held.iter().map(|endpoint| endpoint.ejection.breaker().name().to_string()));
+                    }
+                }
+                // It could be set up when the peer was named.
+                Err(error) => tracing::warn!(peer = self.name, %error, "new addresses are not used"),
+            }
+        }
+        drop(held);
+        let registry = self.peers.registry();
+        self.gone.retain(|name| !registry.forget(name));
+        // Those that are in use again are nobody's to forget.
+        let used: Vec<Arc<str>> =
+            endpoints.all().iter().map(|endpoint| Arc::clone(endpoint.ejection.breaker().name())).collect();
+        self.gone.retain(|name| used.iter().all(|used| **used != **name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, net::SocketAddr};
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::breaker::{Class, Registry};
+
+    type Answer = io::Result<Vec<SocketAddr>>;
+
+    /// A peer named "pod" whose addresses are what the answer says.
+    fn followed(answer: &Arc<Mutex<Option<Vec<u8>>>>) -> (Endpoints, Registry) {
+        let answer = Arc::clone(answer);
+        let lookup = move |_: String, port: u16| -> Answer {
+            let numbers = answer.lock().clone().ok_or_else(|| io::Error::other("no such name"))?;
+            Ok(numbers.into_iter().map(|number| SocketAddr::from(([10, 0, 0, number], port))).collect())
+        };
+        let registry = Registry::new();
+        let peers = Peers::new(registry.clone(), &[("pod", "http://pod:1")], Vec::new()).expect("well formed");
+        let peers = peers.looked_up_by(Arc::new(move |host, port| Box::pin(std::future::ready(lookup(host, port)))));
+        (peers.endpoints("pod", &PeerOptions::saga()).expect("known"), registry)
+    }
+
+    async fn after(time: Duration, endpoints: &Endpoints) -> String {
+        sleep(time).await;
+        format!("{endpoints:?}")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_come_and_go_and_a_name_that_cannot_be_looked_up_changes_nothing() {
+        let answer = Arc::new(Mutex::new(None));
+        let (endpoints, registry) = followed(&answer);
+        let (moment, period) = (Duration::from_millis(1), PERIOD + SOON);
+        assert_eq!(after(moment, &endpoints).await, "[pod:1]");
+        *answer.lock() = Some(vec![1, 2]);
+        assert_eq!(after(period, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
+        *answer.lock() = None;
+        assert_eq!(after(period, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
+        let names = || registry.list("pod/").iter().map(|breaker| breaker.name().to_string()).collect::<Vec<_>>();
+        assert_eq!(names(), ["pod/10.0.0.1:1", "pod/10.0.0.2:1"]);
+        *answer.lock() = Some(vec![2, 3]);
+        assert_eq!(after(period, &endpoints).await, "[10.0.0.2:1, 10.0.0.3:1]");
+        assert_eq!(names(), ["pod/10.0.0.2:1", "pod/10.0.0.3:1"], "who is gone is forgotten");
+        *answer.lock() = Some(vec![3]);
+        assert_eq!(after(period, &endpoints).await, "[pod:1]");
+        assert_eq!(names(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_out_has_the_name_looked_up_soon() {
+        let answer = Arc::new(Mutex::new(Some(vec![1, 2])));
+        let (mut endpoints, registry) = followed(&answer);
+        assert_eq!(after(2 * SOON, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
+        let first = registry.get("pod/10.0.0.1:1").expect("shown");
+        (0..3).for_each(|_| first.admit().expect("closed").finish(Class::Failure));
+        *answer.lock() = Some(vec![2, 3]);
+        // It is found out when a call is to go somewhere, and what has not opened yet is told before it is next asked.
+        drop(tower::Service::call(&mut endpoints, http::Request::default()));
+        assert_eq!(after(2 * SOON, &endpoints).await, "[10.0.0.2:1, 10.0.0.3:1]");
+    }
+}
