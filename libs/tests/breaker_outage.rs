@@ -1,11 +1,12 @@
-//! An outage in virtual time: many clients, one server of limited capacity, ten seconds in which it answers nothing. What reaches the
-//! server, how soon the circuits open, how soon all is well again, and that they stay closed then. The same seed, the same run.
+//! An outage in virtual time: many clients, one server of limited capacity, ten seconds in which it answers nothing, or only half of
+//! what is asked. What reaches the server, how soon the circuits open, how soon all is well again, and that they stay closed then. The
+//! same seed, the same run.
 #![cfg(feature = "breaker")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that publishes its curve")]
 
 use std::{sync::Arc, time::Duration};
 
-use libs::breaker::{Breaker, Class, Config, ManualClock, State};
+use libs::breaker::{Breaker, Class, Config, ManualClock, Rate, State};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 const TICK: Duration = Duration::from_millis(10);
@@ -22,6 +23,19 @@ enum Policy {
     Retries,
     /// The same with a budget of a tenth, behind a breaker.
     Breaker,
+    /// The same behind a breaker that throttles instead of opening.
+    Throttle,
+}
+
+impl Policy {
+    fn config(self) -> Config {
+        let builder = Config::builder();
+        let builder = match self {
+            Self::Throttle => builder.failure_rate(None).throttle(Rate::percent(200)),
+            Self::Retries | Self::Breaker => builder,
+        };
+        builder.build().unwrap()
+    }
 }
 
 struct Client {
@@ -40,6 +54,8 @@ struct Run {
     /// Requests, and calls that reached the server, while it was out and in the five seconds after.
     requests: usize,
     calls: usize,
+    /// Requests answered while it was out.
+    answered: usize,
     /// When every circuit had opened, after the outage began.
     open_after: Option<usize>,
     /// When at least 95 % of a second's requests were answered, after it ended.
@@ -50,11 +66,12 @@ struct Run {
     curve: Vec<usize>,
 }
 
-fn run(policy: Policy, seed: u64) -> Run {
+/// `left` is what the server can answer in a tick of the outage.
+fn run(policy: Policy, left: usize, seed: u64) -> Run {
     let clock = Arc::new(ManualClock::default());
     let mut random = StdRng::seed_from_u64(seed);
     let new = |at: usize| Client {
-        breaker: Arc::new(Breaker::with_seed("peer", Config::default(), clock.clone(), seed + at as u64)),
+        breaker: Arc::new(Breaker::with_seed("peer", policy.config(), clock.clone(), seed + at as u64)),
         budget: 10.0,
         has_opened: false,
         openings: 0,
@@ -75,7 +92,7 @@ fn run(policy: Policy, seed: u64) -> Run {
                 client.budget = (client.budget + 0.1).min(10.0);
                 let mut sent = 0;
                 for attempt in 0..3 {
-                    if attempt > 0 && policy == Policy::Breaker {
+                    if attempt > 0 && policy != Policy::Retries {
                         if client.budget < 1.0 {
                             break;
                         }
@@ -83,19 +100,20 @@ fn run(policy: Policy, seed: u64) -> Run {
                     }
                     let permit = match policy {
                         Policy::Retries => None,
-                        Policy::Breaker => match client.breaker.admit() {
+                        Policy::Breaker | Policy::Throttle => match client.breaker.admit() {
                             Ok(permit) => Some(permit),
                             Err(_) => break,
                         },
                     };
                     sent += 1;
                     load += 1;
-                    let well = !out && load <= CAPACITY;
+                    let well = load <= if out { left } else { CAPACITY };
                     if let Some(permit) = permit {
                         permit.finish(if well { Class::Success } else { Class::Failure });
                     }
                     if well {
                         answered += 1;
+                        run.answered += usize::from(out);
                         break;
                     }
                 }
@@ -128,8 +146,8 @@ fn run(policy: Policy, seed: u64) -> Run {
 #[test]
 fn an_outage_is_not_amplified_ends_when_it_ends_and_does_not_come_back() {
     for seed in 0..20 {
-        let alone = run(Policy::Retries, seed);
-        let guarded = run(Policy::Breaker, seed);
+        let alone = run(Policy::Retries, 0, seed);
+        let guarded = run(Policy::Breaker, 0, seed);
         let amplified = |run: &Run| run.calls as f64 / run.requests as f64;
         let (before, after) = (amplified(&alone), amplified(&guarded));
         if seed == 0 {
@@ -157,5 +175,29 @@ fn an_outage_is_not_amplified_ends_when_it_ends_and_does_not_come_back() {
             guarded.well_after
         );
         assert_eq!(guarded.reopened, 0, "seed {seed}: circuits opened again: {:?}", guarded.curve);
+    }
+}
+
+#[test]
+fn of_a_peer_that_can_do_half_a_throttle_keeps_more_than_a_circuit_that_opens() {
+    for seed in 0..5 {
+        let left = CAPACITY / 3;
+        let [alone, opens, throttles] =
+            [Policy::Retries, Policy::Breaker, Policy::Throttle].map(|policy| run(policy, left, seed));
+        let possible = left * OUTAGE.len();
+        if seed == 0 {
+            for (name, run) in [("retries alone", &alone), ("breaker", &opens), ("throttle", &throttles)] {
+                println!(
+                    "{name}: {:.2} calls a request, {} % of what the server could do, answered a second: {:?}",
+                    run.calls as f64 / run.requests as f64,
+                    run.answered * 100 / possible,
+                    run.curve,
+                );
+            }
+        }
+        assert!(throttles.calls * 10 <= throttles.requests * 12, "seed {seed}: {throttles:?}");
+        assert!(throttles.answered > opens.answered, "seed {seed}: {} and {}", throttles.answered, opens.answered);
+        assert!(throttles.answered * 10 >= possible * 9, "seed {seed}: {} of {possible}", throttles.answered);
+        assert!(throttles.well_after.is_some_and(|ticks| ticks <= 1_500), "seed {seed}: {:?}", throttles.well_after);
     }
 }

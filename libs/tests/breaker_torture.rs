@@ -306,7 +306,7 @@ fn it_says_how_long_it_was_open_and_whom_it_refused_why() {
     drop(breaker.admit());
     let totals = breaker.snapshot().totals;
     assert_eq!(totals.open_time, SECOND, "half-open, recovering and forced open are something else");
-    let once = Rejections { open: 1, half_open_saturated: 1, recovering: 1, forced_open: 1 };
+    let once = Rejections { open: 1, half_open_saturated: 1, recovering: 1, forced_open: 1, throttled: 0 };
     assert_eq!((totals.rejected, totals.rejected.sum()), (once, 4));
 }
 
@@ -409,6 +409,39 @@ fn a_ramp_lets_calls_back_in_bit_by_bit_and_a_relapse_opens_at_once() {
     clock.advance(SECOND * 10);
     finish(&breaker, Class::Success, 1);
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn a_throttle_asks_no_more_than_twice_of_what_is_accepted_and_lets_go_when_all_is_well() {
+    let config = Config::builder().failure_rate(None).throttle(Rate::percent(200)).time_window(SECOND * 10, 10);
+    let (breaker, clock) = breaker(config.min_calls(20));
+    // Of ten requests in a tick of 10 ms the peer accepts the first two that reach it, for two windows long.
+    let mut reached = 0;
+    for tick in 0..2_000 {
+        let mut this_tick = 0;
+        for _ in 0..10 {
+            if let Ok(permit) = breaker.admit() {
+                this_tick += 1;
+                permit.finish(if this_tick <= 2 { Class::Success } else { Class::Overload });
+            }
+        }
+        reached += if tick < 1_000 { 0 } else { this_tick };
+        clock.advance(MS * 10);
+    }
+    assert!((3_600..=4_400).contains(&reached), "2,000 are accepted, and {reached} of 10,000 are let through");
+    let shown = breaker.snapshot();
+    assert_eq!((shown.state, shown.totals.rejected.sum()), (State::Closed, shown.totals.rejected.throttled));
+    let mut refused_last = 0;
+    for second in 0..60 {
+        for _ in 0..1_000 {
+            match breaker.admit() {
+                Ok(permit) => permit.finish(Class::Success),
+                Err(_) => refused_last = second,
+            }
+        }
+        clock.advance(SECOND);
+    }
+    assert!(refused_last <= 10, "refused {refused_last} s after all was well: longer than the window");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `breaker.state` | 0 closed, 1 open, 2 half-open, 3 recovering | `breaker.name` |
 //! | `breaker.calls` | `{call}` | `breaker.name`, `outcome`: success, failure, overload, neutral |
-//! | `breaker.rejected` | `{call}` | `breaker.name`, `reason`: open, half_open_saturated, recovering, forced_open |
+//! | `breaker.rejected` | `{call}` | `breaker.name`, `reason`: open, half_open_saturated, recovering, forced_open, throttled |
 //! | `breaker.would_reject` | `{call}` | `breaker.name` |
 //! | `breaker.stale` | `{call}` | `breaker.name` |
 //! | `breaker.abandoned` | `{call}` | `breaker.name`, `judged`: failure, neutral |
@@ -39,6 +39,7 @@ pub fn observe(registry: &Registry, meter: &Meter) {
             (Some(("reason", "half_open_saturated")), |totals| totals.rejected.half_open_saturated),
             (Some(("reason", "recovering")), |totals| totals.rejected.recovering),
             (Some(("reason", "forced_open")), |totals| totals.rejected.forced_open),
+            (Some(("reason", "throttled")), |totals| totals.rejected.throttled),
         ],
     );
     count(

@@ -28,7 +28,7 @@ pub struct CircuitOpen {
 }
 
 impl Reason {
-    const ALL: [Self; 4] = [Self::Open, Self::HalfOpenSaturated, Self::Recovering, Self::ForcedOpen];
+    const ALL: [Self; 5] = [Self::Open, Self::HalfOpenSaturated, Self::Recovering, Self::ForcedOpen, Self::Throttled];
 
     /// The ErrorInfo reason, stable for ever.
     #[must_use]
@@ -38,6 +38,7 @@ impl Reason {
             Self::HalfOpenSaturated => "HALF_OPEN_SATURATED",
             Self::Recovering => "RECOVERING",
             Self::ForcedOpen => "FORCED_OPEN",
+            Self::Throttled => "THROTTLED",
         }
     }
 

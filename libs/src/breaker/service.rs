@@ -202,7 +202,7 @@ fn view(breaker: &Breaker) -> pb::Breaker {
 }
 
 fn counted(totals: Totals) -> pb::Totals {
-    let Rejections { open, half_open_saturated, recovering, forced_open } = totals.rejected;
+    let Rejections { open, half_open_saturated, recovering, forced_open, throttled } = totals.rejected;
     pb::Totals {
         success: totals.success,
         failure: totals.failure,
@@ -215,8 +215,14 @@ fn counted(totals: Totals) -> pb::Totals {
         would_reject: totals.would_reject,
         abandoned_failure: totals.abandoned_failure,
         abandoned_neutral: totals.abandoned_neutral,
-        rejections: Some(pb::Rejections { open, half_open_saturated, recovering, forced_open }),
-        open_time: totals.open_time.try_into().ok(),
+        rejections: (totals.rejected.sum() > 0).then_some(pb::Rejections {
+            open,
+            half_open_saturated,
+            recovering,
+            forced_open,
+            throttled,
+        }),
+        open_time: Some(totals.open_time).filter(|time| !time.is_zero()).and_then(|time| time.try_into().ok()),
     }
 }
 

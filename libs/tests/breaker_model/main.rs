@@ -81,7 +81,7 @@ prop_compose! {
         lenient in (any::<bool>(), any::<bool>()),
         ramp in prop_oneof![Just(0), 1..5_000 * MS],
         abandon_after in 1..2_000 * MS,
-        min_blame in 0..50 * MS,
+        last in (0..50 * MS, prop::option::of(100..=400_u32)),
     ) -> Settings {
         let armed = armed || (failure_percent.is_none() && slow.is_none());
         Settings {
@@ -103,7 +103,8 @@ prop_compose! {
             on_undecided: if lenient.1 { Undecided::CloseOnSuccess } else { Undecided::Open },
             ramp,
             abandon_after,
-            min_blame,
+            min_blame: last.0,
+            throttle_percent: last.1.filter(|_| !count),
         }
     }
 }
@@ -178,6 +179,7 @@ impl Pair {
                     settings.window = self.model.settings.window;
                     if let Window::Count { calls } = settings.window {
                         settings.min_calls = settings.min_calls.min(calls);
+                        settings.throttle_percent = None;
                     }
                 }
                 match self.breaker.reconfigure(settings.config()) {

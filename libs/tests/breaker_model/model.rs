@@ -14,6 +14,7 @@ pub(crate) struct Settings {
     pub(crate) failure_percent: Option<u32>,
     pub(crate) consecutive: Option<u32>,
     pub(crate) slow: Option<(u64, u32)>,
+    pub(crate) throttle_percent: Option<u32>,
     pub(crate) open_base: u64,
     pub(crate) open_multiplier: u32,
     pub(crate) open_cap: u64,
@@ -44,6 +45,7 @@ impl Settings {
             .failure_rate(self.failure_percent.map(Rate::percent))
             .consecutive_failures(self.consecutive)
             .slow_calls(slow)
+            .throttle(self.throttle_percent.map(Rate::percent))
             .open_for(nanos(self.open_base), self.open_multiplier, nanos(self.open_cap))
             .jitter(Rate::percent(0))
             .decay(nanos(self.decay))
@@ -110,6 +112,7 @@ pub(crate) struct Model {
     opened_at: u64,
     pub(crate) last_cause: Option<Cause>,
     records: Vec<Record>,
+    refused: Vec<u64>,
     run: u32,
     at_opening: (u64, u64, u64),
     leases: Vec<Lease>,
@@ -137,6 +140,7 @@ impl Model {
             opened_at: 0,
             last_cause: None,
             records: Vec::new(),
+            refused: Vec::new(),
             run: 0,
             at_opening: (0, 0, 0),
             leases: Vec::new(),
@@ -165,15 +169,43 @@ impl Model {
         let within: Vec<&Record> = match self.settings.window {
             Window::Count { calls } => self.records.iter().rev().take(calls as usize).collect(),
             Window::Time { length, buckets } => {
-                let width = length.as_nanos() as u64 / u64::from(buckets);
-                let newest = self.now / width;
-                let old = |record: &&Record| record.at / width + u64::from(buckets) > newest;
-                self.records.iter().filter(old).collect()
+                self.records.iter().filter(|record| self.is_recent(record.at, length, buckets)).collect()
             }
         };
         let failed = within.iter().filter(|record| record.failed).count() as u64;
         let slow = within.iter().filter(|record| record.slow).count() as u64;
         (within.len() as u64, failed, slow)
+    }
+
+    fn is_recent(&self, at: u64, length: Duration, buckets: u32) -> bool {
+        let width = length.as_nanos() as u64 / u64::from(buckets);
+        at / width + u64::from(buckets) > self.now / width
+    }
+
+    /// Whether a throttle refuses one more request.
+    fn throttled(&mut self) -> bool {
+        let (Some(percent), Window::Time { length, buckets }) = (self.settings.throttle_percent, self.settings.window)
+        else {
+            return false;
+        };
+        let (calls, failed, _) = self.window();
+        let refused = self.refused.iter().filter(|at| self.is_recent(**at, length, buckets)).count() as u64;
+        let requests = calls + refused;
+        let beyond = (u128::from(requests) * 100).saturating_sub(u128::from(calls - failed) * u128::from(percent));
+        if requests < u64::from(self.settings.min_calls) || beyond == 0 {
+            return false;
+        }
+        let refuses = u128::from(self.draw()) * (u128::from(requests) + 1) * 100 < beyond << 32;
+        if refuses {
+            self.refused.push(self.now);
+        }
+        refuses
+    }
+
+    fn draw(&mut self) -> u32 {
+        let draw = self.asked.wrapping_mul(0x9e37_79b9);
+        self.asked = self.asked.wrapping_add(1);
+        draw
     }
 
     /// What a snapshot shows of the window.
@@ -191,6 +223,7 @@ impl Model {
         self.state = state;
         self.generation += 1;
         self.records.clear();
+        self.refused.clear();
         self.run = 0;
         self.pause_until = 0;
         self.leases.clear();
@@ -226,7 +259,8 @@ impl Model {
     }
 
     pub(crate) fn reconfigure(&mut self, settings: Settings) {
-        let anew = settings.window != self.settings.window || self.state == State::HalfOpen;
+        let throttle_changes = settings.throttle_percent.is_some() != self.settings.throttle_percent.is_some();
+        let anew = settings.window != self.settings.window || self.state == State::HalfOpen || throttle_changes;
         self.settings = settings;
         if anew {
             self.begin(self.state);
@@ -260,7 +294,9 @@ impl Model {
         if self.state == State::HalfOpen {
             self.expire();
         }
+        let throttled = self.state == State::Closed && self.throttled();
         let refused = match self.state {
+            State::Closed if throttled => (Reason::Throttled, SECOND),
             State::Closed => return call(self, Role::Counted),
             State::Open => (Reason::Open, self.open_until - self.now),
             State::HalfOpen => {
@@ -277,9 +313,7 @@ impl Model {
             }
             State::Recovering => {
                 let share = ((u128::from(self.now - self.ramp_from) << 32) / u128::from(self.settings.ramp)) as u64;
-                let at = self.asked.wrapping_mul(0x9e37_79b9);
-                self.asked = self.asked.wrapping_add(1);
-                if u64::from(at) < share.max((1 << 32) / 10) {
+                if u64::from(self.draw()) < share.max((1 << 32) / 10) {
                     return call(self, Role::Counted);
                 }
                 (Reason::Recovering, SECOND)
@@ -293,12 +327,13 @@ impl Model {
     }
 
     fn reject(&mut self, refused: (Reason, u64)) -> (Reason, u64) {
-        let Rejections { open, half_open_saturated, recovering, forced_open } = &mut self.totals.rejected;
+        let Rejections { open, half_open_saturated, recovering, forced_open, throttled } = &mut self.totals.rejected;
         *match refused.0 {
             Reason::Open => open,
             Reason::HalfOpenSaturated => half_open_saturated,
             Reason::Recovering => recovering,
             Reason::ForcedOpen => forced_open,
+            Reason::Throttled => throttled,
         } += 1;
         refused
     }

@@ -23,6 +23,8 @@ pub enum Reason {
     Recovering,
     /// An operator forced it open.
     ForcedOpen,
+    /// The circuit is closed, and more is asked of the peer than it accepts.
+    Throttled,
 }
 
 /// A call was refused.
@@ -124,6 +126,9 @@ impl Breaker {
             Override::None | Override::Shadow => {}
         }
         match word.state() {
+            State::Closed if word.throttles() && self.is_too_much(word, now) => {
+                self.refuse(word, Reason::Throttled, nanos(ASK_AGAIN), now, deadline)
+            }
             State::Closed => counted(),
             State::Open => match self.hot.open_until.load(SeqCst).checked_sub(now) {
                 None | Some(0) => self.admit_under_lock(now, deadline),
@@ -220,6 +225,22 @@ impl Breaker {
         Err(rejected(reason, Duration::from_nanos(left), word))
     }
 
+    /// Whether a throttle refuses this request, which is noted: what is refused was asked for all the same.
+    fn is_too_much(&self, word: Word, now: u64) -> bool {
+        let window = self.hot.windows.get(word.window());
+        let Some((requests, accepted)) = window.requests(word.generation(), now) else { return false };
+        let refused = self.hot.rules.throttles(requests, accepted, || self.draw());
+        if refused {
+            window.record_refused(word.generation(), now);
+        }
+        refused
+    }
+
+    /// Multiples of the golden ratio fall evenly, without a random number.
+    fn draw(&self) -> u32 {
+        self.hot.asked.fetch_add(1, SeqCst).wrapping_mul(0x9e37_79b9)
+    }
+
     fn ramp_is_over(&self, now: u64) -> bool {
         let since = now.saturating_sub(self.hot.ramp_from.load(SeqCst));
         since >= self.hot.ramp_nanos.load(SeqCst)
@@ -231,9 +252,7 @@ impl Breaker {
         let ramp = self.hot.ramp_nanos.load(SeqCst).max(1);
         let share = (u128::from(since) << 32) / u128::from(ramp);
         let share = u64::try_from(share).unwrap_or(u64::MAX).max((1 << 32) / 10);
-        // Multiples of the golden ratio fall evenly, without a random number.
-        let at = self.hot.asked.fetch_add(1, SeqCst).wrapping_mul(0x9e37_79b9);
-        u64::from(at) < share
+        u64::from(self.draw()) < share
     }
 }
 

@@ -53,9 +53,10 @@ pub(super) struct Hot {
     pub(super) open_until: AtomicU64,
     /// While half-open: until when no permit can be had, unless a probe comes back.
     pub(super) full_until: AtomicU64,
-    /// While recovering: since when, and how many have asked.
+    /// While recovering: since when.
     pub(super) ramp_from: AtomicU64,
     pub(super) ramp_nanos: AtomicU64,
+    /// How many have asked where a share of calls passes: of a ramp or a throttle.
     pub(super) asked: AtomicU32,
     /// The latest moment that the peer asked callers to wait for.
     pub(super) pause_until: AtomicU64,
@@ -139,7 +140,9 @@ impl Breaker {
         let now = clock.now();
         Self {
             hot: Hot {
-                word: AtomicU64::new(Word::new(State::Closed, Override::None, 0, 0).bits()),
+                word: AtomicU64::new(
+                    Word::new(State::Closed, Override::None, 0, 0).throttling(config.throttle.is_some()).bits(),
+                ),
                 open_until: AtomicU64::new(0),
                 full_until: AtomicU64::new(0),
                 ramp_from: AtomicU64::new(0),
@@ -201,7 +204,8 @@ impl Breaker {
     }
 
     /// Changes what it is told to do. State, window and earlier trips stay, and the new rules hold from the next record on.
-    /// A window of another shape begins empty, and a half-open circuit sends its probes anew: both begin a generation.
+    /// A window of another shape begins empty, a half-open circuit sends its probes anew, and a throttle that comes or goes starts from
+    /// nothing: each begins a generation.
     ///
     /// # Errors
     /// When the window would be of one more shape than a breaker can have had.
@@ -217,7 +221,8 @@ impl Breaker {
             // What broke no rule before may break one now.
             self.hot.settled.store(u64::MAX, SeqCst);
             cold.config = config;
-            let anew = window != word.window() || word.state() == State::HalfOpen;
+            let throttles = cold.config.throttle.is_some();
+            let anew = window != word.window() || word.state() == State::HalfOpen || throttles != word.throttles();
             anew.then(|| {
                 let now = self.clock.now();
                 self.begin_with(&mut cold, word.state(), word.over(), window, now)
@@ -355,7 +360,8 @@ impl Breaker {
         cold.half_open.clear();
         self.hot.full_until.store(0, SeqCst);
         self.hot.pause_until.store(0, SeqCst);
-        self.hot.word.store(Word::new(to, over, window, generation).bits(), SeqCst);
+        let throttles = cold.config.throttle.is_some();
+        self.hot.word.store(Word::new(to, over, window, generation).throttling(throttles).bits(), SeqCst);
         cold.was_open = cold.open_time_until(now, word);
         cold.changed = now;
         Transition { from: word.state(), to, generation, cause: None }

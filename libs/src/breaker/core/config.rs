@@ -79,6 +79,7 @@ pub struct Config {
     pub(crate) failure_rate: Option<Rate>,
     pub(crate) consecutive_failures: Option<u32>,
     pub(crate) slow_calls: Option<SlowCalls>,
+    pub(crate) throttle: Option<Rate>,
     pub(crate) open_base: Duration,
     pub(crate) open_multiplier: u32,
     pub(crate) open_cap: Duration,
@@ -124,6 +125,7 @@ impl Default for Config {
             failure_rate: Some(Rate::percent(50)),
             consecutive_failures: None,
             slow_calls: None,
+            throttle: None,
             open_base: Duration::from_secs(5),
             open_multiplier: 2,
             open_cap: Duration::from_secs(60),
@@ -184,6 +186,15 @@ impl ConfigBuilder {
     /// Opens when this share of the window took this long. `None` never does.
     pub fn slow_calls(mut self, slow: impl Into<Option<SlowCalls>>) -> Self {
         self.config.slow_calls = slow.into();
+        self
+    }
+
+    /// Lets about so many requests through for each one that the peer accepts, and refuses the rest one by one: 200 % is the K = 2 of
+    /// Google's SRE book. While closed; from the minimum of calls on; over a time window, refused requests included. `None`, the
+    /// default, refuses nothing before a rule opens the circuit. In the place of a failure rate it keeps what a peer under overload
+    /// can still do.
+    pub fn throttle(mut self, requests_per_accepted: impl Into<Option<Rate>>) -> Self {
+        self.config.throttle = requests_per_accepted.into();
         self
     }
 
@@ -290,7 +301,14 @@ impl Config {
             require(share(slow.rate), ConfigError::SlowRate)?;
             require(!slow.threshold.is_zero(), ConfigError::SlowThreshold)?;
         }
-        let armed = self.failure_rate.is_some() || self.consecutive_failures.is_some() || self.slow_calls.is_some();
+        if let Some(rate) = self.throttle {
+            require((10_000..=100_000).contains(&rate.0), ConfigError::Throttle)?;
+            require(matches!(self.window, Window::Time { .. }), ConfigError::ThrottleWindow)?;
+        }
+        let armed = self.failure_rate.is_some()
+            || self.consecutive_failures.is_some()
+            || self.slow_calls.is_some()
+            || self.throttle.is_some();
         require(armed, ConfigError::NoRule)?;
         require(!self.open_base.is_zero(), ConfigError::NoOpenTime)?;
         require(self.open_cap >= self.open_base, ConfigError::CapBelowBase)?;
@@ -336,8 +354,14 @@ pub enum ConfigError {
     #[error("consecutive failures are at least 1")]
     NoConsecutive,
     /// It would never open.
-    #[error("arm at least one of failure rate, consecutive failures and slow calls")]
+    #[error("arm at least one of failure rate, consecutive failures, slow calls and throttle")]
     NoRule,
+    /// It would refuse what the peer accepts, or nothing at all.
+    #[error("a throttle lets through 100 to 1000 % of what the peer accepts")]
+    Throttle,
+    /// Refused requests are counted by time.
+    #[error("a throttle needs a time window")]
+    ThrottleWindow,
     /// It would not stay open.
     #[error("the open time is above zero")]
     NoOpenTime,
@@ -393,6 +417,9 @@ mod tests {
             (builder().failure_rate(Rate::percent(0)), ConfigError::FailureRate),
             (builder().failure_rate(None), ConfigError::NoRule),
             (builder().consecutive_failures(0), ConfigError::NoConsecutive),
+            (builder().throttle(Rate::percent(99)), ConfigError::Throttle),
+            (builder().throttle(Rate::percent(1001)), ConfigError::Throttle),
+            (builder().count_window(100).throttle(Rate::percent(200)), ConfigError::ThrottleWindow),
             (builder().probes(0, 0), ConfigError::Permits(0)),
             (builder().probes(2, 3), ConfigError::Required(3, 2)),
             (builder().probes(2, 0), ConfigError::Required(0, 2)),

@@ -13,7 +13,8 @@ use super::{
 #[derive(Debug)]
 pub(super) enum Recent {
     Count(CountWindow),
-    Time(TimeWindow),
+    /// The calls recorded, and those that a throttle refused, once it did.
+    Time(TimeWindow, OnceLock<Box<TimeWindow>>),
 }
 
 impl Recent {
@@ -21,30 +22,55 @@ impl Recent {
         match shape {
             Window::Count { calls } => Self::Count(CountWindow::new(calls, generation)),
             Window::Time { length, buckets } => {
-                Self::Time(TimeWindow::new(nanos(length) / u64::from(buckets.max(1)), buckets))
+                Self::Time(TimeWindow::new(nanos(length) / u64::from(buckets.max(1)), buckets), OnceLock::new())
             }
         }
+    }
+
+    /// Records that a throttle refused a request.
+    pub(super) fn record_refused(&self, generation: u32, now: u64) {
+        if let Self::Time(window, refused) = self {
+            // Too late for its generation, it changes nothing.
+            let _ = refused.get_or_init(|| Box::new(window.alike())).record(generation, now, Mark::CLEAN);
+        }
+    }
+
+    /// Requests, refused ones included, and those among them that were accepted; none while all were.
+    pub(super) fn requests(&self, generation: u32, now: u64) -> Option<(u64, u64)> {
+        let Self::Time(window, refused) = self else { return None };
+        let refused = refused.get();
+        if refused.is_none() && !window.suspect_now(generation, now) {
+            return None;
+        }
+        let (calls, failed, _) = window.sum_now(generation, now);
+        let refused = refused.map_or(0, |refused| refused.sum_now(generation, now).0);
+        Some((calls + refused, calls - failed.min(calls)))
     }
 
     /// Begins a generation, after a while of disuse or not.
     pub(super) fn begin(&self, generation: u32, disused: bool) {
         match self {
             Self::Count(window) => window.begin(generation),
-            Self::Time(window) => window.begin(generation, disused),
+            Self::Time(window, refused) => {
+                window.begin(generation, disused);
+                if let Some(refused) = refused.get() {
+                    refused.begin(generation, disused);
+                }
+            }
         }
     }
 
     /// Whether it asks what time it is.
     #[inline]
     pub(super) const fn is_timed(&self) -> bool {
-        matches!(self, Self::Time(_))
+        matches!(self, Self::Time(..))
     }
 
     #[inline]
     pub(super) fn record(&self, generation: u32, now: u64, mark: Mark) -> Option<Place> {
         match self {
             Self::Count(window) => window.record(generation, mark),
-            Self::Time(window) => window.record(generation, now, mark),
+            Self::Time(window, _) => window.record(generation, now, mark),
         }
     }
 
@@ -53,7 +79,7 @@ impl Recent {
     pub(super) fn suspect(&self, generation: u32, place: Place) -> bool {
         match self {
             Self::Count(window) => window.suspect(generation),
-            Self::Time(window) => window.suspect(generation, place.epoch),
+            Self::Time(window, _) => window.suspect(generation, place.epoch),
         }
     }
 
@@ -64,7 +90,7 @@ impl Recent {
                 let (failures, slow) = window.marks(generation);
                 Counts { total: place.total, failures, slow }
             }
-            Self::Time(window) => window.sum(generation, place.epoch).into(),
+            Self::Time(window, _) => window.sum(generation, place.epoch).into(),
         }
     }
 
@@ -75,14 +101,14 @@ impl Recent {
                 let (failures, slow) = window.marks(generation);
                 Counts { total: window.total(generation), failures, slow }
             }
-            Self::Time(window) => window.sum_now(generation, now).into(),
+            Self::Time(window, _) => window.sum_now(generation, now).into(),
         }
     }
 
     fn successes(&self) -> u64 {
         match self {
             Self::Count(window) => window.successes(),
-            Self::Time(window) => window.successes(),
+            Self::Time(window, _) => window.successes(),
         }
     }
 }

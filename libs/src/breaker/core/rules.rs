@@ -29,6 +29,7 @@ pub(crate) struct Rules {
     slow_points: AtomicU32,
     min_calls: AtomicU32,
     slow_nanos: AtomicU64,
+    throttle_points: AtomicU32,
 }
 
 impl Rules {
@@ -39,6 +40,7 @@ impl Rules {
             slow_points: AtomicU32::new(0),
             min_calls: AtomicU32::new(0),
             slow_nanos: AtomicU64::new(0),
+            throttle_points: AtomicU32::new(0),
         };
         rules.set(config);
         rules
@@ -49,6 +51,7 @@ impl Rules {
         self.failure_points.store(config.failure_rate.map_or(0, |rate| rate.points()), Ordering::Relaxed);
         self.slow_points.store(config.slow_calls.map_or(0, |slow| slow.rate.points()), Ordering::Relaxed);
         self.min_calls.store(config.min_calls, Ordering::Relaxed);
+        self.throttle_points.store(config.throttle.map_or(0, |rate| rate.points()), Ordering::Relaxed);
         self.slow_nanos.store(config.slow_calls.map_or(0, |slow| nanos(slow.threshold)), Ordering::Relaxed);
     }
 
@@ -68,6 +71,18 @@ impl Rules {
     pub(crate) fn min_calls(&self, recovering: bool) -> u64 {
         let calls = u64::from(self.min_calls.load(Ordering::Relaxed));
         if recovering { calls.div_ceil(2) } else { calls }
+    }
+
+    /// Whether to refuse one more request, after so many of which so many were accepted: with probability
+    /// (requests − K × accepted) ÷ (requests + 1). `draw` is even over all its values.
+    pub(crate) fn throttles(&self, requests: u64, accepted: u64, draw: impl FnOnce() -> u32) -> bool {
+        let points = self.throttle_points.load(Ordering::Relaxed);
+        if points == 0 || requests < self.min_calls(false) {
+            return false;
+        }
+        let let_through = u128::from(accepted) * u128::from(points);
+        let beyond = (u128::from(requests) * 10_000).saturating_sub(let_through);
+        beyond > 0 && u128::from(draw()) * (u128::from(requests) + 1) * 10_000 < beyond << 32
     }
 
     /// The first rule that is broken, at the threshold or above.

@@ -74,9 +74,20 @@ impl Word {
         Override::None,
     ];
 
+    const THROTTLES: u64 = 1 << 5;
+
     /// `window` is which of the breaker's windows is in use.
     pub(crate) const fn new(state: State, over: Override, window: u8, generation: u32) -> Self {
         Self((generation as u64) << 32 | (window as u64) << 8 | (over as u64) << 2 | state as u64)
+    }
+
+    /// The same, where a closed circuit refuses some calls or doesn't.
+    pub(crate) const fn throttling(self, throttles: bool) -> Self {
+        Self(self.0 & !Self::THROTTLES | if throttles { Self::THROTTLES } else { 0 })
+    }
+
+    pub(crate) const fn throttles(self) -> bool {
+        self.0 & Self::THROTTLES != 0
     }
 
     pub(crate) const fn from_bits(bits: u64) -> Self {
@@ -103,9 +114,9 @@ impl Word {
         (self.0 >> 32) as u32
     }
 
-    /// Closed, and nobody has said otherwise: the way of nearly every call.
+    /// Closed, and nothing is to be asked: the way of nearly every call.
     pub(crate) const fn plainly_closed(self) -> bool {
-        self.0 & 0b1_1111 == 0
+        self.0 & 0b11_1111 == 0
     }
 }
 
@@ -122,6 +133,9 @@ mod tests {
                     assert_eq!((word.state(), word.over()), (state, *over));
                     assert_eq!((word.window(), word.generation()), (7, generation));
                     assert_eq!(word.plainly_closed(), (state, *over) == (State::Closed, Override::None));
+                    let throttling = word.throttling(true);
+                    assert!(throttling.throttles() && !throttling.plainly_closed());
+                    assert_eq!(throttling.throttling(false), word);
                 }
             }
         }

@@ -47,13 +47,15 @@ pub struct Rejections {
     pub recovering: u64,
     /// An operator had forced it open.
     pub forced_open: u64,
+    /// The circuit was closed, and more was asked of the peer than it accepted.
+    pub throttled: u64,
 }
 
 impl Rejections {
     /// All of them.
     #[must_use]
     pub const fn sum(&self) -> u64 {
-        self.open + self.half_open_saturated + self.recovering + self.forced_open
+        self.open + self.half_open_saturated + self.recovering + self.forced_open + self.throttled
     }
 }
 
@@ -84,7 +86,7 @@ pub(crate) struct Counters {
     pub(crate) overload: Counter,
     pub(crate) neutral: Counter,
     /// In the order of [`Reason`].
-    rejected: [Counter; 4],
+    rejected: [Counter; 5],
     pub(crate) stale: Counter,
     pub(crate) abandoned_failure: Counter,
     pub(crate) abandoned_neutral: Counter,
@@ -116,13 +118,14 @@ impl Counters {
 
     /// With what others know: the successes in the windows, and how long it was open.
     pub(crate) fn totals(&self, success_in_windows: u64, open_time: Duration) -> Totals {
-        let [open, half_open_saturated, recovering, forced_open] = self.rejected.each_ref().map(Counter::get);
+        let [open, half_open_saturated, recovering, forced_open, throttled] =
+            self.rejected.each_ref().map(Counter::get);
         Totals {
             success: success_in_windows + self.success_outside.get(),
             failure: self.failure.get(),
             overload: self.overload.get(),
             neutral: self.neutral.get(),
-            rejected: Rejections { open, half_open_saturated, recovering, forced_open },
+            rejected: Rejections { open, half_open_saturated, recovering, forced_open, throttled },
             stale: self.stale.get(),
             abandoned_failure: self.abandoned_failure.get(),
             abandoned_neutral: self.abandoned_neutral.get(),

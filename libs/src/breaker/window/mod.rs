@@ -17,6 +17,9 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// Nothing but a call.
+    pub(crate) const CLEAN: Self = Self { failed: false, slow: false };
+
     /// Neither failed nor slow.
     pub(crate) const fn is_clean(self) -> bool {
         !self.failed && !self.slow

@@ -110,6 +110,11 @@ impl TimeWindow {
         }
     }
 
+    /// An empty window of the same shape.
+    pub(crate) fn alike(&self) -> Self {
+        Self::new(self.width, self.buckets as u32)
+    }
+
     /// Begins a generation. Its tag alone empties the window, unless it was in disuse for so many that tags repeat.
     pub(crate) fn begin(&self, generation: u32, disused: bool) {
         if disused || generation.is_multiple_of(GENERATIONS) {
@@ -274,6 +279,11 @@ impl TimeWindow {
         let last = self.last_bad.load(SeqCst);
         let age = (epoch as u32).wrapping_sub(last as u32);
         last != u64::MAX && last >> 32 == u64::from(generation) && u64::from(age) < self.buckets
+    }
+
+    /// Whether the window as of now may hold anything but clean calls.
+    pub(crate) fn suspect_now(&self, generation: u32, now: u64) -> bool {
+        self.suspect(generation, (now / self.width).max(self.head.load(SeqCst) >> BUCKET))
     }
 
     /// Calls ever recorded that did not fail.
