@@ -168,6 +168,29 @@ async fn a_call_that_nobody_worked_on_is_sent_again_once_whatever_the_retries_al
 }
 
 #[tokio::test]
+async fn a_server_that_restarts_costs_a_query_nothing() {
+    let moody = Moody::default();
+    let mut address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let mut peer = None;
+    for life in 1..=3 {
+        let listener = TcpListener::bind(address).await.unwrap();
+        address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let router = Server::builder().add_service(BreakerQueryServiceServer::new(moody.clone()));
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let served = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }));
+        let peer = peer.get_or_insert_with(|| peer_at(&format!("http://{address}"), &PeerOptions::query()));
+        for _ in 0..3 {
+            list(peer).await.unwrap();
+        }
+        assert_eq!(moody.calls.load(Ordering::SeqCst), 3 * life);
+        // It says GOAWAY, and its connections end.
+        stop.send(()).unwrap();
+        served.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn one_method_can_be_judged_otherwise_than_the_rest() {
     let path = "/breaker.v1.BreakerQueryService/ListBreakers";
     let strict = Classes::default().with(Code::NotFound, Class::Failure);
