@@ -66,7 +66,8 @@ impl Books<'_> {
         }
     }
 
-    /// Of every SKU: added = available + reserved, and reserved = sold by completed orders = shipped.
+    /// Of every SKU: added = available + reserved + shipped. All orders have ended, so nothing is reserved any more, and shipped = sold by
+    /// completed orders = what shipping says.
     fn check_stock(&mut self) {
         let facts = self.facts;
         let mut sold: BTreeMap<&str, i64> = BTreeMap::new();
@@ -75,26 +76,31 @@ impl Books<'_> {
                 *sold.entry(&item.sku).or_default() += item.quantity;
             }
         }
-        let mut shipped: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut parcels: BTreeMap<&str, i64> = BTreeMap::new();
         for shipment in facts.shipments.iter().filter(|shipment| shipment.state() == ShipmentState::Shipped) {
             for parcel in &shipment.parcels {
-                *shipped.entry(&parcel.sku).or_default() += parcel.quantity;
+                *parcels.entry(&parcel.sku).or_default() += parcel.quantity;
             }
         }
         for stock in &facts.stock {
             let sku = stock.sku.as_str();
-            let (added, available, reserved) = (stock.added, stock.available, stock.reserved);
-            self.expect(added == available + reserved && available >= 0, || {
-                format!("stock {sku}: {added} added, but {available} available and {reserved} reserved")
+            let (added, available, reserved, shipped) = (stock.added, stock.available, stock.reserved, stock.shipped);
+            self.expect(added == available + reserved + shipped && available >= 0, || {
+                format!(
+                    "stock {sku}: {added} added, but {available} available, {reserved} reserved and {shipped} shipped"
+                )
             });
+            self.expect(reserved == 0, || format!("stock {sku}: {reserved} reserved, but every order has ended"));
             let sold = sold.remove(sku).unwrap_or_default();
-            self.expect(reserved == sold, || {
-                format!("stock {sku}: {reserved} reserved, but completed orders hold {sold}")
+            self.expect(shipped == sold, || {
+                format!("stock {sku}: {shipped} shipped, but completed orders hold {sold}")
             });
-            let shipped = shipped.remove(sku).unwrap_or_default();
-            self.expect(reserved == shipped, || format!("stock {sku}: {reserved} reserved, but {shipped} shipped"));
+            let parcels = parcels.remove(sku).unwrap_or_default();
+            self.expect(shipped == parcels, || {
+                format!("stock {sku}: {shipped} shipped, but {parcels} in shipping's parcels")
+            });
         }
-        for (sku, quantity) in sold.into_iter().chain(shipped) {
+        for (sku, quantity) in sold.into_iter().chain(parcels) {
             self.expect(false, || format!("stock {sku}: {quantity} left, but it is unknown"));
         }
     }
@@ -208,7 +214,7 @@ mod tests {
         let saga = |id: &str, phase: SagaPhase| Saga { saga_id: id.to_owned(), phase: phase.into(), ..Saga::default() };
         let rejection = Rejection { reason: "UNDELIVERABLE_ADDRESS".to_owned(), ..Rejection::default() };
         Facts {
-            stock: vec![Stock { sku: "tea".to_owned(), added: 10, available: 8, reserved: 2, ..Stock::default() }],
+            stock: vec![Stock { sku: "tea".to_owned(), added: 10, available: 8, shipped: 2, ..Stock::default() }],
             accounts: vec![Account {
                 customer_id: "ann".to_owned(),
                 deposited: Some(usd(100)),
@@ -248,8 +254,10 @@ mod tests {
     #[test]
     fn units_that_leaked_or_appeared_are_seen() {
         finds("10 added, but 7 available", |facts| facts.stock[0].available = 7);
-        finds("3 reserved, but completed orders hold 2", |facts| facts.stock[0].reserved = 3);
-        finds("2 reserved, but 4 shipped", |facts| facts.shipments[0].parcels[0].quantity = 4);
+        finds("8 available, 1 reserved and 2 shipped", |facts| facts.stock[0].reserved = 1);
+        finds("1 reserved, but every order has ended", |facts| facts.stock[0].reserved = 1);
+        finds("3 shipped, but completed orders hold 2", |facts| facts.stock[0].shipped = 3);
+        finds("2 shipped, but 4 in shipping's parcels", |facts| facts.shipments[0].parcels[0].quantity = 4);
         finds("stock tea: 2 left, but it is unknown", |facts| facts.stock.clear());
     }
 

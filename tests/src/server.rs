@@ -96,6 +96,11 @@ impl Server {
         self.flags.extend([name.to_owned(), value.to_owned()]);
     }
 
+    /// Tells it where another server is, for all starts to come.
+    pub fn peer(&mut self, other: &Self) {
+        self.flag("--peer", &format!("{}=http://{}", other.name(), other.address()));
+    }
+
     /// Sets a variable of the environment for all starts to come.
     pub fn variable(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));

@@ -42,16 +42,13 @@ impl Shop {
     pub fn new() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("shop-").tempdir()?;
         let [inventory, payment, shipping, order] = Self::NAMES;
-        let participants = [
-            Server::new(inventory, folder.path())?,
-            Server::new(payment, folder.path())?,
-            Server::new(shipping, folder.path())?,
-        ];
-        let mut order = Server::new(order, folder.path())?;
-        for peer in &participants {
-            order.flag("--peer", &format!("{}=http://{}", peer.name(), peer.address()));
+        let server = |name| Server::new(name, folder.path());
+        let (mut inventory, payment) = (server(inventory)?, server(payment)?);
+        let (shipping, mut order) = (server(shipping)?, server(order)?);
+        for peer in [&inventory, &payment, &shipping] {
+            order.peer(peer);
         }
-        let [inventory, payment, shipping] = participants;
+        inventory.peer(&shipping);
         Ok(Self { servers: [inventory, payment, shipping, order], folder })
     }
 

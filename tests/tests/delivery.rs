@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use broker::Broker;
 use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
+    inventory::v1::{GetStockRequest, Item, ReleaseStockRequest, Stock, WatchStockRequest, WatchStockResponse},
     order::v1::{GetOrderRequest, GetOrderResponse, OrderState},
     payment::v1::{ChargeState, GetChargeRequest},
     projections::v1::{
@@ -16,11 +17,11 @@ use proto::{
         projection_command_service_client::ProjectionCommandServiceClient,
         projection_query_service_client::ProjectionQueryServiceClient,
     },
-    shipping::v1::ShipmentState,
+    shipping::v1::{CancelShipmentRequest, ShipmentState},
 };
 use tests::{Clients, Shop, shop::order};
 use tokio::time::{sleep, timeout};
-use tonic::Code;
+use tonic::{Code, Streaming};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -143,6 +144,122 @@ async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyh
     }
     let anew = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
     assert_eq!((before.charge, before.shipped), (anew.charge, anew.shipped));
+    Ok(())
+}
+
+#[tokio::test]
+async fn stock_counts_what_has_left_whoever_is_killed() -> anyhow::Result<()> {
+    stock_is_counted(Shop::start().await?).await
+}
+
+/// Runs where `TEST_NATS` names the server's program.
+#[tokio::test]
+async fn stock_counts_the_same_by_a_broker() -> anyhow::Result<()> {
+    let Some(broker) = Broker::start() else { return Ok(()) };
+    let mut shop = Shop::new()?;
+    for server in shop.servers_mut() {
+        server.flag("--nats-url", &broker.url());
+        server.start().await?;
+    }
+    stock_is_counted(shop).await
+}
+
+/// Units of a SKU: available, reserved, shipped.
+fn counts(stock: &Stock) -> (i64, i64, i64) {
+    (stock.available, stock.reserved, stock.shipped)
+}
+
+/// Waits until the tea is counted so; whatever is answered meanwhile adds up too.
+async fn counted(clients: &Clients, wanted: (i64, i64, i64)) -> anyhow::Result<()> {
+    let mut last = None;
+    let look = async {
+        loop {
+            let request = GetStockRequest { sku: "tea".to_owned() };
+            let stock = match clients.inventory_queries().get_stock(request).await {
+                // The view is a moment behind the command.
+                Err(status) if status.code() == Code::NotFound => continue,
+                answer => answer?.into_inner().stock.context("stock")?,
+            };
+            let (available, reserved, shipped) = counts(&stock);
+            assert!(stock.added == available + reserved + shipped && reserved >= 0, "{stock:?}");
+            last = Some((available, reserved, shipped));
+            if last == Some(wanted) {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, look).await.with_context(|| format!("it is {last:?}, not {wanted:?}"))?
+}
+
+/// Waits for the change after which the tea is counted so.
+async fn changed(
+    changes: &mut Streaming<WatchStockResponse>,
+    wanted: (i64, i64, i64),
+) -> anyhow::Result<WatchStockResponse> {
+    let look = async {
+        loop {
+            let change = changes.message().await?.context("a change")?;
+            if change.stock.as_ref().map(counts) == Some(wanted) {
+                return anyhow::Ok(change);
+            }
+        }
+    };
+    timeout(PATIENCE, look).await.with_context(|| format!("it never became {wanted:?}"))?
+}
+
+async fn stock_is_counted(mut shop: Shop) -> anyhow::Result<()> {
+    shop.stock("tea", 10, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    let clients = shop.clients();
+    counted(&clients, (10, 0, 0)).await?;
+    clients.order_commands().place_order(order("one", "CH")).await?;
+    counted(&clients, (9, 0, 1)).await?;
+    // Refused by shipping: nothing has left.
+    clients.order_commands().place_order(order("refused", "AQ")).await?;
+    counted(&clients, (9, 0, 1)).await?;
+
+    let watch = |after_position, after_shipping_position| {
+        let request = WatchStockRequest { sku: "tea".to_owned(), after_position, after_shipping_position };
+        let mut queries = clients.inventory_queries();
+        async move { anyhow::Ok(queries.watch_stock(request).await?.into_inner()) }
+    };
+    let mut changes = watch(0, 0).await?;
+    let today = changed(&mut changes, (9, 0, 1)).await?;
+    // It is recalled: set aside again, for as long as its reservation stands.
+    let recall = CancelShipmentRequest { shipment_id: "one".to_owned(), ..CancelShipmentRequest::default() };
+    clients.shipping_commands().cancel_shipment(recall).await?;
+    let recalled = changed(&mut changes, (9, 1, 0)).await?;
+    assert!(recalled.position >= today.position && recalled.shipping_position > today.shipping_position);
+    counted(&clients, (9, 1, 0)).await?;
+    drop(changes);
+
+    // Shipping is out: what is known of it is answered, and inventory's own changes go on. Both are killed meanwhile.
+    shop.shipping().kill().await?;
+    let items = vec![Item { sku: "tea".to_owned(), quantity: 1 }];
+    let release = ReleaseStockRequest { reservation_id: "one".to_owned(), items, ..ReleaseStockRequest::default() };
+    clients.inventory_commands().release_stock(release).await?;
+    counted(&clients, (10, 0, 0)).await?;
+    shop.inventory().kill().await?;
+    shop.inventory().start().await?;
+    counted(&clients, (10, 0, 0)).await?;
+    shop.shipping().start().await?;
+    clients.order_commands().place_order(order("two", "CH")).await?;
+    counted(&clients, (9, 0, 1)).await?;
+
+    // A watch goes on where it was in both logs: it sees every last change, whoever made it.
+    let mut resumed = watch(recalled.position, recalled.shipping_position).await?;
+    let last = changed(&mut resumed, (9, 0, 1)).await?;
+    assert!((last.position, last.shipping_position) > (recalled.position, recalled.shipping_position), "{last:?}");
+
+    // Made anew while it is asked for, it is the same.
+    let mut commands = ProjectionCommandServiceClient::new(shop.inventory().channel());
+    for source in ["inventory", "shipping"] {
+        let request = RebuildProjectionsRequest { source: source.to_owned() };
+        let mut stretches = commands.rebuild_projections(request).await?.into_inner();
+        while stretches.message().await?.is_some() {}
+        counted(&clients, (9, 0, 1)).await?;
+    }
     Ok(())
 }
 

@@ -39,7 +39,7 @@ fn order(id: &str, wait: bool) -> PlaceOrderRequest {
 async fn second(shop: &mut Shop, folder: &Path) -> anyhow::Result<Server> {
     let mut server = Server::new("order", folder)?;
     for peer in &shop.servers_mut()[..3] {
-        server.flag("--peer", &format!("{}=http://{}", peer.name(), peer.address()));
+        server.peer(peer);
     }
     server.start().await?;
     Ok(server)

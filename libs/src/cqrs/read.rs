@@ -1,6 +1,6 @@
 //! All that a query is ever handed: the views, read-only, and how far they have come.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::Stream;
 use prost::Message;
@@ -94,6 +94,41 @@ impl ReadSide {
         found.first().map(|record| decode(table, record, 2)).transpose()
     }
 
+    /// One document, and what another service's events made of the same id.
+    ///
+    /// # Errors
+    /// INTERNAL when a view can't be read.
+    pub async fn document_with<M: Message + Default, N: Message + Default>(
+        &self,
+        table: &'static Table,
+        other: &Self,
+        other_table: &'static Table,
+        id: &str,
+    ) -> Result<(Option<M>, Option<N>), Refusal> {
+        let read = self.reader.fetch_key_of_both(table, &other.reader, other_table, vec![id.into()]).await;
+        let (own, others) = read.map_err(|error| unreadable(table, &error))?;
+        let own = own.first().map(|record| decode(table, record, 2)).transpose()?;
+        Ok((own, others.first().map(|record| decode(other_table, record, 2)).transpose()?))
+    }
+
+    /// The documents with these ids, by id; one that isn't there is simply missing.
+    ///
+    /// # Errors
+    /// INTERNAL when the views can't be read.
+    pub async fn documents<M: Message + Default>(
+        &self,
+        table: &'static Table,
+        ids: impl IntoIterator<Item = &str>,
+    ) -> Result<BTreeMap<String, M>, Refusal> {
+        let keys: Vec<Vec<Value>> = ids.into_iter().map(|id| vec![id.into()]).collect();
+        let found = self.reader.fetch_keys(table, keys).await.map_err(|error| unreadable(table, &error))?;
+        let document = |record: &Record| {
+            let id = record.text(0).map_err(|error| unreadable(table, &error))?;
+            Ok((id, decode(table, record, 2)?))
+        };
+        found.iter().map(document).collect()
+    }
+
     /// A page of documents.
     ///
     /// # Errors
@@ -134,7 +169,8 @@ impl ReadSide {
     }
 
     /// Every document that changes after a position, in the order of the changes, for ever. Changes between two looks are
-    /// one: a slow watcher gets fewer of them and never makes anything grow.
+    /// one: a slow watcher gets fewer of them and never makes anything grow. Each comes with the position after which to go on: of several
+    /// documents that one event changes, all but the last come with the one before.
     pub fn follow<M: Message + Default + 'static>(
         &self,
         table: &'static Table,
@@ -159,10 +195,14 @@ impl ReadSide {
                     );
                     let read = reader.fetch(&sql, conditions.values).await;
                     let records = read.map_err(|error| unreadable(table, &error))?;
+                    let positions = records.iter().map(|record| record.int(0)).collect::<Result<Vec<_>, _>>();
+                    let positions = positions.map_err(|error| unreadable(table, &error))?;
                     let full = records.len() == MOST_CHANGES;
-                    for record in &records {
-                        // One event changes one document of a table, so no position is cut in two by the limit.
-                        position = record.int(0).map_err(|error| unreadable(table, &error))?;
+                    let whole = if full { whole(&positions) } else { records.len() };
+                    for (at, record) in records[..whole].iter().enumerate() {
+                        if positions.get(at + 1) != Some(&positions[at]) {
+                            position = positions[at];
+                        }
                         yield (position, decode(table, record, 1)?);
                     }
                     if !full {
@@ -175,6 +215,12 @@ impl ReadSide {
             }
         }
     }
+}
+
+/// How many of a full look's changes to take: what the last event has changed may be cut off by the limit.
+fn whole(positions: &[i64]) -> usize {
+    let last = positions.last();
+    positions.iter().rposition(|position| Some(position) != last).map_or(positions.len(), |at| at + 1)
 }
 
 /// The conditions of a SELECT.

@@ -91,7 +91,7 @@ async fn a_panic_ends_its_own_call_alone() {
 async fn a_panic_in_a_stream_ends_it_as_an_error() {
     let served = Served::start(&flags()).await;
     // Tonic gathers messages: those not yet sent are lost with what panicked.
-    let request = WatchStockRequest { sku: "panic".to_owned(), after_position: 0 };
+    let request = WatchStockRequest { sku: "panic".to_owned(), ..WatchStockRequest::default() };
     let mut stream = served.client().watch_stock(request).await.expect("a stream").into_inner();
     let status = stream.message().await.expect_err("a panic");
     assert_eq!((status.code(), reason(&status)), (Code::Internal, "INTERNAL".to_owned()));

@@ -125,7 +125,7 @@ impl Served {
     }
 
     pub(crate) async fn watch(&self, sku: &str) -> tonic::Streaming<WatchStockResponse> {
-        let request = WatchStockRequest { sku: sku.to_owned(), after_position: 0 };
+        let request = WatchStockRequest { sku: sku.to_owned(), ..WatchStockRequest::default() };
         let mut stream = self.client().watch_stock(request).await.expect("a stream").into_inner();
         assert_eq!(stream.message().await.expect("a message").map(|message| message.position), Some(1));
         stream

@@ -1,6 +1,9 @@
 //! The one place that knows every part: it opens the stores, wires the surfaces to them, and hands all to the server.
 
+use std::sync::Arc;
+
 use libs::{
+    breaker::{CoarseClock, Registry, service::BreakerService},
     cli::{BoxError, Program, Serve, Store},
     cqrs::Projections,
     service::{App, Stores},
@@ -12,10 +15,14 @@ use proto::inventory::v1::{
 
 use crate::{
     commands::Commands,
+    neighbours::Neighbours,
     projections::StockView,
     queries::Queries,
     surface::{InventoryCommandSurface, InventoryQuerySurface},
 };
+
+/// Where the other services are, unless told otherwise.
+const PEERS: [(&str, &str); 1] = [("shipping", "http://localhost:50053")];
 
 /// The service as a program.
 #[derive(Debug)]
@@ -37,11 +44,16 @@ impl Program for Service {
             );
         }
         if let Some(read) = sides.queries {
+            let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
+            let peers = flags.known_peers(breakers.clone(), &PEERS)?;
+            let queries = Queries::new(Neighbours::follow(Self::NAME, app, flags, &peers).await?);
             app.add(
-                InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, Queries))
+                InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, queries))
                     .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
+            let breakers = BreakerService::new(breakers);
+            app.add(breakers.queries()).add(breakers.commands());
         }
         Ok(())
     }

@@ -126,14 +126,16 @@ async fn queries_for_what_is_not_there_say_so() {
     let mut app = TestApp::start().await;
     assert_eq!(refused(app.queries.get_stock(get("tea")).await), (Code::NotFound, "UNKNOWN_SKU".to_owned()));
     assert_eq!(wrong_fields(app.queries.get_stock(get("")).await), ["sku"]);
-    let before_time = WatchStockRequest { sku: "a b".to_owned(), after_position: -1 };
-    assert_eq!(wrong_fields(app.queries.watch_stock(before_time).await), ["after_position", "sku"]);
+    let before_time = WatchStockRequest { sku: "a b".to_owned(), after_position: -1, after_shipping_position: -1 };
+    let wrong = ["after_position", "after_shipping_position", "sku"];
+    assert_eq!(wrong_fields(app.queries.watch_stock(before_time).await), wrong);
 }
 
 #[tokio::test]
 async fn a_watcher_sees_every_change_and_can_resume_after_any() {
     let mut app = TestApp::start().await;
-    let watch = |after_position| WatchStockRequest { sku: "tea".to_owned(), after_position };
+    let watch =
+        |after_position| WatchStockRequest { sku: "tea".to_owned(), after_position, ..WatchStockRequest::default() };
     let mut changes = app.queries.watch_stock(watch(0)).await.unwrap().into_inner();
     app.commands.add_stock(add("jam", 1)).await.unwrap();
     app.commands.add_stock(add("tea", 10)).await.unwrap();

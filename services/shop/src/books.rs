@@ -66,17 +66,17 @@ impl Books {
     #[must_use]
     pub fn sums(&self) -> Vec<Sum> {
         let mut sums = Vec::new();
-        let mut shipped: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut parcels: BTreeMap<&str, i64> = BTreeMap::new();
         for shipment in self.shipments.iter().filter(|shipment| shipment.state() == ShipmentState::Shipped) {
             for parcel in &shipment.parcels {
-                *shipped.entry(&parcel.sku).or_default() += parcel.quantity;
+                *parcels.entry(&parcel.sku).or_default() += parcel.quantity;
             }
         }
-        for Stock { sku, added, available, reserved, .. } in &self.stock {
-            let shipped = shipped.get(sku.as_str()).copied().unwrap_or_default();
+        for Stock { sku, added, available, reserved, shipped, .. } in &self.stock {
+            let parcels = parcels.get(sku.as_str()).copied().unwrap_or_default();
             sums.push(Sum {
-                text: format!("{sku}: {added} added = {available} available + {reserved} reserved, {shipped} shipped"),
-                holds: *added == available + reserved && *reserved == shipped,
+                text: format!("{sku}: {added} added = {available} available + {reserved} reserved + {shipped} shipped"),
+                holds: *added == available + reserved + shipped && *reserved == 0 && *shipped == parcels,
             });
         }
         for account in &self.accounts {
@@ -133,7 +133,7 @@ mod tests {
         let mut order = Order::default();
         order.set_state(OrderState::Completed);
         Books {
-            stock: vec![Stock { sku: "tea".to_owned(), added: 10, available: 8, reserved: 2, ..Stock::default() }],
+            stock: vec![Stock { sku: "tea".to_owned(), added: 10, available: 8, shipped: 2, ..Stock::default() }],
             accounts: vec![Account {
                 customer_id: "ada".to_owned(),
                 deposited: euros(50),

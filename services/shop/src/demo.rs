@@ -1,6 +1,6 @@
 //! The demonstration: three orders on fresh data, each announced with its end, and the books afterwards.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use proto::{
@@ -9,6 +9,8 @@ use proto::{
     order::v1::{Order, OrderItem, OrderState, PlaceOrderRequest},
     payment::v1::DepositFundsRequest,
 };
+
+use tokio::time::sleep;
 
 use crate::{
     books::Books,
@@ -23,6 +25,11 @@ use crate::{
 const STOCK: [(&str, i64, i64); 2] = [("tea", 100, 1_250), ("jam", 40, 425)];
 /// Who has how much, in cents.
 const ACCOUNTS: [(&str, i64); 3] = [("ada", 20_000), ("ben", 500), ("cleo", 8_000)];
+
+/// How long the views may take to know of everything; it is milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// An order and the end that is announced for it.
 struct Scene {
@@ -147,8 +154,13 @@ async fn close_books(suppliers: &Suppliers, orders: &Orders, screen: Screen) -> 
     screen.line("")?;
     screen.line(screen.paint(Tone::Title, "The books, from the queries"))?;
     let customers = ACCOUNTS.map(|(customer, _)| customer);
-    let books = Books::read(suppliers, orders, &customers).await?;
-    let sums = books.sums();
+    let mut sums = Books::read(suppliers, orders, &customers).await?.sums();
+    // Queries follow commands at a little distance, and other services' events at another.
+    let late = Instant::now() + PATIENCE;
+    while sums.iter().any(|sum| !sum.holds) && Instant::now() < late {
+        sleep(LOOK).await;
+        sums = Books::read(suppliers, orders, &customers).await?.sums();
+    }
     for sum in &sums {
         let (tone, word) = if sum.holds { (Tone::Good, "ok") } else { (Tone::Bad, "WRONG") };
         screen.line(format!("  {}  {}", screen.paint(tone, format!("{word:<5}")), sum.text))?;

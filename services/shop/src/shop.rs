@@ -13,6 +13,9 @@ use libs::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
+/// The services, in the order in which they are shown.
+pub const NAMES: [&str; 4] = ["inventory", "payment", "shipping", "order"];
+
 /// Where a shop opens.
 #[derive(Debug)]
 pub struct Site {
@@ -59,19 +62,22 @@ impl Shop {
     /// When a port is taken or a database can't be opened.
     pub async fn start(site: &Site) -> anyhow::Result<Self> {
         let mut shop = Self { addresses: Vec::new(), stop: watch::Sender::new(false), running: JoinSet::new() };
-        shop.open::<inventory::Service>(&site.flags::<inventory::Service>()).await?;
-        shop.open::<payment::Service>(&site.flags::<payment::Service>()).await?;
-        shop.open::<shipping::Service>(&site.flags::<shipping::Service>()).await?;
-        let mut flags = site.flags::<order::Service>();
-        flags.peers = shop.uris().map(|(name, uri)| format!("{name}={uri}").parse()).collect::<Result<_, _>>()?;
-        shop.open::<order::Service>(&flags).await?;
+        // Each after those whose address it needs to know.
+        shop.open::<shipping::Service>(site, &[]).await?;
+        shop.open::<inventory::Service>(site, &["shipping"]).await?;
+        shop.open::<payment::Service>(site, &[]).await?;
+        shop.open::<order::Service>(site, &["inventory", "payment", "shipping"]).await?;
+        shop.addresses.sort_by_key(|(name, _)| NAMES.iter().position(|known| known == name));
         Ok(shop)
     }
 
-    async fn open<P: Program>(&mut self, flags: &Serve) -> anyhow::Result<()> {
-        let mut app = App::bind(P::NAME, flags).await.context(P::NAME)?;
+    async fn open<P: Program>(&mut self, site: &Site, peers: &[&str]) -> anyhow::Result<()> {
+        let mut flags = site.flags::<P>();
+        let known = self.uris().filter(|(name, _)| peers.contains(name));
+        flags.peers = known.map(|(name, uri)| format!("{name}={uri}").parse()).collect::<Result<_, _>>()?;
+        let mut app = App::bind(P::NAME, &flags).await.context(P::NAME)?;
         self.addresses.push((P::NAME, app.local_addr()));
-        P::assemble(&mut app, flags).await.map_err(|error| anyhow!(error).context(P::NAME))?;
+        P::assemble(&mut app, &flags).await.map_err(|error| anyhow!(error).context(P::NAME))?;
         let mut stopped = self.stop.subscribe();
         self.running.spawn(async move {
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
@@ -80,7 +86,7 @@ impl Shop {
         Ok(())
     }
 
-    /// The names and addresses of the services: inventory, payment, shipping, order.
+    /// The names and addresses of the services, in the order of [`NAMES`].
     pub fn uris(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.addresses.iter().map(|(name, address)| {
             let host = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };

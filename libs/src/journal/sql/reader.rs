@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Error, Record, Value, fetch_keys, query};
 use crate::journal::{entry::Table, postgres::Server};
@@ -67,6 +67,30 @@ impl Reader {
             Source::Postgres(server) => server.fetch_keys(table, &keys).await,
         }
     }
+
+    /// Reads the row with this key here, and that with the same key in a table of another database: on files in one go, since a read that
+    /// finds all in memory takes less than to hand it to somebody.
+    ///
+    /// # Errors
+    /// When a database can't be read.
+    pub async fn fetch_key_of_both(
+        &self,
+        table: &'static Table,
+        other: &Self,
+        other_table: &'static Table,
+        key: Vec<Value>,
+    ) -> Result<(Vec<Record>, Vec<Record>), Error> {
+        let (Source::Sqlite(connections), Source::Sqlite(others)) = (&self.0, &other.0) else {
+            let own = self.fetch_keys(table, vec![key.clone()]);
+            return futures::try_join!(own, other.fetch_keys(other_table, vec![key]));
+        };
+        let other = others.lend().await?;
+        let read = move |connection: &Connection| {
+            let keys = [key];
+            Ok((fetch_keys(connection, table, &keys)?, fetch_keys(other.connection()?, other_table, &keys)?))
+        };
+        connections.read(read).await
+    }
 }
 
 impl Connections {
@@ -74,15 +98,33 @@ impl Connections {
         self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::Closed)?;
-        let connections = Arc::clone(self);
-        let reading = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let connection = connections.idle.lock().pop().ok_or(Error::Closed)?;
-            let result = read(&connection);
-            connections.idle.lock().push(connection);
-            result
-        });
+        let lent = self.lend().await?;
+        let reading = tokio::task::spawn_blocking(move || read(lent.connection()?));
         reading.await.map_err(|_| Error::Closed)?
+    }
+
+    async fn lend(self: &Arc<Self>) -> Result<Lent, Error> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::Closed)?;
+        let connection = self.idle.lock().pop();
+        Ok(Lent { connection, of: Arc::clone(self), _turn: turn })
+    }
+}
+
+/// A connection that goes back when this is dropped.
+struct Lent {
+    connection: Option<Connection>,
+    of: Arc<Connections>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Lent {
+    fn connection(&self) -> Result<&Connection, Error> {
+        self.connection.as_ref().ok_or(Error::Closed)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.of.idle.lock().extend(self.connection.take());
     }
 }

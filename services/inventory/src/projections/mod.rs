@@ -1,5 +1,6 @@
-//! The views that queries read, folded from the events.
+//! The views that queries read: folded from this service's events, and from shipping's.
 
+pub mod shipped;
 pub mod stock;
 
-pub use self::stock::StockView;
+pub use self::{shipped::ShippedStock, stock::StockView};

@@ -34,6 +34,8 @@ impl TestApp {
     pub(crate) async fn start_on(data: TempDir) -> Self {
         let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), store(&data).database_url);
         flags.limits.drain_grace = Duration::ZERO;
+        // Nobody is there: inventory answers all the same.
+        flags.peers = vec!["shipping=http://127.0.0.1:1".parse().unwrap()];
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();
         Service::assemble(&mut app, &flags).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();
