@@ -1,12 +1,16 @@
 //! What every generated query surface does: wait for the caller's token, answer from the views, say how fresh they were.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::ReadSide;
 use crate::refusal::Refusal;
+
+/// How long a caller may leave a change untaken.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A stream of changes, as a query answers it.
 pub type Changes<T> = BoxStream<'static, Result<T, Refusal>>;
@@ -42,8 +46,9 @@ impl ReadSide {
     /// Answers a query with a stream.
     ///
     /// # Errors
-    /// The refusal of the token or of the query; later ones end the stream.
-    pub async fn stream<Q, R: 'static>(
+    /// The refusal of the token or of the query; later ones end the stream, and so does RESOURCE_EXHAUSTED, SLOW_WATCHER for a caller who
+    /// leaves a change untaken for half a minute.
+    pub async fn stream<Q, R: Send + 'static>(
         &self,
         request: Request<Q>,
         query: impl FnOnce(Q) -> Result<Changes<R>, Refusal> + Send,
@@ -55,9 +60,26 @@ impl ReadSide {
         let service = self.service();
         let waited = self.wait_for_token(&metadata).await;
         let changes = waited.and_then(|()| query(message)).map_err(|refusal| refusal.into_status(service))?;
-        let changes = changes.map(move |change| change.map_err(|refusal| refusal.into_status(service)));
+        let changes = while_taken(changes).map_err(move |refusal| refusal.into_status(service));
         let mut response = Response::new(changes.boxed());
         self.stamp(response.metadata_mut());
         Ok(response)
+    }
+}
+
+/// The changes for as long as they are taken. Nothing grows for a slow caller, whose next look finds what is true then; but who is stuck
+/// should know that it is behind, and not keep a place for ever.
+fn while_taken<R: Send + 'static>(mut changes: Changes<R>) -> impl Stream<Item = Result<R, Refusal>> + Send {
+    async_stream::try_stream! {
+        while let Some(change) = changes.try_next().await? {
+            let handed = Instant::now();
+            yield change;
+            // Whoever sends it asks for the next once there is room for it.
+            let left = handed.elapsed();
+            if left > PATIENCE {
+                let message = format!("a change was left for {} s: watch again after the last position", left.as_secs());
+                Err(Refusal::exhausted("SLOW_WATCHER", message, Duration::ZERO))?;
+            }
+        }
     }
 }
