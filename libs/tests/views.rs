@@ -16,7 +16,7 @@ use futures::StreamExt as _;
 use libs::{
     cqrs::{Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Table,
         sql::{Transaction, Value},
     },
 };
@@ -28,6 +28,7 @@ use proto::projections::v1::{
     projection_query_service_server::ProjectionQueryService as _,
 };
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use tonic::{Request, metadata::MetadataMap};
 
 static SUMS: Table = Table {
@@ -303,6 +304,82 @@ async fn a_follower_sees_every_last_change_and_resumes_by_position() {
 }
 
 #[tokio::test]
+async fn a_watcher_who_leaves_a_change_untaken_is_dropped_and_can_resume() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    let mut position = 0;
+    for name in ["a", "b", "c"] {
+        position = add(&journal, name, 1).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    let watch = async |after: i64| {
+        let query = |()| Ok(read.follow::<i64>(&SUMS, Vec::new(), after).boxed());
+        let response = read.stream(Request::new(()), query).await.unwrap();
+        assert!(response.metadata().contains_key("read-position"));
+        response.into_inner()
+    };
+    // No longer than that: the pool's own time-out must not pass while the views are read.
+    let pass = async |seconds: u64| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    let mut changes = watch(0).await;
+    assert_eq!(changes.next().await.unwrap().unwrap(), (1, 1));
+    pass(29).await;
+    assert_eq!(changes.next().await.unwrap().unwrap(), (2, 1));
+    pass(31).await;
+    let dropped = changes.next().await.unwrap().unwrap_err();
+    let refusal = libs::refusal::Refusal::from_status(&dropped);
+    assert_eq!((dropped.code(), &*refusal.reason), (tonic::Code::ResourceExhausted, "SLOW_WATCHER"));
+    assert!(changes.next().await.is_none());
+    assert_eq!(watch(2).await.next().await.unwrap().unwrap(), (3, 1));
+}
+
+/// Changes a hundred documents by each event.
+struct Hundred;
+
+impl Projection for Hundred {
+    const NAME: &'static str = "hundred";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut sums = Documents::<i64>::load(transaction, &SUMS, Vec::<String>::new()).await?;
+        for event in events {
+            for at in 0..100 {
+                sums.update(&format!("{} {at}", event.id), event.position, |sum| *sum = event.position);
+            }
+        }
+        sums.save(transaction, |_| vec![0.into()]).await
+    }
+}
+
+#[tokio::test]
+async fn a_follower_that_leaves_in_the_midst_of_an_event_misses_none_of_its_changes() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Hundred)).await;
+    let mut position = 0;
+    for name in ["a", "b", "c", "d", "e"] {
+        position = add(&journal, name, 1).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    for leaves in [1, 50, 99, 100, 250, 256, 257, 299, 499] {
+        let first: Vec<_> = read.follow::<i64>(&SUMS, Vec::new(), 0).take(leaves).collect().await;
+        let mut seen: Vec<i64> = first.iter().map(|change| change.as_ref().unwrap().1).collect();
+        let (reached, _) = first.last().unwrap().as_ref().unwrap();
+        assert_eq!(seen.iter().filter(|of| *of <= reached).count() as i64, reached * 100, "all up to there");
+        seen.retain(|of| of <= reached);
+        let rest = 500 - seen.len();
+        let rest: Vec<_> = read.follow::<i64>(&SUMS, Vec::new(), *reached).take(rest).collect().await;
+        seen.extend(rest.iter().map(|change| change.as_ref().unwrap().1));
+        let expected: Vec<i64> = (1..=5).flat_map(|position| [position; 100]).collect();
+        assert_eq!(seen, expected, "left after {leaves}");
+    }
+}
+
+#[tokio::test]
 async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
     if !database::is_shared() {
         return;
@@ -340,6 +417,84 @@ async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
     let position = add(&journal, "a", 2).await;
     read.wait_for_token(&token(position)).await.unwrap();
     assert_eq!(sum(&read, "a").await, Some(42));
+}
+
+/// As [`Sums`], but who folds the first event waits until it may.
+struct Held {
+    gate: Arc<Semaphore>,
+}
+
+impl Projection for Held {
+    const NAME: &'static str = "sums";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        if events.iter().any(|event| event.position == 1) {
+            drop(self.gate.acquire().await.unwrap());
+        }
+        Sums.project(events, transaction).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_views_go_on_while_new_ones_are_made_and_outlive_what_comes_to_nothing() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let gate = Arc::new(Semaphore::new(1));
+    let begin = async || {
+        let location = database::location(folder.path(), "test").views();
+        let views = loop {
+            let projections = Projections::new().with(Held { gate: Arc::clone(&gate) });
+            match Views::open(&location, Log::of(&journal), &projections).await {
+                // The one before has not let go of the file yet.
+                Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        };
+        let (read, board) = (views.read_side("test", Duration::from_secs(10)), Board::default());
+        views.show_on(&board, "test");
+        (read, board.service("test"), tokio::spawn(async { views.run().await.unwrap() }))
+    };
+    let anew = || Request::new(RebuildProjectionsRequest { source: "test".to_owned() });
+    let (read, service, running) = begin().await;
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+
+    // New ones are under way, and don't get on: whoever reads and writes sees nothing of it.
+    gate.acquire().await.unwrap().forget();
+    let mut stretches = service.rebuild_projections(anew()).await.unwrap().into_inner();
+    for round in 2..=20 {
+        let position = add(&journal, "a", 1).await;
+        read.wait_for_token(&token(position)).await.unwrap();
+        assert_eq!(sum(&read, "a").await, Some(round));
+    }
+    assert!(futures::FutureExt::now_or_never(stretches.next()).is_none(), "it has not begun");
+    gate.add_permits(1);
+    // They have what came meanwhile too, although the log was shorter when they were begun.
+    let told: Vec<_> = stretches.map(|stretch| stretch.unwrap()).collect().await;
+    let RebuildProjectionsResponse { position, head } = told.last().unwrap();
+    assert_eq!((*position, *head), (20, 20));
+    assert_eq!(sum(&read, "a").await, Some(20));
+
+    // Killed in the midst of it, all is as it was, and what is left of it is in nobody's way.
+    gate.acquire().await.unwrap().forget();
+    let stretches = service.rebuild_projections(anew()).await.unwrap().into_inner();
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    running.abort();
+    let _ = running.await;
+    drop(stretches);
+    let (read, service, _running) = begin().await;
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(22));
+    gate.add_permits(1);
+    let told: Vec<_> = service.rebuild_projections(anew()).await.unwrap().into_inner().collect().await;
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(sum(&read, "a").await, Some(22));
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(23));
 }
 
 /// As [`Sums`], times what is right today.

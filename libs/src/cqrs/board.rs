@@ -63,6 +63,10 @@ impl Standing {
         *self.parked.lock() = Some(ParkedEvent { position, error });
     }
 
+    pub(super) fn parked(&self) -> Option<ParkedEvent> {
+        self.parked.lock().clone()
+    }
+
     /// It goes on from a position, which may be further back, and is not parked.
     pub(super) fn go_on(&self, checkpoint: i64) {
         self.moved(checkpoint);
@@ -117,7 +121,7 @@ impl Place {
             source: source.clone(),
             position: standing.checkpoint(),
             head: standing.head(),
-            parked: standing.parked.lock().clone(),
+            parked: standing.parked(),
         }
     }
 
@@ -164,7 +168,7 @@ impl Board {
             .with_description("1 where a projection stands still at an event it can't fold.")
             .with_callback(move |observer| {
                 for place in board.places.read().iter() {
-                    let parked = place.standing.parked.lock().is_some();
+                    let parked = place.standing.parked().is_some();
                     observer.observe(u64::from(parked), &place.attributes());
                 }
             })

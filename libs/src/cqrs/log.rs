@@ -76,7 +76,7 @@ impl Log {
     #[must_use]
     pub fn of_stream(jetstream: JetStream, peer: Peer, kinds: &[&str], reader: &str, replicas: bool) -> Self {
         let durable = match replicas {
-            true => Durable::Replica(format!("{reader}-{}", uuid::Uuid::new_v4().simple())),
+            true => Durable::another(reader),
             false => Durable::Reader(reader.to_owned()),
         };
         Self::from(Source::Stream(Box::new(Consumer::new(jetstream, durable, Subscription::new(peer, kinds)))))
@@ -87,6 +87,15 @@ impl Log {
     pub fn upcast(mut self, upcasters: Upcasters) -> Self {
         self.upcasters = upcasters;
         self
+    }
+
+    /// The same log, for somebody who reads it beside this one.
+    pub(super) fn beside(&self) -> Self {
+        let source = match &self.source {
+            Source::Stream(consumer) => Source::Stream(Box::new(consumer.beside())),
+            source => source.clone(),
+        };
+        Self { source, upcasters: self.upcasters.clone() }
     }
 
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more. Another service

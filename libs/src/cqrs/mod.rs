@@ -16,6 +16,7 @@ mod page;
 mod projection;
 mod query;
 mod read;
+mod rebuild;
 mod subscription;
 pub mod testing;
 mod token;
@@ -34,6 +35,7 @@ pub use self::{
     projection::{Decode, Projection, ProjectionError, Projections, events_of, events_of_kind},
     query::{Changes, Outgoing},
     read::ReadSide,
+    rebuild::RebuildError,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
     upcast::Upcasters,
     views::{Views, ViewsError},

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
-    task::JoinError,
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 
@@ -17,6 +17,7 @@ use super::{
     Board, Log, Projections, ReadSide,
     board::{Standing, Telling},
     projection::{Fold, ProjectionError},
+    rebuild::Rebuilding,
 };
 use crate::journal::{
     Event, Location, OpenError, Row, Table,
@@ -38,7 +39,7 @@ const MOST_GATHER: Duration = Duration::from_millis(150);
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
 
-static CHECKPOINTS: Table = Table {
+pub(super) static CHECKPOINTS: Table = Table {
     name: "checkpoints",
     create: &["CREATE TABLE IF NOT EXISTS checkpoints (
         projection TEXT NOT NULL PRIMARY KEY,
@@ -51,25 +52,27 @@ static CHECKPOINTS: Table = Table {
 /// The read side's database, open for its one projector.
 #[derive(Debug)]
 pub struct Views {
-    location: Location,
-    writer: Store,
+    pub(super) location: Location,
+    pub(super) writer: Store,
     reader: Reader,
-    log: Log,
-    projections: Vec<State>,
-    caught_up: watch::Sender<i64>,
+    pub(super) log: Log,
+    pub(super) projections: Vec<State>,
+    pub(super) caught_up: watch::Sender<i64>,
     wanted: Arc<Notify>,
     /// Rings when a parked projection is to try again.
     bell: Arc<Notify>,
     /// Who wants the views made anew, and is told how far that is.
     rebuilds: (mpsc::Sender<Telling>, mpsc::Receiver<Telling>),
+    /// Views that are made anew beside these, at most one at a time.
+    pub(super) rebuilding: JoinSet<Rebuilding>,
 }
 
 /// A projection and how far it is.
-struct State {
-    fold: Arc<dyn Fold>,
-    checkpoint: i64,
-    parked: bool,
-    standing: Arc<Standing>,
+pub(super) struct State {
+    pub(super) fold: Arc<dyn Fold>,
+    pub(super) checkpoint: i64,
+    pub(super) parked: bool,
+    pub(super) standing: Arc<Standing>,
 }
 
 impl State {
@@ -110,7 +113,8 @@ impl Views {
         }
         let (caught_up, _) = watch::channel(lowest(&states));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
-        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds })
+        let rebuilding = JoinSet::new();
+        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds, rebuilding })
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
@@ -148,8 +152,12 @@ impl Views {
                     self.resume();
                     continue;
                 }
-                Some(telling) = self.rebuilds.1.recv() => {
-                    self = self.rebuild_live(telling).await.map_err(failed)?;
+                Some(telling) = self.rebuilds.1.recv(), if self.rebuilding.is_empty() => {
+                    self.begin_anew(telling);
+                    continue;
+                }
+                Some(rebuilt) = self.rebuilding.join_next() => {
+                    self = self.end_anew(rebuilt).await.map_err(failed)?;
                     continue;
                 }
             };
@@ -188,100 +196,34 @@ impl Views {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn catch_up(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), ViewsError> {
+    pub async fn catch_up(self, progress: impl FnMut(i64, i64)) -> Result<(), ViewsError> {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
         let all = self.log.head().await.map_err(failed)?;
+        self.fold_to(all, progress).await.map_err(failed)?.writer.close().await;
+        Ok(())
+    }
+
+    /// Folds up to a position that the log has.
+    pub(super) async fn fold_to(mut self, all: i64, mut progress: impl FnMut(i64, i64)) -> Result<Self, sql::Error> {
         while lowest(&self.projections) < all {
+            if self.log.is_remote() {
+                self.log.news(lowest(&self.projections)).await?;
+            }
             if self.writer.is_shared() {
-                self.take_turn().await.map_err(failed)?;
+                self.take_turn().await?;
             } else {
-                self = self.catch_up_once().await.map_err(failed)?;
+                self = self.catch_up_once().await?;
             }
             progress(lowest(&self.projections).min(all), all);
         }
-        self.writer.close().await;
-        Ok(())
+        Ok(self)
     }
 
     /// True if the next batch holds all that the log has now.
     fn is_near(&self) -> bool {
         let head = self.log.known_head();
         head.is_none_or(|head| head.saturating_sub(lowest(&self.projections)) < MOST_EVENTS)
-    }
-
-    /// Makes all views anew, in one transaction: queries see the old ones until it is committed.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run), and when an event can't be folded. Nothing is changed then.
-    pub async fn rebuild(mut self, progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        self.make_anew(progress).await?;
-        self.writer.close().await;
-        Ok(())
-    }
-
-    /// Makes all views anew while queries are answered, and tells how far it is.
-    async fn rebuild_live(mut self, telling: Telling) -> Result<Self, sql::Error> {
-        let shared = self.writer.is_shared();
-        let rebuilding = async move {
-            // That nobody listens any more is no reason to stop.
-            let told = |position, head| drop(telling.send(Ok((position, head))));
-            match self.make_anew(told).await {
-                Ok(()) => tracing::info!(views = %self.location, "the views are made anew"),
-                Err(error) => {
-                    tracing::error!(views = %self.location, %error, "the views are not made anew");
-                    let _ = telling.send(Err(error.to_string()));
-                }
-            }
-            self
-        };
-        if shared {
-            return Ok(rebuilding.await);
-        }
-        let runtime = Handle::current();
-        joined(tokio::task::spawn_blocking(move || Ok(runtime.block_on(rebuilding))).await)
-    }
-
-    async fn make_anew(&mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let remote = self.log.is_remote();
-        let all = match remote {
-            // What was folded was wanted; whether there is more will be seen.
-            true => self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
-            false => self.log.head().await?,
-        };
-        let mut transaction = self.writer.begin().await?;
-        if remote {
-            transaction.may_wait().await?;
-        }
-        for state in &self.projections {
-            for table in state.fold.tables() {
-                transaction.execute(&format!("DELETE FROM {}", table.name), Vec::new()).await?;
-            }
-            // Its own alone: the schema may hold views over other services' events, which stay as they are.
-            let sql = format!("DELETE FROM {} WHERE projection = $1", CHECKPOINTS.name);
-            transaction.execute(&sql, vec![state.fold.name().into()]).await?;
-        }
-        let mut position = 0;
-        while position < all {
-            if remote {
-                self.log.news(position).await?;
-            }
-            let events = self.log.after(position, MOST_EVENTS).await?;
-            let Some(last) = events.last().map(|event| event.position) else { break };
-            for state in &self.projections {
-                fold(state, true, &events, last, &mut transaction).await?;
-            }
-            position = last;
-            progress(position.min(all), all);
-        }
-        transaction.commit().await?;
-        for state in &mut self.projections {
-            state.parked = false;
-            state.checkpoint = position;
-            state.standing.go_on(position);
-        }
-        self.caught_up.send_replace(lowest(&self.projections));
-        Ok(())
     }
 
     /// Takes one batch to every projection that is not parked, on a server.
@@ -371,7 +313,7 @@ impl Views {
 }
 
 /// What a task came to that holds up no other.
-fn joined(ended: Result<Result<Views, sql::Error>, JoinError>) -> Result<Views, sql::Error> {
+pub(super) fn joined<T>(ended: Result<Result<T, sql::Error>, JoinError>) -> Result<T, sql::Error> {
     ended.unwrap_or_else(|stopped| match stopped.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => Err(sql::Error::Closed),
@@ -395,12 +337,13 @@ async fn fold(
     let name = state.fold.name();
     let checkpoint = match shared {
         // Another replica may have had its turn since.
-        true => match transaction.fetch_keys(&CHECKPOINTS, &[vec![name.into()]]).await?.first() {
-            Some(record) => record.int(1)?,
-            None => 0,
-        },
+        true => checkpoint_of(name, transaction).await?,
         false => state.checkpoint,
     };
+    if checkpoint < state.checkpoint {
+        let back = format!("the checkpoint of {name} went back from {} to {checkpoint}", state.checkpoint);
+        return Err(sql::Error::Corrupt(format!("{back}: somebody else begins anew")).into());
+    }
     let seen = events.partition_point(|event| event.position <= checkpoint);
     if seen == events.len() {
         return Ok(checkpoint);
@@ -410,20 +353,15 @@ async fn fold(
     Ok(last)
 }
 
-/// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
-fn lowest(states: &[State]) -> i64 {
-    states.iter().filter(|state| !state.parked).map(|state| state.checkpoint).min().unwrap_or(i64::MAX)
+/// How far a projection is, as its database says.
+pub(super) async fn checkpoint_of(name: &'static str, transaction: &mut Transaction<'_>) -> Result<i64, sql::Error> {
+    let found = transaction.fetch_keys(&CHECKPOINTS, &[vec![name.into()]]).await?;
+    found.first().map_or(Ok(0), |record| record.int(1))
 }
 
-/// The views are as they were.
-#[derive(Debug, thiserror::Error)]
-pub enum RebuildError {
-    /// The database failed.
-    #[error("the views were not made anew and are as they were: {0}")]
-    Database(#[from] sql::Error),
-    /// An event can't be folded.
-    #[error("the views were not made anew and are as they were: {0}")]
-    Projection(#[from] ProjectionError),
+/// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
+pub(super) fn lowest(states: &[State]) -> i64 {
+    states.iter().filter(|state| !state.parked).map(|state| state.checkpoint).min().unwrap_or(i64::MAX)
 }
 
 /// The read side's database or the log failed.

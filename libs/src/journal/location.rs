@@ -29,6 +29,17 @@ impl Location {
         }
     }
 
+    /// Where views are made anew beside those that are here; `name` tells those of one schema apart.
+    #[must_use]
+    pub fn anew(&self, name: &str) -> Self {
+        match self {
+            Self::Sqlite(path) => Self::Sqlite(path.with_extension("anew.db")),
+            Self::Postgres { url, schema } => {
+                Self::Postgres { url: url.clone(), schema: format!("{schema}_anew_{name}") }
+            }
+        }
+    }
+
     /// Where this service's views over another one's events are.
     #[must_use]
     pub fn views_of(&self, source: &str) -> Self {

@@ -91,12 +91,24 @@ impl Server {
     async fn create(&self, tables: &[&'static Table]) -> Result<(), Error> {
         // Two that begin at once would both find nothing, and both make it.
         let mut transaction = self.begin("create").await?;
-        let schema = format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.schema.replace('"', "\"\""));
+        let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
         postgres::execute(&mut transaction, &schema, &[]).await?;
         for statement in tables.iter().flat_map(|table| table.create) {
             postgres::execute(&mut transaction, &translate(statement), &[]).await?;
         }
         Ok(transaction.commit().await?)
+    }
+
+    /// Removes a schema with all that is in it, if it is there.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or somebody else's tables depend on it.
+    pub(super) async fn remove(location: &Location) -> Result<(), OpenError> {
+        let Some(server) = Self::connect(location, 1, false)? else { return Ok(()) };
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", quoted(&server.schema));
+        let removed = server.execute(&sql, &[]).await;
+        server.close().await;
+        removed.map_err(|source| OpenError::Database { location: location.clone(), source })
     }
 
     /// Begins a transaction in which nobody else of this schema has the same turn.
@@ -127,6 +139,11 @@ impl Server {
     pub(super) async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// A name, as SQL writes it.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A table's definition in PostgreSQL's words. Texts compare byte by byte, as SQLite's do.

@@ -114,6 +114,17 @@ impl Writer {
         Transaction::sqlite(&mut self.connection)
     }
 
+    /// Lets transactions read another database, under this name.
+    pub(super) fn attach(&self, path: &Path, name: &str) -> Result<(), Error> {
+        let attach = format!("ATTACH DATABASE ?1 AS {name}");
+        self.connection.execute(&attach, [path.to_string_lossy()])?;
+        Ok(())
+    }
+
+    pub(super) fn detach(&self, name: &str) -> Result<(), Error> {
+        Ok(self.connection.execute_batch(&format!("DETACH DATABASE {name}"))?)
+    }
+
     /// Copies the write-ahead log into the database and closes it.
     pub fn close(self) {
         if let Err((_, error)) = self.connection.close() {
@@ -174,6 +185,22 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
     };
     let failed = |source| OpenError::Database { location: path.into(), source };
     (0..count).map(open).collect::<Result<_, Error>>().map(Reader::sqlite).map_err(failed)
+}
+
+/// Removes a database, its write-ahead log and its lock. Nobody may have it open.
+///
+/// # Errors
+/// When one of them is there and can't be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match fs::remove_file(PathBuf::from(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

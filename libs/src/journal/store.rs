@@ -3,7 +3,7 @@
 use super::{
     entry::Table,
     location::Location,
-    postgres::Server,
+    postgres::{Server, quoted},
     sql::{Error, Reader, Transaction},
     sqlite::{self, Durability, OpenError, Writer},
 };
@@ -31,6 +31,38 @@ pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
         },
     }
 }
+
+/// Removes a database of tables that can be made again, if it is there. Nobody may have it open.
+///
+/// # Errors
+/// When it can't be removed.
+pub async fn remove(location: &Location) -> Result<(), OpenError> {
+    match location {
+        Location::Sqlite(path) => sqlite::remove(path).map_err(|source| OpenError::File { path: path.clone(), source }),
+        Location::Postgres { .. } => Server::remove(location).await,
+    }
+}
+
+/// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached.
+#[must_use]
+pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {
+    let name = table.name;
+    let mut statements = vec![format!("DROP TABLE IF EXISTS {name}")];
+    match (here, beside) {
+        (Location::Postgres { schema: here, .. }, Location::Postgres { schema: beside, .. }) => {
+            statements.push(format!("ALTER TABLE {}.{name} SET SCHEMA {}", quoted(beside), quoted(here)));
+        }
+        _ => {
+            statements.extend(table.create.iter().map(ToString::to_string));
+            // In this form SQLite copies the pages of table and indexes as they are.
+            statements.push(format!("INSERT INTO main.{name} SELECT * FROM {BESIDE}.{name}"));
+        }
+    }
+    statements
+}
+
+/// The name under which another file is attached.
+const BESIDE: &str = "beside";
 
 impl Store {
     /// Opens the database for writing, and makes these tables where they are missing.
@@ -61,6 +93,28 @@ impl Store {
         match &mut self.0 {
             Kind::Sqlite(writer) => writer.begin(),
             Kind::Postgres(server) => server.begin("views").await.map(Transaction::postgres),
+        }
+    }
+
+    /// Lets transactions read another file, under a name of its own. A server needs nothing for that.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn attach(&mut self, beside: &Location) -> Result<(), Error> {
+        match (&self.0, beside) {
+            (Kind::Sqlite(writer), Location::Sqlite(path)) => writer.attach(path, BESIDE),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of it.
+    ///
+    /// # Errors
+    /// When it is still read.
+    pub async fn detach(&mut self) -> Result<(), Error> {
+        match &self.0 {
+            Kind::Sqlite(writer) => writer.detach(BESIDE),
+            Kind::Postgres(_) => Ok(()),
         }
     }
 

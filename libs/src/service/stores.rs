@@ -10,7 +10,7 @@ use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
     cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
-    journal::{Journal, Location, OpenError, Table},
+    journal::{Journal, Location, OpenError, Table, sqlite::remove},
     rpc::client::Peer,
     telemetry,
 };
@@ -217,17 +217,4 @@ fn views_of_others(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
-}
-
-/// Removes a database, its write-ahead log and its lock.
-fn remove(database: &Path) -> io::Result<()> {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = database.as_os_str().to_owned();
-        name.push(suffix);
-        match fs::remove_file(PathBuf::from(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }

@@ -56,6 +56,11 @@ pub(in super::super) enum Durable {
 }
 
 impl Durable {
+    /// A name that nobody else has, which the server forgets in time.
+    pub(in super::super) fn another(reader: &str) -> Self {
+        Self::Replica(format!("{reader}-{}", uuid::Uuid::new_v4().simple()))
+    }
+
     fn name(&self) -> &str {
         match self {
             Self::Reader(name) | Self::Replica(name) => name,
@@ -93,6 +98,11 @@ impl Consumer {
             service,
             out: false,
         }
+    }
+
+    /// One that reads the same beside this one, under a name of its own.
+    pub(in super::super) fn beside(&self) -> Self {
+        Self::new(self.jetstream.clone(), Durable::another(self.durable.name()), self.service.clone())
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them.

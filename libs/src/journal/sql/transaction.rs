@@ -36,19 +36,6 @@ impl<'c> Transaction<'c> {
         Self(Kind::Postgres(transaction))
     }
 
-    /// Lets this one wait for somebody else in its midst, such as a service whose events it folds, longer than a turn is kept otherwise.
-    ///
-    /// # Errors
-    /// When the database can't be told.
-    pub async fn may_wait(&mut self) -> Result<(), Error> {
-        match &mut self.0 {
-            Kind::Sqlite(_) => Ok(()),
-            Kind::Postgres(transaction) => {
-                postgres::execute(transaction, "SET LOCAL idle_in_transaction_session_timeout = '60s'", &[]).await
-            }
-        }
-    }
-
     /// Makes all of it durable, or none.
     ///
     /// # Errors

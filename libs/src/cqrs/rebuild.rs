@@ -1,0 +1,193 @@
+//! Views made anew beside those that are read, which go on meanwhile; then the new ones take their place in one transaction.
+//!
+//! Beside is a database of their own: a file on SQLite, a schema on PostgreSQL. The same projector folds into it, from the first event
+//! on, so a projection knows nothing of it. Whatever becomes of it, the old views are whole until the new ones are in their place.
+
+use tokio::{runtime::Handle, task::JoinError};
+
+use super::{
+    Log, Projections, Views,
+    board::Telling,
+    views::{CHECKPOINTS, checkpoint_of, joined, lowest},
+};
+use crate::journal::{Location, OpenError, Row, sql, store};
+
+/// Views under way beside others, and who is told.
+pub(super) type Rebuilding = (Telling, Result<Views, RebuildError>);
+
+/// What views are made anew from, and where.
+struct Plan {
+    location: Location,
+    log: Log,
+    projections: Projections,
+    /// How far the old ones are.
+    old: i64,
+}
+
+impl Views {
+    /// Makes all views anew, while queries are answered from the old ones and other processes fold into them.
+    ///
+    /// # Errors
+    /// When the database or the log fails, or an event can't be folded. Nothing is changed then.
+    pub async fn rebuild(self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        let rebuilt = self.plan().build(|position, head| progress(position, head)).await?;
+        let (old, ended) = self.replace(rebuilt).await?;
+        let head = ended?;
+        progress(head, head);
+        old.writer.close().await;
+        Ok(())
+    }
+
+    /// Begins to make all views anew, and tells how far that is.
+    pub(super) fn begin_anew(&mut self, telling: Telling) {
+        let plan = self.plan();
+        self.rebuilding.spawn(async move {
+            let told = telling.clone();
+            // The last word is kept until they are in place. That nobody listens any more is no reason to stop.
+            let rebuilt = plan.build(move |position, head| {
+                if position < head {
+                    let _ = told.send(Ok((position, head)));
+                }
+            });
+            let rebuilt = rebuilt.await;
+            (telling, rebuilt)
+        });
+    }
+
+    /// Puts what was made anew in its place, and tells.
+    pub(super) async fn end_anew(self, rebuilt: Result<Rebuilding, JoinError>) -> Result<Self, sql::Error> {
+        let location = self.location.clone();
+        let (telling, rebuilt) = match rebuilt {
+            Ok(rebuilt) => rebuilt,
+            Err(error) => {
+                // Who waits for the end sees none.
+                tracing::error!(views = %location, %error, "the views are not made anew");
+                return Ok(self);
+            }
+        };
+        let (views, ended) = match rebuilt {
+            Ok(rebuilt) => self.replace(rebuilt).await?,
+            Err(error) => (self, Err(error)),
+        };
+        let word = match ended {
+            Ok(head) => {
+                tracing::info!(views = %location, "the views are made anew");
+                Ok((head, head))
+            }
+            Err(error) => {
+                tracing::error!(views = %location, %error, "the views are not made anew");
+                Err(error.to_string())
+            }
+        };
+        let _ = telling.send(word);
+        Ok(views)
+    }
+
+    fn plan(&self) -> Plan {
+        let name = self.projections.first().map_or("", |state| state.fold.name());
+        Plan {
+            location: self.location.anew(name),
+            log: self.log.beside(),
+            projections: Projections(self.projections.iter().map(|state| state.fold.clone()).collect()),
+            old: self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
+        }
+    }
+
+    /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go.
+    async fn replace(mut self, rebuilt: Self) -> Result<(Self, Result<i64, RebuildError>), sql::Error> {
+        if self.writer.is_shared() {
+            let ended = self.put_in_place(rebuilt).await;
+            return Ok((self, ended));
+        }
+        let runtime = Handle::current();
+        let replacing = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                let ended = self.put_in_place(rebuilt).await;
+                Ok((self, ended))
+            })
+        });
+        joined(replacing.await)
+    }
+
+    async fn put_in_place(&mut self, rebuilt: Self) -> Result<i64, RebuildError> {
+        let beside = rebuilt.location.clone();
+        self.writer.attach(&beside).await?;
+        let replaced = self.take_tables(rebuilt).await;
+        self.writer.detach().await?;
+        // What is left of it is removed before the next time, too.
+        store::remove(&beside).await?;
+        replaced
+    }
+
+    async fn take_tables(&mut self, mut rebuilt: Self) -> Result<i64, RebuildError> {
+        loop {
+            let mut transaction = self.writer.begin().await?;
+            let mut old = 0;
+            for state in &self.projections {
+                old = old.max(checkpoint_of(state.fold.name(), &mut transaction).await?);
+            }
+            let reached = lowest(&rebuilt.projections);
+            if reached < old {
+                // The old ones went on while they were made: a query must not see less than before.
+                transaction.rollback().await?;
+                rebuilt = whole(rebuilt.fold_to(old, |_, _| {}).await?)?;
+                continue;
+            }
+            for state in &self.projections {
+                for table in state.fold.tables() {
+                    for sql in store::replacing(table, &self.location, &rebuilt.location) {
+                        transaction.execute(&sql, Vec::new()).await?;
+                    }
+                }
+                let values = vec![state.fold.name().into(), reached.into()];
+                transaction.upsert(vec![Row { table: &CHECKPOINTS, values }]).await?;
+            }
+            transaction.commit().await?;
+            for state in &mut self.projections {
+                state.parked = false;
+                state.checkpoint = reached;
+                state.standing.go_on(reached);
+            }
+            self.caught_up.send_replace(lowest(&self.projections));
+            rebuilt.writer.close().await;
+            return Ok(reached);
+        }
+    }
+}
+
+impl Plan {
+    /// Folds the whole log, as far as it goes now.
+    async fn build(self, progress: impl FnMut(i64, i64)) -> Result<Views, RebuildError> {
+        let Self { location, log, projections, old } = self;
+        store::remove(&location).await?;
+        let views = Views::open(location, log, &projections).await?;
+        let head = match views.log.is_remote() {
+            // What was folded was wanted; whether there is more will be seen.
+            true => old,
+            false => views.log.head().await?,
+        };
+        whole(views.fold_to(head, progress).await?)
+    }
+}
+
+/// The views, if each of them could fold every event.
+fn whole(views: Views) -> Result<Views, RebuildError> {
+    match views.projections.iter().find_map(|state| state.standing.parked()) {
+        Some(parked) => Err(RebuildError::Poison(parked.error)),
+        None => Ok(views),
+    }
+}
+
+/// The views are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// There is no place for them.
+    #[error("the views were not made anew and are as they were: {0}")]
+    Open(#[from] OpenError),
+    /// The database or the log failed.
+    #[error("the views were not made anew and are as they were: {0}")]
+    Database(#[from] sql::Error),
+    /// An event can't be folded.
+    #[error("the views were not made anew and are as they were: {0}")]
+    Poison(String),
+}
