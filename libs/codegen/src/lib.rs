@@ -19,7 +19,7 @@ mod query;
 mod steps;
 
 use std::{
-    env, fs, io,
+    env, fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -27,8 +27,8 @@ use prost_reflect::DescriptorPool;
 
 use self::contract::Package;
 
-/// Why nothing was generated.
-#[derive(Debug, thiserror::Error)]
+/// Why nothing was generated. A build script that returns it says so as a person reads it, the contract's file and line first.
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A contract doesn't compile.
     #[error("{0}")]
@@ -36,7 +36,7 @@ pub enum Error {
     /// A contract compiles and declares what can't be generated.
     #[error("{file}:{line}: {what}")]
     Declaration {
-        /// The contract.
+        /// The contract, from the folder of contracts on, such as `proto/inventory/v1/command.proto`.
         file: String,
         /// The line, from 1.
         line: i32,
@@ -56,9 +56,31 @@ pub enum Error {
     },
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compile(error) => fmt::Debug::fmt(error, f),
+            error => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl Error {
+    /// The same, its contract's name as it is in this folder.
+    fn below(self, folder: &str) -> Self {
+        match self {
+            Self::Declaration { file, line, what } => {
+                Self::Declaration { file: format!("{folder}/{file}"), line, what }
+            }
+            error => error,
+        }
+    }
+}
+
 /// The compiled contracts, and what was asked of them so far.
 #[derive(Debug)]
 pub struct Contracts {
+    folder: String,
     pool: DescriptorPool,
     files: Vec<(String, String)>,
 }
@@ -80,7 +102,8 @@ impl Contracts {
             compiler.include_source_info(true).include_imports(true).open_files(&names)?;
             Ok(compiler.descriptor_pool())
         };
-        Ok(Self { pool: compile().map_err(Box::new)?, files: Vec::new() })
+        let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(Self { folder: name, pool: compile().map_err(Box::new)?, files: Vec::new() })
     }
 
     /// Generates the surfaces of a package: its command service and its query service.
@@ -88,7 +111,7 @@ impl Contracts {
     /// # Errors
     /// When the package isn't there or a method is declared wrongly.
     pub fn surfaces(mut self, package: &str) -> Result<Self, Error> {
-        let contract = Package::read(&self.pool, package)?;
+        let contract = self.package(package)?;
         let mut text = format!("// Generated from {package}; every build makes it anew.\n\n");
         for service in &contract.commands {
             text.push_str(&command::surface(service));
@@ -105,13 +128,17 @@ impl Contracts {
     /// # Errors
     /// When the package isn't there or a method is declared wrongly.
     pub fn steps(mut self, package: &str) -> Result<Self, Error> {
-        let contract = Package::read(&self.pool, package)?;
+        let contract = self.package(package)?;
         let mut text = format!("// Generated from {package}; every build makes it anew.\n\n");
         for service in &contract.commands {
             text.push_str(&steps::operations(service));
         }
         self.files.push((format!("{package}.steps.rs"), text));
         Ok(self)
+    }
+
+    fn package(&self, package: &str) -> Result<Package, Error> {
+        Package::read(&self.pool, package).map_err(|error| error.below(&self.folder))
     }
 
     /// Writes what was generated into cargo's `OUT_DIR`.

@@ -9,26 +9,31 @@ use tempfile::TempDir;
 /// Generates from a package `toy.v1` whose command service has this body, which begins in line 8.
 fn generate(body: &str) -> Result<String, Error> {
     let folder = TempDir::new().unwrap();
+    let contracts = folder.path().join("contracts");
     for package in ["libs/v1", "toy/v1"] {
-        fs::create_dir_all(folder.path().join(package)).unwrap();
+        fs::create_dir_all(contracts.join(package)).unwrap();
     }
-    fs::copy("../../proto/libs/v1/options.proto", folder.path().join("libs/v1/options.proto")).unwrap();
+    fs::copy("../../proto/libs/v1/options.proto", contracts.join("libs/v1/options.proto")).unwrap();
     let contract = format!(
         "syntax = \"proto3\";\npackage toy.v1;\nimport \"libs/v1/options.proto\";\n\
          message Part {{ string id = 1; }}\n\
          message MoveRequest {{ string request_id = 1; string toy_id = 2; repeated Part parts = 3; int32 count = 4; }}\n\
          message MoveResponse {{}}\nservice ToyCommandService {{\n{body}\n}}\n"
     );
-    fs::write(folder.path().join("toy/v1/toy.proto"), contract).unwrap();
-    let contracts = Contracts::load(folder.path())?.surfaces("toy.v1")?.steps("toy.v1")?;
+    fs::write(contracts.join("toy/v1/toy.proto"), contract).unwrap();
+    let contracts = Contracts::load(contracts)?.surfaces("toy.v1")?.steps("toy.v1")?;
     Ok(contracts.generated().iter().map(|(_, text)| text.as_str()).collect())
 }
 
 /// The line and the words of the error.
 fn refused(body: &str) -> (i32, String) {
     match generate(body) {
-        Err(Error::Declaration { file, line, what }) => {
-            assert_eq!(file, "toy/v1/toy.proto");
+        Err(error) => {
+            // As a build script prints it.
+            let said = format!("{error:?}");
+            let Error::Declaration { file, line, what } = error else { panic!("{said}") };
+            assert_eq!(said, format!("contracts/toy/v1/toy.proto:{line}: {what}"));
+            assert_eq!(file, "contracts/toy/v1/toy.proto");
             (line, what)
         }
         other => panic!("{other:?}"),

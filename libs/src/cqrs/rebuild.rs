@@ -30,7 +30,7 @@ impl Views {
     /// # Errors
     /// When the database or the log fails, or an event can't be folded. Nothing is changed then.
     pub async fn rebuild(self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let rebuilt = self.plan().build(|position, head| progress(position, head)).await?;
+        let rebuilt = self.plan().build(&mut progress).await?;
         let (old, ended) = self.replace(rebuilt).await?;
         let head = ended?;
         progress(head, head);
