@@ -81,17 +81,15 @@ mutants:
 chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=order' '-p=tests')
     @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
 
-# Measure: all benches, or the one named (orders, cqrs, breaker, breaker_torture)
+# Measure: all benches, or the one named (orders, saga, cqrs, breaker, breaker_torture)
 [group('prove')]
 bench *NAME:
     @cargo build --release --quiet --locked --package inventory --package payment --package shipping --package order
-    @case "${1:-cqrs}" in \
-        cqrs) \
-            cargo build --release --quiet --locked --manifest-path benches/peers/Cargo.toml --target-dir '{{ programs }}/../peers' && \
-            tests/postgres.sh sh -c 'exec env -u TEST_POSTGRES BENCH_POSTGRES="$TEST_POSTGRES" CQRS_PEERS="$0" "$@"' \
-                '{{ programs }}/../peers/release/cqrs-peers' \
-                cargo bench --package benches --features breakers --locked ${1:+--bench} "$@" ;; \
-        *) cargo bench --package benches --features breakers --locked --bench "$@" ;; \
+    @name=${1:-}; [ -z "$name" ] || shift; \
+    set -- cargo bench --package benches --features breakers --locked ${name:+--bench "$name"} -- "$@"; \
+    case "${name:-all}" in \
+        all | cqrs | saga) benches/beside.sh '{{ programs }}/..' "${name:-all}" "$@" ;; \
+        *) "$@" ;; \
     esac
 
 # Remove what was built, the tools and the data of `up`

@@ -40,7 +40,14 @@ impl Facts {
     /// # Errors
     /// What a query answers other than what was asked.
     pub async fn read(clients: &Clients) -> Result<Self, Status> {
-        let orders = orders(clients).await?;
+        Self::beside(clients, orders(clients).await?, sagas(clients).await?).await
+    }
+
+    /// What the participants say beside these orders and sagas, which are told of elsewhere.
+    ///
+    /// # Errors
+    /// What a query answers other than what was asked.
+    pub async fn beside(clients: &Clients, orders: Vec<Order>, sagas: Vec<Saga>) -> Result<Self, Status> {
         let charges = charges(clients).await?;
         let customers = orders.iter().map(|order| &order.customer_id);
         let customers: BTreeSet<_> = customers.chain(charges.iter().map(|charge| &charge.customer_id)).collect();
@@ -48,14 +55,8 @@ impl Facts {
         for customer in customers {
             accounts.extend(account(clients, customer).await?);
         }
-        Ok(Self {
-            stock: stock(clients).await?,
-            accounts,
-            charges,
-            shipments: shipments(clients).await?,
-            orders,
-            sagas: sagas(clients).await?,
-        })
+        let (stock, shipments) = (stock(clients).await?, shipments(clients).await?);
+        Ok(Self { stock, accounts, charges, shipments, orders, sagas })
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Server {
     name: &'static str,
     port: Port,
     folder: PathBuf,
+    /// Where the data is, if not in the folder.
+    database: Option<String>,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
     channel: Channel,
@@ -48,13 +50,13 @@ impl Server {
             name,
             port,
             folder: folder.to_owned(),
+            database: std::env::var("TEST_POSTGRES").ok(),
             flags: Vec::new(),
             environment: Vec::new(),
             channel,
             child: None,
         };
         server.flag("--listen", &server.port.address().to_string());
-        server.flag("--database-url", &server.database_url());
         Ok(server)
     }
 
@@ -76,13 +78,16 @@ impl Server {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Where its data is: in its folder, or on the server that `TEST_POSTGRES` names.
+    /// Where its data is: in its folder, or on the server that `TEST_POSTGRES` or [`keep_in`](Self::keep_in) names.
     #[must_use]
     pub fn database_url(&self) -> String {
-        if let Ok(url) = std::env::var("TEST_POSTGRES") {
-            return url;
-        }
-        format!("sqlite:{}", self.folder.join(format!("{}.db", self.name)).display())
+        let in_folder = || format!("sqlite:{}", self.folder.join(format!("{}.db", self.name)).display());
+        self.database.clone().unwrap_or_else(in_folder)
+    }
+
+    /// Has its data on a PostgreSQL server from the next start on.
+    pub fn keep_in(&mut self, url: &str) {
+        self.database = Some(url.to_owned());
     }
 
     /// A channel that reconnects after a restart.
@@ -135,7 +140,11 @@ impl Server {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = self.open_log()?;
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.arg("serve").args(&self.flags).stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
+        command
+            .args(["serve", "--database-url", &self.database_url()])
+            .args(&self.flags)
+            .stdout(Stdio::from(log.try_clone()?))
+            .stderr(Stdio::from(log));
         self.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
         Ok(())
     }

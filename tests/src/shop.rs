@@ -83,6 +83,12 @@ impl Shop {
         self.folder.path()
     }
 
+    /// Where the four listen, in the order of [`NAMES`](Self::NAMES).
+    #[must_use]
+    pub fn addresses(&self) -> [String; 4] {
+        self.servers.each_ref().map(Server::address)
+    }
+
     /// Clients of all four.
     #[must_use]
     pub fn clients(&self) -> Clients {

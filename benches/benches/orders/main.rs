@@ -4,13 +4,14 @@
 //! After each durable round every order's end is read back from the query side, and the books must balance.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark: its output is its purpose")]
 
-mod bare;
-mod load;
-mod syncs;
-
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use benches::{
+    bare,
+    load::{self, End, Front},
+    syncs,
+};
 use mimalloc::MiMalloc;
 use tests::{Shop, facts::Facts, invariants};
 use tokio::time::{Instant, sleep};
@@ -31,7 +32,8 @@ async fn main() -> anyhow::Result<()> {
     }
     println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn\n");
     let (durable, bare) = (Shop::start_quietly().await?, bare::start().await?);
-    prepare(&durable).await?;
+    load::prepare(&durable).await?;
+    let (to_durable, to_bare) = (Front::Grpc(durable.clients().order), Front::Grpc(bare.channel()));
     println!(
         "{:>9} {:>11} {:>9} {:>6} {:>17} {:>17}",
         "in flight", "durable/s", "bare/s", "ratio", "durable p50/p99", "bare p50/p99"
@@ -42,8 +44,8 @@ async fn main() -> anyhow::Result<()> {
     for (in_flight, orders) in ROWS.into_iter().filter(|(row, _)| asked.is_empty() || asked.contains(row)) {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            ours.push(load::place(durable.clients().order, in_flight, orders).await?);
-            theirs.push(load::place(bare.channel(), in_flight, orders).await?);
+            ours.push(load::place(&to_durable, End::Completed, in_flight, orders).await?);
+            theirs.push(load::place(&to_bare, End::Completed, in_flight, orders).await?);
             placed += orders;
         }
         let (ours, theirs) = (load::median(ours), load::median(theirs));
@@ -60,17 +62,6 @@ async fn main() -> anyhow::Result<()> {
     verify(&durable, placed).await?;
     println!("\nend states: {placed} of {placed} orders COMPLETED, sagas too, and the books balance");
     report(durable, placed).await
-}
-
-/// Stock and money for everybody.
-async fn prepare(shop: &Shop) -> anyhow::Result<()> {
-    for sku in 0..load::SKUS {
-        shop.stock(&load::sku(sku), 1_000_000, 1).await?;
-    }
-    for customer in 0..load::CUSTOMERS {
-        shop.deposit(&load::customer(customer), 1_000_000).await?;
-    }
-    Ok(())
 }
 
 /// Reads everything back from the query side, which follows the last order's end a moment later.
@@ -92,7 +83,7 @@ async fn verify(shop: &Shop, placed: u64) -> anyhow::Result<()> {
 
 /// What it cost: commits from the services' own last words, syncs from the kernel.
 async fn report(mut shop: Shop, placed: u64) -> anyhow::Result<()> {
-    let syncs = syncs::count(&mut shop).await;
+    let syncs = count_syncs(&mut shop).await;
     for server in shop.servers_mut() {
         server.terminate().await?;
         server.ended().await?;
@@ -112,6 +103,16 @@ async fn report(mut shop: Shop, placed: u64) -> anyhow::Result<()> {
         Err(why) => println!("syncs per order: not counted: {why}"),
     }
     Ok(())
+}
+
+const TRACED: u64 = 5_000;
+
+/// Syncs per order at 256 in flight.
+async fn count_syncs(shop: &mut Shop) -> anyhow::Result<f64> {
+    let processes: Vec<u32> = shop.servers_mut().iter().filter_map(|server| server.id()).collect();
+    let front = Front::Grpc(shop.clients().order);
+    let work = async { load::place(&front, End::Completed, 256, TRACED).await.map(drop) };
+    Ok(syncs::count(&processes, shop.folder(), work).await? as f64 / TRACED as f64)
 }
 
 /// The `commits=` of the line that a closing journal logs.

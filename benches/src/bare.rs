@@ -35,19 +35,25 @@ use tonic::{
 };
 
 /// The four bare processes; they end with this.
-pub(crate) struct Bare {
+#[derive(Debug)]
+pub struct Bare {
     channel: Channel,
     _processes: Vec<(Child, Port)>,
 }
 
 impl Bare {
-    pub(crate) fn channel(&self) -> Channel {
+    /// A channel to the one that orders are placed with.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 }
 
-/// Starts four processes of this very program.
-pub(crate) async fn start() -> anyhow::Result<Bare> {
+/// Starts four processes of this very program, which must [`serve`] when its first word is `bare`.
+///
+/// # Errors
+/// When one can't be started.
+pub async fn start() -> anyhow::Result<Bare> {
     let mut processes = Vec::new();
     let mut peers: Vec<String> = Vec::new();
     for name in ["inventory", "payment", "shipping", "order"] {
@@ -70,7 +76,10 @@ pub(crate) async fn start() -> anyhow::Result<Bare> {
 }
 
 /// Serves one of the four: `NAME ADDRESS [PEER …]`.
-pub(crate) async fn serve(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When a word is missing or wrong, or the address is taken.
+pub async fn serve(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let name = arguments.next().context("no name")?;
     let address: SocketAddr = arguments.next().context("no address")?.parse()?;
     let mut peers = arguments.map(|peer| Endpoint::from_shared(format!("http://{peer}")));
