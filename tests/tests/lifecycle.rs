@@ -9,7 +9,7 @@ use proto::{
     google::r#type::PostalAddress,
     order::v1::{GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest},
 };
-use tests::{Clients, Server, Shop, facts::Facts, invariants, program};
+use tests::{Clients, Server, Shop, facts::Facts, invariants, program, refusal::Refused};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -103,6 +103,31 @@ async fn an_order_survives_the_death_of_every_process_that_has_a_part_in_it() ->
     let order = ended(&clients, "o-1").await?;
     assert_eq!(order.state(), OrderState::Completed, "{order:?}");
     assert_books_add_up(&clients).await
+}
+
+#[tokio::test]
+async fn a_process_that_drives_as_many_sagas_as_it_may_refuses_another_until_one_has_ended() -> anyhow::Result<()> {
+    let mut shop = Shop::new()?;
+    shop.order().flag("--max-sagas", "1");
+    for server in shop.servers_mut() {
+        server.start().await?;
+    }
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    let clients = shop.clients();
+
+    shop.inventory().kill().await?;
+    clients.order_commands().place_order(order("o-1")).await?;
+    let refused = Refused::of(clients.order_commands().place_order(order("o-2")).await);
+    assert_eq!(refused, Refused::by("order", Code::ResourceExhausted, "TOO_MANY_SAGAS", &[]));
+
+    shop.inventory().start().await?;
+    assert_eq!(ended(&clients, "o-1").await?.state(), OrderState::Completed);
+    // Its place is free a moment after its end is durable.
+    let placed = async { while clients.order_commands().place_order(order("o-2")).await.is_err() {} };
+    timeout(PATIENCE, placed).await.context("the place is never free")?;
+    assert_eq!(ended(&clients, "o-2").await?.state(), OrderState::Completed);
+    Ok(())
 }
 
 #[tokio::test]

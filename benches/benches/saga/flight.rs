@@ -26,6 +26,7 @@ pub(crate) async fn measure(sagas: u64) -> anyhow::Result<()> {
         "{sagas} sagas under way on SQLite, inventory out; then SIGKILL to order, inventory back, order started again"
     );
     let mut shop = Shop::new()?;
+    shop.order().flag("--max-sagas", &sagas.to_string());
     for server in shop.servers_mut() {
         server.start().await?;
     }

@@ -121,6 +121,10 @@ pub struct Limits {
     #[arg(long, env = "MAX_CALLS", value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 
+    /// The most sagas under way in a process that drives some; what would start one more is refused with RESOURCE_EXHAUSTED.
+    #[arg(long, env = "MAX_SAGAS", value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_sagas: u32,
+
     /// How often a silent connection is asked for a sign of life.
     #[arg(long, env = "KEEPALIVE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
     pub keepalive: Duration,
@@ -189,6 +193,7 @@ impl Default for Limits {
             max_header_bytes: 16 << 10,
             max_streams: 256,
             max_calls: 4096,
+            max_sagas: 100_000,
             keepalive: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(15 * 60),

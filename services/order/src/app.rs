@@ -80,7 +80,9 @@ async fn serve_commands(
 ) -> Result<(), BoxError> {
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
-    let coordinator = Coordinator::new(journal, [definition], transport, Options::default());
+    let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
+    let options = Options { most_live, ..Options::default() };
+    let coordinator = Coordinator::new(journal, [definition], transport, options);
     if let Some(meter) = telemetry::meter() {
         coordinator.observe(&meter);
     }
