@@ -2,12 +2,13 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use prost::Message;
-use proto::saga::v1::{Reason, StepKind};
+use proto::saga::v1::{LockPolicy, Reason, StepKind};
 
 use super::{
     Compensated, Definition, DefinitionError, Handle, LocalWork, Operation, Replies, Retry, Undo,
-    definition::{MakeLocal, StepCode},
+    definition::{MakeKeys, MakeLocal, StepCode},
     plan::{Plan, StepOptions, StepPlan},
     record::Record,
     shape,
@@ -25,6 +26,7 @@ pub struct Builder<I> {
     after: Vec<Option<Vec<String>>>,
     steps: Vec<StepCode>,
     ending: Option<MakeLocal>,
+    keys: Option<MakeKeys>,
     input: PhantomData<fn(I)>,
 }
 
@@ -36,8 +38,16 @@ impl<I> fmt::Debug for Builder<I> {
 
 impl<I: Message + Default + 'static> Builder<I> {
     pub(super) fn new(name: &'static str, version: u32) -> Self {
-        let plan = Plan { name, version, hash: [0; 32], steps: Vec::new(), deadline: None, has_ending: false };
-        Self { plan, after: Vec::new(), steps: Vec::new(), ending: None, input: PhantomData }
+        let plan = Plan {
+            name,
+            version,
+            hash: [0; 32],
+            steps: Vec::new(),
+            deadline: None,
+            has_ending: false,
+            locks: LockPolicy::Unspecified,
+        };
+        Self { plan, after: Vec::new(), steps: Vec::new(), ending: None, keys: None, input: PhantomData }
     }
 
     /// Adds a step without effect: it can be refused, and there is nothing to undo.
@@ -112,6 +122,27 @@ impl<I: Message + Default + 'static> Builder<I> {
         self
     }
 
+    /// Locks business keys, such as `customer/ada`, from before the saga's first call to its end, however it ends. Of two sagas
+    /// that name a key, whatever their types, the later one waits SCHEDULED until the earlier one has ended. Who asks first is
+    /// first; a saga takes all its keys at once, so no two wait for each other.
+    ///
+    /// At most 16 keys, each 1 to 256 bytes without control characters.
+    pub fn lock<K: Into<String>>(&mut self, keys: impl Fn(&I) -> Vec<K> + Send + Sync + 'static) {
+        self.locks(LockPolicy::Wait, keys);
+    }
+
+    /// Like [`lock`](Self::lock), but a saga that finds a key locked does not wait: it is refused, ABORTED, SAGA_LOCKED, with the
+    /// saga that holds the key. Nothing is started then if the deciding command names the locks, see
+    /// [`Coordinator::locks`](super::Coordinator::locks); else the saga turns back before its first call.
+    pub fn lock_or_refuse<K: Into<String>>(&mut self, keys: impl Fn(&I) -> Vec<K> + Send + Sync + 'static) {
+        self.locks(LockPolicy::Refuse, keys);
+    }
+
+    fn locks<K: Into<String>>(&mut self, policy: LockPolicy, keys: impl Fn(&I) -> Vec<K> + Send + Sync + 'static) {
+        self.plan.locks = policy;
+        self.keys = Some(Box::new(move |input| Ok(keys(&decoded(input)?).into_iter().map(Into::into).collect())));
+    }
+
     /// The step begins once these are done, rather than after the step added before it; none of them means at once. Steps with
     /// no order between them run side by side.
     pub fn after(&mut self, names: &[&str]) -> &mut Self {
@@ -154,11 +185,11 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// # Errors
     /// When the shape breaks a rule; the message names the step.
     pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
-        let Self { mut plan, after, steps, ending, .. } = self;
+        let Self { mut plan, after, steps, ending, keys, .. } = self;
         plan.has_ending = ending.is_some();
         shape::check(&mut plan, &after)?;
         plan.hash = shape::hash(&plan);
-        Ok(Arc::new(Definition { plan, steps, ending }))
+        Ok(Arc::new(Definition { plan, steps, ending, keys }))
     }
 
     fn option(&mut self, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
@@ -204,7 +235,11 @@ impl<I: Message + Default + 'static> Builder<I> {
 
 /// What a saga was started with.
 fn input<I: Message + Default>(record: &Record) -> Result<I, Refusal> {
-    I::decode(record.kept.input.clone()).map_err(|error| {
+    decoded(record.kept.input.clone())
+}
+
+fn decoded<I: Message + Default>(input: Bytes) -> Result<I, Refusal> {
+    I::decode(input).map_err(|error| {
         Refusal::precondition("INPUT_UNREADABLE", format!("what the saga was started with can't be read: {error}"))
     })
 }

@@ -11,12 +11,14 @@ use super::{
     machine::Local,
     plan::{Plan, Requests, StepPlan, each},
     record::Record,
+    shape,
 };
 use crate::{refusal::Refusal, time::timestamp};
 
 pub(super) type MakeRequest = Box<dyn Fn(&Record) -> Result<Bytes, Refusal> + Send + Sync>;
 pub(super) type MakeUndo = Box<dyn Fn(&Record, usize) -> Result<Bytes, Refusal> + Send + Sync>;
 pub(super) type MakeLocal = Box<dyn Fn(&Record) -> Result<LocalWork, Refusal> + Send + Sync>;
+pub(super) type MakeKeys = Box<dyn Fn(Bytes) -> Result<Vec<String>, Refusal> + Send + Sync>;
 
 /// The functions behind one step.
 pub(super) enum StepCode {
@@ -62,6 +64,7 @@ pub struct Definition {
     pub(super) plan: Plan,
     pub(super) steps: Vec<StepCode>,
     pub(super) ending: Option<MakeLocal>,
+    pub(super) keys: Option<MakeKeys>,
 }
 
 impl fmt::Debug for Definition {
@@ -119,8 +122,18 @@ impl Definition {
                 StepCode::Remote { .. } => Err(Refusal::internal()),
             },
             (Local::Ending, Some(ending)) => ending(record),
-            (Local::Ending, None) => Ok(LocalWork::nothing()),
+            (Local::Ending | Local::Locks | Local::Queue, _) => Ok(LocalWork::nothing()),
         }
+    }
+
+    /// The business keys that a saga locks which starts from this input, sorted, each once.
+    pub(super) fn lock_keys(&self, input: Bytes) -> Result<Vec<String>, Refusal> {
+        let Some(keys) = &self.keys else { return Ok(Vec::new()) };
+        let mut keys = keys(input)?;
+        keys.sort_unstable();
+        keys.dedup();
+        shape::check_keys(&keys)?;
+        Ok(keys)
     }
 }
 

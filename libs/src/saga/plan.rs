@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::saga::v1::StepKind;
+use proto::saga::v1::{LockPolicy, StepKind};
 use tonic::Code;
 
 use super::record::Record;
@@ -34,6 +34,8 @@ pub(super) struct Plan {
     pub(super) deadline: Option<Duration>,
     /// True if work of our own ends a compensated saga.
     pub(super) has_ending: bool,
+    /// Whether its sagas lock business keys, and what becomes of one that finds them locked.
+    pub(super) locks: LockPolicy,
 }
 
 /// One step's shape.

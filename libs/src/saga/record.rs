@@ -25,6 +25,8 @@ pub(super) struct Record {
     pub(super) kept: SagaRecord,
     /// Steps whose operation has just begun: its first call is counted and has not left yet.
     pub(super) fresh: u64,
+    /// True while the saga stands in the queue of its locks: it asks again when it is told to.
+    pub(super) queued: bool,
     /// What changed since the record was last stored.
     unsaved: Unsaved,
 }
@@ -46,7 +48,7 @@ impl Record {
         if saga.steps.len() != kept.steps.len() {
             return Err(RecordError::Incomplete);
         }
-        Ok(Self { saga, kept, fresh: 0, unsaved: Unsaved::default() })
+        Ok(Self { saga, kept, fresh: 0, queued: false, unsaved: Unsaved::default() })
     }
 
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`], and the whole record, to be stored together.

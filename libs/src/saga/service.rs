@@ -158,6 +158,7 @@ fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
         version: plan.version,
         definition_hash: plan.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
         steps: plan.steps.iter().map(step).collect(),
+        lock_policy: plan.locks.into(),
     }
 }
 

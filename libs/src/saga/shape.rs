@@ -7,6 +7,7 @@ use super::{
     plan::{Plan, StepPlan, Steps, each},
     reply::TRUSTABLE,
 };
+use crate::refusal::Refusal;
 
 /// The most steps a saga has: a set of steps is one word.
 const MOST_STEPS: usize = 64;
@@ -198,6 +199,19 @@ fn check_options(step: &StepPlan) -> Result<(), Fault> {
         Some((_, what)) => Err(Fault::NoTime(name(), what)),
         None => Ok(()),
     }
+}
+
+/// The most keys that one saga locks, and the longest.
+const MOST_KEYS: usize = 16;
+const LONGEST_KEY: usize = 256;
+
+/// Checks the business keys that a saga is to lock.
+pub(super) fn check_keys(keys: &[String]) -> Result<(), Refusal> {
+    let fits = |key: &String| (1..=LONGEST_KEY).contains(&key.len()) && !key.chars().any(char::is_control);
+    if keys.len() <= MOST_KEYS && keys.iter().all(fits) {
+        return Ok(());
+    }
+    Err(Refusal::invalid("lock_keys", "must be at most 16, each 1 to 256 bytes without control characters"))
 }
 
 /// A hash of all that an in-flight saga relies on.

@@ -18,7 +18,7 @@ use super::{
     call::Call,
     closed,
     live::{Mail, Mailbox},
-    not_driven, spans,
+    locks, not_driven, spans,
 };
 use crate::{
     journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
@@ -82,6 +82,9 @@ enum Stopped {
 /// How long to leave a database alone that is out of reach.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+
 /// Tries a commit until the database takes it.
 macro_rules! patiently {
     ($commit:expr) => {
@@ -130,6 +133,8 @@ impl Driver {
     }
 
     async fn run(mut self, again: bool) {
+        // What is new has its locks or queues for them, unless the decision that started it saw neither.
+        let again = again || machine::asks_for_locks(&self.record);
         let begun = if again { self.begin_again().await } else { Ok(()) };
         let end = match begun {
             Err(Stopped::End(end)) => end,
@@ -164,7 +169,7 @@ impl Driver {
                     self.step(Input::Attempted(attempt)).await
                 }
                 () = self.mailbox.rung() => self.read_mail().await,
-                () = sleep(wake), if wake.is_some() => self.step(Input::Tick).await,
+                () = sleep(wake), if wake.is_some() => self.look_around().await,
             };
             if let Err(Stopped::End(end)) = happened {
                 return end;
@@ -195,10 +200,20 @@ impl Driver {
     /// How long until the record asks for something by itself.
     fn next_wake(&self) -> Option<Duration> {
         let plan = &self.program.plan;
-        let at = machine::next_wake(plan, &self.record, |due| self.in_flight.contains(due))?;
-        let wait = at.saturating_sub(self.shared.now());
+        let at = machine::next_wake(plan, &self.record, |due| self.in_flight.contains(due));
         // A little late rather than a little early, which would be for nothing.
-        Some(Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1))
+        let until = |at: i64| {
+            let wait = at.saturating_sub(self.shared.now());
+            Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1)
+        };
+        let look = (self.record.queued && self.shared.member.get().is_some()).then_some(LOOK_AROUND);
+        at.map(until).into_iter().chain(look).min()
+    }
+
+    /// Time has passed, and with it maybe what the saga waits for.
+    async fn look_around(&mut self) -> Result<(), Stopped> {
+        let is_next = self.record.queued && self.shared.is_next(&self.record).await;
+        self.step(if is_next { Input::Woken } else { Input::Tick }).await
     }
 
     /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
@@ -233,7 +248,11 @@ impl Driver {
     /// Commits the record together with work of our own. The inner error is the work's refusal, and nothing is written then.
     async fn commit_with(&mut self, local: Local, before: &Record) -> Result<Result<(), Refusal>, Stopped> {
         let program = Arc::clone(&self.program);
-        let work = match guarded(|| program.local(local, before))? {
+        let work = match local {
+            Local::Locks | Local::Queue => Ok(locks::work(local, &self.record)),
+            Local::Step(_) | Local::Ending => guarded(|| program.local(local, before))?,
+        };
+        let work = match work {
             Ok(work) => work,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -261,6 +280,18 @@ impl Driver {
         let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
+        };
+        let decide = match locks::Release::of(&self.record) {
+            None => decide,
+            Some(release) => {
+                aggregates.extend(release.names());
+                let shared = Arc::clone(&self.shared);
+                Box::new(move |loaded: &Loaded<'_>| {
+                    let mut decided = decide(loaded);
+                    decided.absorb(release.decide(shared, loaded));
+                    decided
+                })
+            }
         };
         let fence = self.shared.fence(&self.saga_id);
         let decide = match fence.clone() {
@@ -302,6 +333,7 @@ impl Driver {
         for mail in self.mailbox.take() {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
+                Mail::Woken => self.step(Input::Woken).await?,
                 Mail::Operator(command, answer) => {
                     let reply = match self.step(Input::Operator(command)).await {
                         Ok(()) => Ok(self.record.saga.clone()),
@@ -337,6 +369,7 @@ impl Driver {
         for mail in self.mailbox.take() {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
+                Mail::Woken => {}
                 Mail::Operator(_, answer) => {
                     let _ = answer.send(Err(if over { closed(&self.saga_id) } else { not_driven(&self.saga_id) }));
                 }

@@ -19,6 +19,8 @@ pub(super) enum Mail {
     Operator(Command, oneshot::Sender<Result<Saga, Refusal>>),
     /// Somebody waits for the end.
     Finished(oneshot::Sender<Saga>),
+    /// What it waits for may have come.
+    Woken,
 }
 
 /// A saga task's letter box. It takes no memory to speak of while it is empty, and a hundred thousand of them mostly are.

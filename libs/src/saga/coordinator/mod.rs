@@ -8,6 +8,7 @@ mod admission;
 mod call;
 mod driver;
 mod live;
+mod locks;
 mod ownership;
 mod recovery;
 mod spans;
@@ -25,7 +26,7 @@ use std::{
 
 use opentelemetry::metrics::Meter;
 use prost::Message;
-use proto::saga::v1::{Saga, SagaPhase};
+use proto::saga::v1::{LockPolicy, Saga, SagaPhase};
 use tokio::sync::{Semaphore, oneshot};
 use tonic::Code;
 
@@ -43,7 +44,7 @@ use super::{
     store,
 };
 use crate::{
-    journal::{Decided, Journal, Loaded, Member},
+    journal::{AggregateId, Decided, Journal, Loaded, Member},
     refusal::Refusal,
 };
 
@@ -145,7 +146,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
-    /// this id is under way; what the first step's request is refused for. Nothing is written then.
+    /// this id is under way; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
+    /// what the first step's request is refused for. Nothing is written then.
     pub fn start<I: Message>(
         &self,
         saga_type: &str,
@@ -188,7 +190,14 @@ impl Coordinator {
         })?;
         let mut record = definition.plan.new_record(saga_id, input.encode_to_vec(), now_micros, start_micros);
         loaded.traceparent().clone_into(&mut record.kept.traceparent);
-        machine::advance(&*definition, &mut record, Input::Tick, Moment { now: now_micros, draining: false })?;
+        record.saga.lock_keys = definition.lock_keys(record.kept.input.clone())?;
+        let mut locks = Vec::new();
+        if start_micros <= now_micros {
+            locks = locks::at_start(&mut record, definition.plan.locks == LockPolicy::Refuse, loaded)?;
+        }
+        if !machine::asks_for_locks(&record) {
+            machine::advance(&*definition, &mut record, Input::Tick, Moment { now: now_micros, draining: false })?;
+        }
         if !matches!(record.saga.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
             // Its first step's request can't be made: nothing was done, and nothing needs a saga.
             let reason = record.saga.reason.unwrap_or_default();
@@ -198,9 +207,23 @@ impl Coordinator {
         let (mut decided, _) = store::transition(&mut record);
         record.saved();
         decided.changes.extend(shared.birth(saga_id));
+        decided.changes.extend(locks);
         let shared = Arc::clone(shared);
         decided.on_commit.push(Box::new(move || Driver::launch(shared, definition, record, admission, Start::Fresh)));
         Ok(decided)
+    }
+
+    /// The aggregates that hold the locks of a saga that would start from this input. A decision whose command names them too takes
+    /// the locks in its own transaction, or is refused in it; another one starts a saga that asks for them by itself.
+    ///
+    /// # Errors
+    /// INTERNAL for a type that is not defined; INVALID_ARGUMENT for keys that can't be locked.
+    pub fn locks<I: Message>(&self, saga_type: &str, input: &I) -> Result<Vec<AggregateId>, Refusal> {
+        let Some(definition) = self.0.newest(saga_type) else {
+            tracing::error!(saga.r#type = saga_type, "no such saga is defined");
+            return Err(Refusal::internal());
+        };
+        Ok(locks::names(&definition.lock_keys(input.encode_to_vec().into())?))
     }
 
     /// Waits until a saga has ended, and answers it. Leave when you like: the saga goes on.

@@ -15,6 +15,7 @@
 mod attempt;
 mod backward;
 mod forward;
+mod locks;
 mod operator;
 mod outlook;
 
@@ -22,6 +23,7 @@ use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
 pub(super) use self::{
     attempt::Attempt,
+    locks::{HOLDER, asks_for_locks},
     operator::{Command, Settled, Wish},
     outlook::{Due, due, leaves, next_wake},
 };
@@ -38,6 +40,8 @@ pub(super) enum Input {
     Attempted(Attempt),
     /// Time has passed.
     Tick,
+    /// A lock that the saga waits for may be free.
+    Woken,
     /// An operator asks for something.
     Operator(Command),
     /// The work of our own that the transition before asked for was refused; the record is the one from before it.
@@ -51,6 +55,10 @@ pub(super) enum Local {
     Step(usize),
     /// What ends a compensated saga.
     Ending,
+    /// Taking the saga's locks, all or none.
+    Locks,
+    /// Queueing for them.
+    Queue,
 }
 
 /// When, and whether something new may begin.
@@ -83,6 +91,7 @@ pub(super) fn advance(
     let mut turn = Turn { program, plan: program.plan(), record, moment, moved: Moved::default() };
     match input {
         Input::Tick => {}
+        Input::Woken => turn.record.queued = false,
         Input::Attempted(attempt) => turn.attempted(attempt),
         Input::Operator(command) => turn.operator(&command)?,
         Input::LocalRefused(local, refusal) => turn.local_refused(local, &refusal),
@@ -111,8 +120,7 @@ impl Turn<'_> {
     fn proceed(&mut self) {
         if self.phase() == SagaPhase::Scheduled && self.may_begin() && self.record.kept.start_micros <= self.moment.now
         {
-            self.enter(SagaPhase::Forward);
-            self.note(Line { what: "begun", ..Line::default() });
+            self.begin();
         }
         if matches!(self.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
             self.go_forward();
@@ -192,6 +200,8 @@ impl Turn<'_> {
                 self.record.kept.ending_held = true;
                 self.get_stuck(None, refusal);
             }
+            Local::Locks => self.locked(refusal),
+            Local::Queue => self.turn_back(reason("", refusal)),
         }
     }
 

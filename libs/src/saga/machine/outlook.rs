@@ -60,7 +60,7 @@ pub(in crate::saga) fn next_wake(plan: &Plan, record: &Record, in_flight: impl F
     }
     let calls = begun(record).filter(|due| !in_flight(*due)).map(|due| next_attempt(&record.saga.steps[due.step]));
     let phase = record.saga.phase();
-    let start = (phase == SagaPhase::Scheduled).then_some(record.kept.start_micros);
+    let start = (phase == SagaPhase::Scheduled && !record.queued).then_some(record.kept.start_micros);
     let turns_back = matches!(phase, SagaPhase::Scheduled | SagaPhase::Forward) && pivot_not_begun(plan, record);
     let deadline = (turns_back && record.kept.deadline_micros > 0).then_some(record.kept.deadline_micros);
     let started = in_states(record, &[StepState::Started]);

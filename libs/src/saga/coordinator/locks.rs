@@ -1,0 +1,185 @@
+//! Locks of business keys: for each the sagas that named it, in the order in which they asked. The first one holds it.
+//!
+//! A queue is an aggregate, so that it is read and changed in the transaction of the saga's own transition, whatever process drives
+//! the saga: a lock is taken with the transition that begins it, and freed with the one that ends it. A saga enters all its queues in
+//! one transaction; whoever is ahead of another in one of them is ahead in all, so there is no circle in which each waits for the next.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use proto::saga::v1::{LockRecord, LockState, SagaPhase};
+use tonic::Code;
+
+use super::{Mail, Shared};
+use crate::{
+    journal::{AggregateId, Change, Decided, Journal, Loaded},
+    refusal::Refusal,
+    saga::{
+        LocalWork,
+        machine::{HOLDER, Local},
+        record::{Record, is_final},
+    },
+};
+
+/// The kind of the aggregate that is one key's queue. Its id is the key.
+const KIND: &str = "saga_lock";
+/// The most sagas in a queue. What is in it is written whenever one enters or leaves.
+const MOST_QUEUED: usize = 1000;
+/// When it may be worth to try again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// The names of these keys' queues.
+pub(super) fn names(keys: &[String]) -> Vec<AggregateId> {
+    keys.iter().map(|key| AggregateId::new(KIND, key.as_str())).collect()
+}
+
+/// What a new saga, whose keys are in its record, comes to if the decision that starts it sees their queues. If it doesn't, the saga
+/// asks by itself as soon as it is driven.
+pub(super) fn at_start(record: &mut Record, refuse: bool, loaded: &Loaded<'_>) -> Result<Vec<Change>, Refusal> {
+    let seen = |key: &String| loaded.aggregate(KIND, key).is_some();
+    if record.saga.lock_keys.is_empty() || !record.saga.lock_keys.iter().all(seen) {
+        return Ok(Vec::new());
+    }
+    let (keys, saga_id) = (&record.saga.lock_keys, &record.saga.saga_id);
+    let state = match free(keys, saga_id, loaded) {
+        Ok(()) => LockState::Held,
+        Err(held) if refuse => return Err(held),
+        Err(held) => {
+            record.saga.waits_for_saga_id = held.metadata.get(HOLDER).cloned().unwrap_or_default();
+            record.queued = true;
+            LockState::Waiting
+        }
+    };
+    let entered = enter(&record.saga.lock_keys, &record.saga.saga_id, loaded)?;
+    record.kept.set_lock_state(state);
+    Ok(entered)
+}
+
+/// The work that a saga's locks ask for beside its transition.
+pub(super) fn work(local: Local, record: &Record) -> LocalWork {
+    // A saga that ends as soon as it begins takes nothing that it would only give back.
+    if is_final(record.saga.phase()) {
+        return LocalWork::nothing();
+    }
+    let (keys, saga_id) = (record.saga.lock_keys.clone(), record.saga.saga_id.clone());
+    let aggregates = names(&keys);
+    let decide = move |loaded: &Loaded<'_>| {
+        if local == Local::Locks {
+            free(&keys, &saga_id, loaded)?;
+        }
+        Ok(Decided { changes: enter(&keys, &saga_id, loaded)?, ..Decided::default() })
+    };
+    LocalWork { aggregates, decide: Box::new(decide) }
+}
+
+/// Nothing if no other saga is ahead of this one.
+fn free(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<(), Refusal> {
+    for key in keys {
+        if let Some(holder) = queue(key, loaded)?.saga_ids.first().filter(|first| *first != saga_id) {
+            let message = format!("{key} is locked by saga {holder}: try again when it has ended");
+            let refusal = Refusal::new(Code::Aborted, "SAGA_LOCKED", message);
+            let refusal = refusal.with("key", key).with(HOLDER, holder);
+            return Err(Refusal { retry_after: Some(TRY_AGAIN), ..refusal });
+        }
+    }
+    Ok(())
+}
+
+/// Puts a saga at the end of each queue in which it doesn't stand yet.
+fn enter(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<Vec<Change>, Refusal> {
+    let mut changes = Vec::with_capacity(keys.len());
+    for key in keys {
+        let mut queue = queue(key, loaded)?;
+        if queue.saga_ids.iter().any(|queued| queued == saga_id) {
+            continue;
+        }
+        if queue.saga_ids.len() >= MOST_QUEUED {
+            let message = format!("too many sagas wait for {key}: try again");
+            return Err(Refusal::exhausted("LOCK_QUEUE_FULL", message, TRY_AGAIN).with("key", key));
+        }
+        queue.saga_ids.push(saga_id.to_owned());
+        changes.push(changed(key, &queue, loaded));
+    }
+    Ok(changes)
+}
+
+/// What a saga gives back when it ends.
+pub(super) struct Release {
+    keys: Vec<String>,
+    saga_id: String,
+}
+
+impl Release {
+    /// None if the saga goes on, or stands in no queue.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        let ends = is_final(record.saga.phase()) && record.kept.lock_state() != LockState::Unspecified;
+        let (keys, saga_id) = (&record.saga.lock_keys, &record.saga.saga_id);
+        ends.then(|| Self { keys: keys.clone(), saga_id: saga_id.clone() })
+    }
+
+    /// The queues it leaves.
+    pub(super) fn names(&self) -> Vec<AggregateId> {
+        names(&self.keys)
+    }
+
+    /// Takes the saga out of its queues, and tells those who are first now.
+    pub(super) fn decide(self, shared: Arc<Shared>, loaded: &Loaded<'_>) -> Decided {
+        let (mut decided, mut next) = (Decided::default(), Vec::new());
+        for key in &self.keys {
+            // What can't be read is left to an operator's eyes: the saga itself has ended.
+            let Ok(mut queue) = queue(key, loaded) else { continue };
+            let Some(at) = queue.saga_ids.iter().position(|queued| *queued == self.saga_id) else { continue };
+            queue.saga_ids.remove(at);
+            if at == 0 {
+                next.extend(queue.saga_ids.first().cloned());
+            }
+            decided.changes.push(changed(key, &queue, loaded));
+        }
+        if !next.is_empty() {
+            decided.on_commit.push(Box::new(move || shared.wake(&next)));
+        }
+        decided
+    }
+}
+
+impl Shared {
+    /// Tells sagas that are driven here to look again.
+    pub(super) fn wake(&self, saga_ids: &[String]) {
+        for saga_id in saga_ids {
+            // Driven elsewhere it looks by itself; not driven at all it looks when it is.
+            let _ = self.live.post(saga_id, Mail::Woken);
+        }
+    }
+
+    /// Whether a saga that waits for its locks is the first in each of its queues, as committed. Where several processes share a
+    /// database, the one that frees a lock may not be the one whose saga waits for it.
+    pub(super) async fn is_next(&self, record: &Record) -> bool {
+        let waits = record.saga.phase() == SagaPhase::Scheduled && record.queued;
+        waits && is_first(&self.journal, &record.saga.lock_keys, &record.saga.saga_id).await
+    }
+}
+
+async fn is_first(journal: &Journal, keys: &[String], saga_id: &str) -> bool {
+    for name in names(keys) {
+        let Ok(stored) = journal.aggregate(&name).await else { return false };
+        let first = LockRecord::decode(stored.state).ok().and_then(|queue| queue.saga_ids.into_iter().next());
+        if first.is_none_or(|first| first != saga_id) {
+            return false;
+        }
+    }
+    true
+}
+
+fn queue(key: &str, loaded: &Loaded<'_>) -> Result<LockRecord, Refusal> {
+    let stored = loaded.aggregate(KIND, key).map(|stored| stored.state.clone()).unwrap_or_default();
+    LockRecord::decode(stored).map_err(|error| {
+        tracing::error!(lock.key = key, %error, "the queue of a lock can't be read");
+        Refusal::internal()
+    })
+}
+
+fn changed(key: &str, queue: &LockRecord, loaded: &Loaded<'_>) -> Change {
+    let version = loaded.aggregate(KIND, key).map_or(0, |stored| stored.version) + 1;
+    let aggregate = AggregateId::new(KIND, key);
+    Change { aggregate, state: Some(queue.encode_to_vec().into()), version, events: Vec::new() }
+}

@@ -1,0 +1,285 @@
+//! Sagas that lock the same business keys: one after the other, whatever their types, through crashes and takeovers.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod saga_world;
+
+use std::{sync::Arc, time::Duration};
+
+use libs::{
+    journal::{Cause, Decided, Entry, Journal, Loaded},
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{Coordinator, Definition, Options, TABLES, testing::Fault},
+};
+use parking_lot::Mutex;
+use proto::saga::v1::{Saga, SagaPhase};
+use saga_world::{Charge, Process, Reserve, Ship, World, local};
+use tonic::Code;
+
+/// A saga whose input names what it locks: "customer/ada sku/tea".
+fn locking(name: &'static str, refuse: bool) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>(name, 1);
+    let keys = |input: &String| input.split(' ').filter(|key| key.contains('/')).map(str::to_owned).collect::<Vec<_>>();
+    if refuse { saga.lock_or_refuse(keys) } else { saga.lock(keys) }
+    saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.on_compensated(|it, reason| Ok(local(&reason.reason, it)));
+    saga.build().unwrap()
+}
+
+/// Another type that locks the same keys.
+fn other() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("close-account", 1);
+    saga.lock(|input: &String| vec![input.clone()]);
+    saga.pivot::<Charge>("close", |it, _| Ok(it.clone()));
+    saga.build().unwrap()
+}
+
+fn definitions() -> Vec<Arc<Definition>> {
+    vec![locking("patient", false), locking("impatient", true), other()]
+}
+
+async fn open(world: &World) -> Process {
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let process = Process::on(journal, definitions(), world.participants.clone(), Options::default());
+    process.coordinator.recover().await.unwrap();
+    process
+}
+
+/// Starts a saga in a decision that sees its locks, or in one that doesn't.
+async fn start(process: &Process, saga_type: &'static str, id: &str, input: &str, sees: bool) -> Result<(), Refusal> {
+    let coordinator: Coordinator = process.coordinator.clone();
+    let (id, input) = (id.to_owned(), input.to_owned());
+    let aggregates = if sees { coordinator.locks(saga_type, &input)? } else { Vec::new() };
+    let refused = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&refused);
+    let decide = move |loaded: &Loaded<'_>| {
+        coordinator.start(saga_type, &id, &input, loaded).unwrap_or_else(|refusal| {
+            *slot.lock() = Some(refusal);
+            Decided { rejected: true, ..Decided::default() }
+        })
+    };
+    let entry = Entry { request: None, aggregates, cause: Cause::default(), decide: Box::new(decide), size: 100 };
+    process.journal.submit(entry).await.unwrap();
+    let refused = refused.lock().take();
+    refused.map_or(Ok(()), Err)
+}
+
+async fn ended(process: &Process, id: &str) -> Saga {
+    tokio::time::timeout(Duration::from_secs(20), process.coordinator.finished(id)).await.expect("it ends").unwrap()
+}
+
+/// Lets the calls of one saga wait until it is told to go on, then answers.
+fn hang(world: &World, hanging: &'static str) {
+    world.participants.on_call(move |call| if call.saga_id == hanging { Fault::Hang } else { Fault::None });
+}
+
+async fn let_go(world: &World, process: &Process, id: &str) {
+    world.participants.on_call(|_| Fault::None);
+    process.coordinator.cancel(id, "ann", "enough").await.unwrap();
+}
+
+async fn waits(process: &Process, id: &str) -> Saga {
+    process.until(id, |saga| !saga.waits_for_saga_id.is_empty()).await
+}
+
+fn sagas_called(world: &World) -> Vec<String> {
+    let mut called: Vec<String> = world.participants.calls().into_iter().map(|call| call.call.saga_id).collect();
+    called.dedup();
+    called
+}
+
+#[tokio::test]
+async fn of_two_sagas_that_name_a_key_the_second_waits_for_the_end_of_the_first() {
+    for sees in [true, false] {
+        let world = World::new();
+        hang(&world, "one");
+        let process = open(&world).await;
+        start(&process, "patient", "one", "customer/ada", sees).await.unwrap();
+        process.until("one", |saga| saga.phase() == SagaPhase::Forward).await;
+        // Another type, the same key; and one that has nothing to do with it.
+        start(&process, "close-account", "two", "customer/ada", sees).await.unwrap();
+        start(&process, "patient", "else", "customer/bob", sees).await.unwrap();
+        assert_eq!(ended(&process, "else").await.phase(), SagaPhase::Completed);
+        let two = waits(&process, "two").await;
+        assert_eq!((two.phase(), two.waits_for_saga_id.as_str()), (SagaPhase::Scheduled, "one"));
+        assert_eq!(two.lock_keys, ["customer/ada"]);
+        assert!(!sagas_called(&world).contains(&"two".to_owned()), "it calls nobody while it waits");
+        let_go(&world, &process, "one").await;
+        assert_eq!(ended(&process, "one").await.phase(), SagaPhase::Compensated);
+        let two = ended(&process, "two").await;
+        assert_eq!((two.phase(), two.waits_for_saga_id.as_str()), (SagaPhase::Completed, ""));
+        assert_eq!(sagas_called(&world).last().unwrap(), "two");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_first_is_first() {
+    let world = World::new();
+    hang(&world, "s-0");
+    let process = open(&world).await;
+    start(&process, "patient", "s-0", "customer/ada", true).await.unwrap();
+    let ids = ["s-1", "s-2", "s-3", "s-4", "s-5", "s-6"];
+    for (at, id) in ids.into_iter().enumerate() {
+        start(&process, "patient", id, "customer/ada", at % 2 == 0).await.unwrap();
+        waits(&process, id).await;
+    }
+    // One of those that wait may leave.
+    process.coordinator.cancel("s-3", "ann", "changed my mind").await.unwrap();
+    assert_eq!(ended(&process, "s-3").await.phase(), SagaPhase::Compensated);
+    let_go(&world, &process, "s-0").await;
+    for id in ["s-1", "s-2", "s-4", "s-5", "s-6"] {
+        assert_eq!(ended(&process, id).await.phase(), SagaPhase::Completed);
+    }
+    assert_eq!(sagas_called(&world), ["s-0", "s-1", "s-2", "s-4", "s-5", "s-6"]);
+}
+
+#[tokio::test]
+async fn sagas_with_several_keys_in_any_order_never_wait_in_a_circle() {
+    let world = World::new();
+    let process = open(&world).await;
+    let inputs = ["k/a k/b", "k/b k/c", "k/c k/a", "k/b", "k/c k/b k/a", "k/a"];
+    let ids: Vec<String> = (0..60).map(|at| format!("s-{at}")).collect();
+    let starts = ids.iter().enumerate().map(|(at, id)| start(&process, "patient", id, inputs[at % 6], at % 7 < 3));
+    futures::future::try_join_all(starts).await.unwrap();
+    for id in &ids {
+        assert_eq!(ended(&process, id).await.phase(), SagaPhase::Completed);
+    }
+    // No call of one came between the two calls of another that shares a key.
+    let calls = world.participants.calls();
+    for (at, call) in calls.iter().enumerate().filter(|(_, call)| call.call.step == "reserve") {
+        let ships = |later: &&libs::saga::testing::Call| later.call.saga_id != call.call.saga_id;
+        let between: Vec<_> = calls[at + 1..].iter().take_while(ships).collect();
+        let keys = |call: &libs::saga::testing::Call| String::from_utf8_lossy(&call.message).into_owned();
+        for other in between {
+            let shared = inputs.iter().any(|_| {
+                keys(call).split('/').skip(1).any(|key| keys(other).contains(&format!("/{}", &key[..1])))
+            });
+            assert!(!shared, "{} ran into {}", other.call.saga_id, call.call.saga_id);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_would_rather_not_wait_is_refused_and_told_who_holds_the_key() {
+    let world = World::new();
+    hang(&world, "one");
+    let process = open(&world).await;
+    start(&process, "impatient", "one", "customer/ada", true).await.unwrap();
+    let refusal = start(&process, "impatient", "two", "sku/tea customer/ada", true).await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (Code::Aborted, "SAGA_LOCKED"));
+    assert_eq!((refusal.metadata["holder"].as_str(), refusal.metadata["key"].as_str()), ("one", "customer/ada"));
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(process.coordinator.finished("two").await.unwrap_err().reason, "UNKNOWN_SAGA");
+    // Where the decision doesn't see the locks, the saga comes to nothing, and its own service hears why.
+    start(&process, "impatient", "three", "customer/ada", false).await.unwrap();
+    let three = ended(&process, "three").await;
+    assert_eq!((three.phase(), three.reason.unwrap().reason.as_str()), (SagaPhase::Compensated, "SAGA_LOCKED"));
+    assert_eq!(process.order("customer/ada").await, "SAGA_LOCKED");
+    // None of them has left anything locked.
+    start(&process, "impatient", "four", "sku/tea", true).await.unwrap();
+    assert_eq!(ended(&process, "four").await.phase(), SagaPhase::Completed);
+    let_go(&world, &process, "one").await;
+    ended(&process, "one").await;
+    start(&process, "impatient", "five", "customer/ada", true).await.unwrap();
+    assert_eq!(ended(&process, "five").await.phase(), SagaPhase::Completed);
+    assert_eq!(sagas_called(&world), ["one", "four", "one", "five"]);
+}
+
+#[tokio::test]
+async fn a_saga_that_an_operator_closes_gives_its_keys_back() {
+    let world = World::new();
+    world.participants.on_call(|call| match (&*call.saga_id, call.op) {
+        ("one", Op::Action) if call.step == "ship" => Fault::Conflict,
+        _ => Fault::None,
+    });
+    let process = open(&world).await;
+    start(&process, "patient", "one", "customer/ada", false).await.unwrap();
+    process.until_phase("one", SagaPhase::Stuck).await;
+    start(&process, "patient", "two", "customer/ada", false).await.unwrap();
+    assert_eq!(waits(&process, "two").await.waits_for_saga_id, "one");
+    process.coordinator.force_close("one", "ann", "mended by hand").await.unwrap();
+    assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_locked_starts_nothing() {
+    let world = World::new();
+    let process = open(&world).await;
+    let refusal = start(&process, "patient", "one", "customer/\u{7}", true).await.unwrap_err();
+    assert_eq!(refusal.code, Code::InvalidArgument);
+    assert_eq!(start(&process, "patient", "one", &"k/".repeat(200), false).await.unwrap_err().code, Code::InvalidArgument);
+}
+
+/// The holder and two who wait, cut off around every call of the holder, and taken up again by a process that knows nothing.
+#[tokio::test]
+async fn a_crash_at_any_moment_leaves_every_lock_with_whom_it_was() {
+    if database::is_shared() {
+        // There the lease decides when somebody else goes on, which takes its time; see the next test.
+        return;
+    }
+    for back in [false, true] {
+        for cut in 0..6 {
+            let world = World::new();
+            let (reached, mut seen) = tokio::sync::mpsc::unbounded_channel();
+            let mut calls = 0;
+            let refuse = move |call: &libs::rpc::verdict::SagaCall| back && call.saga_id == "one" && call.step == "ship";
+            let no = || Fault::Reject(Refusal::precondition("NO", "no"));
+            world.participants.on_call(move |call| {
+                calls += 1;
+                if calls > cut {
+                    let _ = reached.send(());
+                    return Fault::Hang;
+                }
+                if refuse(call) { no() } else { Fault::None }
+            });
+            let process = open(&world).await;
+            for id in ["one", "two", "three"] {
+                start(&process, "patient", id, "customer/ada", cut % 2 == 0).await.unwrap();
+                process.until(id, |saga| saga.version > u64::from(cut % 2 == 1)).await;
+            }
+            tokio::select! {
+                _ = seen.recv() => {}
+                _ = ended(&process, "three") => {}
+            }
+            process.crash().await;
+            world.participants.on_call(move |call| if refuse(call) { no() } else { Fault::None });
+            let process = open(&world).await;
+            let one = ended(&process, "one").await.phase();
+            assert_eq!(one, if back { SagaPhase::Compensated } else { SagaPhase::Completed });
+            for id in ["two", "three"] {
+                assert_eq!(ended(&process, id).await.phase(), SagaPhase::Completed, "{cut} {back}");
+            }
+            assert_eq!(sagas_called(&world), ["one", "two", "three"], "{cut} {back}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_passes_from_process_to_process() {
+    if !database::is_shared() {
+        return;
+    }
+    let world = World::new();
+    hang(&world, "one");
+    let (first, second) = (open(&world).await, open(&world).await);
+    tokio::spawn(first.coordinator.clone().share());
+    tokio::spawn(second.coordinator.clone().share());
+    start(&first, "patient", "one", "customer/ada", true).await.unwrap();
+    start(&second, "patient", "two", "customer/ada", true).await.unwrap();
+    assert_eq!(waits(&second, "two").await.waits_for_saga_id, "one");
+    // Who frees it doesn't drive who waits for it.
+    let_go(&world, &first, "one").await;
+    assert_eq!(ended(&second, "two").await.phase(), SagaPhase::Completed);
+    // And who holds it may be taken over.
+    hang(&world, "three");
+    start(&first, "patient", "three", "customer/ada", true).await.unwrap();
+    start(&second, "patient", "four", "customer/ada", true).await.unwrap();
+    world.participants.on_call(|_| Fault::None);
+    first.coordinator.drain(Duration::ZERO).await;
+    first.crash().await;
+    assert_eq!(ended(&second, "three").await.phase(), SagaPhase::Completed);
+    assert_eq!(ended(&second, "four").await.phase(), SagaPhase::Completed);
+}
