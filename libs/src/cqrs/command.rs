@@ -16,6 +16,7 @@ use super::{
 use crate::{
     journal::{AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError},
     refusal::{Refusal, Violations},
+    rpc::carried::CarriedKeys,
     rpc::verdict::{Op, SagaCall, Verdict},
     telemetry::propagation,
 };
@@ -34,6 +35,7 @@ pub struct Method {
 pub struct CommandSide {
     service: &'static str,
     journal: Journal,
+    carried: CarriedKeys,
 }
 
 /// A request that may be decided.
@@ -49,7 +51,13 @@ impl CommandSide {
     /// The side of `service`, by its bare name such as `inventory`.
     #[must_use]
     pub fn new(service: &'static str, journal: Journal) -> Self {
-        Self { service, journal }
+        Self { service, journal, carried: CarriedKeys::default() }
+    }
+
+    /// Has this metadata of each request go on with the sagas that it begins.
+    #[must_use]
+    pub fn carrying(self, carried: CarriedKeys) -> Self {
+        Self { carried, ..self }
     }
 
     /// The service's bare name.
@@ -120,7 +128,13 @@ impl CommandSide {
         };
         // This call's own span, where there is one; else the caller's word.
         let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let carried = if self.carried.is_empty() { Ok(Vec::new()) } else { self.carried.take(metadata) };
+        let carried = carried.unwrap_or_else(|(key, why)| {
+            violations.add(key, why);
+            Vec::new()
+        });
         let cause = Cause {
+            carried: carried.into(),
             traceparent: propagation::traceparent().unwrap_or_else(sent),
             request: key.clone().unwrap_or_else(|| method.name.to_owned()),
         };

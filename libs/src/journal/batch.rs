@@ -96,7 +96,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
             (id, aggregate)
         })
         .collect();
-    let loaded = Loaded::new(&seen, action_reply.as_ref(), now_micros).traced(&cause.traceparent);
+    let loaded = Loaded::new(&seen, action_reply.as_ref(), now_micros).caused(&cause);
     let Ok(decided) = catch_unwind(AssertUnwindSafe(|| decide(&loaded))) else {
         return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new() };
     };

@@ -52,6 +52,8 @@ pub struct Cause {
     pub traceparent: String,
     /// The request or saga operation, as in [`RequestKey::key`].
     pub request: String,
+    /// What of the request's metadata goes on with what it begins, keys and values. Not kept with events.
+    pub carried: Arc<[(String, String)]>,
 }
 
 /// Under which key an answer is kept, and what made the request what it was.
@@ -84,19 +86,20 @@ pub struct Loaded<'a> {
     action_reply: Option<&'a Bytes>,
     now_micros: i64,
     traceparent: &'a str,
+    carried: &'a [(String, String)],
 }
 
 impl<'a> Loaded<'a> {
     /// What a decision would see, for the committer and for tests of decisions.
     #[must_use]
     pub fn new(aggregates: &'a [(AggregateId, Aggregate)], action_reply: Option<&'a Bytes>, now_micros: i64) -> Self {
-        Self { aggregates, action_reply, now_micros, traceparent: "" }
+        Self { aggregates, action_reply, now_micros, traceparent: "", carried: &[] }
     }
 
-    /// The same, caused by a request of this trace.
+    /// The same, caused so.
     #[must_use]
-    pub fn traced(mut self, traceparent: &'a str) -> Self {
-        self.traceparent = traceparent;
+    pub fn caused(mut self, cause: &'a Cause) -> Self {
+        (self.traceparent, self.carried) = (&cause.traceparent, &cause.carried);
         self
     }
 
@@ -116,6 +119,12 @@ impl<'a> Loaded<'a> {
     #[must_use]
     pub fn traceparent(&self) -> &'a str {
         self.traceparent
+    }
+
+    /// What of the request's metadata goes on with what it begins, keys and values.
+    #[must_use]
+    pub fn carried(&self) -> &'a [(String, String)] {
+        self.carried
     }
 
     /// When the batch was taken, in microseconds since 1970: the time of every event it writes.

@@ -1,5 +1,6 @@
 //! Talking gRPC: what every server and client does.
 
+pub mod carried;
 pub mod client;
 pub mod deadline;
 pub mod server;

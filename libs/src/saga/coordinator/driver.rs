@@ -276,7 +276,7 @@ impl Driver {
     async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
         let (decided, size) = store::transition(&mut self.record);
         let traceparent = self.record.kept.traceparent.clone();
-        let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent };
+        let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent, ..Cause::default() };
         let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
