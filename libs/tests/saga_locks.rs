@@ -22,7 +22,11 @@ use tonic::Code;
 fn locking(name: &'static str, refuse: bool) -> Arc<Definition> {
     let mut saga = Definition::builder::<String>(name, 1);
     let keys = |input: &String| input.split(' ').filter(|key| key.contains('/')).map(str::to_owned).collect::<Vec<_>>();
-    if refuse { saga.lock_or_refuse(keys) } else { saga.lock(keys) }
+    if refuse {
+        saga.lock_or_refuse(keys)
+    } else {
+        saga.lock(keys)
+    }
     saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
     saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
     saga.on_compensated(|it, reason| Ok(local(&reason.reason, it)));
@@ -154,9 +158,9 @@ async fn sagas_with_several_keys_in_any_order_never_wait_in_a_circle() {
         let between: Vec<_> = calls[at + 1..].iter().take_while(ships).collect();
         let keys = |call: &libs::saga::testing::Call| String::from_utf8_lossy(&call.message).into_owned();
         for other in between {
-            let shared = inputs.iter().any(|_| {
-                keys(call).split('/').skip(1).any(|key| keys(other).contains(&format!("/{}", &key[..1])))
-            });
+            let shared = inputs
+                .iter()
+                .any(|_| keys(call).split('/').skip(1).any(|key| keys(other).contains(&format!("/{}", &key[..1]))));
             assert!(!shared, "{} ran into {}", other.call.saga_id, call.call.saga_id);
         }
     }
@@ -210,7 +214,10 @@ async fn a_key_that_cannot_be_locked_starts_nothing() {
     let process = open(&world).await;
     let refusal = start(&process, "patient", "one", "customer/\u{7}", true).await.unwrap_err();
     assert_eq!(refusal.code, Code::InvalidArgument);
-    assert_eq!(start(&process, "patient", "one", &"k/".repeat(200), false).await.unwrap_err().code, Code::InvalidArgument);
+    assert_eq!(
+        start(&process, "patient", "one", &"k/".repeat(200), false).await.unwrap_err().code,
+        Code::InvalidArgument
+    );
 }
 
 /// The holder and two who wait, cut off around every call of the holder, and taken up again by a process that knows nothing.
@@ -225,7 +232,8 @@ async fn a_crash_at_any_moment_leaves_every_lock_with_whom_it_was() {
             let world = World::new();
             let (reached, mut seen) = tokio::sync::mpsc::unbounded_channel();
             let mut calls = 0;
-            let refuse = move |call: &libs::rpc::verdict::SagaCall| back && call.saga_id == "one" && call.step == "ship";
+            let refuse =
+                move |call: &libs::rpc::verdict::SagaCall| back && call.saga_id == "one" && call.step == "ship";
             let no = || Fault::Reject(Refusal::precondition("NO", "no"));
             world.participants.on_call(move |call| {
                 calls += 1;

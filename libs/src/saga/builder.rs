@@ -1,6 +1,6 @@
 //! Building a definition, step by step, each with its types.
 
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{any::TypeId, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -8,7 +8,7 @@ use proto::saga::v1::{LockPolicy, Reason, StepKind};
 
 use super::{
     Compensated, Definition, DefinitionError, Handle, LocalWork, Operation, Replies, Retry, Undo,
-    definition::{MakeKeys, MakeLocal, StepCode},
+    definition::{MakeKeys, MakeLocal, MakeRequest, StepCode, Types},
     plan::{Plan, StepOptions, StepPlan},
     record::Record,
     shape,
@@ -17,6 +17,8 @@ use crate::refusal::Refusal;
 
 /// The participant of a local step, as it is shown.
 const LOCAL: &str = "local";
+/// The participant of a step that is a saga.
+const SAGA: &str = "saga";
 
 /// Builds a definition. Each step comes after the one added before it, unless [`after`](Self::after) says otherwise; options are
 /// those of the step added last.
@@ -27,6 +29,10 @@ pub struct Builder<I> {
     steps: Vec<StepCode>,
     ending: Option<MakeLocal>,
     keys: Option<MakeKeys>,
+    answer: Option<MakeRequest>,
+    types: Types,
+    /// What each step that is a saga gives it and wants of it.
+    sagas: Vec<(usize, Types)>,
     input: PhantomData<fn(I)>,
 }
 
@@ -47,7 +53,17 @@ impl<I: Message + Default + 'static> Builder<I> {
             has_ending: false,
             locks: LockPolicy::Unspecified,
         };
-        Self { plan, after: Vec::new(), steps: Vec::new(), ending: None, keys: None, input: PhantomData }
+        Self {
+            plan,
+            after: Vec::new(),
+            steps: Vec::new(),
+            ending: None,
+            keys: None,
+            answer: None,
+            types: Types { input: TypeId::of::<I>(), answer: TypeId::of::<()>() },
+            sagas: Vec::new(),
+            input: PhantomData,
+        }
     }
 
     /// Adds a step without effect: it can be refused, and there is nothing to undo.
@@ -108,6 +124,51 @@ impl<I: Message + Default + 'static> Builder<I> {
     ) {
         let work = move |record: &Record| work(&input(record)?, Replies::of(record));
         let _: Handle<()> = self.add(name, StepKind::Retriable, (LOCAL, ""), StepCode::Local(Box::new(work)));
+    }
+
+    /// Adds a step that another saga takes, driven by the same coordinator, with a row and a history of its own. It starts with the
+    /// step, in one transaction. Once its steps are done this step is done, with what it [`answer`](Self::answer)s; if it turns back,
+    /// this step was refused.
+    ///
+    /// Until this saga has ended, the one below stays open: if this one turns back, so does the one below, done or not. That is why
+    /// it must have no pivot.
+    pub fn compensatable_saga<J: Message + 'static, R: Message + Default + 'static>(
+        &mut self,
+        name: &'static str,
+        definition: &Arc<Definition>,
+        input: impl Fn(&I, Replies<'_>) -> Result<J, Refusal> + Send + Sync + 'static,
+    ) -> Handle<R> {
+        self.saga(name, StepKind::Compensatable, definition, input)
+    }
+
+    /// Adds a point of no return that another saga takes. It may have a pivot. If it turns back, this one does.
+    pub fn pivot_saga<J: Message + 'static, R: Message + Default + 'static>(
+        &mut self,
+        name: &'static str,
+        definition: &Arc<Definition>,
+        input: impl Fn(&I, Replies<'_>) -> Result<J, Refusal> + Send + Sync + 'static,
+    ) -> Handle<R> {
+        self.saga(name, StepKind::Pivot, definition, input)
+    }
+
+    /// Adds a step after the pivot that another saga takes. It may have a pivot. If it turns back, this one is STUCK; an operator who
+    /// retries it begins the one below anew.
+    pub fn retriable_saga<J: Message + 'static, R: Message + Default + 'static>(
+        &mut self,
+        name: &'static str,
+        definition: &Arc<Definition>,
+        input: impl Fn(&I, Replies<'_>) -> Result<J, Refusal> + Send + Sync + 'static,
+    ) -> Handle<R> {
+        self.saga(name, StepKind::Retriable, definition, input)
+    }
+
+    /// What the saga answers once its steps are done, where it is another one's step. Nothing unless said: an empty message.
+    pub fn answer<R: Message + 'static>(
+        &mut self,
+        answer: impl Fn(&I, Replies<'_>) -> Result<R, Refusal> + Send + Sync + 'static,
+    ) {
+        self.types.answer = TypeId::of::<R>();
+        self.answer = Some(made_by(answer));
     }
 
     /// What the coordinator's own service does when everything is undone, in the transaction that makes the saga COMPENSATED.
@@ -185,11 +246,17 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// # Errors
     /// When the shape breaks a rule; the message names the step.
     pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
-        let Self { mut plan, after, steps, ending, keys, .. } = self;
+        let Self { mut plan, after, steps, ending, keys, answer, types, sagas, .. } = self;
         plan.has_ending = ending.is_some();
         shape::check(&mut plan, &after)?;
+        for (at, types) in sagas {
+            if let StepCode::Saga { definition, .. } = &steps[at] {
+                let checked = shape::check_saga(&plan, &plan.steps[at], definition, types);
+                checked.map_err(|fault| DefinitionError { saga: plan.name, fault })?;
+            }
+        }
         plan.hash = shape::hash(&plan);
-        Ok(Arc::new(Definition { plan, steps, ending, keys }))
+        Ok(Arc::new(Definition { plan, steps, ending, keys, answer, types }))
     }
 
     fn option(&mut self, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
@@ -205,8 +272,21 @@ impl<I: Message + Default + 'static> Builder<I> {
         kind: StepKind,
         request: impl Fn(&I, Replies<'_>) -> Result<O::Request, Refusal> + Send + Sync + 'static,
     ) -> Handle<O::Reply> {
-        let request = move |record: &Record| Ok(request(&input(record)?, Replies::of(record))?.encode_to_vec().into());
-        self.add(name, kind, (O::PEER, O::PATH), StepCode::Remote { request: Box::new(request), undo: None })
+        self.add(name, kind, (O::PEER, O::PATH), StepCode::Remote { request: made_by(request), undo: None })
+    }
+
+    fn saga<J: Message + 'static, R: 'static>(
+        &mut self,
+        name: &'static str,
+        kind: StepKind,
+        definition: &Arc<Definition>,
+        input: impl Fn(&I, Replies<'_>) -> Result<J, Refusal> + Send + Sync + 'static,
+    ) -> Handle<R> {
+        let code = StepCode::Saga { definition: Arc::clone(definition), request: made_by(input) };
+        let handle = self.add(name, kind, (SAGA, definition.name()), code);
+        self.plan.steps[handle.step].saga = Some(definition.hash());
+        self.sagas.push((handle.step, Types { input: TypeId::of::<J>(), answer: TypeId::of::<R>() }));
+        handle
     }
 
     fn add<R>(
@@ -225,12 +305,20 @@ impl<I: Message + Default + 'static> Builder<I> {
             participant,
             action,
             compensation: "",
+            saga: None,
             options: StepOptions::default(),
         });
         self.after.push(None);
         self.steps.push(code);
         Handle::new(at)
     }
+}
+
+/// A message made from the input and the replies so far.
+fn made_by<I: Message + Default, M: Message>(
+    make: impl Fn(&I, Replies<'_>) -> Result<M, Refusal> + Send + Sync + 'static,
+) -> MakeRequest {
+    Box::new(move |record| Ok(make(&input(record)?, Replies::of(record))?.encode_to_vec().into()))
 }
 
 /// What a saga was started with.

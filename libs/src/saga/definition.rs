@@ -1,6 +1,6 @@
 //! A saga's definition: its shape, and the functions that make each step's request from what came before.
 
-use std::{fmt, fmt::Write as _, time::Duration};
+use std::{any::TypeId, fmt, fmt::Write as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -24,6 +24,8 @@ pub(super) type MakeKeys = Box<dyn Fn(Bytes) -> Result<Vec<String>, Refusal> + S
 pub(super) enum StepCode {
     /// A participant takes it.
     Remote { request: MakeRequest, undo: Option<MakeUndo> },
+    /// A saga of its own takes it, which starts from what the request makes.
+    Saga { definition: Arc<Definition>, request: MakeRequest },
     /// The coordinator's own service takes it.
     Local(MakeLocal),
 }
@@ -65,6 +67,16 @@ pub struct Definition {
     pub(super) steps: Vec<StepCode>,
     pub(super) ending: Option<MakeLocal>,
     pub(super) keys: Option<MakeKeys>,
+    /// What a saga that is another one's step answers. None answers an empty message.
+    pub(super) answer: Option<MakeRequest>,
+    pub(super) types: Types,
+}
+
+/// What a definition's sagas start from, and what they answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Types {
+    pub(super) input: TypeId,
+    pub(super) answer: TypeId,
 }
 
 impl fmt::Debug for Definition {
@@ -99,13 +111,33 @@ impl Definition {
         self.plan.hash
     }
 
-    /// The peers that its steps call.
+    /// The peers that its steps call, and those that the sagas call which are its steps.
     pub fn peers(&self) -> impl Iterator<Item = &'static str> {
-        let remote = self.plan.steps.iter().filter(|step| !step.is_local());
+        let remote = self.plan.steps.iter().filter(|step| step.is_remote());
         let mut peers: Vec<_> = remote.map(|step| step.participant).collect();
+        self.sagas().for_each(|(_, definition)| peers.extend(definition.peers().collect::<Vec<_>>()));
         peers.sort_unstable();
         peers.dedup();
         peers.into_iter()
+    }
+
+    /// The steps that sagas take, each with its definition.
+    pub(super) fn sagas(&self) -> impl Iterator<Item = (usize, &Arc<Self>)> {
+        self.steps.iter().enumerate().filter_map(|(at, step)| match step {
+            StepCode::Saga { definition, .. } => Some((at, definition)),
+            StepCode::Remote { .. } | StepCode::Local(_) => None,
+        })
+    }
+
+    /// The definition, and those of the sagas that are its steps, near and far.
+    pub(super) fn family(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let below = self.sagas().flat_map(|(_, definition)| definition.family());
+        std::iter::once(Arc::clone(self)).chain(below).collect()
+    }
+
+    /// What a saga answers to the one that it is a step of.
+    pub(super) fn answer(&self, record: &Record) -> Result<Bytes, Refusal> {
+        self.answer.as_ref().map_or_else(|| Ok(Bytes::new()), |answer| answer(record))
     }
 
     /// The definition as a Mermaid flowchart.
@@ -119,7 +151,7 @@ impl Definition {
         match (local, &self.ending) {
             (Local::Step(step), _) => match &self.steps[step] {
                 StepCode::Local(work) => work(record),
-                StepCode::Remote { .. } => Err(Refusal::internal()),
+                StepCode::Remote { .. } | StepCode::Saga { .. } => Err(Refusal::internal()),
             },
             (Local::Ending, Some(ending)) => ending(record),
             (Local::Ending | Local::Locks | Local::Queue, _) => Ok(LocalWork::nothing()),
@@ -144,7 +176,7 @@ impl Requests for Definition {
 
     fn request(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
-            StepCode::Remote { request, .. } => request(record),
+            StepCode::Remote { request, .. } | StepCode::Saga { request, .. } => request(record),
             StepCode::Local(_) => Err(Refusal::internal()),
         }
     }
@@ -152,6 +184,8 @@ impl Requests for Definition {
     fn compensation(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
             StepCode::Remote { undo: Some(undo), .. } => undo(record, step),
+            // It is told to turn back, which takes no words.
+            StepCode::Saga { .. } => Ok(Bytes::new()),
             StepCode::Remote { undo: None, .. } | StepCode::Local(_) => Err(Refusal::internal()),
         }
     }

@@ -50,10 +50,30 @@ pub(super) struct StepPlan {
     pub(super) participant: &'static str,
     pub(super) action: &'static str,
     pub(super) compensation: &'static str,
+    /// The hash of the definition whose saga takes the step. None where a participant does, or the service itself.
+    pub(super) saga: Option<[u8; 32]>,
     pub(super) options: StepOptions,
 }
 
+impl Plan {
+    /// The steps that sagas of their own take.
+    pub(super) fn sagas(&self) -> Steps {
+        let sagas = self.steps.iter().enumerate().filter(|(_, step)| step.is_saga());
+        sagas.fold(0, |steps, (at, _)| steps | 1 << at)
+    }
+}
+
 impl StepPlan {
+    /// True if a saga of its own takes the step.
+    pub(super) fn is_saga(&self) -> bool {
+        self.saga.is_some()
+    }
+
+    /// True if a participant takes the step.
+    pub(super) fn is_remote(&self) -> bool {
+        !self.is_local() && !self.is_saga()
+    }
+
     /// True if the coordinator's own service takes the step.
     pub(super) fn is_local(&self) -> bool {
         self.action.is_empty()
@@ -74,7 +94,7 @@ impl StepPlan {
 }
 
 /// How a step's calls are made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct StepOptions {
     pub(super) attempt_timeout: Duration,
     pub(super) retry: Retry,

@@ -27,6 +27,8 @@ pub(super) struct Record {
     pub(super) fresh: u64,
     /// True while the saga stands in the queue of its locks: it asks again when it is told to.
     pub(super) queued: bool,
+    /// Steps that have just begun and whose sagas are stored with the next transition.
+    pub(super) unborn: Steps,
     /// What changed since the record was last stored.
     unsaved: Unsaved,
 }
@@ -48,7 +50,7 @@ impl Record {
         if saga.steps.len() != kept.steps.len() {
             return Err(RecordError::Incomplete);
         }
-        Ok(Self { saga, kept, fresh: 0, queued: false, unsaved: Unsaved::default() })
+        Ok(Self { saga, kept, ..Self::default() })
     }
 
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`], and the whole record, to be stored together.
@@ -78,6 +80,7 @@ impl Record {
 
     /// What was encoded last is durable.
     pub(super) fn saved(&mut self) {
+        self.unborn = 0;
         self.unsaved = Unsaved::default();
     }
 

@@ -33,7 +33,7 @@ pub struct SagaQueries {
 impl SagaQueries {
     /// Queries over views that [`SagasView`](super::SagasView) keeps.
     pub fn new(read: ReadSide, definitions: impl IntoIterator<Item = Arc<Definition>>) -> Self {
-        Self { read, definitions: definitions.into_iter().collect() }
+        Self { read, definitions: definitions.into_iter().flat_map(|definition| definition.family()).collect() }
     }
 
     /// The tonic server.
@@ -48,7 +48,7 @@ impl SagaQueries {
         let mut violations = Violations::default();
         violations.require(after_position >= 0, "after_position", "must not be negative");
         if !saga_id.is_empty() {
-            violations.id(&saga_id, "saga_id");
+            must_be_id(&saga_id, &mut violations);
         }
         violations.refuse()?;
         let read = self.read.clone();
@@ -72,6 +72,12 @@ impl SagaQueries {
     }
 }
 
+/// The ids that a saga may have: its own service may have chosen more freely than callers choose other ids.
+fn must_be_id(saga_id: &str, violations: &mut Violations) {
+    let fits = (1..=128).contains(&saga_id.len()) && saga_id.bytes().all(|byte| byte.is_ascii_graphic());
+    violations.require(fits, "saga_id", "must be 1 to 128 visible ASCII characters");
+}
+
 fn unknown(saga_id: &str) -> Refusal {
     Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
 }
@@ -81,7 +87,7 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
     async fn get_saga(&self, request: Request<pb::GetSagaRequest>) -> Result<Response<pb::GetSagaResponse>, Status> {
         let query = |request: pb::GetSagaRequest| async move {
             let mut violations = Violations::default();
-            violations.id(&request.saga_id, "saga_id");
+            must_be_id(&request.saga_id, &mut violations);
             violations.refuse()?;
             let view = self.read.document::<SagaView>(&SAGA_VIEWS, &request.saga_id).await?;
             let saga = view.and_then(|view| view.saga).ok_or_else(|| unknown(&request.saga_id))?;
@@ -191,7 +197,7 @@ impl SagaCommands {
         ordered: impl Future<Output = Result<pb::Saga, Refusal>> + Send,
     ) -> Result<pb::Saga, Status> {
         let mut violations = Violations::default();
-        violations.id(saga_id, "saga_id");
+        must_be_id(saga_id, &mut violations);
         violations.require((1..=128).contains(&actor.len()), "actor", "must be 1 to 128 characters: who asks");
         violations.require((1..=512).contains(&reason.len()), "reason", "must be 1 to 512 characters: why");
         let obeyed = match violations.refuse() {

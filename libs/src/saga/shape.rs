@@ -1,10 +1,12 @@
 //! The rules of a definition's shape, checked when it is built.
 
-use proto::saga::v1::StepKind;
+use proto::saga::v1::{LockPolicy, StepKind};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    plan::{Plan, StepPlan, Steps, each},
+    Definition,
+    definition::Types,
+    plan::{Plan, StepOptions, StepPlan, Steps, each},
     reply::TRUSTABLE,
 };
 use crate::refusal::Refusal;
@@ -66,6 +68,18 @@ pub enum Fault {
     /// A code that transports make.
     #[error("{0} trusts {1:?}, which transports and proxies make too")]
     Untrustworthy(&'static str, tonic::Code),
+    /// A saga that starts from another message, or answers another one.
+    #[error("{0} runs {1}, which {2} another message")]
+    OtherMessage(&'static str, &'static str, &'static str),
+    /// A saga that can't be undone once it is done.
+    #[error("{0} can be undone, and runs {1}, whose pivot {2} can't")]
+    PivotInside(&'static str, &'static str, &'static str),
+    /// A saga that would wait for locks while the one above it holds others.
+    #[error("{0} runs {1}, which takes locks: take them in {2}, which holds them as long")]
+    LocksInside(&'static str, &'static str, &'static str),
+    /// How to call what is not called.
+    #[error("{0} is a saga and no call: how to call it has no meaning there")]
+    NotCalled(&'static str),
     /// A wait that is none.
     #[error("{0}: {1} must be longer than nothing")]
     NoTime(&'static str, &'static str),
@@ -159,7 +173,7 @@ fn check_kinds(steps: &[StepPlan], descendants: &[Steps]) -> Result<(), Fault> {
     }
     for (at, step) in steps.iter().enumerate() {
         let name = || step.name;
-        if step.kind == StepKind::Compensatable && step.compensation.is_empty() {
+        if step.kind == StepKind::Compensatable && step.compensation.is_empty() && !step.is_saga() {
             return Err(Fault::NoCompensation(name()));
         }
         match (step.kind, pivot) {
@@ -180,6 +194,9 @@ fn check_kinds(steps: &[StepPlan], descendants: &[Steps]) -> Result<(), Fault> {
 
 fn check_options(step: &StepPlan) -> Result<(), Fault> {
     let (name, options) = (|| step.name, &step.options);
+    if step.is_saga() && StepOptions::default() != (StepOptions { deadline: None, ..options.clone() }) {
+        return Err(Fault::NotCalled(name()));
+    }
     if !step.can_abort() {
         let kind = if step.kind == StepKind::Pivot { "the pivot" } else { "retriable" };
         let given = [
@@ -214,13 +231,38 @@ pub(super) fn check_keys(keys: &[String]) -> Result<(), Refusal> {
     Err(Refusal::invalid("lock_keys", "must be at most 16, each 1 to 256 bytes without control characters"))
 }
 
+/// Checks that a step may be this saga: `types` is what the step gives it and wants of it.
+pub(super) fn check_saga(above: &Plan, step: &StepPlan, below: &Definition, types: Types) -> Result<(), Fault> {
+    let (name, plan) = (step.name, &below.plan);
+    if types.input != below.types.input {
+        return Err(Fault::OtherMessage(name, plan.name, "starts from"));
+    }
+    if types.answer != below.types.answer {
+        return Err(Fault::OtherMessage(name, plan.name, "answers"));
+    }
+    if plan.locks != LockPolicy::Unspecified {
+        return Err(Fault::LocksInside(name, plan.name, above.name));
+    }
+    match irrevocable(below).filter(|_| step.kind == StepKind::Compensatable) {
+        Some(pivot) => Err(Fault::PivotInside(name, plan.name, pivot)),
+        None => Ok(()),
+    }
+}
+
+/// A saga's point of no return, which may be in a saga below it.
+fn irrevocable(definition: &Definition) -> Option<&'static str> {
+    let own = definition.plan.pivot().map(|pivot| definition.plan.steps[pivot].name);
+    own.or_else(|| definition.sagas().find_map(|(_, below)| irrevocable(below)))
+}
+
 /// A hash of all that an in-flight saga relies on.
 pub(super) fn hash(plan: &Plan) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(format!("{} {} {}\n", plan.name, plan.version, plan.has_ending));
-    for StepPlan { name, kind, after, participant, action, compensation, .. } in &plan.steps {
+    for StepPlan { name, kind, after, participant, action, compensation, saga, .. } in &plan.steps {
         let kind = kind.as_str_name();
         hash.update(format!("{name} {kind} {after:x} {participant} {action} {compensation}\n"));
+        hash.update(saga.unwrap_or_default().get(..if saga.is_some() { 32 } else { 0 }).unwrap_or_default());
     }
     hash.finalize().into()
 }

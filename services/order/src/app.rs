@@ -91,6 +91,7 @@ async fn serve_commands(
         tracing::info!(sagas = taken_up, "taken up where they stood");
     }
     app.task("its share of the sagas", coordinator.clone().share());
+    let side = side.carrying(coordinator.carries());
     let most = flags.limits.max_message_bytes;
     let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
     app.on_drain("sagas", async move { drained.drain(grace).await });

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use proto::saga::v1::CarriedEntry;
 use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span};
@@ -11,7 +12,10 @@ use super::{Shared, spans};
 use crate::{
     breaker::CircuitOpen,
     refusal::Refusal,
-    rpc::verdict::{Op, SagaCall, Verdict},
+    rpc::{
+        carried,
+        verdict::{Op, SagaCall, Verdict},
+    },
     saga::{
         Definition,
         machine::{Attempt, Due},
@@ -36,6 +40,7 @@ pub(super) struct Call {
     due: Due,
     call: SagaCall,
     message: Bytes,
+    carried: MetadataMap,
 }
 
 impl Call {
@@ -63,7 +68,10 @@ impl Call {
             Op::Action => &kept.request,
             Op::Compensation => &kept.compensation_request,
         };
-        Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call }
+        let mut carried = MetadataMap::new();
+        let entries = record.kept.carried.iter().map(|CarriedEntry { key, value }| (&**key, &**value));
+        carried::write(entries, &mut carried);
+        Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call, carried }
     }
 
     /// Makes the call, within the saga's span.
@@ -74,12 +82,11 @@ impl Call {
     }
 
     async fn answered(self) -> Attempt {
-        let Self { shared, program, due, call, message } = self;
+        let Self { shared, program, due, call, message, carried: mut metadata } = self;
         let plan = &program.plan.steps[due.step];
         // Never closed, so it always opens.
         let _turn = shared.calls.acquire().await;
         let timeout = plan.options.attempt_timeout;
-        let mut metadata = MetadataMap::new();
         call.write_to(&mut metadata);
         let begin = Instant::now();
         let sent =

@@ -18,7 +18,7 @@ use super::{
     call::Call,
     closed,
     live::{Mail, Mailbox},
-    locks, not_driven, spans,
+    locks, not_driven, spans, sub_sagas,
 };
 use crate::{
     journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
@@ -26,7 +26,9 @@ use crate::{
     rpc::verdict::Op,
     saga::{
         Definition,
+        definition::StepCode,
         machine::{self, Attempt, Due, Input, Local, Moment},
+        plan::Steps,
         record::Record,
         store,
     },
@@ -43,6 +45,10 @@ pub(super) struct Driver {
     calls: FuturesUnordered<BoxFuture<'static, Attempt>>,
     in_flight: InFlight,
     waiting: Vec<oneshot::Sender<Saga>>,
+    /// Dropped once the saga is done or undone, as far as the one above is concerned.
+    above: Vec<oneshot::Sender<()>>,
+    /// True once the one above was asked whether it has ended: from then on it tells.
+    asked: bool,
     span: Span,
     /// The phase it is counted under.
     counted: Option<SagaPhase>,
@@ -118,6 +124,8 @@ impl Driver {
             calls: FuturesUnordered::new(),
             in_flight: InFlight::default(),
             waiting: Vec::new(),
+            above: Vec::new(),
+            asked: false,
             span,
             counted: None,
             _admission: admission,
@@ -156,8 +164,18 @@ impl Driver {
                 return End::Over;
             }
             let draining = self.is_draining();
-            if draining && self.calls.is_empty() {
+            // A saga below goes on or leaves by itself: it is not waited for.
+            if draining && self.in_flight.is_empty(self.program.plan.sagas()) {
                 return End::Leaving;
+            }
+            if self.record.kept.awaits_parent {
+                self.above.clear();
+                if let Err(Stopped::End(end)) = self.ask_parent_once().await {
+                    return end;
+                }
+                if machine::is_over(&self.record) {
+                    continue;
+                }
             }
             if !draining {
                 self.call_due();
@@ -192,6 +210,12 @@ impl Driver {
         for due in machine::due(record, |due| in_flight.contains(due), self.shared.now()) {
             let attempt = machine::leaves(&mut self.record, due);
             self.in_flight.begin(due);
+            if let StepCode::Saga { definition, .. } = &self.program.steps[due.step] {
+                let (shared, saga_id) =
+                    (Arc::clone(&self.shared), self.record.saga.steps[due.step].sub_saga_id.clone());
+                self.calls.push(Box::pin(sub_sagas::answered(shared, Arc::clone(definition), saga_id, due)));
+                continue;
+            }
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt);
             self.calls.push(Box::pin(call.run(&self.span)));
         }
@@ -206,14 +230,34 @@ impl Driver {
             let wait = at.saturating_sub(self.shared.now());
             Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1)
         };
-        let look = (self.record.queued && self.shared.member.get().is_some()).then_some(LOOK_AROUND);
+        let waits = self.record.queued || self.record.kept.awaits_parent;
+        let look = (waits && self.shared.member.get().is_some()).then_some(LOOK_AROUND);
         at.map(until).into_iter().chain(look).min()
     }
 
     /// Time has passed, and with it maybe what the saga waits for.
     async fn look_around(&mut self) -> Result<(), Stopped> {
+        self.ask_parent().await?;
         let is_next = self.record.queued && self.shared.is_next(&self.record).await;
         self.step(if is_next { Input::Woken } else { Input::Tick }).await
+    }
+
+    async fn ask_parent_once(&mut self) -> Result<(), Stopped> {
+        if std::mem::replace(&mut self.asked, true) {
+            return Ok(());
+        }
+        self.ask_parent().await
+    }
+
+    /// Looks whether the saga above has ended, where this one waits for that.
+    async fn ask_parent(&mut self) -> Result<(), Stopped> {
+        if !self.record.kept.awaits_parent {
+            return Ok(());
+        }
+        match self.shared.parent_end(&self.record).await {
+            Some(phase) => self.step(Input::ParentEnded(phase)).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
@@ -281,6 +325,21 @@ impl Driver {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
         };
+        let below = sub_sagas::below(&self.record, &self.program);
+        let born = self.record.unborn != 0;
+        let decide = if below.is_empty() && !born {
+            decide
+        } else {
+            let shared = Arc::clone(&self.shared);
+            let births =
+                if born { sub_sagas::births(&shared, &self.program, &self.record) } else { Decided::default() };
+            Box::new(move |loaded: &Loaded<'_>| {
+                let mut decided = decide(loaded);
+                decided.absorb(births);
+                decided.on_commit.push(Box::new(move || shared.wake(&below)));
+                decided
+            })
+        };
         let decide = match locks::Release::of(&self.record) {
             None => decide,
             Some(release) => {
@@ -333,7 +392,11 @@ impl Driver {
         for mail in self.mailbox.take() {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
-                Mail::Woken => self.step(Input::Woken).await?,
+                Mail::Settled(tell) => self.above.push(tell),
+                Mail::Woken => {
+                    self.ask_parent().await?;
+                    self.step(Input::Woken).await?;
+                }
                 Mail::Operator(command, answer) => {
                     let reply = match self.step(Input::Operator(command)).await {
                         Ok(()) => Ok(self.record.saga.clone()),
@@ -369,7 +432,7 @@ impl Driver {
         for mail in self.mailbox.take() {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
-                Mail::Woken => {}
+                Mail::Woken | Mail::Settled(_) => {}
                 Mail::Operator(_, answer) => {
                     let _ = answer.send(Err(if over { closed(&self.saga_id) } else { not_driven(&self.saga_id) }));
                 }
@@ -412,6 +475,11 @@ struct InFlight {
 }
 
 impl InFlight {
+    /// True if nothing is on its way but what these steps wait for.
+    fn is_empty(self, but: Steps) -> bool {
+        (self.actions | self.compensations) & !but == 0
+    }
+
     fn of(&mut self, op: Op) -> &mut u64 {
         match op {
             Op::Action => &mut self.actions,

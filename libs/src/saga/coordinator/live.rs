@@ -21,6 +21,8 @@ pub(super) enum Mail {
     Finished(oneshot::Sender<Saga>),
     /// What it waits for may have come.
     Woken,
+    /// The saga that it is a step of waits until it is done or undone; dropped then.
+    Settled(oneshot::Sender<()>),
 }
 
 /// A saga task's letter box. It takes no memory to speak of while it is empty, and a hundred thousand of them mostly are.

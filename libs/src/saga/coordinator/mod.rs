@@ -13,6 +13,7 @@ mod ownership;
 mod recovery;
 mod spans;
 mod steering;
+mod sub_sagas;
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,7 @@ use std::{
 
 use opentelemetry::metrics::Meter;
 use prost::Message;
-use proto::saga::v1::{LockPolicy, Saga, SagaPhase};
+use proto::saga::v1::{CarriedEntry, LockPolicy, Saga, SagaPhase};
 use tokio::sync::{Semaphore, oneshot};
 use tonic::Code;
 
@@ -46,6 +47,7 @@ use super::{
 use crate::{
     journal::{AggregateId, Decided, Journal, Loaded, Member},
     refusal::Refusal,
+    rpc::carried::CarriedKeys,
 };
 
 /// How a coordinator behaves.
@@ -55,11 +57,13 @@ pub struct Options {
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,
+    /// The metadata that a saga takes over from the request which began it, and sends with every call.
+    pub carried: CarriedKeys,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { most_live: 100_000, most_calls: 1024 }
+        Self { most_live: 100_000, most_calls: 1024, carried: CarriedKeys::default() }
     }
 }
 
@@ -87,6 +91,7 @@ struct Shared {
     draining: AtomicBool,
     /// True once this process counts as gone.
     left: AtomicBool,
+    carried: CarriedKeys,
     metrics: Metrics,
     clock: Clock,
 }
@@ -127,12 +132,17 @@ impl Coordinator {
             journal,
             member: OnceLock::new(),
             transport: Box::new(transport),
-            definitions: definitions.into_iter().map(|definition| (definition.hash(), definition)).collect(),
+            definitions: definitions
+                .into_iter()
+                .flat_map(|definition| definition.family())
+                .map(|definition| (definition.hash(), definition))
+                .collect(),
             live: Live::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
             left: AtomicBool::new(false),
+            carried: options.carried,
             metrics: Metrics::default(),
             clock,
         }))
@@ -190,6 +200,7 @@ impl Coordinator {
         })?;
         let mut record = definition.plan.new_record(saga_id, input.encode_to_vec(), now_micros, start_micros);
         loaded.traceparent().clone_into(&mut record.kept.traceparent);
+        record.kept.carried = shared.carried(loaded);
         record.saga.lock_keys = definition.lock_keys(record.kept.input.clone())?;
         let mut locks = Vec::new();
         if start_micros <= now_micros {
@@ -205,6 +216,7 @@ impl Coordinator {
         }
         record.saga.version = 1;
         let (mut decided, _) = store::transition(&mut record);
+        decided.absorb(sub_sagas::births(shared, &definition, &record));
         record.saved();
         decided.changes.extend(shared.birth(saga_id));
         decided.changes.extend(locks);
@@ -275,6 +287,13 @@ impl Coordinator {
         self.0.metrics.observe(meter, parked);
     }
 
+    /// The metadata that sagas take over from the requests which begin them. A command side must be told to take it: see
+    /// [`CommandSide::carrying`](crate::cqrs::CommandSide::carrying).
+    #[must_use]
+    pub fn carries(&self) -> CarriedKeys {
+        self.0.carried
+    }
+
     /// How many sagas are under way here.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -290,6 +309,12 @@ impl Shared {
     fn newest(&self, saga_type: &str) -> Option<Arc<Definition>> {
         let named = self.definitions.values().filter(|definition| definition.name() == saga_type);
         named.max_by_key(|definition| definition.version()).cloned()
+    }
+
+    /// What goes with every call of a saga that is begun now.
+    fn carried(&self, loaded: &Loaded<'_>) -> Vec<CarriedEntry> {
+        let may = loaded.carried().iter().filter(|(key, _)| self.carried.contain(key));
+        may.map(|(key, value)| CarriedEntry { key: key.clone(), value: value.clone() }).collect()
     }
 
     /// A saga as it is stored.

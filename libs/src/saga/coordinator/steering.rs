@@ -68,7 +68,7 @@ impl Coordinator {
         self.steer(saga_id, Wish::Resume, actor, reason).await
     }
 
-    async fn steer(&self, saga_id: &str, wish: Wish, actor: &str, reason: &str) -> Result<Saga, Refusal> {
+    pub(super) async fn steer(&self, saga_id: &str, wish: Wish, actor: &str, reason: &str) -> Result<Saga, Refusal> {
         let command = Command { wish, actor: actor.to_owned(), reason: reason.to_owned() };
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Operator(command, answer);

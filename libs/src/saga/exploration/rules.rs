@@ -45,7 +45,7 @@ fn transition(before: &World, world: &World) -> Result<(), String> {
 fn effects(definition: &Definition, world: &World) -> Result<(), String> {
     let phase = world.stored.saga.phase();
     let steps = definition.plan.steps.iter().zip(&world.participants);
-    for (step, [action, compensation]) in steps.filter(|(step, _)| !step.is_local()) {
+    for (step, [action, compensation]) in steps.filter(|(step, _)| step.is_remote()) {
         let name = step.name;
         if action.effects > 1 || compensation.effects > 1 {
             return Err(format!("{name} took effect twice"));
@@ -81,7 +81,7 @@ fn effects(definition: &Definition, world: &World) -> Result<(), String> {
 fn ends(definition: &Definition, world: &World) -> Result<(), String> {
     let phase = world.stored.saga.phase();
     let steps = definition.plan.steps.iter().zip(&world.participants);
-    for (step, [action, compensation]) in steps.filter(|(step, _)| !step.is_local()) {
+    for (step, [action, compensation]) in steps.filter(|(step, _)| step.is_remote()) {
         let (name, stands) = (step.name, action.effects > compensation.effects);
         match phase {
             SagaPhase::Completed if !stands => return Err(format!("it is COMPLETED and {name} was not done")),

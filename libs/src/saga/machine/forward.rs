@@ -22,6 +22,9 @@ impl Turn<'_> {
             }
         }
         if self.phase() == SagaPhase::Forward && self.is_settled() {
+            if self.record.kept.bound {
+                return self.await_parent();
+            }
             self.enter(SagaPhase::Completed);
             self.note(Line { what: "completed", ..Line::default() });
         }
@@ -56,6 +59,12 @@ impl Turn<'_> {
                 return true;
             }
         };
+        if self.plan.steps[step].is_saga()
+            && let Err(refusal) = self.bear(step)
+        {
+            self.refused(step, &refusal);
+            return true;
+        }
         let kept = &mut self.record.kept.steps[step];
         kept.request = request;
         kept.started_micros = self.moment.now;
@@ -136,6 +145,7 @@ impl Turn<'_> {
             self.leave_open(step);
         }
         self.record.kept.set_stuck_from(SagaPhase::Unspecified);
+        self.record.kept.awaits_parent = false;
         let owed = owed(self.plan, self.record).count_ones();
         let detail = format!("{}: {} ({owed} to undo)", reason.reason, reason.message);
         self.note(Line { what: "turned back", detail: &detail, ..Line::default() });

@@ -3,7 +3,10 @@
 use proto::saga::v1::{LockPolicy, LockState, SagaPhase};
 
 use super::{Line, Local, Turn};
-use crate::{refusal::Refusal, saga::record::{Record, reason}};
+use crate::{
+    refusal::Refusal,
+    saga::record::{Record, reason},
+};
 
 /// In a refusal: the saga that holds what another one wants to lock.
 pub(in crate::saga) const HOLDER: &str = "holder";

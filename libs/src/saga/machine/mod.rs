@@ -18,6 +18,7 @@ mod forward;
 mod locks;
 mod operator;
 mod outlook;
+mod sub_sagas;
 
 use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
@@ -42,6 +43,8 @@ pub(super) enum Input {
     Tick,
     /// A lock that the saga waits for may be free.
     Woken,
+    /// The saga that this one is a step of has ended so.
+    ParentEnded(SagaPhase),
     /// An operator asks for something.
     Operator(Command),
     /// The work of our own that the transition before asked for was refused; the record is the one from before it.
@@ -92,6 +95,7 @@ pub(super) fn advance(
     match input {
         Input::Tick => {}
         Input::Woken => turn.record.queued = false,
+        Input::ParentEnded(phase) => turn.parent_ended(phase),
         Input::Attempted(attempt) => turn.attempted(attempt),
         Input::Operator(command) => turn.operator(&command)?,
         Input::LocalRefused(local, refusal) => turn.local_refused(local, &refusal),

@@ -24,6 +24,8 @@ pub(in crate::saga) struct Command {
 pub(in crate::saga) enum Wish {
     /// Turn back.
     Cancel,
+    /// Turn back, although the saga that this one is a step of may have taken it for done: that one asks for it.
+    Withdraw,
     /// Call again now.
     Retry,
     /// Take an operation for settled.
@@ -52,7 +54,8 @@ impl Turn<'_> {
             return Err(Refusal::precondition("SAGA_CLOSED", message));
         }
         match &command.wish {
-            Wish::Cancel => self.cancel(command),
+            Wish::Cancel if self.record.kept.awaits_parent => Err(self.part_of_another()),
+            Wish::Cancel | Wish::Withdraw => self.cancel(command),
             Wish::Retry => {
                 self.audit(command, "retry asked", None);
                 self.retry_now();
@@ -129,7 +132,7 @@ impl Turn<'_> {
     fn begin_again(&mut self, step: usize) {
         let kept = &mut self.record.kept.steps[step];
         kept.refusal = None;
-        let called = !self.plan.steps[step].is_local() && kept.started_micros > 0;
+        let called = self.plan.steps[step].is_remote() && kept.started_micros > 0;
         kept.may_have_run = called;
         self.set_state(step, if called { StepState::Started } else { StepState::Unspecified });
     }

@@ -4,8 +4,14 @@ use std::{error::Error, fmt};
 
 use proto::saga::v1::{Saga, SagaPhase, StepKind};
 
-use super::rig::Ended;
-use crate::saga::plan::{Plan, each};
+use super::{Effect, rig::Ended};
+use crate::{
+    rpc::verdict::Op,
+    saga::{
+        Definition,
+        plan::{StepPlan, each},
+    },
+};
 
 /// A saga that a trial has broken.
 #[derive(Debug)]
@@ -42,44 +48,100 @@ impl fmt::Display for Broken {
 impl Error for Broken {}
 
 /// Checks a run's end. `expected` is the phase that an undisturbed saga comes to.
-pub(super) fn check(plan: &Plan, run: &str, ended: &Ended, expected: SagaPhase) -> Result<(), Broken> {
-    let done = ended.participants.done_for(&ended.saga.saga_id);
-    let broken =
-        |why: String| Err(Broken::rule(run, format!("{why}; in order: {}", done.join(", ")), ended.saga.clone()));
+pub(super) fn check(definition: &Definition, run: &str, ended: &Ended, expected: SagaPhase) -> Result<(), Broken> {
+    let done = Done::of(ended);
+    let broken = |why: String| Broken::rule(run, format!("{why}; in order: {done}"), ended.saga.clone());
     let phase = ended.saga.phase();
     if phase != expected {
-        return broken(format!("it should be {} and is {}", expected.as_str_name(), phase.as_str_name()));
+        return Err(broken(format!("it should be {} and is {}", expected.as_str_name(), phase.as_str_name())));
     }
-    let when = |what: &str| done.iter().position(|done| done == what);
-    for (at, what) in done.iter().enumerate() {
-        if when(what) != Some(at) {
-            return broken(format!("{what} took effect twice"));
+    done.once().and_then(|()| done.check(definition, &ended.saga.saga_id, phase)).map_err(broken)
+}
+
+/// What took effect, in order, for a saga and for those that are its steps.
+struct Done(Vec<Effect>);
+
+/// When something took effect, first and last.
+type Span = Option<(usize, usize)>;
+
+impl Done {
+    fn of(ended: &Ended) -> Self {
+        let own = |effect: &Effect| is_below(&effect.saga_id, &ended.saga.saga_id);
+        Self(ended.participants.effects().into_iter().filter(own).collect())
+    }
+
+    fn once(&self) -> Result<(), String> {
+        let twice = |at: &usize| self.0[..*at].contains(&self.0[*at]);
+        match (0..self.0.len()).find(twice) {
+            Some(at) => Err(format!("{} took effect twice", said(&self.0[at]))),
+            None => Ok(()),
         }
     }
-    for step in plan.steps.iter().filter(|step| !step.is_local()) {
-        let (action, undone) = (when(step.name), when(&format!("-{}", step.name)));
-        let name = step.name;
-        match (phase, action, undone) {
-            (SagaPhase::Completed, None, _) => return broken(format!("{name} was never done")),
-            (SagaPhase::Completed, _, Some(_)) => return broken(format!("{name} was undone")),
-            (SagaPhase::Compensated, Some(_), None) if step.kind != StepKind::Check => {
-                return broken(format!("{name} was done and never undone"));
-            }
-            (_, None, Some(_)) => return broken(format!("{name} was undone and never done")),
-            (_, Some(action), Some(undone)) if undone < action => {
-                return broken(format!("{name} was undone before it was done"));
-            }
-            _ => {}
-        }
-        for later in each(step.descendants).map(|later| &plan.steps[later]) {
-            let (follows, follows_back) = (when(later.name), when(&format!("-{}", later.name)));
-            if follows.is_some() && (action.is_none() || action > follows) {
-                return broken(format!("{} was done before {name}", later.name));
-            }
-            if follows_back.is_some() && undone.is_some() && undone < follows_back {
-                return broken(format!("{name} was undone before {}", later.name));
-            }
-        }
+
+    fn span(&self, op: Op, is_meant: impl Fn(&Effect) -> bool) -> Span {
+        let mut at = (0..self.0.len()).filter(|at| self.0[*at].op == op && is_meant(&self.0[*at]));
+        let first = at.next()?;
+        Some((first, at.last().unwrap_or(first)))
     }
-    Ok(())
+
+    /// When a step was done and undone. Of one that a saga takes, all that this saga did.
+    fn when(&self, step: &StepPlan, saga_id: &str) -> (Span, Span) {
+        let below = format!("{saga_id}:{}", step.name);
+        let is_meant = |effect: &Effect| match step.is_saga() {
+            true => is_below(&effect.saga_id, &below),
+            false => effect.saga_id == saga_id && effect.step == step.name,
+        };
+        (self.span(Op::Action, is_meant), self.span(Op::Compensation, is_meant))
+    }
+
+    fn check(&self, definition: &Definition, saga_id: &str, phase: SagaPhase) -> Result<(), String> {
+        let plan = &definition.plan;
+        for step in plan.steps.iter().filter(|step| !step.is_local()) {
+            let (action, undone) = self.when(step, saga_id);
+            let name = step.name;
+            match (phase, action, undone) {
+                (SagaPhase::Completed, None, _) => return Err(format!("{name} was never done")),
+                (SagaPhase::Completed, _, Some(_)) => return Err(format!("{name} was undone")),
+                (SagaPhase::Compensated, Some(_), None) if step.is_remote() && step.kind != StepKind::Check => {
+                    return Err(format!("{name} was done and never undone"));
+                }
+                (_, None, Some(_)) => return Err(format!("{name} was undone and never done")),
+                (_, Some(action), Some(undone)) if undone.0 < action.1 => {
+                    return Err(format!("{name} was undone before it was done"));
+                }
+                _ => {}
+            }
+            for later in each(step.descendants).map(|later| &plan.steps[later]) {
+                let (follows, follows_back) = self.when(later, saga_id);
+                if follows.is_some_and(|follows| action.is_none_or(|action| action.1 > follows.0)) {
+                    return Err(format!("{} was done before {name}", later.name));
+                }
+                if follows_back.zip(undone).is_some_and(|(follows_back, undone)| undone.0 < follows_back.1) {
+                    return Err(format!("{name} was undone before {}", later.name));
+                }
+            }
+        }
+        // What came of a saga below one that is STUCK is its own affair.
+        let ended = matches!(phase, SagaPhase::Completed | SagaPhase::Compensated);
+        for (step, below) in definition.sagas().filter(|_| ended) {
+            self.check(below, &format!("{saga_id}:{}", plan.steps[step].name), phase)?;
+        }
+        Ok(())
+    }
+}
+
+/// True for a saga, and for those that are its steps, near and far.
+fn is_below(saga_id: &str, above: &str) -> bool {
+    saga_id.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+}
+
+fn said(effect: &Effect) -> String {
+    let sign = if effect.op == Op::Action { "" } else { "-" };
+    format!("{sign}{} of {}", effect.step, effect.saga_id)
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(said).collect::<Vec<_>>().join(", "))
+    }
 }

@@ -8,6 +8,7 @@ use super::{Broken, Fault, Participants, Rig, rig::Cut, rules::check};
 use crate::{
     refusal::Refusal,
     rpc::verdict::{Op, SagaCall},
+    saga::{Definition, plan::StepPlan},
 };
 
 /// The runs that a saga came through.
@@ -35,13 +36,11 @@ impl fmt::Display for Report {
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
 pub async fn fail_every_step(rig: &Rig) -> Result<Report, Broken> {
-    let plan = &rig.definition.plan;
     let mut report = Report::default();
-    for step in plan.steps.iter().filter(|step| !step.is_local()) {
-        let run = format!("{} refused", step.name);
-        let ended = rig.run(&run, |participants| participants.on_call(refusing(Some(step.name)))).await?;
-        let back = step.kind != StepKind::Retriable;
-        check(plan, &run, &ended, if back { SagaPhase::Compensated } else { SagaPhase::Stuck })?;
+    for (refused, end) in refusals(&rig.definition) {
+        let run = format!("{} refused", refused.step);
+        let ended = rig.run(&run, |participants| participants.on_call(refusing(Some(refused)))).await?;
+        check(&rig.definition, &run, &ended, end)?;
         report.0.push(run);
     }
     Ok(report)
@@ -53,11 +52,11 @@ pub async fn fail_every_step(rig: &Rig) -> Result<Report, Broken> {
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
 pub async fn repeat_every_operation(rig: &Rig) -> Result<Report, Broken> {
-    let plan = &rig.definition.plan;
+    let definition = &*rig.definition;
     let mut report = Report::default();
     for way in ways(rig) {
         let undisturbed = rig.run(way.name(), |participants| participants.on_call(refusing(way.refused))).await?;
-        check(plan, way.name(), &undisturbed, way.end())?;
+        check(definition, way.name(), &undisturbed, way.end())?;
         for call in undisturbed.participants.calls().into_iter().map(|call| call.call) {
             for (fault, what) in [
                 (Fault::Repeat, "delivered twice"),
@@ -67,17 +66,18 @@ pub async fn repeat_every_operation(rig: &Rig) -> Result<Report, Broken> {
                 let operation = if call.op == Op::Action { "action" } else { "compensation" };
                 let run = format!("{}, {} {operation} {what}", way.name(), call.step);
                 // What is refused anyway has no effect that could be repeated.
-                if way.refused == Some(&*call.step) && call.op == Op::Action && !matches!(fault, Fault::LoseRequest) {
+                let is_refused = way.refused.is_some_and(|refused| refused.is(&call));
+                if is_refused && !matches!(fault, Fault::LoseRequest) {
                     continue;
                 }
                 let mut faults = refusing(way.refused);
-                let (step, op, mut once) = (call.step.clone(), call.op, Some(fault));
-                let disturb = move |call: &SagaCall| match once.take_if(|_| (&call.step, call.op) == (&step, op)) {
+                let (operation, mut once) = (call.key(call.op), Some(fault));
+                let disturb = move |call: &SagaCall| match once.take_if(|_| call.key(call.op) == operation) {
                     Some(fault) => fault,
                     None => faults(call),
                 };
                 let ended = rig.run(&run, |participants: &Participants| participants.on_call(disturb)).await?;
-                check(plan, &run, &ended, way.end())?;
+                check(definition, &run, &ended, way.end())?;
                 report.0.push(run);
             }
         }
@@ -91,7 +91,7 @@ pub async fn repeat_every_operation(rig: &Rig) -> Result<Report, Broken> {
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
 pub async fn crash_every_point(rig: &Rig) -> Result<Report, Broken> {
-    let plan = &rig.definition.plan;
+    let definition = &*rig.definition;
     let mut report = Report::default();
     for way in ways(rig) {
         for call in 0.. {
@@ -101,7 +101,7 @@ pub async fn crash_every_point(rig: &Rig) -> Result<Report, Broken> {
                 let run = format!("{}, crash with call {} {moment}", way.name(), call + 1);
                 let refuse = |participants: &Participants| participants.on_call(refusing(way.refused));
                 if let Some(ended) = rig.run_cut(&run, Cut { call, delivered }, refuse).await? {
-                    check(plan, &run, &ended, way.end())?;
+                    check(definition, &run, &ended, way.end())?;
                     report.0.push(run);
                     reached = true;
                 }
@@ -114,10 +114,51 @@ pub async fn crash_every_point(rig: &Rig) -> Result<Report, Broken> {
     Ok(report)
 }
 
+/// The action that is refused.
+#[derive(Clone, Copy)]
+struct Refused {
+    saga_type: &'static str,
+    /// The step that this saga is, if it is one.
+    above: Option<&'static str>,
+    step: &'static str,
+}
+
+impl Refused {
+    fn of(definition: &Definition, step: &StepPlan) -> Self {
+        Self { saga_type: definition.name(), above: None, step: step.name }
+    }
+
+    fn below(self, step: &StepPlan) -> Self {
+        Self { above: self.above.or(Some(step.name)), ..self }
+    }
+
+    fn is(self, call: &SagaCall) -> bool {
+        let step = self.above.is_none_or(|above| call.saga_id.rsplit(':').next() == Some(above));
+        step && call.op == Op::Action && (call.saga_type.as_str(), call.step.as_str()) == (self.saga_type, self.step)
+    }
+}
+
+/// Every refusal that a saga can hear, from participants of the sagas below it too, and how it must end then.
+fn refusals(definition: &Definition) -> Vec<(Refused, SagaPhase)> {
+    let steps = &definition.plan.steps;
+    let end = |step: &StepPlan| match step.kind {
+        StepKind::Retriable => SagaPhase::Stuck,
+        _ => SagaPhase::Compensated,
+    };
+    let remote = steps.iter().filter(|step| step.is_remote());
+    let own = remote.map(|step| (Refused::of(definition, step), end(step)));
+    let below = definition.sagas().flat_map(|(at, below)| {
+        // One below that is STUCK is waited for.
+        let turned = refusals(below).into_iter().filter(|(_, below)| *below == SagaPhase::Compensated);
+        turned.map(move |(refused, _)| (refused.below(&steps[at]), end(&steps[at])))
+    });
+    own.chain(below).collect()
+}
+
 /// A way that a saga goes.
 #[derive(Clone, Copy)]
 struct Way {
-    refused: Option<&'static str>,
+    refused: Option<Refused>,
 }
 
 impl Way {
@@ -132,16 +173,25 @@ impl Way {
 
 /// All the way there; and back from as far as a saga can turn back, which is where most was done.
 fn ways(rig: &Rig) -> Vec<Way> {
-    let steps = rig.definition.plan.steps.iter().filter(|step| !step.is_local());
-    let last = steps.filter(|step| step.kind != StepKind::Retriable).min_by_key(|step| step.descendants.count_ones());
-    let back = last.map(|step| Way { refused: Some(step.name) });
+    let back = furthest(&rig.definition).map(|refused| Way { refused: Some(refused) });
     std::iter::once(Way { refused: None }).chain(back).collect()
 }
 
-/// Refuses the action of one step.
-fn refusing(step: Option<&'static str>) -> impl FnMut(&SagaCall) -> Fault + Send {
-    move |call| match step {
-        Some(step) if call.op == Op::Action && call.step == step => {
+/// The last action whose refusal turns a saga back.
+fn furthest(definition: &Definition) -> Option<Refused> {
+    let steps = definition.plan.steps.iter().enumerate();
+    let may_turn = steps.filter(|(_, step)| !step.is_local() && step.kind != StepKind::Retriable);
+    let (last, step) = may_turn.min_by_key(|(_, step)| step.descendants.count_ones())?;
+    match definition.sagas().find(|(at, _)| *at == last) {
+        Some((_, below)) => Some(furthest(below)?.below(step)),
+        None => Some(Refused::of(definition, step)),
+    }
+}
+
+/// Refuses one action.
+fn refusing(refused: Option<Refused>) -> impl FnMut(&SagaCall) -> Fault + Send {
+    move |call| match refused {
+        Some(refused) if refused.is(call) => {
             Fault::Reject(Refusal::precondition("REFUSED", "this step is refused by the test"))
         }
         _ => Fault::None,

@@ -1,0 +1,174 @@
+//! Sagas that are steps of others: stored with the step's start, asked until they are done or undone, told when the one above ends.
+//!
+//! To the machine of the saga above, the one below is a participant that never loses anything: there is exactly one row of it for each
+//! start of the step, and what became of it is read from there, however often and by whomever.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use bytes::Bytes;
+use proto::saga::v1::{Saga, SagaPhase, StepKind};
+use tokio::sync::oneshot;
+use tonic::Code;
+
+use super::{
+    Coordinator, Driver, LOOK, Shared,
+    admission::Admissions,
+    driver::Start,
+    live::{Mail, Unreachable},
+};
+use crate::{
+    journal::Decided,
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{
+        Definition,
+        machine::{self, Attempt, Due, Input, Moment, Wish},
+        plan::each,
+        record::{Record, is_final},
+        reply::Ruling,
+        store,
+    },
+};
+
+/// The sagas that a transition of the one above begins, to be committed with it.
+pub(super) fn births(shared: &Arc<Shared>, program: &Definition, above: &Record) -> Decided {
+    let mut decided = Decided::default();
+    for (step, definition) in program.sagas().filter(|(step, _)| above.unborn & (1 << step) != 0) {
+        let mut record = born(program, step, definition, above, shared.now());
+        decided.absorb(store::transition(&mut record).0);
+        record.saved();
+        decided.changes.extend(shared.birth(&record.saga.saga_id));
+        let (shared, definition) = (Arc::clone(shared), Arc::clone(definition));
+        decided.on_commit.push(Box::new(move || {
+            // It came with the one above, which has its place.
+            let admission = Admissions::admit_again(&shared.admissions);
+            Driver::launch(shared, definition, record, admission, Start::Fresh);
+        }));
+    }
+    decided
+}
+
+fn born(program: &Definition, step: usize, definition: &Arc<Definition>, above: &Record, now: i64) -> Record {
+    let input = above.kept.steps[step].request.to_vec();
+    let mut record = definition.plan.new_record(&above.saga.steps[step].sub_saga_id, input, now, 0);
+    record.saga.parent_saga_id.clone_from(&above.saga.saga_id);
+    record.saga.parent_step.clone_from(&above.saga.steps[step].name);
+    record.kept.bound = program.plan.steps[step].kind == StepKind::Compensatable;
+    record.kept.traceparent.clone_from(&above.kept.traceparent);
+    record.kept.carried.clone_from(&above.kept.carried);
+    record.saga.version = 1;
+    begun(definition, &record, now).unwrap_or(record)
+}
+
+/// The saga with its first steps begun, if nothing is in the way. Else its own driver begins it: then what goes wrong is its own.
+fn begun(definition: &Definition, record: &Record, now: i64) -> Option<Record> {
+    let mut record = record.clone();
+    record.saga.version = 0;
+    let advance = || machine::advance(definition, &mut record, Input::Tick, Moment { now, draining: false });
+    let moved = std::panic::catch_unwind(AssertUnwindSafe(advance)).ok()?.ok()?;
+    let clean = moved.local.is_none() && record.unborn == 0 && record.saga.phase() == SagaPhase::Forward;
+    clean.then_some(record)
+}
+
+/// Waits until a step's saga is done or undone, and answers what that means to the step.
+pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_id: String, due: Due) -> Attempt {
+    loop {
+        match shared.stored(&saga_id).await {
+            Ok(record) => {
+                if let Some(attempt) = judge(&below, &record, due) {
+                    return attempt;
+                }
+                if due.op == Op::Compensation {
+                    shared.withdraw(&record.saga).await;
+                }
+            }
+            Err(refusal) if refusal.code == Code::NotFound => {
+                tracing::error!(saga.id = saga_id, "a step's saga is not there");
+                return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
+            }
+            Err(_) => {}
+        }
+        shared.settled(&saga_id).await;
+    }
+}
+
+/// What a saga's state means to the step that it takes. None while that is open.
+fn judge(below: &Definition, record: &Record, due: Due) -> Option<Attempt> {
+    let (saga, phase) = (&record.saga, record.saga.phase());
+    let reason = saga.reason.clone().unwrap_or_default();
+    let refusal = |message: String| {
+        let refusal = Refusal::new(Code::from(reason.code), reason.reason.clone(), message);
+        refusal.with("sub_saga_id", &saga.saga_id)
+    };
+    let as_it_was = || {
+        let message = format!("saga {} was closed as it was: say what became of it, by SkipStep", saga.saga_id);
+        let closed = Refusal::precondition("SUB_SAGA_FORCE_CLOSED", message);
+        attempt(due, Ruling::Conflict, Ok(Bytes::new()), closed)
+    };
+    match (due.op, phase) {
+        (_, SagaPhase::ForceClosed) | (Op::Compensation, SagaPhase::Completed) => Some(as_it_was()),
+        (Op::Action, phase) if phase == SagaPhase::Completed || record.kept.awaits_parent => {
+            let answer = std::panic::catch_unwind(AssertUnwindSafe(|| below.answer(record)));
+            let answer =
+                answer.unwrap_or_else(|_| Err(Refusal::precondition("ANSWER_PANICKED", "its answer panicked")));
+            Some(attempt(due, Ruling::Done, answer, Refusal::internal()))
+        }
+        (Op::Action, SagaPhase::Compensated) => {
+            let by = if reason.step.is_empty() { String::new() } else { format!("{}: ", reason.step) };
+            Some(attempt(due, Ruling::Rejected, Ok(Bytes::new()), refusal(format!("{by}{}", reason.message))))
+        }
+        (Op::Compensation, SagaPhase::Compensated) => {
+            Some(attempt(due, Ruling::Done, Ok(Bytes::new()), Refusal::internal()))
+        }
+        _ => None,
+    }
+}
+
+fn attempt(due: Due, ruling: Ruling, reply: Result<Bytes, Refusal>, refusal: Refusal) -> Attempt {
+    let Due { step, op } = due;
+    match reply {
+        Ok(reply) => Attempt { step, op, ruling: Some(ruling), reply, refusal, roll: 0.0 },
+        // What it did stands, and can't be told: somebody must look.
+        Err(refusal) => Attempt { step, op, ruling: Some(Ruling::Conflict), reply: Bytes::new(), refusal, roll: 0.0 },
+    }
+}
+
+impl Shared {
+    /// Has a step's saga turn back. What is in the way of that is tried again.
+    async fn withdraw(self: &Arc<Self>, saga: &Saga) {
+        let (actor, why) = (format!("saga {}", saga.parent_saga_id), "the saga that this one is a step of turns back");
+        let told = Coordinator(Arc::clone(self)).steer(&saga.saga_id, Wish::Withdraw, &actor, why).await;
+        if let Err(refusal) = told.map_err(|refusal| refusal.reason) {
+            tracing::debug!(saga.id = saga.saga_id, %refusal, "not told to turn back");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until it may be worth to look at a saga again.
+    async fn settled(&self, saga_id: &str) {
+        let (tell, told) = oneshot::channel();
+        match self.live.post(saga_id, Mail::Settled(tell)) {
+            // It tells by dropping the other end, whether it is settled or goes away.
+            Ok(()) => drop(told.await),
+            Err(Unreachable::NotLive(_) | Unreachable::Parked(..)) => tokio::time::sleep(LOOK).await,
+        }
+    }
+
+    /// The phase in which the saga above one has ended. None while it has not, or can't be asked.
+    pub(super) async fn parent_end(&self, record: &Record) -> Option<SagaPhase> {
+        let parent = self.stored(&record.saga.parent_saga_id).await.ok()?;
+        let phase = parent.saga.phase();
+        is_final(phase).then_some(phase)
+    }
+}
+
+/// The sagas below one that has ended, which wait for that.
+pub(super) fn below(record: &Record, program: &Definition) -> Vec<String> {
+    if !is_final(record.saga.phase()) {
+        return Vec::new();
+    }
+    each(program.plan.sagas())
+        .map(|step| record.saga.steps[step].sub_saga_id.clone())
+        .filter(|id| !id.is_empty())
+        .collect()
+}

@@ -1,0 +1,83 @@
+//! Sagas that are steps of others: how one begins, and what the end of the one above means to it.
+
+use proto::saga::v1::SagaPhase;
+
+use super::{Line, Turn};
+use crate::{refusal::Refusal, saga::record::reason};
+
+/// The longest id.
+const LONGEST_ID: usize = 128;
+
+impl Turn<'_> {
+    /// Names the saga that takes a step. It is stored together with the step's start.
+    pub(super) fn bear(&mut self, step: usize) -> Result<(), Refusal> {
+        let saga = &self.record.saga;
+        let id = next_id(&saga.saga_id, self.plan.steps[step].name, &saga.steps[step].sub_saga_id);
+        if id.len() > LONGEST_ID {
+            let message = format!("the id of its saga would be {id}, which is longer than {LONGEST_ID} characters");
+            return Err(Refusal::precondition("SAGA_ID_TOO_LONG", message));
+        }
+        self.record.step_mut(step).sub_saga_id = id;
+        self.record.unborn |= 1 << step;
+        Ok(())
+    }
+
+    /// Every step is done, and all of it may have to be undone.
+    pub(super) fn await_parent(&mut self) {
+        if !self.record.kept.awaits_parent {
+            self.record.kept.awaits_parent = true;
+            self.note(Line { what: "done, waits for its parent", ..Line::default() });
+        }
+    }
+
+    /// What the saga above came to is final: so is this one, or it is undone.
+    pub(super) fn parent_ended(&mut self, phase: SagaPhase) {
+        if !self.record.kept.bound {
+            return;
+        }
+        if phase == SagaPhase::Compensated {
+            let goes_on = self.phase() == SagaPhase::Scheduled
+                || self.phase() == SagaPhase::Forward
+                || self.stuck_from(SagaPhase::Forward);
+            if goes_on {
+                let refusal =
+                    Refusal::precondition("PARENT_COMPENSATED", "the saga that this one is a step of was undone");
+                self.turn_back(reason("", &refusal));
+            }
+            return;
+        }
+        self.record.kept.bound = false;
+        self.record.kept.awaits_parent = false;
+        self.moved.changed = true;
+    }
+
+    pub(super) fn part_of_another(&self) -> Refusal {
+        let saga = &self.record.saga;
+        let message = format!("saga {} is done as a step of {}: cancel that one", saga.saga_id, saga.parent_saga_id);
+        Refusal::precondition("PART_OF_SAGA", message).with("parent_saga_id", &saga.parent_saga_id)
+    }
+}
+
+/// The id of a step's saga; of the one after `before`, if the step began one before.
+fn next_id(parent: &str, step: &str, before: &str) -> String {
+    let first = format!("{parent}:{step}");
+    match before.strip_prefix(&*first) {
+        None => first,
+        Some(suffix) => {
+            let count = suffix.strip_prefix(':').and_then(|count| count.parse().ok()).unwrap_or(1_u32);
+            format!("{first}:{}", count.saturating_add(1))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_id;
+
+    #[test]
+    fn a_saga_begun_anew_has_another_id() {
+        assert_eq!(next_id("s", "pack", ""), "s:pack");
+        assert_eq!(next_id("s", "pack", "s:pack"), "s:pack:2");
+        assert_eq!(next_id("s", "pack", "s:pack:9"), "s:pack:10");
+    }
+}

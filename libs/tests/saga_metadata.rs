@@ -1,0 +1,132 @@
+//! What of a request's metadata goes with the calls of the saga that it began, and what doesn't.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod saga_world;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use libs::{
+    cqrs::{CommandSide, Decision, Method},
+    journal::Journal,
+    refusal::{Refusal, Violations},
+    rpc::carried::CarriedKeys,
+    saga::{
+        Attempt, Coordinator, Definition, Options, TABLES, Transport,
+        testing::{Fault, Participants},
+    },
+};
+use parking_lot::Mutex;
+use proto::saga::v1::SagaPhase;
+use saga_world::{Process, Reserve, Ship, World};
+use tonic::{Status, metadata::MetadataMap};
+
+/// Calls with the metadata they came with, without what says which call it is.
+#[derive(Clone)]
+struct Seen {
+    participants: Participants,
+    calls: Arc<Mutex<Vec<BTreeSet<String>>>>,
+}
+
+impl Transport for Seen {
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+        let text = |key: &str, value: &str| format!("{key}: {value}");
+        let entries = attempt.metadata.iter().filter_map(|entry| match entry {
+            tonic::metadata::KeyAndValueRef::Ascii(key, value) if !key.as_str().starts_with("saga-") => {
+                Some(text(key.as_str(), value.to_str().unwrap()))
+            }
+            _ => None,
+        });
+        self.calls.lock().push(entries.collect());
+        self.participants.call(attempt)
+    }
+}
+
+/// A saga whose first step is one, too.
+fn definition() -> Arc<Definition> {
+    let mut below = Definition::builder::<String>("below", 1);
+    below.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable_saga::<String, ()>("prepare", &below.build().unwrap(), |it, _| Ok(it.clone()));
+    saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.build().unwrap()
+}
+
+async fn open(world: &World, seen: &Seen) -> Process {
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let carried = CarriedKeys::new(&["x-tenant"], &["session"]).unwrap();
+    Process::on(journal, vec![definition()], seen.clone(), Options { carried, ..Options::default() })
+}
+
+fn metadata(entries: &[(&'static str, &str)]) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    for (key, value) in entries {
+        metadata.append(*key, value.parse().unwrap());
+    }
+    metadata
+}
+
+/// Asks as a command surface does.
+async fn ask(process: &Process, id: &'static str, metadata: &MetadataMap) -> Result<(), Status> {
+    const METHOD: Method = Method { name: "test.v1.Test/Place", compensates: false };
+    let side = CommandSide::new("test", process.journal.clone()).carrying(process.coordinator.carries());
+    let request = id.to_owned();
+    let accepted = side.accept(&METHOD, metadata, &request, id, Violations::default()).await?;
+    let coordinator: Coordinator = process.coordinator.clone();
+    let place = move |state: &libs::cqrs::State<'_>| -> Result<Decision<()>, Refusal> {
+        Ok(Decision::reply(()).beside(coordinator.start("place-order", id, &request, state.loaded())?))
+    };
+    side.submit(accepted, Vec::new(), place).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_is_named_goes_with_every_call_after_a_restart_too_and_nothing_else_does() {
+    let world = World::with(definition());
+    let seen = Seen { participants: world.participants.clone(), calls: Arc::default() };
+    world.participants.on_call(|call| if call.step == "reserve" { Fault::Hang } else { Fault::None });
+    let process = open(&world, &seen).await;
+    let sent = metadata(&[
+        ("x-tenant", "acme"),
+        ("x-other", "no"),
+        ("authorization", "Bearer secret"),
+        ("baggage", "user=ada,session=7;ttl=1"),
+    ]);
+    ask(&process, "tea", &sent).await.unwrap();
+    while seen.calls.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    process.crash().await;
+    world.participants.on_call(|_| Fault::None);
+    // On a server the first process counts as there for a while: an operator asks the second one.
+    let process = open(&world, &seen).await;
+    process.coordinator.recover().await.unwrap();
+    for id in ["tea:prepare", "tea"] {
+        let _ = process.coordinator.retry(id, "ann", "go on").await;
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(20), process.coordinator.finished("tea")).await.unwrap();
+    assert_eq!(ended.unwrap().phase(), SagaPhase::Completed);
+    let calls = seen.calls.lock().clone();
+    // Twice the one that hung, and the pivot.
+    assert!(calls.len() >= 3, "{calls:?}");
+    for call in calls {
+        assert_eq!(call.into_iter().collect::<Vec<_>>(), ["baggage: session=7;ttl=1", "x-tenant: acme"]);
+    }
+    // Another saga has its own, or none.
+    seen.calls.lock().clear();
+    ask(&process, "milk", &metadata(&[("x-other", "no")])).await.unwrap();
+    process.coordinator.finished("milk").await.unwrap();
+    assert!(!seen.calls.lock().is_empty() && seen.calls.lock().iter().all(BTreeSet::is_empty));
+}
+
+#[tokio::test]
+async fn what_is_too_much_to_carry_is_refused_before_anything_is_written() {
+    let world = World::with(definition());
+    let seen = Seen { participants: world.participants.clone(), calls: Arc::default() };
+    let process = open(&world, &seen).await;
+    let status = ask(&process, "tea", &metadata(&[("x-tenant", &"x".repeat(3000))])).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert_eq!(process.coordinator.finished("tea").await.unwrap_err().reason, "UNKNOWN_SAGA");
+}

@@ -1,0 +1,341 @@
+//! Sagas that are steps of others: begun with the step, done or undone as a whole, whatever is lost and whoever crashes.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod saga_world;
+
+use std::{sync::Arc, time::Duration};
+
+use libs::{
+    journal::{Cause, Entry, Journal, Loaded},
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{
+        Builder, Definition, Handle, LocalWork, Options, TABLES,
+        testing::{Fault, Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
+    },
+};
+use proto::saga::v1::{Saga, SagaPhase, StepState};
+use saga_world::{Charge, Process, Reserve, Ship, World, local};
+use tempfile::TempDir;
+
+/// Two things that can be undone: a flight and a hotel. It answers both prices.
+fn book() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("book", 1);
+    let flight = saga.compensatable::<Reserve>("flight", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    let hotel = saga.compensatable::<Charge>("hotel", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    saga.after(&[]);
+    saga.answer(move |_, replies| Ok(format!("{} and {}", replies.get(flight)?, replies.get(hotel)?)));
+    saga.build().unwrap()
+}
+
+/// One that has a pivot of its own.
+fn pay() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("pay", 1);
+    saga.compensatable::<Reserve>("hold", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("capture", |trip, _| Ok(trip.clone()));
+    saga.retriable_local("account", |_, _| Ok(LocalWork::nothing()));
+    saga.on_compensated(|trip, reason| Ok(local(&format!("unpaid {}", reason.reason), trip)));
+    saga.build().unwrap()
+}
+
+/// look → book (a saga) → pay (a saga, the pivot) → tell → thank (a saga) → done
+fn travel() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("look", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    let booked: Handle<String> = saga.compensatable_saga("book", &book(), |trip: &String, _| Ok(trip.clone()));
+    saga.pivot_saga::<String, ()>("pay", &pay(), move |_, replies| Ok(format!("pay {}", replies.get(booked)?)));
+    saga.retriable::<Ship>("tell", |trip, _| Ok(trip.clone()));
+    saga.retriable_saga::<String, ()>("thank", &pay(), |trip, _| Ok(trip.clone()));
+    saga.retriable_local("complete", |trip, _| Ok(local("Completed", trip)));
+    saga.on_compensated(|trip, reason| Ok(local(&format!("Rejected {} {}", reason.step, reason.reason), trip)));
+    saga.build().unwrap()
+}
+
+async fn ended(process: &Process, id: &str) -> Saga {
+    tokio::time::timeout(Duration::from_secs(20), process.coordinator.finished(id)).await.expect("it ends").unwrap()
+}
+
+fn no() -> Refusal {
+    Refusal::precondition("NO", "the participant says no")
+}
+
+fn effects(world: &World) -> Vec<String> {
+    let sign = |op| if op == Op::Action { "" } else { "-" };
+    let effects = world.participants.effects();
+    effects.iter().map(|effect| format!("{}{} of {}", sign(effect.op), effect.step, effect.saga_id)).collect()
+}
+
+#[tokio::test]
+async fn a_step_is_done_when_its_saga_is_and_its_answer_feeds_the_next() {
+    let world = World::with(travel());
+    let process = world.open().await;
+    let saga = process.run("rome").await;
+    assert_eq!(saga.phase(), SagaPhase::Completed);
+    let mut done = effects(&world);
+    done[1..3].sort();
+    let expected = [
+        "look of rome",
+        "flight of rome:book",
+        "hotel of rome:book",
+        "hold of rome:pay",
+        "capture of rome:pay",
+        "tell of rome",
+        "hold of rome:thank",
+        "capture of rome:thank",
+    ];
+    assert_eq!(done, expected);
+    let paid = world.participants.calls().into_iter().find(|call| call.call.step == "hold").unwrap();
+    assert!(paid.message.ends_with(b"pay price of rome and "), "{:?}", paid.message);
+    // Each has a row of its own and says what it belongs to; the one that could have been undone is final now too.
+    let ids: Vec<_> = saga.steps.iter().map(|step| step.sub_saga_id.as_str()).collect();
+    assert_eq!(ids, ["", "rome:book", "rome:pay", "", "rome:thank", ""]);
+    for id in ["rome:book", "rome:pay", "rome:thank"] {
+        let below = ended(&process, id).await;
+        assert_eq!((below.phase(), below.parent_saga_id.as_str()), (SagaPhase::Completed, "rome"));
+        assert_eq!(format!("rome:{}", below.parent_step), id);
+    }
+    assert_eq!(process.coordinator.live(), 0);
+}
+
+#[tokio::test]
+async fn what_is_refused_below_turns_everything_back_in_reverse() {
+    for (refused, undone) in [
+        ("hotel", ["-flight of rome:book", "-look of rome"].as_slice()),
+        ("capture", &["-hold of rome:pay", "-flight of rome:book", "-hotel of rome:book", "-look of rome"]),
+    ] {
+        let world = World::with(travel());
+        let mut first = true;
+        world.participants.on_call(move |call| {
+            // Its sibling is done first, so that there is something to undo.
+            if call.step == refused && std::mem::take(&mut first) {
+                return Fault::Pending;
+            }
+            if call.step == refused { Fault::Reject(no()) } else { Fault::None }
+        });
+        let process = world.open().await;
+        let saga = process.run("rome").await;
+        assert_eq!(saga.phase(), SagaPhase::Compensated);
+        let reason = saga.reason.clone().unwrap();
+        let step = if refused == "hotel" { "book" } else { "pay" };
+        assert_eq!((reason.step.as_str(), reason.reason.as_str()), (step, "NO"));
+        assert_eq!(reason.message, format!("{refused}: the participant says no"));
+        let mut back: Vec<_> = effects(&world).into_iter().filter(|effect| effect.starts_with('-')).collect();
+        if refused == "capture" {
+            back[1..3].sort();
+        }
+        assert_eq!(back, undone, "{refused}");
+        assert_eq!(process.order("rome").await, format!("Rejected {step} NO"));
+        assert_eq!(ended(&process, "rome:book").await.phase(), SagaPhase::Compensated);
+        assert_eq!(process.coordinator.live(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_the_saga_below_and_what_is_done_below_is_cancelled_above_only() {
+    for at in ["hotel", "look"] {
+        let world = World::with(travel_in_parallel());
+        // Held while the saga below is under way, or while it is done and waits.
+        world.participants.on_call(move |call| if call.step == at { Fault::Hang } else { Fault::None });
+        let process = world.open().await;
+        process.place("rome").await.unwrap();
+        let is_done = |saga: &Saga| saga.history.iter().any(|line| line.what == "done, waits for its parent");
+        if at == "look" {
+            process.until("rome:book", is_done).await;
+            let refusal = process.coordinator.cancel("rome:book", "ann", "?").await.unwrap_err();
+            assert_eq!((&*refusal.reason, refusal.metadata["parent_saga_id"].as_str()), ("PART_OF_SAGA", "rome"));
+        } else {
+            let flown = |saga: &Saga| saga.steps.iter().any(|s| s.name == "flight" && s.state() == StepState::Done);
+            process.until("rome:book", flown).await;
+        }
+        world.participants.on_call(|_| Fault::None);
+        process.coordinator.cancel("rome", "ann", "changed my mind").await.unwrap();
+        assert_eq!(ended(&process, "rome").await.phase(), SagaPhase::Compensated);
+        let below = process.until_phase("rome:book", SagaPhase::Compensated).await;
+        assert!(below.history.iter().any(|line| line.actor == "saga rome"), "{below:#?}");
+        let done = effects(&world);
+        assert!(done.contains(&"-flight of rome:book".to_owned()), "{done:?}");
+    }
+}
+
+/// A saga below beside a call, so that one can be done while the other is not.
+fn travel_in_parallel() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("look", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    saga.compensatable_saga::<String, String>("book", &book(), |trip, _| Ok(trip.clone()));
+    saga.after(&[]);
+    saga.pivot::<Ship>("go", |trip, _| Ok(trip.clone()));
+    saga.after(&["look", "book"]);
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn it_comes_through_everything_that_can_be_lost_and_a_crash_at_every_point() {
+    let folder = TempDir::new().unwrap();
+    for definition in [travel(), travel_in_parallel()] {
+        let participants = || Participants::new().answer::<Reserve>(|request| Ok(format!("price of {request}")));
+        let rig = Rig::new(folder.path(), definition, "rome".to_owned(), participants);
+        let refused = fail_every_step(&rig).await.unwrap_or_else(|broken| panic!("{broken}"));
+        let repeated = repeat_every_operation(&rig).await.unwrap_or_else(|broken| panic!("{broken}"));
+        let crashed = crash_every_point(&rig).await.unwrap_or_else(|broken| panic!("{broken}"));
+        println!("{} {} {}", refused.runs().len(), repeated.runs().len(), crashed.runs().len());
+        assert!(refused.runs().len() >= 4 && repeated.runs().len() > 20 && crashed.runs().len() > 12);
+    }
+}
+
+#[tokio::test]
+async fn a_saga_after_the_pivot_that_turned_back_is_begun_anew_by_an_operator() {
+    let world = World::with(travel());
+    world.participants.on_call(|call| {
+        if call.saga_id == "rome:thank" && call.step == "capture" { Fault::Reject(no()) } else { Fault::None }
+    });
+    let process = world.open().await;
+    process.place("rome").await.unwrap();
+    let stuck = process.until_phase("rome", SagaPhase::Stuck).await;
+    assert_eq!(stuck.reason.unwrap().step, "thank");
+    assert_eq!(process.order("rome").await, "unpaid NO");
+    process.coordinator.retry("rome", "bob", "the card works again").await.unwrap();
+    let saga = ended(&process, "rome").await;
+    assert_eq!((saga.phase(), saga.steps[4].sub_saga_id.as_str()), (SagaPhase::Completed, "rome:thank:2"));
+    assert_eq!(ended(&process, "rome:thank").await.phase(), SagaPhase::Compensated);
+    assert_eq!(ended(&process, "rome:thank:2").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_saga_below_that_is_closed_as_it_was_is_settled_above_by_an_operator() {
+    let world = World::with(travel());
+    world.participants.on_call(|call| if call.step == "flight" { Fault::Conflict } else { Fault::None });
+    let process = world.open().await;
+    process.place("rome").await.unwrap();
+    process.until_phase("rome:book", SagaPhase::Stuck).await;
+    process.coordinator.force_close("rome:book", "bob", "booked by hand").await.unwrap();
+    let stuck = process.until_phase("rome", SagaPhase::Stuck).await;
+    assert_eq!(stuck.reason.unwrap().reason, "SUB_SAGA_FORCE_CLOSED");
+    let skipped = process.coordinator.skip("rome", "book", Op::Action, false, "bob", "there is no flight").await;
+    assert!(matches!(skipped.unwrap().phase(), SagaPhase::Compensating | SagaPhase::Compensated));
+    assert_eq!(ended(&process, "rome").await.phase(), SagaPhase::Compensated);
+    assert_eq!(effects(&world).last().unwrap(), "-look of rome");
+}
+
+#[tokio::test]
+async fn a_process_that_goes_down_does_not_wait_for_the_sagas_below() {
+    let world = World::with(travel());
+    world.participants.on_call(|call| if call.step == "flight" { Fault::LoseRequest } else { Fault::None });
+    let process = world.open().await;
+    process.place("rome").await.unwrap();
+    let tried = |saga: &Saga| saga.steps.iter().any(|step| step.name == "flight" && !step.last_error.is_empty());
+    process.until("rome:book", tried).await;
+    let drained = tokio::time::timeout(Duration::from_secs(10), process.coordinator.drain(Duration::from_secs(60)));
+    drained.await.expect("nothing is under way that must end");
+    assert_eq!(process.coordinator.live(), 0);
+    process.crash().await;
+    world.participants.on_call(|_| Fault::None);
+    let process = world.open().await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 2);
+    assert_eq!(ended(&process, "rome").await.phase(), SagaPhase::Completed);
+    assert_eq!(ended(&process, "rome:book").await.phase(), SagaPhase::Completed);
+    process.crash().await;
+    assert_eq!(world.open().await.coordinator.recover().await.unwrap(), 0, "nothing is left open");
+}
+
+#[test]
+fn a_step_that_cannot_be_that_saga_is_refused_when_it_is_built() {
+    let refused = |make: fn(&mut Builder<String>)| {
+        let mut saga = Definition::builder::<String>("above", 1);
+        make(&mut saga);
+        saga.build().unwrap_err().to_string()
+    };
+    let message = refused(|saga| {
+        saga.compensatable_saga::<String, ()>("pay", &pay(), |it, _| Ok(it.clone()));
+    });
+    assert_eq!(message, "saga above: pay can be undone, and runs pay, whose pivot capture can't");
+    let message = refused(|saga| {
+        // However deep it is.
+        let mut middle = Definition::builder::<String>("middle", 1);
+        middle.pivot_saga::<String, ()>("pay", &pay(), |it, _| Ok(it.clone()));
+        saga.compensatable_saga::<String, ()>("deep", &middle.build().unwrap(), |it, _| Ok(it.clone()));
+    });
+    assert_eq!(message, "saga above: deep can be undone, and runs middle, whose pivot pay can't");
+    let message = refused(|saga| {
+        saga.compensatable_saga::<i64, String>("book", &book(), |_, _| Ok(1));
+    });
+    assert_eq!(message, "saga above: book runs book, which starts from another message");
+    let message = refused(|saga| {
+        saga.compensatable_saga::<String, i64>("book", &book(), |it, _| Ok(it.clone()));
+    });
+    assert_eq!(message, "saga above: book runs book, which answers another message");
+    let message = refused(|saga| {
+        let mut locking = Definition::builder::<String>("locking", 1);
+        locking.lock(|it: &String| vec![it.clone()]);
+        locking.check::<Ship>("look", |it, _| Ok(it.clone()));
+        saga.pivot_saga::<String, ()>("go", &locking.build().unwrap(), |it, _| Ok(it.clone()));
+    });
+    assert_eq!(message, "saga above: go runs locking, which takes locks: take them in above, which holds them as long");
+    let message = refused(|saga| {
+        saga.compensatable_saga::<String, String>("book", &book(), |it, _| Ok(it.clone()));
+        saga.attempt_timeout(Duration::from_secs(1));
+    });
+    assert_eq!(message, "saga above: book is a saga and no call: how to call it has no meaning there");
+}
+
+#[tokio::test]
+async fn an_id_that_would_be_too_long_below_turns_the_saga_back() {
+    let world = World::with(travel());
+    let process = world.open().await;
+    let long = "x".repeat(125);
+    let saga = process.run(&long).await;
+    assert_eq!((saga.phase(), saga.reason.unwrap().reason.as_str()), (SagaPhase::Compensated, "SAGA_ID_TOO_LONG"));
+}
+
+/// Whoever owns which: the sagas above and below may have been taken over apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_drive_the_one_above_and_the_one_below() {
+    if !database::is_shared() {
+        return;
+    }
+    let world = World::with(travel());
+    let open = || async {
+        let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+        let process = Process::on(journal, vec![travel()], world.participants.clone(), Options::default());
+        process.coordinator.recover().await.unwrap();
+        tokio::spawn(process.coordinator.clone().share());
+        process
+    };
+    let (one, two) = (open().await, open().await);
+    for back in [false, true] {
+        world.participants.on_call(move |call| match &*call.step {
+            "flight" => Fault::Hang,
+            "capture" if back => Fault::Reject(no()),
+            _ => Fault::None,
+        });
+        let id = if back { "rome" } else { "oslo" };
+        one.place(id).await.unwrap();
+        let below = format!("{id}:book");
+        one.until(&below, |saga| saga.steps[1].state() == StepState::Done).await;
+        // An operator asks the other one: from now on it drives the saga below.
+        two.coordinator.pause(&below, "bob", "?").await.unwrap();
+        world.participants.on_call(
+            move |call| {
+                if back && call.step == "capture" { Fault::Reject(no()) } else { Fault::None }
+            },
+        );
+        two.coordinator.resume(&below, "bob", "!").await.unwrap();
+        let phase = if back { SagaPhase::Compensated } else { SagaPhase::Completed };
+        assert_eq!(ended(&one, id).await.phase(), phase);
+        assert_eq!(ended(&one, &below).await.phase(), phase);
+    }
+    // Both may begin at once and leave at once.
+    let entry = |id: String| {
+        let coordinator = two.coordinator.clone();
+        let decide = move |loaded: &Loaded<'_>| coordinator.start("place-order", &id, &"x".to_owned(), loaded).unwrap();
+        Entry { request: None, aggregates: vec![], cause: Cause::default(), decide: Box::new(decide), size: 10 }
+    };
+    world.participants.on_call(|_| Fault::None);
+    for at in 0..10 {
+        two.journal.submit(entry(format!("bulk-{at}"))).await.unwrap();
+    }
+    for at in 0..10 {
+        assert_eq!(ended(&one, &format!("bulk-{at}")).await.phase(), SagaPhase::Completed);
+    }
+}
