@@ -34,3 +34,8 @@ pub mod time;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/breaker.md")]
 struct BreakerInTenMinutes;
+
+/// The page on sagas: its recipes compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/saga.md")]
+struct SagaInTenMinutes;
