@@ -85,6 +85,16 @@ enum Stopped {
     End(End),
 }
 
+/// What a task has waited for.
+enum Happened {
+    /// A call came to an end.
+    Answered(Attempt),
+    /// There is mail, or the process is going down.
+    Rung,
+    /// Time has passed.
+    Time,
+}
+
 /// How long to leave a database alone that is out of reach.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -115,7 +125,7 @@ impl Driver {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
         let Some(mailbox) = shared.live.enter(&saga_id) else { return };
         let span = spans::stretch(&record, matches!(start, Start::Again(_)));
-        let driver = Self {
+        let driver = Box::new(Self {
             shared,
             program,
             saga_id,
@@ -129,7 +139,7 @@ impl Driver {
             span,
             counted: None,
             _admission: admission,
-        };
+        });
         let again = match start {
             Start::Fresh => false,
             Start::Again(mail) => {
@@ -140,10 +150,10 @@ impl Driver {
         tokio::spawn(driver.run(again));
     }
 
-    async fn run(mut self, again: bool) {
+    async fn run(mut self: Box<Self>, again: bool) {
         // What is new has its locks or queues for them, unless the decision that started it saw neither.
         let again = again || machine::asks_for_locks(&self.record);
-        let begun = if again { self.begin_again().await } else { Ok(()) };
+        let begun = if again { Box::pin(self.begin_again()).await } else { Ok(()) };
         let end = match begun {
             Err(Stopped::End(end)) => end,
             Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
@@ -170,7 +180,7 @@ impl Driver {
             }
             if self.record.kept.awaits_parent {
                 self.above.clear();
-                if let Err(Stopped::End(end)) = self.ask_parent_once().await {
+                if let Err(Stopped::End(end)) = Box::pin(self.ask_parent_once()).await {
                     return end;
                 }
                 if machine::is_over(&self.record) {
@@ -182,16 +192,25 @@ impl Driver {
             }
             let wake = if draining { None } else { self.next_wake() };
             let happened = tokio::select! {
-                Some(attempt) = self.calls.next(), if !self.calls.is_empty() => {
-                    self.in_flight.end(Due { step: attempt.step, op: attempt.op });
-                    self.step(Input::Attempted(attempt)).await
-                }
-                () = self.mailbox.rung() => self.read_mail().await,
-                () = sleep(wake), if wake.is_some() => self.look_around().await,
+                Some(attempt) = self.calls.next(), if !self.calls.is_empty() => Happened::Answered(attempt),
+                () = self.mailbox.rung() => Happened::Rung,
+                () = sleep(wake), if wake.is_some() => Happened::Time,
             };
-            if let Err(Stopped::End(end)) = happened {
+            // In a box: a saga waits most of its life, and then holds no room for what it does when it goes on.
+            if let Err(Stopped::End(end)) = Box::pin(self.hear(happened)).await {
                 return end;
             }
+        }
+    }
+
+    async fn hear(&mut self, happened: Happened) -> Result<(), Stopped> {
+        match happened {
+            Happened::Answered(attempt) => {
+                self.in_flight.end(Due { step: attempt.step, op: attempt.op });
+                self.step(Input::Attempted(attempt)).await
+            }
+            Happened::Rung => self.read_mail().await,
+            Happened::Time => self.look_around().await,
         }
     }
 
@@ -412,7 +431,7 @@ impl Driver {
         Ok(())
     }
 
-    fn leave(mut self, end: End) {
+    fn leave(mut self: Box<Self>, end: End) {
         self.count(None);
         let over = match end {
             End::Parked(why) => {
