@@ -98,14 +98,13 @@ impl Call {
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
         spans::answered(&Span::current(), code);
         shared.metrics.called(&call, code, begin.elapsed());
-        judge(due, plan, answer)
+        judge(due, plan, answer, shared.roll())
     }
 }
 
 /// What an answer means.
-fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>) -> Attempt {
+fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>, roll: f64) -> Attempt {
     let Due { step, op } = due;
-    let roll = rand::random();
     let trusted = &plan.options.trusted;
     match answer {
         Ok((reply, metadata)) => {

@@ -192,6 +192,8 @@ impl Driver {
             }
             let wake = if draining { None } else { self.next_wake() };
             let happened = tokio::select! {
+                // In this order, so that what happens at once happens in one order: a simulation can be repeated.
+                biased;
                 Some(attempt) = self.calls.next(), if !self.calls.is_empty() => Happened::Answered(attempt),
                 () = self.mailbox.rung() => Happened::Rung,
                 () = sleep(wake), if wake.is_some() => Happened::Time,

@@ -135,7 +135,11 @@ impl Live {
 
     /// Wakes every task, to have it look around.
     pub(super) fn ring_all(&self) {
-        for place in self.0.lock().values() {
+        let live = self.0.lock();
+        // Sorted, so that they wake in one order: a simulation can be repeated.
+        let mut places: Vec<_> = live.iter().collect();
+        places.sort_unstable_by_key(|(saga_id, _)| Arc::clone(saga_id));
+        for (_, place) in places {
             if let Place::Driven(mailbox) = place {
                 mailbox.bell.notify_one();
             }

@@ -26,8 +26,10 @@ use std::{
 };
 
 use opentelemetry::metrics::Meter;
+use parking_lot::Mutex;
 use prost::Message;
 use proto::saga::v1::{CarriedEntry, LockPolicy, Saga, SagaPhase};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::{Semaphore, oneshot};
 use tonic::Code;
 
@@ -59,11 +61,13 @@ pub struct Options {
     pub most_calls: usize,
     /// The metadata that a saga takes over from the request which began it, and sends with every call.
     pub carried: CarriedKeys,
+    /// What the chance in waits begins with, so that a simulation can be repeated. None is another chance each time.
+    pub seed: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { most_live: 100_000, most_calls: 1024, carried: CarriedKeys::default() }
+        Self { most_live: 100_000, most_calls: 1024, carried: CarriedKeys::default(), seed: None }
     }
 }
 
@@ -94,6 +98,8 @@ struct Shared {
     carried: CarriedKeys,
     metrics: Metrics,
     clock: Clock,
+    /// None is another chance each time.
+    chance: Option<Mutex<StdRng>>,
 }
 
 impl fmt::Debug for Coordinator {
@@ -145,6 +151,7 @@ impl Coordinator {
             carried: options.carried,
             metrics: Metrics::default(),
             clock,
+            chance: options.seed.map(|seed| Mutex::new(StdRng::seed_from_u64(seed))),
         }))
     }
 
@@ -304,6 +311,11 @@ impl Coordinator {
 impl Shared {
     fn now(&self) -> i64 {
         (self.clock)()
+    }
+
+    /// The chance in a wait, 0 to 1.
+    fn roll(&self) -> f64 {
+        self.chance.as_ref().map_or_else(rand::random, |chance| chance.lock().random())
     }
 
     fn newest(&self, saga_type: &str) -> Option<Arc<Definition>> {

@@ -5,9 +5,12 @@
 //! transition by anybody else comes to nothing. So a process that was stopped, taken for dead and goes on writes nothing any more;
 //! what it still calls finds the answer stored, or a tombstone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -147,7 +150,8 @@ impl Coordinator {
             let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
             let Some((id, ..)) = page.last() else { return Ok(adopted) };
             last.clone_from(id);
-            let mut wanted = std::collections::HashMap::new();
+            // Sorted, so that they are taken up in one order: a simulation can be repeated.
+            let mut wanted = BTreeMap::new();
             for (saga_id, stored, owner) in page {
                 if shared.live.contains(&saga_id) {
                     continue;
