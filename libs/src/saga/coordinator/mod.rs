@@ -16,7 +16,7 @@ mod steering;
 mod sub_sagas;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, OnceLock,
@@ -89,6 +89,8 @@ struct Shared {
     /// By the hash that is pinned in each saga.
     definitions: HashMap<[u8; 32], Arc<Definition>>,
     live: Live,
+    /// Sagas that this process has claimed and that have no task yet.
+    claimed: Mutex<BTreeSet<String>>,
     admissions: Arc<Admissions>,
     /// A turn for each call that may be under way.
     calls: Semaphore,
@@ -144,6 +146,7 @@ impl Coordinator {
                 .map(|definition| (definition.hash(), definition))
                 .collect(),
             live: Live::default(),
+            claimed: Mutex::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),

@@ -66,15 +66,17 @@ impl Shared {
     }
 
     /// Makes this process the owner of those of the sagas whose owner is as `wanted` says, and answers which.
+    ///
+    /// What was claimed is remembered until it has a task: whoever asked may leave, and the claim holds all the same.
     async fn claim(
-        &self,
+        self: &Arc<Self>,
         saga_ids: Vec<String>,
         wanted: impl Fn(&str, &Aggregate) -> bool + Send + 'static,
     ) -> Result<Vec<String>, Refusal> {
         let Some(me) = self.member.get().map(|member| member.name().to_owned()) else { return Ok(Vec::new()) };
         let aggregates: Vec<AggregateId> = saga_ids.iter().map(|id| store::owner_of(id)).collect();
         let claimed = Arc::new(Mutex::new(Vec::new()));
-        let slot = Arc::clone(&claimed);
+        let (slot, shared) = (Arc::clone(&claimed), Arc::clone(self));
         let decide = move |loaded: &Loaded<'_>| {
             let mut decided = Decided::default();
             for id in saga_ids {
@@ -85,6 +87,8 @@ impl Shared {
                     slot.lock().push(id);
                 }
             }
+            let claimed = slot.lock().clone();
+            decided.on_commit.push(Box::new(move || shared.claimed.lock().extend(claimed)));
             decided
         };
         let size = aggregates.len() * 200;
@@ -145,7 +149,9 @@ impl Coordinator {
     /// Takes over every open saga whose owner is gone, and answers how many.
     pub(super) async fn adopt(&self) -> Result<usize, RecoverError> {
         let shared = &self.0;
-        let (mut last, mut adopted) = (String::new(), 0);
+        // What was claimed and could not be read, or by somebody who left.
+        let claimed: Vec<String> = shared.claimed.lock().iter().cloned().collect();
+        let (mut last, mut adopted) = (String::new(), self.take_up_all(&claimed).await?);
         loop {
             let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
             let Some((id, ..)) = page.last() else { return Ok(adopted) };
@@ -174,6 +180,7 @@ impl Coordinator {
     pub(super) async fn seize(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
         self.0.claim(vec![saga_id.to_owned()], |_, _| true).await?;
         let record = self.0.stored(saga_id).await?;
+        self.0.claimed.lock().remove(saga_id);
         if is_final(record.saga.phase()) {
             return Err(closed(saga_id));
         }
@@ -190,7 +197,11 @@ impl Coordinator {
     /// Drives sagas that this process owns since just now. They are read after the claim: the owner before may have moved them on.
     async fn take_up_all(&self, saga_ids: &[String]) -> Result<usize, RecoverError> {
         let mut taken = 0;
+        if saga_ids.is_empty() {
+            return Ok(taken);
+        }
         for (saga_id, stored) in store::load_all(&self.0.journal, saga_ids).await? {
+            self.0.claimed.lock().remove(&saga_id);
             let read = stored.map_err(|error| error.to_string());
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                 Ok((_, record)) if is_final(record.saga.phase()) => {}
