@@ -168,6 +168,23 @@ async fn a_call_that_nobody_worked_on_is_sent_again_once_whatever_the_retries_al
 }
 
 #[tokio::test]
+async fn an_attempt_that_hangs_is_given_up_and_another_made() {
+    let moody = Moody::serve().await;
+    moody.fail_next(1, Code::Ok);
+    moody.failing.1.store(HANG, Ordering::SeqCst);
+    let patient = PeerOptions::query().timeout(Duration::from_secs(60));
+    let peer = peer_at(&moody.uri, &patient.clone().retry(quick_retry().attempt_timeout(50 * MS)));
+    list(&peer).await.unwrap();
+    assert_eq!(moody.calls.load(Ordering::SeqCst), 2);
+    let totals = peer.breaker().snapshot().totals;
+    assert_eq!((totals.failure, totals.success), (1, 1), "the breaker knows that it hung");
+    // All that hang end the call, each counted against the tokens.
+    moody.set(HANG);
+    let status = list(&peer).await.unwrap_err();
+    assert_eq!((status.code(), moody.calls.load(Ordering::SeqCst)), (Code::DeadlineExceeded, 5));
+}
+
+#[tokio::test]
 async fn a_server_that_restarts_costs_a_query_nothing() {
     let moody = Moody::default();
     let mut address: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -3,19 +3,25 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use parking_lot::RwLock;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
-use super::{Breaker, Clock, Config, Fallback, TokioClock, Transition};
+use super::{Breaker, Clock, Config, Fallback, State, TokioClock, Transition};
 
 /// All breakers of a process, and its fallbacks. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
-    breakers: RwLock<BTreeMap<Arc<str>, Arc<Breaker>>>,
+    breakers: RwLock<BTreeMap<Arc<str>, Entry>>,
     fallbacks: RwLock<BTreeMap<Arc<str>, Fallback>>,
     changes: broadcast::Sender<Change>,
     clock: Arc<dyn Clock>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    breaker: Arc<Breaker>,
+    state: watch::Sender<State>,
 }
 
 /// A breaker changed.
@@ -52,17 +58,28 @@ impl Registry {
         let mut breakers = self.0.breakers.write();
         let make = || {
             let breaker = Breaker::with_clock(name, config.clone(), Arc::clone(&self.0.clock));
-            let changes = self.0.changes.clone();
-            breaker.watch(Box::new(move |breaker, transition| announce(&changes, breaker, transition)));
-            Arc::new(breaker)
+            let (changes, state) = (self.0.changes.clone(), watch::Sender::new(breaker.state()));
+            let shown = state.clone();
+            breaker.watch(Box::new(move |breaker, transition| {
+                // Two transitions may be told of in either order: what stands is the breaker's own word.
+                shown.send_if_modified(|shown| std::mem::replace(shown, breaker.state()) != *shown);
+                announce(&changes, breaker, transition);
+            }));
+            Entry { breaker: Arc::new(breaker), state }
         };
-        Arc::clone(breakers.entry(name.into()).or_insert_with(make))
+        Arc::clone(&breakers.entry(name.into()).or_insert_with(make).breaker)
+    }
+
+    /// The state of the breaker of that name, whenever it changes. Changes that follow each other closely may be seen as one.
+    #[must_use]
+    pub fn watch(&self, name: &str) -> Option<watch::Receiver<State>> {
+        self.0.breakers.read().get(name).map(|entry| entry.state.subscribe())
     }
 
     /// The breaker of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Breaker>> {
-        self.0.breakers.read().get(name).cloned()
+        self.0.breakers.read().get(name).map(|entry| Arc::clone(&entry.breaker))
     }
 
     /// Forgets the breakers whose name begins so that are [idle](Breaker::is_idle) and that nobody holds, and answers how many.
@@ -71,7 +88,7 @@ impl Registry {
         let mut breakers = self.0.breakers.write();
         let before = breakers.len();
         // Whoever would take one up again waits for this lock, so one that is held by nobody stays so.
-        breakers.retain(|name, breaker| {
+        breakers.retain(|name, Entry { breaker, .. }| {
             !(name.starts_with(prefix) && Arc::strong_count(breaker) == 1 && breaker.is_idle())
         });
         before - breakers.len()
@@ -81,7 +98,7 @@ impl Registry {
     #[cfg(feature = "rpc")]
     pub(crate) fn forget(&self, name: &str) -> bool {
         let mut breakers = self.0.breakers.write();
-        let held = breakers.get(name).is_some_and(|breaker| Arc::strong_count(breaker) > 1);
+        let held = breakers.get(name).is_some_and(|entry| Arc::strong_count(&entry.breaker) > 1);
         if !held {
             breakers.remove(name);
         }
@@ -92,7 +109,8 @@ impl Registry {
     #[must_use]
     pub fn list(&self, prefix: &str) -> Vec<Arc<Breaker>> {
         let breakers = self.0.breakers.read();
-        breakers.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, breaker)| Arc::clone(breaker)).collect()
+        let named = breakers.iter().filter(|(name, _)| name.starts_with(prefix));
+        named.map(|(_, entry)| Arc::clone(&entry.breaker)).collect()
     }
 
     /// A fallback of that name, which answers when a circuit is open. It is counted in the metrics, together with those of the same name.
@@ -130,6 +148,25 @@ impl Default for Registry {
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.breakers.read().values()).finish()
+        f.debug_list().entries(self.0.breakers.read().values().map(|entry| &entry.breaker)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::breaker::Class;
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_state_is_told() {
+        let registry = Registry::new();
+        let config = Config::builder().consecutive_failures(1).build().expect("makes sense");
+        let payment = registry.breaker("payment", &config);
+        let mut state = registry.watch("payment").expect("known");
+        let opened = tokio::spawn(async move { *state.wait_for(|state| *state == State::Open).await.expect("kept") });
+        tokio::task::yield_now().await;
+        payment.admit().expect("closed").finish(Class::Failure);
+        assert_eq!(opened.await.expect("no panic"), State::Open);
+        assert!(registry.watch("nobody").is_none());
     }
 }

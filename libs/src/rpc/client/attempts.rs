@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, Request, Response, request::Parts};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyStream, Full, StreamBody};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Status};
 use tower::Service as _;
 
@@ -97,13 +97,14 @@ async fn call(
     retry.begin();
     let (mut attempt, mut sent_again) = (1, false);
     loop {
-        let answer = circuit.call(request_again(&parts, &body, attempt, deadline)).await;
+        let (answer, late) = one_attempt(&mut circuit, &retry, &parts, &body, attempt, deadline).await;
         // The first attempt in all but name: nobody has worked on it.
         if !sent_again && answer.as_ref().is_err_and(|error| was_not_processed(&**error)) {
             sent_again = true;
             continue;
         }
-        let Some(pushback) = worth_another(&retry, &answer) else {
+        let worth = if late { Some(Pushback::None) } else { worth_another(&retry, &answer) };
+        let Some(pushback) = worth else {
             if answer.as_ref().is_ok_and(|response| layer::grpc_status(response.headers()).is_none()) {
                 retry.succeeded();
             }
@@ -121,15 +122,37 @@ async fn call(
     }
 }
 
+/// One attempt, and whether it was given up for being late.
+async fn one_attempt(
+    circuit: &mut Circuit<Endpoints>,
+    retry: &Retry,
+    parts: &Parts,
+    body: &Bytes,
+    attempt: u32,
+    deadline: Option<Instant>,
+) -> (Answer, bool) {
+    let until = retry.attempt_timeout.map(|timeout| Instant::now() + timeout);
+    let ends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
+    let call = circuit.call(request_again(parts, body, attempt, ends.or(deadline)));
+    match ends {
+        None => (call.await, false),
+        Some(ends) => match timeout_at(ends, call).await {
+            Ok(answer) => (answer, false),
+            // Dropped, so the breaker has judged it: by the timeout that it carried.
+            Err(_) => (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true),
+        },
+    }
+}
+
 fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Instant>) -> Request<Body> {
     const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
     let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
     if attempt > 1 {
         request.headers_mut().insert(PREVIOUS, HeaderValue::from(attempt - 1));
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(left));
-        }
+    }
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(left));
     }
     request
 }

@@ -23,6 +23,7 @@ pub struct Retry {
     pub(super) codes: Vec<Code>,
     base: Duration,
     cap: Duration,
+    pub(super) attempt_timeout: Option<Duration>,
     budget: Arc<Budget>,
 }
 
@@ -78,6 +79,7 @@ impl Retry {
             codes: vec![Code::Unavailable],
             base: Duration::from_millis(50),
             cap: Duration::from_secs(1),
+            attempt_timeout: None,
             budget: Arc::new(Budget { tokens: AtomicU32::new(Self::TOKENS), share }),
         }
     }
@@ -97,6 +99,13 @@ impl Retry {
     /// Waits so long before the second attempt, twice as long before each further one, and never longer than `cap`.
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         (self.base, self.cap) = (base, cap);
+        self
+    }
+
+    /// Gives an attempt up if no answer has begun after so long, and tries again: of several addresses one may hang. `None`, the default,
+    /// leaves it to the call's deadline.
+    pub fn attempt_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.attempt_timeout = timeout.into();
         self
     }
 

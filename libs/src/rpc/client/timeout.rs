@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::Response;
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::{
@@ -104,7 +104,7 @@ where
             return Poll::Ready(Err(this.refused.take().unwrap_or_else(deadline_exceeded)));
         };
         match call.poll(cx) {
-            Poll::Ready(Ok(response)) if says_late(&response, this.timer.deadline) => {
+            Poll::Ready(Ok(response)) if says_late(response.headers(), this.timer.deadline) => {
                 Poll::Ready(Err(deadline_exceeded()))
             }
             Poll::Ready(Ok(mut response)) => {
@@ -123,10 +123,10 @@ where
     }
 }
 
-/// Whether the answer is a tonic server's word for our deadline, which is CANCELLED too.
-fn says_late<B>(response: &Response<B>, deadline: Option<Instant>) -> bool {
+/// Whether the status is a server's word for our deadline, which is CANCELLED too.
+fn says_late(headers: &HeaderMap, deadline: Option<Instant>) -> bool {
     const MARGIN: Duration = Duration::from_millis(5);
-    grpc_status(response.headers()) == Some(Code::Cancelled)
+    grpc_status(headers) == Some(Code::Cancelled)
         && deadline.is_some_and(|deadline| Instant::now() + MARGIN >= deadline)
 }
 
@@ -155,6 +155,9 @@ where
         match body.poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
+                    if says_late(trailers, this.timer.deadline) {
+                        return Poll::Ready(Some(Err(deadline_exceeded().into())));
+                    }
                     drop_unreadable_details(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -174,5 +177,52 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn cancelled() -> HeaderMap {
+        HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "1".parse().expect("a value"))])
+    }
+
+    /// Calls with a second's time for an answer that is cancelled after so long, in headers or after them.
+    async fn cancelled_after(time: Duration, in_headers: bool) -> Code {
+        let ended = async move {
+            sleep(time).await;
+            Ok::<_, BoxError>(Frame::<Bytes>::trailers(cancelled()))
+        };
+        let answer = async move {
+            let mut response = Response::new(StreamBody::new(futures::stream::once(Box::pin(ended))));
+            if in_headers {
+                sleep(time).await;
+                *response.headers_mut() = cancelled();
+            }
+            Ok::<_, BoxError>(response)
+        };
+        match TimeoutFuture::new(answer, Some(Instant::now() + SECOND), None).await {
+            Err(status) => status.code(),
+            Ok(response) if in_headers => grpc_status(response.headers()).expect("a status"),
+            Ok(response) => match Box::pin(response.into_body()).frame().await.expect("an end") {
+                Ok(frame) => grpc_status(frame.trailers_ref().expect("trailers")).expect("a status"),
+                Err(error) => into_status(error).code(),
+            },
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_cancels_at_the_deadline_means_the_deadline() {
+        for in_headers in [true, false] {
+            assert_eq!(cancelled_after(SECOND / 2, in_headers).await, Code::Cancelled);
+            assert_eq!(cancelled_after(SECOND - Duration::from_millis(1), in_headers).await, Code::DeadlineExceeded);
+        }
     }
 }
