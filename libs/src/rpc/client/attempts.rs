@@ -133,7 +133,9 @@ async fn one_attempt(
 ) -> (Answer, bool) {
     let until = retry.attempt_timeout.map(|timeout| Instant::now() + timeout);
     let ends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
-    let call = circuit.call(request_again(parts, body, attempt, ends.or(deadline)));
+    // The first attempt carries the whole call's timeout already.
+    let timeout = if attempt > 1 { ends.or(deadline) } else { ends };
+    let call = circuit.call(request_again(parts, body, attempt, timeout));
     match ends {
         None => (call.await, false),
         Some(ends) => match timeout_at(ends, call).await {
