@@ -77,19 +77,27 @@ fn finish_as(watch: Watch, class: Class, pause: impl FnOnce() -> Option<Duration
 /// Ends a call by an HTTP status without a gRPC one: a proxy spoke, or nobody who knows gRPC.
 #[cold]
 pub(super) fn by_http(watch: Watch, status: StatusCode) {
-    let code = match status {
+    // UNIMPLEMENTED from a peer is an answer; a path that leads to no peer is not.
+    if status == StatusCode::NOT_FOUND {
+        return watch.finish(Class::Failure);
+    }
+    finish(watch, code_of_http(status), || None);
+}
+
+/// The code that an HTTP status other than 200 stands for, as gRPC's `http-grpc-status-mapping.md` says.
+#[must_use]
+pub fn code_of_http(status: StatusCode) -> Code {
+    match status {
         StatusCode::BAD_REQUEST => Code::Internal,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
-        // UNIMPLEMENTED from a peer is an answer; a path that leads to no peer is not.
-        StatusCode::NOT_FOUND => return watch.finish(Class::Failure),
+        StatusCode::NOT_FOUND => Code::Unimplemented,
         StatusCode::TOO_MANY_REQUESTS
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
         _ => Code::Unknown,
-    };
-    finish(watch, code, || None);
+    }
 }
 
 /// Ends a call by an error of the transport, or of a layer between this one and it.

@@ -17,7 +17,7 @@ pub(crate) use self::{ending::was_refused_on_the_way, watch::Judge};
 
 pub use self::{
     body::CircuitBody,
-    ending::{drop_unreadable_details, grpc_status},
+    ending::{code_of_http, drop_unreadable_details, grpc_status},
     future::ResponseFuture,
     grpc_timeout::{GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
     methods::Methods,

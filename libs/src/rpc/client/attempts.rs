@@ -19,6 +19,7 @@ use tower::Service as _;
 
 use super::{
     endpoints::{EndpointFuture, Endpoints},
+    http_status::in_grpc,
     retry::{Pushback, Retry},
     unprocessed::was_not_processed,
 };
@@ -76,7 +77,7 @@ impl Future for Attempts {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         match self.project().kind.project() {
-            KindProjected::Once { call } => call.poll(cx),
+            KindProjected::Once { call } => call.poll(cx).map_ok(in_grpc),
             KindProjected::More { call } => call.as_mut().poll(cx),
         }
     }
@@ -92,7 +93,7 @@ async fn call(
     let body = match buffer(body).await {
         Buffered::Whole(bytes) => bytes,
         // A stream cannot be sent twice.
-        Buffered::Stream(body) => return circuit.call(Request::from_parts(parts, body)).await,
+        Buffered::Stream(body) => return circuit.call(Request::from_parts(parts, body)).await.map(in_grpc),
     };
     retry.begin();
     let (mut attempt, mut sent_again) = (1, false);
@@ -137,9 +138,9 @@ async fn one_attempt(
     let timeout = if attempt > 1 { ends.or(deadline) } else { ends };
     let call = circuit.call(request_again(parts, body, attempt, timeout));
     match ends {
-        None => (call.await, false),
+        None => (call.await.map(in_grpc), false),
         Some(ends) => match timeout_at(ends, call).await {
-            Ok(answer) => (answer, false),
+            Ok(answer) => (answer.map(in_grpc), false),
             // Dropped, so the breaker has judged it: by the timeout that it carried.
             Err(_) => (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true),
         },

@@ -14,6 +14,7 @@ mod attempts;
 mod bulkhead;
 mod endpoints;
 mod follow;
+mod http_status;
 mod options;
 mod peer;
 mod peers;
