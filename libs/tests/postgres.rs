@@ -4,20 +4,13 @@
 
 mod database;
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use libs::journal::{
     AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role, SubmitError,
     events_after,
 };
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
 
 async fn open(folder: &TempDir) -> Journal {
     Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
@@ -146,78 +139,4 @@ async fn one_who_stops_in_its_turn_is_not_waited_for() {
     go_on.send(()).unwrap();
     assert_eq!(standing.await.unwrap(), Err(SubmitError::Unavailable), "its turn was over");
     assert_eq!(stopped.submit(note("stopped")).await.unwrap().outcome, Outcome::Done, "and nothing of it was written");
-}
-
-/// What a link does to the next COMMIT that goes over it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Cut {
-    Never,
-    /// It doesn't arrive.
-    Before,
-    /// It arrives, and its answer doesn't.
-    After,
-}
-
-/// A way to the server that breaks when it is told to. Answers its port.
-async fn link(server: String, cut: Arc<Mutex<Cut>>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let (server, cut) = (server.clone(), Arc::clone(&cut));
-            tokio::spawn(async move {
-                let mut far = TcpStream::connect(server).await.unwrap();
-                let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-                loop {
-                    tokio::select! {
-                        Ok(count) = near.read(&mut up) => {
-                            let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
-                            let broken = if commits { std::mem::replace(&mut *cut.lock().unwrap(), Cut::Never) } else { Cut::Never };
-                            if count == 0 || broken == Cut::Before || far.write_all(&up[..count]).await.is_err() {
-                                return;
-                            }
-                            if broken == Cut::After {
-                                // It was committed once there is an answer.
-                                let _ = far.read(&mut down).await;
-                                return;
-                            }
-                        }
-                        Ok(count) = far.read(&mut down) => {
-                            if count == 0 || near.write_all(&down[..count]).await.is_err() {
-                                return;
-                            }
-                        }
-                        else => return,
-                    }
-                }
-            });
-        }
-    });
-    port
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_became_of_a_commit_without_an_answer_is_found_out() {
-    let Ok(url) = std::env::var("TEST_POSTGRES") else { return };
-    let folder = TempDir::new().unwrap();
-    let Location::Postgres { schema, .. } = database::location(folder.path(), "test") else { panic!("a server") };
-    let (before, server) = url.split_once('@').unwrap();
-    let (server, name) = server.split_once('/').unwrap();
-    let cut = Arc::new(Mutex::new(Cut::Never));
-    let port = link(server.to_owned(), Arc::clone(&cut)).await;
-    let url = format!("{before}@127.0.0.1:{port}/{name}?sslmode=disable");
-    let journal = Journal::open(Location::Postgres { url, schema }, &[]).await.unwrap();
-    for at in 0..10 {
-        let key = format!("arrives {at}");
-        *cut.lock().unwrap() = Cut::After;
-        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done, "it was committed");
-        assert_eq!(*cut.lock().unwrap(), Cut::Never, "the link was cut");
-        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Replayed);
-
-        let key = format!("doesn't arrive {at}");
-        *cut.lock().unwrap() = Cut::Before;
-        assert_eq!(journal.submit(note(&key)).await, Err(SubmitError::Unavailable), "it was not");
-        assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done);
-    }
 }

@@ -69,11 +69,11 @@ impl CommandSide {
     /// An aggregate's state as it is committed now; the default if nothing happened to it yet.
     ///
     /// # Errors
-    /// INTERNAL when it can't be read.
+    /// UNAVAILABLE when the database can't be reached, INTERNAL when the state can't be read.
     pub async fn state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
         let stored = self.journal.aggregate(&AggregateId::new(A::KIND, id)).await.map_err(|error| {
             tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
-            Refusal::internal()
+            error.refusal()
         })?;
         A::State::decode(stored.state).map_err(|error| {
             tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
@@ -282,7 +282,7 @@ pub fn not_submitted(error: SubmitError) -> Refusal {
             "the command is too large: send less at once",
         ),
         SubmitError::Unavailable => {
-            let message = "the database can't be reached and nothing was written: try again";
+            let message = "the database can't be reached or takes no writes, and nothing was written: try again";
             Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
         }
         SubmitError::Panicked => Refusal::internal(),

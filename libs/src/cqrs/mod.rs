@@ -23,6 +23,7 @@ mod token;
 mod upcast;
 mod views;
 
+pub(crate) use self::command::not_submitted;
 pub use self::{
     board::{Board, ProjectionService},
     command::{CommandSide, Method},

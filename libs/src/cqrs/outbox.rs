@@ -93,5 +93,5 @@ fn that_fit(events: &[Event]) -> usize {
 
 fn unreadable(error: &crate::journal::sql::Error) -> Refusal {
     tracing::error!(%error, "the log can't be read");
-    Refusal::internal()
+    error.refusal()
 }

@@ -87,7 +87,7 @@ impl ReadSide {
     /// One document.
     ///
     /// # Errors
-    /// INTERNAL when the views can't be read.
+    /// UNAVAILABLE when the database can't be reached, INTERNAL when the views can't be read.
     pub async fn document<M: Message + Default>(&self, table: &'static Table, id: &str) -> Result<Option<M>, Refusal> {
         let found =
             self.reader.fetch_keys(table, vec![vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
@@ -132,7 +132,7 @@ impl ReadSide {
     /// A page of documents.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a bad size or token; INTERNAL when the views can't be read.
+    /// INVALID_ARGUMENT for a bad size or token; UNAVAILABLE and INTERNAL as [`document`](Self::document) does.
     pub async fn page<M: Message + Default>(
         &self,
         table: &'static Table,
@@ -269,5 +269,5 @@ fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -
 
 fn unreadable(table: &Table, error: &sql::Error) -> Refusal {
     tracing::error!(table = table.name, %error, "a view can't be read");
-    Refusal::internal()
+    error.refusal()
 }

@@ -47,7 +47,7 @@ impl Neighbours {
     /// An order's charge, as far as payment's events have come.
     ///
     /// # Errors
-    /// INTERNAL when the view can't be read.
+    /// UNAVAILABLE when the database can't be reached, INTERNAL when the view can't be read.
     pub async fn charge(&self, order_id: &str) -> Result<Option<Charge>, Refusal> {
         self.payment.document(&ORDER_CHARGES, order_id).await
     }
@@ -55,7 +55,7 @@ impl Neighbours {
     /// An order's shipment, as far as shipping's events have come.
     ///
     /// # Errors
-    /// INTERNAL when the view can't be read.
+    /// UNAVAILABLE when the database can't be reached, INTERNAL when the view can't be read.
     pub async fn shipment(&self, order_id: &str) -> Result<Option<Shipment>, Refusal> {
         self.shipping.document(&ORDER_SHIPMENTS, order_id).await
     }

@@ -1,7 +1,8 @@
 //! The committer on PostgreSQL, a task.
 //!
 //! Replicas take turns: each batch holds an advisory lock of its schema from before it reads until it is committed, so that what
-//! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits.
+//! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits. A transaction that
+//! the server turns down, or loses with the connection, is made once more: the same writes, if all that they were decided on still stands.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -14,20 +15,25 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{AGGREGATES, Answer, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting, decide_all, now_micros};
+use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting, decide_all, now_micros};
 use crate::journal::{
+    Committed,
     batch::World,
     entry::SubmitError,
     log::EVENTS,
-    postgres::Server,
+    postgres::{Server, Transaction},
     requests::REQUESTS,
-    sql::{Error, Write, postgres},
+    sql::{Error, Record, Write, postgres},
 };
 
 /// How long a lost commit is asked after before the process gives up.
 const ASK: Duration = Duration::from_secs(30);
 /// Between two such questions.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a batch is tried in all before those who wait are told to ask again.
+const TRIES: u32 = 3;
+/// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
+const PASSING: [&str; 4] = ["40001", "40P01", "57P01", "57P02"];
 
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
@@ -37,13 +43,29 @@ pub(in crate::journal) struct Committer {
     pub(in crate::journal) counters: Arc<Counters>,
 }
 
-/// A batch that was decided and written, and is about to be committed.
-struct Decided {
-    head: i64,
-    wrote: bool,
+/// A transaction, and all that a batch is decided on.
+struct Turn {
+    transaction: Transaction,
     /// The transaction, as the server names it.
     id: String,
-    ended: Vec<Answer>,
+    seen: Seen,
+}
+
+/// What was read for a batch.
+#[derive(PartialEq)]
+struct Seen {
+    head: i64,
+    requests: Vec<Record>,
+    aggregates: Vec<Record>,
+}
+
+impl Seen {
+    fn world(&self, named: &Named) -> Result<World, Error> {
+        let mut world = World::default();
+        world.learn_requests(&self.requests)?;
+        world.learn_aggregates(&named.kinds, &self.aggregates)?;
+        Ok(world)
+    }
 }
 
 impl Committer {
@@ -68,26 +90,21 @@ impl Committer {
     }
 
     async fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), Error> {
-        let mut transaction = match self.server.begin("journal").await {
-            Ok(transaction) => transaction,
+        let named = Named::of(batch, |_| None);
+        let begun = self.begin_patiently(&named).await;
+        let (turn, mut world) = match begun.and_then(|turn| Ok((turn.seen.world(&named)?, turn))) {
+            Ok((world, turn)) => (turn, world),
             Err(error) => {
                 refuse(batch.drain(..).map(|waiting| waiting.answer), &error);
                 return Ok(());
             }
         };
-        let Decided { head, wrote, id, ended } = match decide(&mut transaction, batch).await {
-            Ok(decided) => decided,
-            Err((error, ended)) => {
-                let undecided = batch.drain(..).map(|waiting| waiting.answer);
-                refuse(undecided.chain(ended.into_iter().map(|(_, answer)| answer)), &error);
-                return Ok(());
-            }
-        };
-        if wrote {
-            if let Err(error) = transaction.commit().await
-                && !self.is_committed(&id, &error).await?
-            {
-                refuse(ended.into_iter().map(|(_, answer)| answer), &error.into());
+        let (mut head, now_micros) = (turn.seen.head, now_micros());
+        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
+        if !writes.is_empty() {
+            let sets = Sets::of(&world, writes, now_micros);
+            if let Err(error) = self.write_patiently(turn, &named, &sets).await? {
+                refuse(ended.into_iter().map(|(_, answer)| answer), &error);
                 return Ok(());
             }
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
@@ -95,6 +112,58 @@ impl Committer {
         self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         self.counters.answer(ended);
         Ok(())
+    }
+
+    async fn begin_patiently(&self, named: &Named) -> Result<Turn, Error> {
+        for _ in 1..TRIES {
+            match self.begin(named).await {
+                Err(error) if is_passing(&error) => tracing::warn!(%error, "a batch was not read: once more"),
+                begun => return begun,
+            }
+        }
+        self.begin(named).await
+    }
+
+    /// Takes the turn, and reads all that the batch names, once.
+    async fn begin(&self, named: &Named) -> Result<Turn, Error> {
+        const SQL: &str = "SELECT COALESCE(MAX(position), 0), pg_current_xact_id()::text FROM events";
+        let mut transaction = self.server.begin("journal").await?;
+        let records = postgres::query(&mut transaction, SQL, &[]).await?;
+        let begun = records.first().ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
+        let (head, id) = (begun.int(0)?, begun.text(1)?);
+        let requests = postgres::fetch_keys(&mut transaction, &REQUESTS, &named.requests).await?;
+        let aggregates = postgres::fetch_keys(&mut transaction, &AGGREGATES, &named.aggregates).await?;
+        Ok(Turn { transaction, id, seen: Seen { head, requests, aggregates } })
+    }
+
+    /// Writes what was decided, and commits it. The inner error says that nothing of it was written.
+    async fn write_patiently(&self, turn: Turn, named: &Named, sets: &Sets) -> Result<Result<(), Error>, Error> {
+        let Turn { mut transaction, mut id, seen } = turn;
+        let mut tries = 1;
+        loop {
+            let Err(error) = self.write(transaction, &id, sets).await? else { return Ok(Ok(())) };
+            if tries == TRIES || !is_passing(&error) {
+                return Ok(Err(error));
+            }
+            tries += 1;
+            tracing::warn!(%error, "a batch was not committed: once more");
+            match self.begin(named).await {
+                Ok(again) if again.seen == seen => (transaction, id) = (again.transaction, again.id),
+                // Somebody came between, and it might be decided otherwise now.
+                Ok(_) => return Ok(Err(error)),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    async fn write(&self, mut transaction: Transaction, id: &str, sets: &Sets) -> Result<Result<(), Error>, Error> {
+        if let Err(error) = write(&mut transaction, sets).await {
+            return Ok(Err(error));
+        }
+        match transaction.commit().await {
+            Err(error) if !self.is_committed(id, &error).await? => Ok(Err(error.into())),
+            Err(_) | Ok(()) => Ok(Ok(())),
+        }
     }
 
     /// Finds out what became of a transaction whose commit was not answered.
@@ -115,48 +184,24 @@ impl Committer {
     }
 }
 
-/// Reads, decides and writes a batch. With an error come those that were decided already: nothing of them holds.
-async fn decide(connection: &mut PgConnection, batch: &mut Vec<Waiting>) -> Result<Decided, (Error, Vec<Answer>)> {
-    const SQL: &str = "SELECT COALESCE(MAX(position), 0), pg_current_xact_id()::text FROM events";
-    let named = Named::of(batch, |_| None);
-    let begun = async {
-        let records = postgres::query(connection, SQL, &[]).await?;
-        let begun = records.first().ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
-        let (head, id) = (begun.int(0)?, begun.text(1)?);
-        let mut world = World::default();
-        if !named.requests.is_empty() {
-            world.learn_requests(&postgres::fetch_keys(connection, &REQUESTS, &named.requests).await?)?;
-        }
-        if !named.aggregates.is_empty() {
-            let records = postgres::fetch_keys(connection, &AGGREGATES, &named.aggregates).await?;
-            world.learn_aggregates(&named.kinds, &records)?;
-        }
-        Ok((head, id, world))
-    };
-    let (mut head, id, mut world) = begun.await.map_err(|error| (error, Vec::new()))?;
-    let now_micros = now_micros();
-    let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
-    if writes.is_empty() {
-        return Ok(Decided { head, wrote: false, id, ended });
-    }
-    let sets = Sets::of(&world, writes, now_micros);
-    let written = async {
-        postgres::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates).await?;
-        postgres::write(connection, &EVENTS, Write::Insert, &sets.events).await?;
-        postgres::write(connection, &REQUESTS, Write::Insert, &sets.requests).await?;
-        postgres::upsert(connection, &sets.rows).await
-    };
-    match written.await {
-        Ok(()) => Ok(Decided { head, wrote: true, id, ended }),
-        Err(error) => Err((error, ended)),
+async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<(), Error> {
+    postgres::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates).await?;
+    postgres::write(connection, &EVENTS, Write::Insert, &sets.events).await?;
+    postgres::write(connection, &REQUESTS, Write::Insert, &sets.requests).await?;
+    postgres::upsert(connection, &sets.rows).await
+}
+
+/// Whether a transaction that failed so may do better the next time.
+fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Postgres(sqlx::Error::Io(_)) => true,
+        Error::Postgres(sqlx::Error::Database(said)) => said.code().is_some_and(|code| PASSING.contains(&&*code)),
+        _ => false,
     }
 }
 
 /// Tells those who wait that nothing of theirs was written.
-fn refuse(
-    waiting: impl Iterator<Item = tokio::sync::oneshot::Sender<Result<crate::journal::Committed, SubmitError>>>,
-    error: &Error,
-) {
+fn refuse(waiting: impl Iterator<Item = tokio::sync::oneshot::Sender<Result<Committed, SubmitError>>>, error: &Error) {
     tracing::warn!(%error, "a batch was not committed; nothing of it was written");
     for answer in waiting {
         let _ = answer.send(Err(SubmitError::Unavailable));

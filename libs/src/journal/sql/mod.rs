@@ -5,13 +5,15 @@ mod reader;
 mod statements;
 mod transaction;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use rusqlite::{
     Connection, Statement, ToSql,
     types::{ToSqlOutput, ValueRef},
 };
+
+use crate::refusal::Refusal;
 
 pub(super) use self::statements::{Write, fetch_keys, upsert, write};
 pub use self::{reader::Reader, transaction::Transaction};
@@ -156,6 +158,25 @@ pub enum Error {
     /// The process is going down.
     #[error("the database is closed")]
     Closed,
+}
+
+impl Error {
+    /// What a caller is told: UNAVAILABLE while a server is out of reach or has no more to give, else INTERNAL, with nothing of the inside.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        // Operator intervention, a broken connection, insufficient resources.
+        let passing = |code: &str| ["57", "08", "53"].iter().any(|class| code.starts_with(class));
+        let passes = match self {
+            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            Self::Postgres(sqlx::Error::Database(said)) => said.code().is_some_and(|code| passing(&code)),
+            _ => false,
+        };
+        if !passes {
+            return Refusal::internal();
+        }
+        let message = "the database can't be reached: try again";
+        Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
+    }
 }
 
 /// Begins a transaction that writes. It takes the write lock now, rather than fail at its first write.

@@ -336,10 +336,10 @@ impl Shared {
     async fn stored(&self, saga_id: &str) -> Result<Record, Refusal> {
         let unreadable = |error: &dyn fmt::Display| {
             tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
-            Refusal::internal()
         };
-        match store::load(&self.journal, saga_id).await.map_err(|error| unreadable(&error))? {
-            Some(stored) => stored.map_err(|error| unreadable(&error)),
+        let read = store::load(&self.journal, saga_id).await;
+        match read.inspect_err(|error| unreadable(error)).map_err(|error| error.refusal())? {
+            Some(stored) => stored.inspect_err(|error| unreadable(error)).map_err(|_| Refusal::internal()),
             None => {
                 Err(Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id))
             }

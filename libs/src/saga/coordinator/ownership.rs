@@ -21,6 +21,7 @@ use super::{
     live::{Mail, Unreachable},
 };
 use crate::{
+    cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
     refusal::Refusal,
     saga::{record::is_final, store},
@@ -95,7 +96,7 @@ impl Shared {
         let entry = Entry { request: None, aggregates, cause: Cause::default(), decide: Box::new(decide), size };
         self.journal.submit_admitted(entry).await.map_err(|error| {
             tracing::warn!(%error, "sagas can't be taken over now");
-            Refusal::internal()
+            not_submitted(error)
         })?;
         Ok(std::mem::take(&mut *claimed.lock()))
     }
