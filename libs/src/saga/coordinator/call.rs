@@ -103,7 +103,7 @@ impl Call {
 }
 
 /// What an answer means.
-fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>, roll: f64) -> Attempt {
+pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>, roll: f64) -> Attempt {
     let Due { step, op } = due;
     let trusted = &plan.options.trusted;
     match answer {

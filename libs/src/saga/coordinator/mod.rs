@@ -11,6 +11,8 @@ mod live;
 mod locks;
 mod ownership;
 mod recovery;
+#[cfg(test)]
+mod replies;
 mod spans;
 mod steering;
 mod sub_sagas;
