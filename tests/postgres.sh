@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs a command beside a PostgreSQL server of its own, fsync on, in a folder that is removed at the end. The command finds the
-# server's address in TEST_POSTGRES. Installs the distribution's PostgreSQL when it is missing and it may.
+# server's address in TEST_POSTGRES, and the folder of its programs in TEST_POSTGRES_BIN: some tests start servers of their own.
+# Installs the distribution's PostgreSQL when it is missing and it may.
 set -eu
 
 binaries() {
@@ -51,4 +52,4 @@ as "$bin/pg_ctl" -D "$folder/data" -w -l "$folder/data/log" \
     exit 1
 }
 cd - >/dev/null
-TEST_POSTGRES="postgres://trellis@127.0.0.1:$port/postgres" "$@"
+TEST_POSTGRES="postgres://trellis@127.0.0.1:$port/postgres" TEST_POSTGRES_BIN="$bin" "$@"

@@ -132,8 +132,11 @@ impl Killer {
     }
 }
 
-/// Waits until every order has ended and the books add up; says what doesn't when that takes too long.
-async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<String, Wish>, Facts)> {
+/// Waits until every order has ended and the books add up; answers what was ordered, and how it ended.
+///
+/// # Errors
+/// What doesn't add up when that takes too long.
+pub async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<String, Wish>, Facts)> {
     let wishes = load.end(SETTLE).await?;
     let deadline = Instant::now() + SETTLE;
     loop {

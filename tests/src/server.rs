@@ -1,6 +1,7 @@
 //! One service as a real process: started, asked for health, killed, restarted on the same port and data.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -30,6 +31,7 @@ pub struct Server {
     folder: PathBuf,
     /// Where the data is, if not in the folder.
     database: Option<String>,
+    peers: BTreeMap<String, String>,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
     channel: Channel,
@@ -51,6 +53,7 @@ impl Server {
             port,
             folder: folder.to_owned(),
             database: std::env::var("TEST_POSTGRES").ok(),
+            peers: BTreeMap::new(),
             flags: Vec::new(),
             environment: Vec::new(),
             channel,
@@ -96,6 +99,11 @@ impl Server {
         self.channel.clone()
     }
 
+    /// Has it reach a peer at this address, host and port, in all starts to come.
+    pub fn peer_at(&mut self, name: &str, address: &str) {
+        self.peers.insert(name.to_owned(), format!("{name}=http://{address}"));
+    }
+
     /// Adds a flag for all starts to come.
     pub fn flag(&mut self, name: &str, value: &str) {
         self.flags.extend([name.to_owned(), value.to_owned()]);
@@ -103,7 +111,7 @@ impl Server {
 
     /// Tells it where another server is, for all starts to come.
     pub fn peer(&mut self, other: &Self) {
-        self.flag("--peer", &format!("{}=http://{}", other.name(), other.address()));
+        self.peer_at(other.name(), &other.address());
     }
 
     /// Sets a variable of the environment for all starts to come.
@@ -140,11 +148,9 @@ impl Server {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = self.open_log()?;
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command
-            .args(["serve", "--database-url", &self.database_url()])
-            .args(&self.flags)
-            .stdout(Stdio::from(log.try_clone()?))
-            .stderr(Stdio::from(log));
+        command.args(["serve", "--database-url", &self.database_url()]).args(&self.flags);
+        command.args(self.peers.values().flat_map(|peer| ["--peer", peer]));
+        command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         self.child = Some(command.spawn().with_context(|| format!("{command:?}"))?);
         Ok(())
     }

@@ -154,7 +154,7 @@ fn answer(code: Code, verdict: Option<Verdict>) -> Result<(Bytes, MetadataMap), 
 /// What a call comes to that a breaker doesn't let through.
 fn held_back() -> Status {
     let retry_after = Duration::from_secs(1);
-    CircuitOpen { breaker: "peer".into(), reason: Reason::Open, retry_after, generation: 1 }.into_status()
+    CircuitOpen { breaker: "peer".into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }.into_status()
 }
 
 /// UNAVAILABLE for `Code::Unavailable`, as the wire's own documents write it.
