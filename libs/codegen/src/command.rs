@@ -46,6 +46,11 @@ fn decision(method: &Method) -> String {
          \x20   fn check_{snake}(&self, request: &{request}, violations: &mut libs::refusal::Violations);\n\n\
          \x20   /// Fills what a {name} may leave to the service, such as a new id. It is no part of what makes two requests the same.\n\
          \x20   fn prepare_{snake}(&self, request: &mut {request}) {{\n        let _ = request;\n    }}\n\n\
+         \x20   /// Names what a {name} must see beside what its contract names, such as the locks of a saga that it starts.\n\
+         \x20   ///\n    /// # Errors\n    /// When the request can't be decided at all.\n\
+         \x20   fn beside_{snake}(\n        &self,\n        request: &{request},\n\
+         \x20   ) -> Result<Vec<libs::journal::AggregateId>, libs::refusal::Refusal> {{\n\
+         \x20       let _ = request;\n        Ok(Vec::new())\n    }}\n\n\
          {doc}\
          \x20   ///\n    /// # Errors\n    /// The refusal, which is kept and answered again to the same request.\n\
          \x20   fn {snake}(\n        &self,\n        state: &libs::cqrs::State<'_>,\n        request: &{request},\n\
@@ -94,7 +99,9 @@ fn handler(service: &Service, method: &Method) -> String {
     }
     let _ = write!(
         text,
-        "        let decider = std::sync::Arc::clone(&self.decider);\n\
+        "        let beside = self.decider.beside_{snake}(&request);\n\
+         \x20       aggregates.extend(beside.map_err(|refusal| refusal.into_status(self.side.service()))?);\n\
+         \x20       let decider = std::sync::Arc::clone(&self.decider);\n\
          \x20       self.side.submit(accepted, aggregates, move |state| decider.{snake}(state, &request)).await\n    }}\n\n"
     );
     text

@@ -49,7 +49,7 @@ const RIGHT: &str = "rpc Move(MoveRequest) returns (MoveResponse) {
 fn a_right_declaration_becomes_a_surface_and_a_step() {
     let text = generate(RIGHT).unwrap();
     for expected in
-        ["pub trait ToyDecider", "AggregateId::new(\"toy\", request.toy_id.as_str())", "for part0 in &request.parts"]
+        ["pub trait ToyDecider", "self.decider.beside_move(&request)", "AggregateId::new(\"toy\", request.toy_id.as_str())", "for part0 in &request.parts"]
     {
         assert!(text.contains(expected), "{expected} in\n{text}");
     }

@@ -41,8 +41,12 @@ fn row(saga: &Saga, screen: Screen) -> String {
     let (phase, tone) = phase(saga.phase());
     let steps: Vec<String> = saga.steps.iter().map(|step| format!("{} {}", mark(step.state()), step.name)).collect();
     let paused = if saga.paused { " paused" } else { "" };
+    let waits = match saga.waits_for_saga_id.as_str() {
+        "" => String::new(),
+        holder => format!("  waits for {holder}"),
+    };
     format!(
-        "{:<38} {:<14} {} {}",
+        "{:<38} {:<14} {} {}{waits}",
         saga.saga_id,
         saga.r#type,
         screen.paint(tone, format!("{:<12}", format!("{phase}{paused}"))),

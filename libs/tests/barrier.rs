@@ -1,0 +1,80 @@
+//! The barrier of a command side: what a saga's call comes to that is new, known, late, or malformed.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use libs::{
+    cqrs::{CommandSide, Decision, Method},
+    journal::Journal,
+    refusal::{Refusal, Violations},
+    rpc::verdict::{Op, SagaCall, Verdict},
+};
+use tempfile::TempDir;
+use tonic::{Status, metadata::MetadataMap};
+
+fn micros_from_now(seconds: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_micros()).unwrap() + seconds * 1_000_000
+}
+
+fn call(saga_id: &str, op: Op, deadline_micros: i64) -> SagaCall {
+    let (saga_id, saga_type, step) = (saga_id.to_owned(), "test".to_owned(), "reserve".to_owned());
+    SagaCall { saga_id, saga_type, step, op, attempt: 1, deadline_micros }
+}
+
+async fn side(folder: &TempDir) -> CommandSide {
+    CommandSide::new("test", Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap())
+}
+
+/// Has a call decided, and answers its verdict; of an error also the reason.
+async fn ask(side: &CommandSide, call: SagaCall) -> Result<Verdict, (Verdict, String)> {
+    const METHODS: [Method; 2] = [
+        Method { name: "test.v1.Test/Reserve", compensates: false },
+        Method { name: "test.v1.Test/Release", compensates: true },
+    ];
+    let mut metadata = MetadataMap::new();
+    call.write_to(&mut metadata);
+    let method = &METHODS[usize::from(call.op == Op::Compensation)];
+    let told = |status: Status| {
+        (Verdict::from_metadata(status.metadata()).unwrap(), Refusal::from_status(&status).reason.into_owned())
+    };
+    let accepted = side.accept(method, &metadata, &"tea".to_owned(), "", Violations::default()).await.map_err(told)?;
+    let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
+    answered.map(|reply| Verdict::from_metadata(reply.metadata()).unwrap()).map_err(told)
+}
+
+#[tokio::test]
+async fn an_action_that_comes_after_its_sagas_deadline_never_begins() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let late = (Verdict::Rejected, "SAGA_DEADLINE_PASSED".to_owned());
+    assert_eq!(ask(&side, call("late", Op::Action, micros_from_now(-1))).await, Err(late.clone()));
+    // What was refused stays so, even for a clock that goes back.
+    assert_eq!(ask(&side, call("late", Op::Action, micros_from_now(60))).await, Err(late));
+    assert_eq!(ask(&side, call("late", Op::Compensation, micros_from_now(-1))).await, Ok(Verdict::Applied));
+}
+
+#[tokio::test]
+async fn what_was_done_in_time_is_answered_and_undone_at_any_time() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    assert_eq!(ask(&side, call("soon", Op::Action, micros_from_now(1))).await, Ok(Verdict::Applied));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(ask(&side, call("soon", Op::Action, micros_from_now(-1))).await, Ok(Verdict::Replayed));
+    assert_eq!(ask(&side, call("soon", Op::Compensation, micros_from_now(-1))).await, Ok(Verdict::Applied));
+    // Without a deadline nothing is late.
+    assert_eq!(ask(&side, call("ever", Op::Action, 0)).await, Ok(Verdict::Applied));
+}
+
+#[tokio::test]
+async fn an_action_that_comes_after_its_compensation_is_cancelled() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    assert_eq!(ask(&side, call("gone", Op::Compensation, 0)).await, Ok(Verdict::Applied));
+    let cancelled = (Verdict::Cancelled, "ACTION_CANCELLED".to_owned());
+    assert_eq!(ask(&side, call("gone", Op::Action, 0)).await, Err(cancelled));
+    assert_eq!(ask(&side, call("gone", Op::Compensation, 0)).await, Ok(Verdict::Replayed));
+}

@@ -1,0 +1,233 @@
+//! `saga.v1` over real sagas and their view: what is listed, watched, described and ordered; and sagas that begin later.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod saga_world;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use libs::{
+    cqrs::{CommandSide, Log, Projections, Views},
+    journal::{Cause, Entry, Journal, Loaded},
+    refusal::Refusal,
+    saga::{Definition, Options, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
+    testing::{refused, wrong_fields},
+};
+use proto::saga::v1::{
+    CancelSagaRequest, DescribeSagaRequest, GetSagaRequest, ListSagasRequest, LockPolicy, PauseSagaRequest, SagaPhase,
+    StepKind, WatchSagasRequest, saga_command_service_server::SagaCommandService as _,
+    saga_query_service_server::SagaQueryService as _,
+};
+use saga_world::{Process, Reserve, Ship, World};
+use tonic::{Code, Request};
+
+/// The time at which every saga of a test is asked for.
+const NOW: i64 = 1_700_000_000_000_000;
+
+fn inner() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("inner", 3);
+    saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
+    saga.build().unwrap()
+}
+
+fn outer() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("outer", 2);
+    saga.lock(|it: &String| vec![format!("it/{it}")]);
+    saga.compensatable_saga::<String, ()>("prepare", &inner(), |it, _| Ok(it.clone()));
+    saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.build().unwrap()
+}
+
+struct Api {
+    world: World,
+    process: Process,
+    side: CommandSide,
+    queries: SagaQueries,
+    commands: SagaCommands,
+}
+
+async fn open() -> Api {
+    let world = World::with(inner());
+    let location = database::location(world.folder.path(), "order");
+    let journal = Journal::open(location.clone(), TABLES).await.unwrap();
+    let process = Process::on(journal.clone(), vec![outer()], world.participants.clone(), Options::default());
+    process.coordinator.recover().await.unwrap();
+    let log = Log::of(&journal);
+    let views = Views::open(location.views(), log, &Projections::new().with(SagasView)).await.unwrap();
+    let queries = SagaQueries::new(views.read_side("test", Duration::from_secs(10)), [outer()]);
+    tokio::spawn(views.run());
+    let commands = SagaCommands::new("test", process.coordinator.clone());
+    Api { side: CommandSide::new("test", journal), world, process, queries, commands }
+}
+
+impl Api {
+    /// A query that sees all that is committed now.
+    fn ask<Q>(&self, query: Q) -> Request<Q> {
+        let mut request = Request::new(query);
+        self.side.stamp(request.metadata_mut());
+        request
+    }
+
+    async fn start(&self, saga_type: &'static str, id: &str, start_micros: i64) -> Result<(), Refusal> {
+        start(&self.process, saga_type, id, start_micros).await
+    }
+
+    async fn listed(&self, list: ListSagasRequest) -> (Vec<String>, String) {
+        let page = self.queries.list_sagas(self.ask(list)).await.unwrap().into_inner();
+        (page.sagas.into_iter().map(|saga| saga.saga_id).collect(), page.next_page_token)
+    }
+}
+
+async fn start(process: &Process, saga_type: &'static str, id: &str, start_micros: i64) -> Result<(), Refusal> {
+    let (coordinator, id) = (process.coordinator.clone(), id.to_owned());
+    let decide = move |_: &Loaded<'_>| {
+        let loaded = Loaded::new(&[], None, NOW);
+        coordinator.start_at(saga_type, &id, &id, &loaded, start_micros).unwrap()
+    };
+    let (cause, aggregates) = (Cause::default(), Vec::new());
+    process.journal.submit(Entry { request: None, aggregates, cause, decide: Box::new(decide), size: 9 }).await.unwrap();
+    Ok(())
+}
+
+#[tokio::test]
+async fn sagas_are_listed_by_phase_and_type_a_page_at_a_time_the_newest_first() {
+    let api = open().await;
+    api.world.participants.on_call(|call| if call.saga_id == "c" { Fault::Hang } else { Fault::None });
+    for id in ["a", "b", "c"] {
+        api.start("inner", id, 0).await.unwrap();
+    }
+    api.start("outer", "d", 0).await.unwrap();
+    for id in ["a", "b", "d", "d:prepare"] {
+        assert_eq!(api.process.coordinator.finished(id).await.unwrap().phase(), SagaPhase::Completed);
+    }
+    let list = |phases: &[SagaPhase], saga_type: &str| ListSagasRequest {
+        phases: phases.iter().map(|phase| (*phase).into()).collect(),
+        r#type: saga_type.to_owned(),
+        page_size: 2,
+        page_token: String::new(),
+    };
+    let (first, token) = api.listed(list(&[SagaPhase::Completed, SagaPhase::Stuck], "inner")).await;
+    assert_eq!(first, ["d:prepare", "b"]);
+    let next = ListSagasRequest { page_token: token, ..list(&[SagaPhase::Completed, SagaPhase::Stuck], "inner") };
+    assert_eq!(api.listed(next).await, (vec!["a".to_owned()], String::new()));
+    assert_eq!(api.listed(list(&[SagaPhase::Forward], "")).await.0, ["c"]);
+    assert_eq!(api.listed(list(&[], "outer")).await.0, ["d"]);
+    let wrong = ListSagasRequest { phases: vec![99], page_token: "garbage".to_owned(), ..ListSagasRequest::default() };
+    assert_eq!(wrong_fields(api.queries.list_sagas(Request::new(wrong)).await), ["phases"]);
+    let wrong = ListSagasRequest { page_token: "garbage".to_owned(), ..ListSagasRequest::default() };
+    assert_eq!(wrong_fields(api.queries.list_sagas(Request::new(wrong)).await), ["page_token"]);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_from_where_it_was() {
+    let api = open().await;
+    api.world.participants.on_call(|call| if call.step == "reserve" { Fault::Hang } else { Fault::None });
+    api.start("inner", "a", 0).await.unwrap();
+    let watch = |saga_id: &str, after_position| {
+        let saga_id = saga_id.to_owned();
+        api.queries.watch_sagas(api.ask(WatchSagasRequest { saga_id, after_position }))
+    };
+    let mut all = watch("", 0).await.unwrap().into_inner();
+    let seen = watch("a", 0).await.unwrap().into_inner().next().await.unwrap().unwrap();
+    assert_eq!(seen.saga.unwrap().phase(), SagaPhase::Forward);
+    api.world.participants.on_call(|_| Fault::None);
+    api.process.coordinator.cancel("a", "ann", "enough").await.unwrap();
+    api.process.coordinator.finished("a").await.unwrap();
+    // Neither what was seen before, nor anything after the end.
+    let rest: Vec<_> = watch("a", seen.position).await.unwrap().into_inner().collect().await;
+    let rest: Vec<_> = rest.into_iter().map(|change| change.unwrap()).collect();
+    assert!(rest.iter().all(|change| change.position > seen.position));
+    assert_eq!(rest.last().unwrap().saga.as_ref().unwrap().phase(), SagaPhase::Compensated);
+    let last = rest.last().unwrap().position;
+    assert_eq!(watch("a", last).await.unwrap().into_inner().count().await, 0);
+    // Who watches all of them hears of it too.
+    loop {
+        let change = all.next().await.unwrap().unwrap();
+        if change.position == last {
+            break;
+        }
+    }
+    assert_eq!(wrong_fields(watch("", -1).await), ["after_position"]);
+    let mut gone = watch("nobody", 0).await.unwrap().into_inner();
+    assert_eq!(gone.next().await.unwrap().unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_definition_tells_its_shape_and_those_below_it() {
+    let api = open().await;
+    let describe = |name: &str| {
+        let request = Request::new(DescribeSagaRequest { r#type: name.to_owned() });
+        let queries = api.queries.clone();
+        async move { queries.describe_saga(request).await }
+    };
+    let outer = describe("outer").await.unwrap().into_inner();
+    assert_eq!((outer.version, outer.lock_policy(), outer.definition_hash.len()), (2, LockPolicy::Wait, 64));
+    let [prepare, ship] = &outer.steps[..] else { panic!("{outer:?}") };
+    assert_eq!((prepare.participant.as_str(), prepare.action.as_str()), ("saga", "inner"));
+    assert_eq!((ship.kind(), ship.after.as_slice()), (StepKind::Pivot, ["prepare".to_owned()].as_slice()));
+    let inner = describe("inner").await.unwrap().into_inner();
+    assert_eq!((inner.version, inner.lock_policy()), (3, LockPolicy::Unspecified));
+    assert!(inner.steps[0].compensation.ends_with("/Release"));
+    assert_eq!(refused(describe("other").await), (Code::NotFound, "UNKNOWN_SAGA_TYPE".to_owned()));
+}
+
+#[tokio::test]
+async fn an_order_says_who_and_why_and_stays_in_the_history() {
+    let api = open().await;
+    api.world.participants.on_call(|_| Fault::Hang);
+    api.start("outer", "a", 0).await.unwrap();
+    api.process.until("a:prepare", |saga| saga.version > 0).await;
+    let wrong = PauseSagaRequest { saga_id: "a b".to_owned(), actor: String::new(), reason: "x".repeat(513) };
+    assert_eq!(wrong_fields(api.commands.pause_saga(Request::new(wrong)).await), ["saga_id", "actor", "reason"]);
+    let pause = PauseSagaRequest {
+        saga_id: "a:prepare".to_owned(),
+        actor: "ann".to_owned(),
+        reason: "inventory day".to_owned(),
+    };
+    assert!(api.commands.pause_saga(Request::new(pause)).await.unwrap().into_inner().saga.unwrap().paused);
+    let get = GetSagaRequest { saga_id: "a:prepare".to_owned() };
+    let shown = api.queries.get_saga(api.ask(get)).await.unwrap().into_inner().saga.unwrap();
+    let line = shown.history.last().unwrap();
+    assert_eq!((line.what.as_str(), line.actor.as_str(), line.detail.as_str()), ("paused", "ann", "inventory day"));
+    assert_eq!(shown.parent_saga_id, "a");
+    let unknown = GetSagaRequest { saga_id: "nobody".to_owned() };
+    assert_eq!(refused(api.queries.get_saga(api.ask(unknown)).await), (Code::NotFound, "UNKNOWN_SAGA".to_owned()));
+    let cancel = CancelSagaRequest { saga_id: "nobody".to_owned(), actor: "ann".to_owned(), reason: "?".to_owned() };
+    assert_eq!(refused(api.commands.cancel_saga(Request::new(cancel)).await).1, "UNKNOWN_SAGA");
+}
+
+#[tokio::test]
+async fn a_saga_that_begins_later_is_scheduled_and_calls_nobody_before() {
+    let world = World::with(inner());
+    let open = || async {
+        let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+        Process::on(journal, vec![inner()], world.participants.clone(), Options::default())
+    };
+    let process = open().await;
+    process.coordinator.recover().await.unwrap();
+    let soon = NOW + 300_000;
+    start(&process, "inner", "soon", soon).await.unwrap();
+    start(&process, "inner", "never", NOW + 86_400_000_000).await.unwrap();
+    process.until_phase("soon", SagaPhase::Scheduled).await;
+    // It may be cancelled before it begins: nothing was done, nothing is undone.
+    let cancelled = process.coordinator.cancel("never", "ann", "not after all").await.unwrap();
+    assert_eq!(cancelled.phase(), SagaPhase::Compensated);
+    assert_eq!(process.coordinator.finished("soon").await.unwrap().phase(), SagaPhase::Completed);
+    let saga = process.until_phase("soon", SagaPhase::Completed).await;
+    let begun = saga.history.iter().find(|line| line.what == "begun").unwrap().time.unwrap();
+    assert!(begun.seconds * 1_000_000 + i64::from(begun.nanos) / 1_000 >= soon);
+    assert_eq!(world.participants.done_for("soon"), ["reserve"]);
+    assert!(world.participants.calls().iter().all(|call| call.call.saga_id == "soon"));
+    // A restart leaves it as it is.
+    start(&process, "inner", "later", NOW + 86_400_000_000).await.unwrap();
+    process.crash().await;
+    if database::is_shared() {
+        return;
+    }
+    let process = open().await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+    let paused = process.coordinator.pause("later", "ann", "?").await.unwrap();
+    assert_eq!(paused.phase(), SagaPhase::Scheduled);
+}
