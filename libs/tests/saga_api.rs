@@ -87,7 +87,11 @@ async fn start(process: &Process, saga_type: &'static str, id: &str, start_micro
         coordinator.start_at(saga_type, &id, &id, &loaded, start_micros).unwrap()
     };
     let (cause, aggregates) = (Cause::default(), Vec::new());
-    process.journal.submit(Entry { request: None, aggregates, cause, decide: Box::new(decide), size: 9 }).await.unwrap();
+    process
+        .journal
+        .submit(Entry { request: None, aggregates, cause, decide: Box::new(decide), size: 9 })
+        .await
+        .unwrap();
     Ok(())
 }
 

@@ -48,9 +48,12 @@ const RIGHT: &str = "rpc Move(MoveRequest) returns (MoveResponse) {
 #[test]
 fn a_right_declaration_becomes_a_surface_and_a_step() {
     let text = generate(RIGHT).unwrap();
-    for expected in
-        ["pub trait ToyDecider", "self.decider.beside_move(&request)", "AggregateId::new(\"toy\", request.toy_id.as_str())", "for part0 in &request.parts"]
-    {
+    for expected in [
+        "pub trait ToyDecider",
+        "self.decider.beside_move(&request)",
+        "AggregateId::new(\"toy\", request.toy_id.as_str())",
+        "for part0 in &request.parts",
+    ] {
         assert!(text.contains(expected), "{expected} in\n{text}");
     }
     assert!(text.contains("const PATH: &'static str = \"/toy.v1.ToyCommandService/Move\""), "{text}");

@@ -29,13 +29,17 @@ const MOST_QUEUED: usize = 1000;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// The names of these keys' queues.
-pub(super) fn names(keys: &[String]) -> Vec<AggregateId> {
+pub(in crate::saga) fn names(keys: &[String]) -> Vec<AggregateId> {
     keys.iter().map(|key| AggregateId::new(KIND, key.as_str())).collect()
 }
 
 /// What a new saga, whose keys are in its record, comes to if the decision that starts it sees their queues. If it doesn't, the saga
 /// asks by itself as soon as it is driven.
-pub(super) fn at_start(record: &mut Record, refuse: bool, loaded: &Loaded<'_>) -> Result<Vec<Change>, Refusal> {
+pub(in crate::saga) fn at_start(
+    record: &mut Record,
+    refuse: bool,
+    loaded: &Loaded<'_>,
+) -> Result<Vec<Change>, Refusal> {
     let seen = |key: &String| loaded.aggregate(KIND, key).is_some();
     if record.saga.lock_keys.is_empty() || !record.saga.lock_keys.iter().all(seen) {
         return Ok(Vec::new());
@@ -56,7 +60,7 @@ pub(super) fn at_start(record: &mut Record, refuse: bool, loaded: &Loaded<'_>) -
 }
 
 /// The work that a saga's locks ask for beside its transition.
-pub(super) fn work(local: Local, record: &Record) -> LocalWork {
+pub(in crate::saga) fn work(local: Local, record: &Record) -> LocalWork {
     // A saga that ends as soon as it begins takes nothing that it would only give back.
     if is_final(record.saga.phase()) {
         return LocalWork::nothing();
@@ -104,27 +108,37 @@ fn enter(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<Vec<Chan
 }
 
 /// What a saga gives back when it ends.
-pub(super) struct Release {
+pub(in crate::saga) struct Release {
     keys: Vec<String>,
     saga_id: String,
 }
 
 impl Release {
     /// None if the saga goes on, or stands in no queue.
-    pub(super) fn of(record: &Record) -> Option<Self> {
+    pub(in crate::saga) fn of(record: &Record) -> Option<Self> {
         let ends = is_final(record.saga.phase()) && record.kept.lock_state() != LockState::Unspecified;
         let (keys, saga_id) = (&record.saga.lock_keys, &record.saga.saga_id);
         ends.then(|| Self { keys: keys.clone(), saga_id: saga_id.clone() })
     }
 
     /// The queues it leaves.
-    pub(super) fn names(&self) -> Vec<AggregateId> {
+    pub(in crate::saga) fn names(&self) -> Vec<AggregateId> {
         names(&self.keys)
     }
 
     /// Takes the saga out of its queues, and tells those who are first now.
     pub(super) fn decide(self, shared: Arc<Shared>, loaded: &Loaded<'_>) -> Decided {
-        let (mut decided, mut next) = (Decided::default(), Vec::new());
+        let (changes, next) = self.leave(loaded);
+        let mut decided = Decided { changes, ..Decided::default() };
+        if !next.is_empty() {
+            decided.on_commit.push(Box::new(move || shared.wake(&next)));
+        }
+        decided
+    }
+
+    /// The queues without the saga, and who is first where it was.
+    pub(in crate::saga) fn leave(&self, loaded: &Loaded<'_>) -> (Vec<Change>, Vec<String>) {
+        let (mut changes, mut next) = (Vec::new(), Vec::new());
         for key in &self.keys {
             // What can't be read is left to an operator's eyes: the saga itself has ended.
             let Ok(mut queue) = queue(key, loaded) else { continue };
@@ -133,12 +147,9 @@ impl Release {
             if at == 0 {
                 next.extend(queue.saga_ids.first().cloned());
             }
-            decided.changes.push(changed(key, &queue, loaded));
+            changes.push(changed(key, &queue, loaded));
         }
-        if !next.is_empty() {
-            decided.on_commit.push(Box::new(move || shared.wake(&next)));
-        }
-        decided
+        (changes, next)
     }
 }
 

@@ -8,7 +8,7 @@ mod admission;
 mod call;
 mod driver;
 mod live;
-mod locks;
+pub(super) mod locks;
 mod ownership;
 mod recovery;
 #[cfg(test)]

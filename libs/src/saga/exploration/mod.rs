@@ -4,6 +4,7 @@
 //! The machine is the real one, the rest is a model of it: a store that checks who owns the saga, participants with their barrier, and
 //! a network that keeps what it was given. Models with one rule left out, the mutants, are found out.
 
+mod locks;
 mod rules;
 mod world;
 

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Long after any wait is over: time is not what is explored here.
-const NOW: i64 = 1_000_000_000_000;
+pub(super) const NOW: i64 = 1_000_000_000_000;
 /// How many processes there are.
 const PROCESSES: usize = 2;
 
@@ -385,12 +385,12 @@ impl World {
     }
 }
 
-const fn moment() -> Moment {
+pub(super) const fn moment() -> Moment {
     Moment { now: NOW, draining: false }
 }
 
 /// A record without what only people read, and without counts: two that differ in no more are the same.
-fn plain(mut record: Record) -> Record {
+pub(super) fn plain(mut record: Record) -> Record {
     record.saga.history.clear();
     (record.saga.version, record.saga.update_time, record.fresh) = (0, None, 0);
     for step in &mut record.saga.steps {
@@ -405,7 +405,7 @@ fn plain(mut record: Record) -> Record {
     record
 }
 
-fn bytes(record: &Record) -> Vec<u8> {
+pub(super) fn bytes(record: &Record) -> Vec<u8> {
     let mut bytes = record.saga.encode_to_vec();
     bytes.extend(record.kept.encode_to_vec());
     bytes
