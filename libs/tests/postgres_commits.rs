@@ -4,135 +4,21 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod schema;
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use libs::journal::{
-    AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role, SubmitError,
-    events_after,
-};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tempfile::TempDir;
+use libs::journal::{AggregateId, Entry, Journal, Location, Outcome, SubmitError};
+use schema::{PATIENCE, Schema, When, change, claim, note, noted};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Notes something, under a key.
-fn note(key: &str) -> Entry {
-    let aggregate = AggregateId::new("note", key);
-    let event = NewEvent { name: "Noted", payload: key.to_owned().into() };
-    let state = Some(key.to_owned().into());
-    let change = Change { aggregate: aggregate.clone(), state, version: 1, events: vec![event] };
-    let decide = move |_: &libs::journal::Loaded<'_>| Decided { changes: vec![change], ..Decided::default() };
-    let request = Some(RequestKey { key: key.to_owned(), hash: [1; 32], role: Role::Action });
-    Entry { request, aggregates: vec![aggregate], cause: Cause::default(), decide: Box::new(decide), size: 10 }
-}
-
-/// Notes it once more, beside what there is.
-fn change(id: &str) -> Entry {
-    let aggregate = AggregateId::new("note", id);
-    let event = NewEvent { name: "Noted", payload: id.to_owned().into() };
-    let changed = aggregate.clone();
-    let decide = move |loaded: &libs::journal::Loaded<'_>| {
-        let before = loaded.aggregate("note", &changed.id).cloned().unwrap_or_default();
-        let change =
-            Change { aggregate: changed, state: Some(before.state), version: before.version + 1, events: vec![event] };
-        Decided { changes: vec![change], ..Decided::default() }
-    };
-    Entry { request: None, aggregates: vec![aggregate], cause: Cause::default(), decide: Box::new(decide), size: 10 }
-}
-
-/// What was noted, in order.
-async fn noted(journal: &Journal) -> Vec<String> {
-    let events = events_after(journal.reader(), 0, 1_000_000).await.unwrap();
-    events.into_iter().map(|event| String::from_utf8(event.payload.to_vec()).unwrap()).collect()
-}
-
-/// A schema of this test's own.
-struct Schema {
-    folder: TempDir,
-    url: String,
-    name: String,
-}
-
-impl Schema {
-    /// None where no server is named.
-    fn new() -> Option<Self> {
-        let folder = TempDir::new().unwrap();
-        match database::location(folder.path(), "test") {
-            Location::Postgres { url, schema } => Some(Self { folder, url, name: schema }),
-            Location::Sqlite(_) => None,
-        }
-    }
-
-    async fn open(&self) -> Journal {
-        Journal::open(database::location(self.folder.path(), "test"), &[]).await.unwrap()
-    }
-
-    /// A connection beside the journal's.
-    async fn connect(&self) -> PgConnection {
-        let mut connection = PgConnection::connect(&self.url).await.unwrap();
-        connection.execute(AssertSqlSafe(format!("SET search_path = {}", self.name))).await.unwrap();
-        connection
-    }
-
-    /// Has the server do something when an event is written, or in the midst of its COMMIT. It asks the sequence `troubles` first, which
-    /// survives what is rolled back: so many times, and then all is well.
-    async fn trouble(&self, when: When, times: u32, what: &str) {
-        let mut connection = self.connect().await;
-        let timing = match when {
-            When::Written => "CREATE TRIGGER trouble AFTER INSERT",
-            When::Committed => "CREATE CONSTRAINT TRIGGER trouble AFTER INSERT",
-        };
-        let deferred = if when == When::Committed { "DEFERRABLE INITIALLY DEFERRED" } else { "" };
-        let sql = format!(
-            "DROP TRIGGER IF EXISTS trouble ON events;
-            DROP SEQUENCE IF EXISTS troubles;
-            CREATE SEQUENCE troubles;
-            CREATE OR REPLACE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF nextval('troubles') <= {times} THEN {what}; END IF;
-                RETURN NEW;
-            END $$;
-            {timing} ON events {deferred} FOR EACH ROW EXECUTE FUNCTION trouble()"
-        );
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-    }
-
-    /// How often an event was written since then, in vain or not.
-    async fn written(&self) -> i64 {
-        let mut connection = self.connect().await;
-        sqlx::query_scalar("SELECT last_value FROM troubles").fetch_one(&mut connection).await.unwrap()
-    }
-
-    /// Waits until the journal waits for somebody else's transaction.
-    async fn until_the_journal_waits(&self) {
-        const SQL: &str = "SELECT count(*) FROM pg_stat_activity
-            WHERE application_name = $1 AND wait_event_type = 'Lock' AND wait_event = 'transactionid'";
-        let mut connection = self.connect().await;
-        let waits = async {
-            let name = format!("trellis {}", self.name);
-            while sqlx::query_scalar::<_, i64>(SQL).bind(&name).fetch_one(&mut connection).await.unwrap() == 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENCE, waits).await.unwrap();
-    }
-}
-
-/// When the server makes trouble.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum When {
-    Written,
-    Committed,
-}
 
 /// What happens to the next COMMIT that goes over a link.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -310,6 +196,32 @@ async fn a_batch_that_the_server_turns_down_for_good_is_not_written_and_the_next
         assert_eq!(noted(&journal).await, before, "{what}");
         assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done, "{what}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_not_committed_once_more_when_somebody_came_between() {
+    let Some(schema) = Schema::new() else { return };
+    let (one, two) = (schema.open().await, schema.open().await);
+    // The first has the turn until the second waits for it, and loses it then.
+    let lost = format!("{}; RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'", schema.waits_for_another());
+    schema.trouble(When::Changed, 1, &lost).await;
+    let (one_ended, two_ended) = timeout(PATIENCE, async {
+        let first = tokio::spawn({
+            let one = one.clone();
+            async move { one.submit(claim("one")).await }
+        });
+        while schema.written().await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let second = two.submit(claim("two")).await;
+        (first.await.unwrap(), second)
+    })
+    .await
+    .unwrap();
+    assert_eq!(two_ended.unwrap().outcome, Outcome::Done);
+    assert_eq!(one_ended, Err(SubmitError::Unavailable), "what it had decided on was gone");
+    assert_eq!(one.submit(claim("one")).await.unwrap().outcome, Outcome::Rejected);
+    assert_eq!(one.aggregate(&AggregateId::new("owner", "something")).await.unwrap().state, "two");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
