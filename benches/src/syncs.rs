@@ -24,11 +24,10 @@ pub async fn count(
     let mut strace = command.spawn().context("strace is not installed")?;
     // A line for each process says that it is attached.
     let words = strace.stderr.as_mut().context("strace says nothing")?;
-    let (mut said, mut lines) = ([0; 4096], 0);
-    while lines < processes.len() {
-        let read = words.read(&mut said).await?;
-        ensure!(read > 0, "strace ended at once");
-        lines += said[..read].iter().filter(|byte| **byte == b'\n').count();
+    let mut said = Vec::new();
+    while said.iter().filter(|byte| **byte == b'\n').count() < processes.len() {
+        let read = words.read_buf(&mut said).await?;
+        ensure!(read > 0, "strace ended at once: {}", String::from_utf8_lossy(&said).trim());
     }
     work.await?;
     let pid = strace.id().context("strace ended before its time")?;

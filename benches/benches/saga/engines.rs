@@ -60,6 +60,10 @@ impl Engine {
         }
     }
 
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursOnPostgres)
+    }
+
     const fn on_postgres(self) -> bool {
         matches!(self, Self::OursOnPostgres | Self::DtmrsOnPostgres | Self::DurareOnPostgres)
     }
@@ -71,7 +75,7 @@ impl Engine {
             return Ok(Err("BENCH_POSTGRES names no server".to_owned()));
         }
         let url = url.filter(|_| self.on_postgres());
-        if matches!(self, Self::Ours | Self::OursOnPostgres) {
+        if self.is_ours() {
             return ours(url).await.map(Ok);
         }
         let Ok(program) = env::var("SAGA_PEERS") else { return Ok(Err("SAGA_PEERS names no program".to_owned())) };

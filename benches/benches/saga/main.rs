@@ -68,7 +68,12 @@ async fn main() -> anyhow::Result<()> {
     for engine in Engine::ALL {
         if words.asks_for(engine.name()) {
             match engine.start().await? {
-                Ok(subject) => told.push(measured(subject, engine, words.fewer).await?),
+                Ok(subject) => match measured(subject, engine, words.fewer).await {
+                    Ok(line) => told.push(line),
+                    // Another engine's failure is its own.
+                    Err(why) if !engine.is_ours() => println!("{}: given up: {why:#}\n", engine.name()),
+                    Err(why) => return Err(why),
+                },
                 Err(why) => println!("{}: not measured: {why}\n", engine.name()),
             }
         }

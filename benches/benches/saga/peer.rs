@@ -28,6 +28,10 @@ pub(crate) async fn start(program: &str, engine: &str, store: &str, shop: &Shop)
     let port = Port::free()?;
     let mut command = Command::new(program);
     command.args([engine, &port.address().to_string(), store]).args(shop.addresses().iter().take(3));
+    if store.starts_with("sqlite:") {
+        // dtmrs's 32 connections are in each other's way at one writer's lock.
+        command.env("DTMRS_DB_POOL", "4");
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().with_context(|| format!("{program} can't be started"))?;
     let lines = BufReader::new(child.stdout.take().context("no output")?).lines();

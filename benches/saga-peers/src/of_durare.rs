@@ -82,27 +82,26 @@ impl Engine for Durare {
 
 pub(crate) async fn serve(listen: SocketAddr, store: &str, participants: Participants) -> anyhow::Result<Counts> {
     PARTICIPANTS.set(participants).ok().context("participants twice")?;
-    let (engine, table) = if store.starts_with("postgres") {
+    let (engine, schema) = if store.starts_with("postgres") {
         // As many connections as its guide gives a process that has much to do.
         let pool = PgPoolOptions::new().max_connections(24).connect(store).await?;
         let provider = PostgresProvider::from_pool_with_schema(pool, "dbos")?;
-        (DurableEngine::new(Arc::new(provider)).await?, "dbos.workflow_status")
+        (DurableEngine::new(Arc::new(provider)).await?, "dbos.")
     } else {
-        (DurableEngine::new(Arc::new(SqliteProvider::connect(store).await?)).await?, "workflow_status")
+        (DurableEngine::new(Arc::new(SqliteProvider::connect(store).await?)).await?, "")
     };
     engine.recover().await?;
     server::serve(listen, Durare(engine)).await?;
-    count(store, table).await
+    count(store, schema).await
 }
 
-/// What the table says: every workflow SUCCESS, and by its output how the order ended.
-async fn count(store: &str, table: &str) -> anyhow::Result<Counts> {
+/// What the tables say: how many workflows are SUCCESS, and how many of them released what they had reserved.
+async fn count(store: &str, schema: &str) -> anyhow::Result<Counts> {
     install_default_drivers();
     let pool = AnyPool::connect(store).await?;
-    let mut counts = Counts::default();
-    for (count, end) in [(&mut counts.completed, "%Completed%"), (&mut counts.rejected, "%Rejected%")] {
-        let sql = format!("SELECT COUNT(*) FROM {table} WHERE status = 'SUCCESS' AND output LIKE '{end}'");
-        (*count,) = sqlx::query_as(&sql).fetch_one(&pool).await?;
-    }
-    Ok(counts)
+    let ask = async |sql: String| anyhow::Ok(sqlx::query_as::<_, (i64,)>(&sql).fetch_one(&pool).await?.0);
+    let succeeded = ask(format!("SELECT COUNT(*) FROM {schema}workflow_status WHERE status = 'SUCCESS'")).await?;
+    let released = format!("SELECT COUNT(*) FROM {schema}operation_outputs WHERE function_name = 'release'");
+    let rejected = ask(released).await?;
+    Ok(Counts { completed: succeeded - rejected, rejected })
 }
