@@ -23,10 +23,9 @@ mod token;
 mod upcast;
 mod views;
 
-pub(crate) use self::command::not_submitted;
 pub use self::{
     board::{Board, ProjectionService},
-    command::{CommandSide, Method},
+    command::{CommandSide, Method, not_submitted},
     decider::{Aggregate, Decision, State},
     documents::Documents,
     jetstream::{JetStream, Relay},
