@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use parking_lot::RwLock;
 use tokio::sync::{broadcast, watch};
 
-use super::{Breaker, Clock, Config, Fallback, State, TokioClock, Transition};
+use super::{Breaker, Cause, Clock, Config, Fallback, State, TokioClock, Transition};
 
 /// All breakers of a process, and its fallbacks. Cheap to clone.
 #[derive(Clone)]
@@ -134,7 +134,8 @@ impl Registry {
 fn announce(changes: &broadcast::Sender<Change>, breaker: &Breaker, transition: Transition) {
     let Transition { from, to, generation, cause } = transition;
     if from != to {
-        tracing::info!(breaker = %breaker.name(), ?from, ?to, generation, ?cause, "circuit changed");
+        let cause = cause.map(Cause::as_str);
+        tracing::info!(breaker = %breaker.name(), ?from, ?to, generation, cause, "circuit changed");
     }
     // Nobody watching is no error.
     let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition });
