@@ -71,10 +71,15 @@ fmt:
 loom:
     RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir '{{ programs }}/../loom'
 
-# Leave out the saga's rules one at a time, and see which world each one keeps right
+# Leave out the saga's rules one at a time, and see which world each one keeps right, then which simulation
 [group('prove')]
 mutants:
     @cargo test --quiet --package libs --lib --locked without_any_of -- --nocapture
+
+# Crashes, pauses, partitions, each world from a seed: so many of them, from the first one named; of one alone the whole trace
+[group('prove')]
+simulate SEEDS='500' FIRST='1':
+    @SEEDS="$1" FIRST="$2" cargo test --quiet --package libs --lib --locked saga::simulation::whatever -- --nocapture
 
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]

@@ -98,7 +98,7 @@ async fn log(reader: &Server) -> anyhow::Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut stretches =
         EventServiceClient::new(reader.channel()).subscribe(SubscribeRequest::default()).await?.into_inner();
-    while !events.last().is_some_and(|event: &Event| event.id == "mark") {
+    while events.last().is_none_or(|event: &Event| event.id != "mark") {
         events.extend(stretches.message().await?.context("the log ended")?.events);
     }
     Ok(events)

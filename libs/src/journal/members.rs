@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::{
     entry::Table,
     postgres::Server,
@@ -41,9 +39,7 @@ impl Member {
 
     /// Enters under a name that nobody had before.
     pub(super) async fn enter(server: Server) -> Result<Self, Error> {
-        // In a cluster the host's name is the pod's: that is what somebody looks for at night.
-        let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
-        let member = Self { server, name: format!("{}/{}", host.as_deref().unwrap_or("local"), Uuid::now_v7()) };
+        let member = Self { name: server.new_name(), server };
         member.beat().await?;
         Ok(member)
     }

@@ -12,6 +12,8 @@ mod log;
 mod members;
 mod postgres;
 mod requests;
+#[cfg(test)]
+pub(crate) mod simulated;
 pub mod sql;
 pub mod sqlite;
 pub mod store;

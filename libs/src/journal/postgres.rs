@@ -7,7 +7,10 @@ use sqlx::{
     ConnectOptions as _, PgPool, Postgres,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use uuid::Uuid;
 
+#[cfg(test)]
+use super::simulated::Database;
 use super::{
     entry::Table,
     location::Location,
@@ -27,8 +30,16 @@ const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 /// Connections to one schema. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
-    pool: PgPool,
+    way: Way,
     schema: String,
+}
+
+/// The way to a server.
+#[derive(Clone, Debug)]
+enum Way {
+    Postgres(PgPool),
+    #[cfg(test)]
+    Simulated(std::sync::Arc<dyn Database>),
 }
 
 /// A transaction on a server.
@@ -70,7 +81,7 @@ impl Server {
             options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", turn.as_str())]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT);
-        Ok(Some(Self { pool: pool.connect_lazy_with(options), schema: schema.clone() }))
+        Ok(Some(Self { way: Way::Postgres(pool.connect_lazy_with(options)), schema: schema.clone() }))
     }
 
     /// Asks for the settings that durability stands on. A server that doesn't sync loses what it answered.
@@ -111,9 +122,32 @@ impl Server {
         removed.map_err(|source| OpenError::Database { location: location.clone(), source })
     }
 
+    /// The way to a database of a simulation.
+    #[cfg(test)]
+    pub(super) fn simulated(database: std::sync::Arc<dyn Database>) -> Self {
+        Self { way: Way::Simulated(database), schema: "simulated".to_owned() }
+    }
+
+    /// A name for this process that nobody had before.
+    pub(super) fn new_name(&self) -> String {
+        match &self.way {
+            Way::Postgres(_) => {
+                // In a cluster the host's name is the pod's: that is what somebody looks for at night.
+                let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+                format!("{}/{}", host.as_deref().unwrap_or("local"), Uuid::now_v7())
+            }
+            #[cfg(test)]
+            Way::Simulated(database) => database.new_name(),
+        }
+    }
+
     /// Begins a transaction in which nobody else of this schema has the same turn.
     pub(super) async fn begin(&self, turn: &str) -> Result<Transaction, Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = match &self.way {
+            Way::Postgres(pool) => pool.begin().await?,
+            #[cfg(test)]
+            Way::Simulated(_) => return Err(Error::Closed),
+        };
         let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
         postgres::execute(&mut transaction, sql, &[self.turn(turn)]).await?;
         Ok(transaction)
@@ -125,19 +159,35 @@ impl Server {
     }
 
     pub(super) async fn execute(&self, sql: &str, values: &[Value]) -> Result<(), Error> {
-        postgres::execute(&mut *self.pool.acquire().await?, sql, values).await
+        match &self.way {
+            Way::Postgres(pool) => postgres::execute(&mut *pool.acquire().await?, sql, values).await,
+            #[cfg(test)]
+            Way::Simulated(database) => database.execute(sql, values).await,
+        }
     }
 
     pub(super) async fn fetch(&self, sql: &str, values: &[Value]) -> Result<Vec<Record>, Error> {
-        postgres::query(&mut *self.pool.acquire().await?, sql, values).await
+        match &self.way {
+            Way::Postgres(pool) => postgres::query(&mut *pool.acquire().await?, sql, values).await,
+            #[cfg(test)]
+            Way::Simulated(database) => database.fetch(sql, values).await,
+        }
     }
 
     pub(super) async fn fetch_keys(&self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
-        postgres::fetch_keys(&mut *self.pool.acquire().await?, table, keys).await
+        match &self.way {
+            Way::Postgres(pool) => postgres::fetch_keys(&mut *pool.acquire().await?, table, keys).await,
+            #[cfg(test)]
+            Way::Simulated(database) => database.fetch_keys(table, keys).await,
+        }
     }
 
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        match &self.way {
+            Way::Postgres(pool) => pool.close().await,
+            #[cfg(test)]
+            Way::Simulated(_) => {}
+        }
     }
 }
 

@@ -20,6 +20,8 @@ mod replies;
 mod reply;
 mod service;
 mod shape;
+#[cfg(test)]
+mod simulation;
 mod store;
 pub mod testing;
 mod transport;

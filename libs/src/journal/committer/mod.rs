@@ -4,6 +4,8 @@
 //! all. What it reads and writes is the same on every database; how is in [`sqlite`] and [`postgres`].
 
 mod postgres;
+#[cfg(test)]
+mod simulated;
 mod sqlite;
 
 use std::{
@@ -14,6 +16,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
+#[cfg(test)]
+pub(super) use self::simulated::Committer as SimulatedCommitter;
 pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
 use super::{
     batch::{self, Ended, World, Writes},

@@ -190,7 +190,11 @@ pub(super) fn commit(connection: &Connection) -> Result<(), Error> {
 }
 
 /// Runs a statement, kept prepared. Placeholders are `$1`, `$2`, … or `?`.
-fn execute<'v>(connection: &Connection, sql: &str, values: impl IntoIterator<Item = &'v Value>) -> Result<(), Error> {
+pub(super) fn execute<'v>(
+    connection: &Connection,
+    sql: &str,
+    values: impl IntoIterator<Item = &'v Value>,
+) -> Result<(), Error> {
     let mut statement = connection.prepare_cached(sql)?;
     bind(&mut statement, values)?;
     statement.raw_execute()?;
@@ -198,7 +202,7 @@ fn execute<'v>(connection: &Connection, sql: &str, values: impl IntoIterator<Ite
 }
 
 /// Runs a SELECT, kept prepared.
-fn query<'v>(
+pub(super) fn query<'v>(
     connection: &Connection,
     sql: &str,
     values: impl IntoIterator<Item = &'v Value>,

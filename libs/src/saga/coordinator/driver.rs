@@ -12,6 +12,12 @@ use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
 
+#[cfg(not(test))]
+use tokio::spawn;
+
+#[cfg(test)]
+use crate::saga::simulation::process::spawn;
+
 use super::{
     Shared,
     admission::Admission,
@@ -147,7 +153,7 @@ impl Driver {
                 true
             }
         };
-        tokio::spawn(driver.run(again));
+        spawn(driver.run(again));
     }
 
     async fn run(mut self: Box<Self>, again: bool) {

@@ -1,0 +1,82 @@
+//! Three coordinators, their store and their participants in one thread, on a network, disks and a clock that are simulated.
+//!
+//! All of it comes from a seed: hosts crash and lose what they had not synced, processes stop past their lease and go on, the network
+//! cuts hosts off, keeps messages back, loses answers and repeats calls, participants refuse and operators cancel. Then all is mended,
+//! and when everything has ended it is checked. The coordinators, the machine, the barrier, the decisions, SQL and gRPC are the real
+//! ones; the store is a model of PostgreSQL's turns, commits and crashes. The same seed gives the same trace.
+
+mod check;
+mod customers;
+mod disk;
+mod faults;
+mod line;
+mod local;
+mod mutant;
+mod orders;
+mod participants;
+pub(super) mod process;
+mod remote;
+mod run;
+mod summary;
+mod trace;
+mod transport;
+mod wire;
+mod world;
+
+pub(super) use self::mutant::Mutant;
+use self::{run::simulate, summary::Summary};
+
+/// How many simulations the tests run.
+const SEEDS: u64 = 500;
+
+/// Numbers from the environment, for `./just simulate`.
+fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) if !text.is_empty() => text.parse().unwrap_or_else(|_| panic!("{name} must be a number: {text}")),
+        _ => default,
+    }
+}
+
+/// `SEEDS` and `FIRST` say which; of a single one the whole trace is printed. See `./just simulate`.
+#[test]
+fn whatever_goes_wrong_every_saga_ends_as_it_must() {
+    let (first, seeds) = (number("FIRST", 1), number("SEEDS", SEEDS));
+    let summary = Summary::of(first..first + seeds, Mutant::None, "");
+    println!("{summary}");
+    if let Some(failed) = summary.failed {
+        panic!("{}", failed.report());
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_again() {
+    for seed in 1..=8 {
+        // Side by side, as the tests run them: what one thread does must not be seen in the other's trace.
+        let again = std::thread::spawn(move || simulate(seed, Mutant::None, false));
+        let (one, two) = (simulate(seed, Mutant::None, false), again.join().expect("it ends"));
+        let differs = one.lines.iter().zip(&two.lines).find(|(one, two)| one != two);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!((one.digest, one.lines.len()), (two.digest, two.lines.len()), "seed {seed}");
+    }
+}
+
+/// What the simulation is worth: without any of the rules it finds a seed that is wrong. `./just mutants` prints the table.
+#[test]
+fn without_any_of_its_rules_some_seed_is_wrong() {
+    for (mutant, found) in [
+        (Mutant::NoFence, "changed by a process that does not own it"),
+        (Mutant::NoTombstone, "took effect and was never undone"),
+        (Mutant::LogNotDurable, "is lost"),
+        (Mutant::AckBeforeCommit, "was not done"),
+        (Mutant::RebuiltOnRetry, "STUCK"),
+        (Mutant::LostIsRefused, "took effect and was never undone"),
+        (Mutant::AbortNotDurable, "left before the log said so"),
+        (Mutant::DecidedTwice, "took effect 2 times"),
+        (Mutant::LostCommitIsAborted, "went from version"),
+    ] {
+        let summary = Summary::of(1..1 + SEEDS, mutant, found);
+        let failed = summary.failed.unwrap_or_else(|| panic!("{mutant:?} is found out"));
+        let why = failed.broken.iter().find(|why| why.contains(found));
+        println!("{:<20} SEED={:<4} {}", format!("{mutant:?}"), failed.seed, why.cloned().unwrap_or_default());
+    }
+}
