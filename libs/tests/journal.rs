@@ -6,8 +6,8 @@ mod database;
 
 use bytes::Bytes;
 use libs::journal::{
-    AggregateId, Cause, Change, Decided, Entry, Journal, NewEvent, OpenError, Outcome, RequestKey, Role, SubmitError,
-    events_after,
+    AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Outcome, RequestKey, Role,
+    SubmitError, events_after,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -211,18 +211,29 @@ async fn a_closed_journal_takes_nothing_more_and_keeps_what_it_took() {
     assert_eq!(value(&journal, "a").await, 5);
 }
 
+/// Few names, so that calls meet each other.
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
 #[derive(Clone, Debug)]
 enum Call {
-    Plain(i64),
-    Do(u8, i64),
-    Undo(u8),
+    Plain(usize, i64),
+    Do(u8, usize, i64),
+    Undo(u8, usize),
+    /// From one counter to another, both or none.
+    Move(usize, usize, i64),
+    /// Is refused for now, and may be asked again.
+    Busy(u8),
+    Panic(u8),
 }
 
 fn calls() -> impl Strategy<Value = Vec<Call>> {
     let call = prop_oneof![
-        (-3..5_i64).prop_map(Call::Plain),
-        (0..4_u8, -3..5_i64).prop_map(|(key, amount)| Call::Do(key, amount)),
-        (0..4_u8).prop_map(Call::Undo),
+        3 => (0..3_usize, -3..5_i64).prop_map(|(name, amount)| Call::Plain(name, amount)),
+        3 => (0..4_u8, 0..3_usize, -3..5_i64).prop_map(|(key, name, amount)| Call::Do(key, name, amount)),
+        2 => (0..4_u8, 0..3_usize).prop_map(|(key, name)| Call::Undo(key, name)),
+        2 => (0..3_usize, 0..3_usize, 1..4_i64).prop_map(|(from, to, amount)| Call::Move(from, to, amount)),
+        1 => (0..4_u8).prop_map(Call::Busy),
+        1 => (0..4_u8).prop_map(Call::Panic),
     ];
     proptest::collection::vec(call, 1..40)
 }
@@ -230,42 +241,80 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
 impl Call {
     fn entry(&self) -> Entry {
         match *self {
-            Self::Plain(amount) => add("a", amount, None),
-            Self::Do(name, amount) => {
-                let mut entry = add("a", amount, key(&format!("do{name}")));
+            Self::Plain(name, amount) => add(NAMES[name], amount, None),
+            Self::Do(at, name, amount) => {
+                let mut entry = add(NAMES[name], amount, key(&format!("do{at}")));
                 entry.request.as_mut().unwrap().hash = [amount.unsigned_abs() as u8; 32];
                 entry
             }
-            Self::Undo(name) => add("a", -1, undo_key(&format!("undo{name}"), &format!("do{name}"))),
+            Self::Undo(at, name) => add(NAMES[name], -1, undo_key(&format!("undo{at}"), &format!("do{at}"))),
+            Self::Move(from, to, _) if from == to => add(NAMES[from], 0, None),
+            Self::Move(from, to, amount) => shift(NAMES[from], NAMES[to], amount),
+            Self::Busy(at) => {
+                let decide =
+                    Box::new(|_: &Loaded<'_>| Decided { rejected: true, transient: true, ..Decided::default() });
+                Entry { decide, ..add("a", 0, key(&format!("do{at}"))) }
+            }
+            Self::Panic(at) => {
+                let decide =
+                    Box::new(|_: &Loaded<'_>| -> Decided { std::panic::resume_unwind(Box::new("on purpose")) });
+                Entry { decide, ..add("a", 0, key(&format!("do{at}"))) }
+            }
         }
     }
 }
 
+/// Takes from one counter and gives to another, unless there is too little.
+fn shift(from: &'static str, to: &'static str, amount: i64) -> Entry {
+    Entry {
+        aggregates: vec![counter(from), counter(to)],
+        decide: Box::new(move |loaded| {
+            let change = |name: &'static str, amount: i64| {
+                let now = loaded.aggregate("counter", name).unwrap();
+                let state = Bytes::from((number(&now.state) + amount).to_string());
+                let event = NewEvent { name: "Added", payload: Bytes::from(amount.to_string()) };
+                Change { aggregate: counter(name), state: Some(state), version: now.version + 1, events: vec![event] }
+            };
+            if number(&loaded.aggregate("counter", from).unwrap().state) < amount {
+                return Decided { rejected: true, ..Decided::default() };
+            }
+            Decided { changes: vec![change(from, -amount), change(to, amount)], ..Decided::default() }
+        }),
+        ..add(from, 0, None)
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Any commands, decided in whatever batches form, come to what they come to one by one.
     #[test]
     fn a_batch_equals_one_by_one(calls in calls()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ended = |ended: Result<libs::journal::Committed, SubmitError>| ended.map(|c| (c.outcome, c.reply));
+        let left = async |journal: &Journal| {
+            let events = events_after(journal.reader(), 0, 1_000).await.unwrap();
+            let events: Vec<_> = events.into_iter().map(|e| (e.position, e.id, e.version, e.payload)).collect();
+            let mut values = Vec::new();
+            for name in NAMES {
+                values.push(value(journal, name).await);
+            }
+            (events, values)
+        };
         let (together, alone) = runtime.block_on(async {
             let folder = TempDir::new().unwrap();
             let journal = open(&folder).await;
             let together = futures::future::join_all(calls.iter().map(|call| journal.submit(call.entry()))).await;
-            let together: Vec<_> = together.into_iter().map(|c| c.map(|c| (c.outcome, c.reply))).collect();
-            let events_together = events_after(journal.reader(), 0, 100).await.unwrap();
+            let together: Vec<_> = together.into_iter().map(ended).collect();
+            let together = (together, left(&journal).await);
 
             let folder = TempDir::new().unwrap();
             let journal = open(&folder).await;
             let mut alone = Vec::new();
             for call in &calls {
-                alone.push(journal.submit(call.entry()).await.map(|c| (c.outcome, c.reply)));
+                alone.push(ended(journal.submit(call.entry()).await));
             }
-            let events_alone = events_after(journal.reader(), 0, 100).await.unwrap();
-            let strip = |events: Vec<libs::journal::Event>| -> Vec<_> {
-                events.into_iter().map(|e| (e.position, e.version, e.payload)).collect()
-            };
-            ((together, strip(events_together)), (alone, strip(events_alone)))
+            (together, (alone, left(&journal).await))
         });
         prop_assert_eq!(together, alone);
     }
