@@ -46,7 +46,7 @@ impl Record {
     /// Reads a stored record.
     pub(super) fn decode(bytes: Bytes) -> Result<Self, RecordError> {
         let mut kept = SagaRecord::decode(bytes)?;
-        let saga = kept.saga.take().ok_or(RecordError::Incomplete)?;
+        let saga = *kept.saga.take().ok_or(RecordError::Incomplete)?;
         if saga.steps.len() != kept.steps.len() {
             return Err(RecordError::Incomplete);
         }
@@ -126,6 +126,8 @@ impl Record {
                 }
             }
             None => {
+                // A Vec makes room for four at once, and most sagas that wait have fewer lines.
+                history.reserve_exact(1);
                 history.push(entry);
                 limit(history);
                 self.unsaved.lines = (self.unsaved.lines + 1).min(history.len());
@@ -282,7 +284,7 @@ mod tests {
     #[test]
     fn half_a_record_is_refused() {
         assert!(Record::decode(Bytes::new()).is_err());
-        let more = SagaRecord { saga: Some(Saga::default()), ..record().kept };
+        let more = SagaRecord { saga: Some(Box::default()), ..record().kept };
         assert!(Record::decode(more.encode_to_vec().into()).is_err());
     }
 

@@ -135,7 +135,7 @@ impl Turn<'_> {
     fn why_turn_back(&self) -> Option<Reason> {
         let lost = in_states(self.record, &[StepState::Rejected, StepState::Abandoned]);
         let step = each(lost).next()?;
-        Some(self.record.kept.steps[step].refusal.clone().unwrap_or_default())
+        Some(self.record.kept.steps[step].refusal.as_deref().cloned().unwrap_or_default())
     }
 
     /// Decides to undo everything. Nothing is sent until this is durable.

@@ -227,7 +227,7 @@ impl Turn<'_> {
         let shown = self.record.step_mut(step);
         shown.last_error.clone_from(&reason.message);
         shown.next_attempt_time = None;
-        self.record.kept.steps[step].refusal = Some(reason);
+        self.record.kept.steps[step].refusal = Some(Box::new(reason));
         self.set_state(step, state);
     }
 
