@@ -17,9 +17,11 @@ mod subject;
 
 use std::env;
 
+use anyhow::bail;
 use benches::bare;
 use clap::Parser;
 use mimalloc::MiMalloc;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{engines::Engine, rounds::Rounds, subject::Subject};
 
@@ -55,6 +57,16 @@ async fn main() -> anyhow::Result<()> {
         return bare::serve(env::args().skip(2)).await;
     }
     let words = Words::parse();
+    let mut terminated = signal(SignalKind::terminate())?;
+    // Whoever is under way is dropped: its processes and its folder go with it.
+    tokio::select! {
+        ended = run(&words) => ended,
+        _ = tokio::signal::ctrl_c() => bail!("stopped"),
+        _ = terminated.recv() => bail!("stopped"),
+    }
+}
+
+async fn run(words: &Words) -> anyhow::Result<()> {
     let processors = std::thread::available_parallelism()?;
     println!(
         "sagas a second: reserve, charge, ship (pivot), done; {processors} processors, load generator and participants included"
