@@ -183,6 +183,10 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
     api.world.participants.on_call(|_| Fault::Hang);
     api.start("outer", "a", 0).await.unwrap();
     api.process.until("a:prepare", |saga| saga.version > 0).await;
+    // It is stored before anybody drives it, and driven once it calls.
+    while !api.world.participants.calls().iter().any(|call| call.call.saga_id == "a:prepare") {
+        tokio::task::yield_now().await;
+    }
     let wrong = PauseSagaRequest { saga_id: "a b".to_owned(), actor: String::new(), reason: "x".repeat(513) };
     assert_eq!(wrong_fields(api.commands.pause_saga(Request::new(wrong)).await), ["saga_id", "actor", "reason"]);
     let pause = PauseSagaRequest {

@@ -42,17 +42,23 @@ fn order(id: &str) -> PlaceOrderRequest {
 /// Waits until an order has ended.
 async fn ended(clients: &Clients, id: &str) -> anyhow::Result<Order> {
     let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
-    let mut changes = loop {
-        match clients.order_queries().watch_order(watch.clone()).await {
-            // The order's view is a moment behind its command.
-            Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
-            answered => break answered?.into_inner(),
+    let mut last = None;
+    let watched = async {
+        loop {
+            let mut changes = clients.order_queries().watch_order(watch.clone()).await?.into_inner();
+            loop {
+                match changes.message().await {
+                    Ok(Some(change)) => last = change.order,
+                    Ok(None) => return anyhow::Ok(()),
+                    // The order's view is a moment behind its command.
+                    Err(status) if status.code() == Code::NotFound => break,
+                    Err(status) => return Err(status.into()),
+                }
+            }
+            sleep(Duration::from_millis(5)).await;
         }
     };
-    let mut last = None;
-    while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
-        last = change.order;
-    }
+    timeout(PATIENCE, watched).await.context("the order has not ended")??;
     last.with_context(|| format!("nothing was said of order {id}"))
 }
 
