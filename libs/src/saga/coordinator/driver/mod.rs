@@ -1,13 +1,14 @@
-//! The task of one saga.
+//! The task of one saga: it waits, calls, and hears what happens.
+
+mod in_flight;
+mod transition;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use parking_lot::Mutex;
 use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
@@ -18,25 +19,22 @@ use tokio::spawn;
 #[cfg(test)]
 use crate::saga::simulation::process::spawn;
 
+use self::in_flight::InFlight;
 use super::{
     Shared,
     admission::Admission,
     call::Call,
     closed,
     live::{Mail, Mailbox},
-    locks, not_driven, spans, sub_sagas,
+    not_driven, spans, sub_sagas,
 };
 use crate::{
-    journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
     refusal::Refusal,
-    rpc::verdict::Op,
     saga::{
         Definition,
         definition::StepCode,
-        machine::{self, Attempt, Due, Input, Local, Moment},
-        plan::Steps,
+        machine::{self, Attempt, Due, Input},
         record::Record,
-        store,
     },
 };
 
@@ -101,23 +99,8 @@ enum Happened {
     Time,
 }
 
-/// How long to leave a database alone that is out of reach.
-const PAUSE: Duration = Duration::from_millis(500);
-
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
-
-/// Tries a commit until the database takes it.
-macro_rules! patiently {
-    ($commit:expr) => {
-        loop {
-            match $commit.await {
-                Err(Stopped::Unavailable) => tokio::time::sleep(PAUSE).await,
-                ended => break ended,
-            }
-        }
-    };
-}
 
 impl Driver {
     /// Sets a task on a saga whose record is committed. Nothing happens if it has one.
@@ -287,134 +270,6 @@ impl Driver {
         }
     }
 
-    /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
-    async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
-        loop {
-            let moment = Moment { now: self.shared.now(), draining: self.is_draining() };
-            let Self { program, record, .. } = self;
-            let advance = || machine::advance(&**program, record, input, moment);
-            let moved = guarded(advance)?.map_err(Stopped::Refused)?;
-            if !moved.changed {
-                return Ok(());
-            }
-            if let Some(alert) = moved.alert {
-                self.alert(alert);
-            }
-            match moved.local {
-                None => return patiently!(self.commit(Vec::new(), None)).map(drop),
-                Some((local, before)) => match patiently!(self.commit_with(local, &before))? {
-                    // What this step holds back may begin now.
-                    Ok(()) => input = Input::Tick,
-                    Err(refusal) => {
-                        let fresh = self.record.fresh;
-                        self.record = *before;
-                        self.record.fresh &= fresh;
-                        input = Input::LocalRefused(local, refusal);
-                    }
-                },
-            }
-        }
-    }
-
-    /// Commits the record together with work of our own. The inner error is the work's refusal, and nothing is written then.
-    async fn commit_with(&mut self, local: Local, before: &Record) -> Result<Result<(), Refusal>, Stopped> {
-        let program = Arc::clone(&self.program);
-        let work = match local {
-            Local::Locks | Local::Queue => Ok(locks::work(local, &self.record)),
-            Local::Step(_) | Local::Ending => guarded(|| program.local(local, before))?,
-        };
-        let work = match work {
-            Ok(work) => work,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let refused = Arc::new(Mutex::new(None));
-        let slot = Arc::clone(&refused);
-        let decide = move |loaded: &Loaded<'_>, mut decided: Decided| match (work.decide)(loaded) {
-            Ok(work) => {
-                decided.absorb(work);
-                decided
-            }
-            Err(refusal) => {
-                *slot.lock() = Some(refusal);
-                Decided { rejected: true, ..Decided::default() }
-            }
-        };
-        let outcome = self.commit(work.aggregates, Some(Box::new(decide))).await?;
-        let refusal = || refused.lock().take().unwrap_or_else(Refusal::internal);
-        Ok(if outcome == Outcome::Rejected { Err(refusal()) } else { Ok(()) })
-    }
-
-    async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
-        let (decided, size) = store::transition(&mut self.record);
-        let traceparent = self.record.kept.traceparent.clone();
-        let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent, ..Cause::default() };
-        let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
-            None => Box::new(move |_| decided),
-            Some(with) => Box::new(move |loaded| with(loaded, decided)),
-        };
-        let below = sub_sagas::below(&self.record, &self.program);
-        let born = self.record.unborn != 0;
-        let decide = if below.is_empty() && !born {
-            decide
-        } else {
-            let shared = Arc::clone(&self.shared);
-            let births =
-                if born { sub_sagas::births(&shared, &self.program, &self.record) } else { Decided::default() };
-            Box::new(move |loaded: &Loaded<'_>| {
-                let mut decided = decide(loaded);
-                decided.absorb(births);
-                decided.on_commit.push(Box::new(move || shared.wake(&below)));
-                decided
-            })
-        };
-        let decide = match locks::Release::of(&self.record) {
-            None => decide,
-            Some(release) => {
-                aggregates.extend(release.names());
-                let shared = Arc::clone(&self.shared);
-                Box::new(move |loaded: &Loaded<'_>| {
-                    let mut decided = decide(loaded);
-                    decided.absorb(release.decide(shared, loaded));
-                    decided
-                })
-            }
-        };
-        let fence = self.shared.fence(&self.saga_id);
-        let decide = match fence.clone() {
-            None => decide,
-            Some(fence) => {
-                aggregates.push(fence.owner.clone());
-                let refused = || Decided { rejected: true, ..Decided::default() };
-                Box::new(move |loaded: &Loaded<'_>| if fence.holds(loaded) { decide(loaded) } else { refused() })
-            }
-        };
-        let entry = Entry { request: None, aggregates, cause, decide, size };
-        match self.shared.journal.submit_admitted(entry).await {
-            Ok(_) if fence.is_some_and(|fence| fence.was_taken()) => Err(Stopped::End(End::Taken)),
-            Ok(committed) => {
-                if committed.outcome != Outcome::Rejected {
-                    self.record.saved();
-                }
-                Ok(committed.outcome)
-            }
-            Err(SubmitError::Unavailable) => Err(Stopped::Unavailable),
-            Err(SubmitError::Closed | SubmitError::Full) => Err(Stopped::End(End::Leaving)),
-            Err(error) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
-        }
-    }
-
-    fn alert(&self, alert: &'static str) {
-        let saga = &self.record.saga;
-        let last_error = saga.steps.iter().map(|step| step.last_error.as_str()).find(|error| !error.is_empty());
-        tracing::error!(
-            saga.id = &*self.saga_id,
-            saga.r#type = saga.r#type,
-            saga.phase = saga.phase().as_str_name(),
-            last_error,
-            "{alert}"
-        );
-    }
-
     async fn read_mail(&mut self) -> Result<(), Stopped> {
         for mail in self.mailbox.take() {
             match mail {
@@ -478,51 +333,6 @@ impl Driver {
     }
 }
 
-/// What a local step adds to a transition.
-type Beside = Box<dyn FnOnce(&Loaded<'_>, Decided) -> Decided + Send>;
-
-/// Runs a definition's code. If it panics, its saga alone is parked.
-fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Stopped> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| {
-        let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
-        let said: String = said.unwrap_or_default();
-        Stopped::End(End::Parked(format!("its definition panicked: {said}")))
-    })
-}
-
 async fn sleep(wait: Option<Duration>) {
     tokio::time::sleep(wait.unwrap_or_default()).await;
-}
-
-/// The calls that are on their way, a bit each.
-#[derive(Clone, Copy, Debug, Default)]
-struct InFlight {
-    actions: u64,
-    compensations: u64,
-}
-
-impl InFlight {
-    /// True if nothing is on its way but what these steps wait for.
-    fn is_empty(self, but: Steps) -> bool {
-        (self.actions | self.compensations) & !but == 0
-    }
-
-    fn of(&mut self, op: Op) -> &mut u64 {
-        match op {
-            Op::Action => &mut self.actions,
-            Op::Compensation => &mut self.compensations,
-        }
-    }
-
-    fn begin(&mut self, due: Due) {
-        *self.of(due.op) |= 1 << due.step;
-    }
-
-    fn end(&mut self, due: Due) {
-        *self.of(due.op) &= !(1 << due.step);
-    }
-
-    fn contains(mut self, due: Due) -> bool {
-        *self.of(due.op) & (1 << due.step) != 0
-    }
 }
