@@ -90,11 +90,12 @@ static SEEN: Table = Table {
     name: "seen",
     create: &["CREATE TABLE IF NOT EXISTS seen (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Writes down every position, in the order in which they come.

@@ -76,7 +76,7 @@ async fn what_was_answered_is_there_after_a_restart() {
     let journal = reopen(journal, &folder).await;
     assert_eq!(value(&journal, "a").await, 12);
     let events = events_after(journal.reader(), 0, 10).await.unwrap();
-    let seen: Vec<_> = events.iter().map(|e| (e.position, e.version, e.name.as_str())).collect();
+    let seen: Vec<_> = events.iter().map(|e| (e.position, e.version, &*e.name)).collect();
     assert_eq!(seen, [(1, 1, "Added"), (2, 2, "Added")]);
     // Positions go on where they ended.
     assert_eq!(journal.submit(add("a", 1, None)).await.unwrap().position, 3);

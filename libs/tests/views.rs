@@ -39,6 +39,7 @@ static SUMS: Table = Table {
     ],
     columns: &["id", "position", "document", "parity"],
     key: 1,
+    fixed: &[],
 };
 
 /// Sums what was added to each counter; the document is the sum.
@@ -63,6 +64,7 @@ static SEEN: Table = Table {
     create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Can't fold the event of counter `poison`, until it is mended.

@@ -21,6 +21,7 @@ static COUNTS: Table = Table {
     create: &["CREATE TABLE IF NOT EXISTS counts (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 struct Counts;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     journal::{
-        Event, Journal, Location, OpenError, events_after, head,
+        Event, Journal, Location, OpenError, Recent, events_after, head,
         sql::{self, Reader},
         store,
     },
@@ -32,6 +32,7 @@ pub struct Log {
 enum Source {
     Database {
         reader: Reader,
+        recent: Recent,
         /// Tells of news; None where this process writes nothing.
         head: Option<watch::Receiver<i64>>,
         /// True where other processes write, so that it must be looked at.
@@ -52,7 +53,8 @@ impl Log {
     #[must_use]
     pub fn of(journal: &Journal) -> Self {
         let shared = matches!(journal.location(), Location::Postgres { .. });
-        Self::from(Source::Database { reader: journal.reader().clone(), head: Some(journal.head()), shared })
+        let (reader, recent) = (journal.reader().clone(), journal.recent().clone());
+        Self::from(Source::Database { reader, recent, head: Some(journal.head()), shared })
     }
 
     /// The log of a journal that another process writes, on the same database.
@@ -60,7 +62,8 @@ impl Log {
     /// # Errors
     /// When its database isn't there or can't be read.
     pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
-        Ok(Self::from(Source::Database { reader: store::readers(&location.into(), 1)?, head: None, shared: true }))
+        let (reader, recent) = (store::readers(&location.into(), 1)?, Recent::default());
+        Ok(Self::from(Source::Database { reader, recent, head: None, shared: true }))
     }
 
     /// The log of another service, by its `events.v1.EventService`: the events of these kinds of aggregate, all when there are none.
@@ -102,7 +105,7 @@ impl Log {
     /// is waited for, however long it is out.
     pub(super) async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
         let (reader, head, shared) = match &mut self.source {
-            Source::Database { reader, head, shared } => (reader, head, *shared),
+            Source::Database { reader, head, shared, .. } => (reader, head, *shared),
             Source::Service(subscription) => {
                 subscription.news(position).await;
                 return Ok(true);
@@ -136,7 +139,14 @@ impl Log {
     /// The events after a position, in order, at most `limit`. Of another service: those that have come.
     pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
         match &mut self.source {
-            Source::Database { reader, .. } => Ok(self.upcasters.apply(events_after(reader, position, limit).await?)),
+            Source::Database { reader, recent, .. } => {
+                let held = recent.after(position, usize::try_from(limit).unwrap_or_default());
+                let events = match held {
+                    Some(events) => events,
+                    None => events_after(reader, position, limit).await?,
+                };
+                Ok(self.upcasters.apply(events))
+            }
             Source::Service(subscription) => Ok(subscription.after(position, limit)),
             Source::Stream(consumer) => Ok(consumer.after(position, limit)),
         }

@@ -69,7 +69,8 @@ impl EventService for Outbox {
                 let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
                 events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else { continue };
-                let wanted = events.into_iter().filter(|event| kinds.is_empty() || kinds.contains(&event.kind));
+                let is_wanted = |event: &Event| kinds.is_empty() || kinds.iter().any(|kind| *kind == event.kind);
+                let wanted = events.into_iter().filter(is_wanted);
                 yield SubscribeResponse { after_position: reached, events: wanted.map(envelope::seal).collect(), position };
                 reached = position;
             }

@@ -94,23 +94,6 @@ impl ReadSide {
         found.first().map(|record| decode(table, record, 2)).transpose()
     }
 
-    /// One document, and what another service's events made of the same id.
-    ///
-    /// # Errors
-    /// INTERNAL when a view can't be read.
-    pub async fn document_with<M: Message + Default, N: Message + Default>(
-        &self,
-        table: &'static Table,
-        other: &Self,
-        other_table: &'static Table,
-        id: &str,
-    ) -> Result<(Option<M>, Option<N>), Refusal> {
-        let read = self.reader.fetch_key_of_both(table, &other.reader, other_table, vec![id.into()]).await;
-        let (own, others) = read.map_err(|error| unreadable(table, &error))?;
-        let own = own.first().map(|record| decode(table, record, 2)).transpose()?;
-        Ok((own, others.first().map(|record| decode(other_table, record, 2)).transpose()?))
-    }
-
     /// The documents with these ids, by id; one that isn't there is simply missing.
     ///
     /// # Errors

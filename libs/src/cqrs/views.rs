@@ -43,10 +43,11 @@ pub(super) static CHECKPOINTS: Table = Table {
     name: "checkpoints",
     create: &["CREATE TABLE IF NOT EXISTS checkpoints (
         projection TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL
+        position INTEGER
     ) WITHOUT ROWID"],
     columns: &["projection", "position"],
     key: 1,
+    fixed: &[],
 };
 
 /// The read side's database, open for its one projector.

@@ -203,6 +203,9 @@ pub struct NewEvent {
 }
 
 /// A table that someone else keeps in the journal's database, written in the same transaction.
+///
+/// Only its key is `NOT NULL`: SQLite, which can't know that a replacement never meets a NULL, would else copy every page that one
+/// touches, so that it could be undone by itself.
 #[derive(Debug)]
 pub struct Table {
     /// Its name.
@@ -213,6 +216,8 @@ pub struct Table {
     pub columns: &'static [&'static str],
     /// How many of the columns are the key.
     pub key: usize,
+    /// The columns that stay as they were first written: replacing a row leaves them, and indexes over them alone, untouched.
+    pub fixed: &'static [&'static str],
 }
 
 /// A row to insert, or to replace if its key is there.

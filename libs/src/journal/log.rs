@@ -1,5 +1,7 @@
 //! The log of events: one order a database, no gaps, read by position. It is the outbox.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::{
@@ -23,6 +25,7 @@ pub(super) static EVENTS: Table = Table {
     )"],
     columns: &["position", "kind", "id", "version", "name", "payload", "cause", "traceparent", "time"],
     key: 1,
+    fixed: &[],
 };
 
 /// Something that happened.
@@ -31,13 +34,13 @@ pub struct Event {
     /// Its place in the log, from 1. A reader that has seen position p has seen all before it.
     pub position: i64,
     /// The kind of the aggregate it happened to.
-    pub kind: String,
+    pub kind: Cow<'static, str>,
     /// The aggregate's id.
     pub id: String,
     /// The aggregate's version after it.
     pub version: u64,
     /// What happened, such as `StockReserved`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// The event, encoded by its aggregate.
     pub payload: Bytes,
     /// The request or saga operation it came from.
@@ -58,10 +61,10 @@ impl Event {
     fn read(record: &Record) -> Result<Self, Error> {
         Ok(Self {
             position: record.int(0)?,
-            kind: record.text(1)?,
+            kind: record.text(1)?.into(),
             id: record.text(2)?,
             version: record.int(3)?.unsigned_abs(),
-            name: record.text(4)?,
+            name: record.text(4)?.into(),
             payload: record.blob(5)?,
             cause: record.text(6)?,
             traceparent: record.text(7)?,
@@ -71,6 +74,21 @@ impl Event {
 }
 
 impl Written {
+    /// The event as a reader of the log will find it.
+    pub(super) fn event(&self, time_micros: i64) -> Event {
+        Event {
+            position: self.position,
+            kind: self.aggregate.kind.into(),
+            id: (*self.aggregate.id).into(),
+            version: self.version,
+            name: self.event.name.into(),
+            payload: self.event.payload.clone(),
+            cause: self.cause.request.clone(),
+            traceparent: self.cause.traceparent.clone(),
+            time_micros,
+        }
+    }
+
     pub(super) fn row(self, now_micros: i64) -> Vec<Value> {
         vec![
             self.position.into(),

@@ -15,10 +15,11 @@ pub(super) static MEMBERS: Table = Table {
     name: "members",
     create: &["CREATE TABLE IF NOT EXISTS members (
         name TEXT NOT NULL PRIMARY KEY,
-        seen_until INTEGER NOT NULL
+        seen_until INTEGER
     ) WITHOUT ROWID"],
     columns: &["name", "seen_until"],
     key: 1,
+    fixed: &[],
 };
 
 /// The server's time in microseconds since 1970, in SQL.

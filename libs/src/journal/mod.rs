@@ -11,6 +11,7 @@ mod location;
 mod log;
 mod members;
 mod postgres;
+mod recent;
 mod requests;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -47,6 +48,7 @@ pub use self::{
     location::Location,
     log::{Event, events_after, head},
     members::Member,
+    recent::Recent,
     sqlite::OpenError,
 };
 
@@ -70,6 +72,8 @@ struct Shared {
     reader: Reader,
     /// Stays empty where others may write too.
     cache: Arc<RwLock<Cache>>,
+    /// Stays empty where others may write too.
+    recent: Recent,
     /// None on SQLite.
     server: Option<Server>,
     counters: Arc<Counters>,
@@ -108,13 +112,14 @@ impl Journal {
         let cache = Arc::<RwLock<Cache>>::default();
         let (tell, ended) = oneshot::channel();
         let (head, watched) = watch::channel(0);
+        let recent = Recent::default();
         let (reader, server) = match &location {
             Location::Sqlite(path) => {
                 let writer = Writer::open(path, Durability::Full, &all)?;
                 let reader = sqlite::readers(path, READERS)?;
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
-                let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
-                let committer = SqliteCommitter { writer, cache, waiting, head, counters };
+                let (cache, recent, counters) = (Arc::clone(&cache), recent.clone(), Arc::clone(&counters));
+                let committer = SqliteCommitter { writer, cache, recent, waiting, head, counters };
                 start(committer, tell).map_err(|source| OpenError::File { path: path.clone(), source })?;
                 (reader, None)
             }
@@ -137,6 +142,7 @@ impl Journal {
             head: watched,
             reader,
             cache,
+            recent,
             server,
             counters,
             ended: Mutex::new(Some(ended)),
@@ -191,6 +197,12 @@ impl Journal {
     #[must_use]
     pub fn head(&self) -> watch::Receiver<i64> {
         self.0.head.clone()
+    }
+
+    /// The last events of the log, in memory.
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.0.recent
     }
 
     /// Reads the journal's database; can't write.

@@ -21,6 +21,7 @@ pub(super) static REQUESTS: Table = Table {
     ) WITHOUT ROWID"],
     columns: &["key", "hash", "outcome", "reply", "time"],
     key: 1,
+    fixed: &[],
 };
 
 /// How a request ended, as it is stored.

@@ -15,11 +15,11 @@ pub(super) static SAGA_VIEWS: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS saga_views (
             id TEXT NOT NULL PRIMARY KEY,
-            position INTEGER NOT NULL,
-            document BLOB NOT NULL,
-            type TEXT NOT NULL,
-            phase INTEGER NOT NULL,
-            started INTEGER NOT NULL
+            position INTEGER,
+            document BLOB,
+            type TEXT,
+            phase INTEGER,
+            started INTEGER
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS saga_views_by_position ON saga_views (position)",
         "CREATE INDEX IF NOT EXISTS saga_views_by_started ON saga_views (started)",
@@ -27,6 +27,7 @@ pub(super) static SAGA_VIEWS: Table = Table {
     ],
     columns: &["id", "position", "document", "type", "phase", "started"],
     key: 1,
+    fixed: &["type", "started"],
 };
 
 /// Folds saga events into the view that [`SagaQueries`](super::SagaQueries) reads.

@@ -17,13 +17,14 @@ pub(super) static SAGAS: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS sagas (
             saga_id TEXT NOT NULL PRIMARY KEY,
-            open INTEGER NOT NULL,
-            record BLOB NOT NULL
+            open INTEGER,
+            record BLOB
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS sagas_open ON sagas (saga_id) WHERE open = 1",
     ],
     columns: &["saga_id", "open", "record"],
     key: 1,
+    fixed: &[],
 };
 
 /// The kind of the aggregate that says which process drives a saga, where several share a database. Its state is the process's

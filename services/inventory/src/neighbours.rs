@@ -41,7 +41,10 @@ impl Neighbours {
     /// # Errors
     /// INTERNAL when a view can't be read.
     pub async fn stock(&self, read: &ReadSide, sku: &str) -> Result<Option<Stock>, Refusal> {
-        let (stock, shipped) = read.document_with::<Stock, Item>(&STOCK, &self.shipping, &SHIPPED_STOCK, sku).await?;
+        let (stock, shipped) = futures::try_join!(
+            read.document::<Stock>(&STOCK, sku),
+            self.shipping.document::<Item>(&SHIPPED_STOCK, sku)
+        )?;
         Ok(stock.map(|stock| without(stock, shipped.as_ref())))
     }
 

@@ -35,12 +35,13 @@ pub(super) static AGGREGATES: Table = Table {
     create: &["CREATE TABLE IF NOT EXISTS aggregates (
         kind TEXT NOT NULL,
         id TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        state BLOB NOT NULL,
+        version INTEGER,
+        state BLOB,
         PRIMARY KEY (kind, id)
     ) WITHOUT ROWID"],
     columns: &["kind", "id", "version", "state"],
     key: 2,
+    fixed: &[],
 };
 
 /// An entry and who waits for it.

@@ -19,7 +19,8 @@ use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting
 use crate::journal::{
     batch::World,
     cache::Cache,
-    log::EVENTS,
+    log::{EVENTS, Event},
+    recent::Recent,
     requests::REQUESTS,
     sql::{self, Error, Write},
     sqlite::Writer,
@@ -33,6 +34,7 @@ const FEW: usize = 8;
 pub(in crate::journal) struct Committer {
     pub(in crate::journal) writer: Writer,
     pub(in crate::journal) cache: Arc<RwLock<Cache>>,
+    pub(in crate::journal) recent: Recent,
     pub(in crate::journal) waiting: mpsc::Receiver<Waiting>,
     pub(in crate::journal) head: watch::Sender<i64>,
     pub(in crate::journal) counters: Arc<Counters>,
@@ -83,9 +85,11 @@ impl Committer {
         let mut head = *self.head.borrow();
         let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
         if !writes.is_empty() {
+            let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);
             self.write(&sets)?;
             self.cache.write().learn(&world, sets.changed);
+            self.recent.learn(events);
             self.counters.commits.fetch_add(1, Ordering::Relaxed);
             self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         }

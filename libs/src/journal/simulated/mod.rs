@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use self::engine::{Engine, Fate, translate};
 use super::{
-    AGGREGATES, CommitError, EVENTS, Journal, Location, MOST_WAITING, REQUESTS, Reader, Shared,
+    AGGREGATES, CommitError, EVENTS, Journal, Location, MOST_WAITING, REQUESTS, Reader, Recent, Shared,
     committer::SimulatedCommitter,
     entry::Table,
     log,
@@ -94,6 +94,7 @@ impl Journal {
             head: watched,
             reader,
             cache: Arc::default(),
+            recent: Recent::default(),
             server: Some(server),
             counters,
             ended: Mutex::new(Some(ended)),

@@ -40,9 +40,8 @@ pub(in crate::journal) async fn write(
     let columns = table.columns.join(",");
     let mut sql = format!("INSERT INTO {} ({columns}) SELECT * FROM UNNEST({})", table.name, arrays.join(","));
     if how == Write::Upsert {
-        let (key, rest) = table.columns.split_at(table.key);
-        let set: Vec<String> = rest.iter().map(|column| format!("{column}=excluded.{column}")).collect();
-        sql.push_str(&format!(" ON CONFLICT ({}) DO UPDATE SET {}", key.join(","), set.join(",")));
+        sql.push(' ');
+        sql.push_str(&statements::or_replace_sql(table));
     }
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for column in 0..types.len() {

@@ -1,6 +1,12 @@
 //! Reading: a few connections that can do nothing else, lent to whoever asks.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -9,9 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Error, Record, Value, fetch_keys, query};
 use crate::journal::{entry::Table, postgres::Server};
 
+/// How many keys are looked up where they are asked for.
+const FEW: usize = 4;
+
 /// Reads, and can do nothing else: its connections are opened read-only. Clones share them.
 ///
-/// A read of a file may wait for the disk, so it runs where that holds up no other task.
+/// A read of a file may wait for the disk, so it runs where that holds up no other task. To hand it there and back takes longer than to
+/// find a few rows in memory, though: those are looked up at once, for as long as they are found quickly.
 #[derive(Clone, Debug)]
 pub struct Reader(Source);
 
@@ -26,13 +36,47 @@ struct Connections {
     idle: Mutex<Vec<Connection>>,
     /// One for each connection.
     turns: Arc<Semaphore>,
+    pace: Pace,
+}
+
+/// Whether the rows that are looked up are in memory, by how long the last ones took.
+#[derive(Debug)]
+struct Pace {
+    begun: Instant,
+    /// In microseconds since then.
+    slow_until: AtomicU64,
+}
+
+impl Pace {
+    /// A look-up in memory takes some ten microseconds. One that takes so long has waited for the disk…
+    const QUICK: Duration = Duration::from_millis(1);
+    /// … and so may those that follow it.
+    const SLOW: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Self { begun: Instant::now(), slow_until: AtomicU64::new(0) }
+    }
+
+    fn is_slow(&self) -> bool {
+        self.slow_until.load(Ordering::Relaxed) > micros(self.begun.elapsed())
+    }
+
+    fn took(&self, time: Duration) {
+        if time > Self::QUICK {
+            self.slow_until.store(micros(self.begun.elapsed() + Self::SLOW), Ordering::Relaxed);
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Reader {
     /// Lends these connections.
     pub(in crate::journal) fn sqlite(connections: Vec<Connection>) -> Self {
         let turns = Arc::new(Semaphore::new(connections.len()));
-        Self(Source::Sqlite(Arc::new(Connections { idle: Mutex::new(connections), turns })))
+        Self(Source::Sqlite(Arc::new(Connections { idle: Mutex::new(connections), turns, pace: Pace::new() })))
     }
 
     /// Lends a server's connections.
@@ -62,38 +106,32 @@ impl Reader {
     pub async fn fetch_keys(&self, table: &'static Table, keys: Vec<Vec<Value>>) -> Result<Vec<Record>, Error> {
         match &self.0 {
             Source::Sqlite(connections) => {
-                connections.read(move |connection| fetch_keys(connection, table, &keys)).await
+                let few = keys.len() <= FEW;
+                let read = move |connection: &Connection| fetch_keys(connection, table, &keys);
+                if few { connections.read_quickly(read).await } else { connections.read(read).await }
             }
             Source::Postgres(server) => server.fetch_keys(table, &keys).await,
         }
     }
 
-    /// Reads the row with this key here, and that with the same key in a table of another database: on files in one go, since a read that
-    /// finds all in memory takes less than to hand it to somebody.
-    ///
-    /// # Errors
-    /// When a database can't be read.
-    pub async fn fetch_key_of_both(
-        &self,
-        table: &'static Table,
-        other: &Self,
-        other_table: &'static Table,
-        key: Vec<Value>,
-    ) -> Result<(Vec<Record>, Vec<Record>), Error> {
-        let (Source::Sqlite(connections), Source::Sqlite(others)) = (&self.0, &other.0) else {
-            let own = self.fetch_keys(table, vec![key.clone()]);
-            return futures::try_join!(own, other.fetch_keys(other_table, vec![key]));
-        };
-        let other = others.lend().await?;
-        let read = move |connection: &Connection| {
-            let keys = [key];
-            Ok((fetch_keys(connection, table, &keys)?, fetch_keys(other.connection()?, other_table, &keys)?))
-        };
-        connections.read(read).await
-    }
 }
 
 impl Connections {
+    /// Reads where it is asked for, for as long as that is quick.
+    async fn read_quickly<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.pace.is_slow() {
+            return self.read(read).await;
+        }
+        let lent = self.lend().await?;
+        let began = Instant::now();
+        let found = read(lent.connection()?);
+        self.pace.took(began.elapsed());
+        found
+    }
+
     async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,

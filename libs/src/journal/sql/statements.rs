@@ -136,9 +136,15 @@ fn insert_sql(table: &Table, rows: usize) -> String {
 }
 
 fn upsert_sql(table: &Table, rows: usize) -> String {
+    format!("{} {}", insert_sql(table, rows), or_replace_sql(table))
+}
+
+/// What an INSERT does with a row whose key is there.
+pub(super) fn or_replace_sql(table: &Table) -> String {
     let (key, rest) = table.columns.split_at(table.key);
-    let set: Vec<String> = rest.iter().map(|column| format!("{column}=excluded.{column}")).collect();
-    format!("{} ON CONFLICT({}) DO UPDATE SET {}", insert_sql(table, rows), key.join(","), set.join(","))
+    let changing = rest.iter().filter(|column| !table.fixed.contains(column));
+    let set: Vec<String> = changing.map(|column| format!("{column}=excluded.{column}")).collect();
+    format!("ON CONFLICT({}) DO UPDATE SET {}", key.join(","), set.join(","))
 }
 
 /// A join over the wanted keys: SQLite would scan the whole table for `(a, b) IN (VALUES …)`.
@@ -165,7 +171,10 @@ mod tests {
         create: &["CREATE TABLE pairs (a INTEGER, b INTEGER, c INTEGER, PRIMARY KEY (a, b)) WITHOUT ROWID"],
         columns: &["a", "b", "c"],
         key: 2,
+        fixed: &[],
     };
+
+    static DATED: Table = Table { columns: &["a", "b", "c", "made"], key: 1, fixed: &["made"], ..PAIRS };
 
     fn row(a: i64, b: i64, c: i64) -> Vec<Value> {
         vec![Value::Int(a), Value::Int(b), Value::Int(c)]
@@ -182,6 +191,7 @@ mod tests {
             upsert_sql(&PAIRS, 1),
             "INSERT OR ROLLBACK INTO pairs(a,b,c) VALUES (?,?,?) ON CONFLICT(a,b) DO UPDATE SET c=excluded.c"
         );
+        assert!(upsert_sql(&DATED, 1).ends_with("ON CONFLICT(a) DO UPDATE SET b=excluded.b,c=excluded.c"));
         assert_eq!((1..=9).map(largest_shape).collect::<Vec<_>>(), [1, 2, 2, 4, 4, 4, 4, 8, 8]);
         assert_eq!(largest_shape(1_000), MOST_ROWS);
     }

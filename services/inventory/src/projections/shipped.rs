@@ -18,13 +18,14 @@ pub static SHIPPED_STOCK: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS shipped_stock (
             id TEXT NOT NULL PRIMARY KEY,
-            position INTEGER NOT NULL,
-            document BLOB NOT NULL
+            position INTEGER,
+            document BLOB
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS shipped_stock_by_position ON shipped_stock (position)",
     ],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// One row a shipment: what is in it, since the event that recalls it doesn't say.
@@ -32,11 +33,12 @@ static SHIPMENTS_OF_STOCK: Table = Table {
     name: "shipments_of_stock",
     create: &["CREATE TABLE IF NOT EXISTS shipments_of_stock (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds shipping's events into [`SHIPPED_STOCK`].

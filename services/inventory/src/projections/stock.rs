@@ -15,13 +15,14 @@ pub static STOCK: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS stock (
             id TEXT NOT NULL PRIMARY KEY,
-            position INTEGER NOT NULL,
-            document BLOB NOT NULL
+            position INTEGER,
+            document BLOB
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS stock_by_position ON stock (position)",
     ],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds stock events into [`STOCK`].

@@ -15,11 +15,12 @@ pub static ORDER_CHARGES: Table = Table {
     name: "order_charges",
     create: &["CREATE TABLE IF NOT EXISTS order_charges (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds payment's events into [`ORDER_CHARGES`].

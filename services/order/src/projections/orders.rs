@@ -14,11 +14,11 @@ pub static ORDERS: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS orders (
             id TEXT NOT NULL PRIMARY KEY,
-            position INTEGER NOT NULL,
-            document BLOB NOT NULL,
-            customer TEXT NOT NULL,
-            state INTEGER NOT NULL,
-            placed INTEGER NOT NULL
+            position INTEGER,
+            document BLOB,
+            customer TEXT,
+            state INTEGER,
+            placed INTEGER
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS orders_by_position ON orders (position)",
         "CREATE INDEX IF NOT EXISTS orders_by_placed ON orders (placed)",
@@ -27,6 +27,7 @@ pub static ORDERS: Table = Table {
     ],
     columns: &["id", "position", "document", "customer", "state", "placed"],
     key: 1,
+    fixed: &["customer", "placed"],
 };
 
 /// Folds order events into [`ORDERS`].

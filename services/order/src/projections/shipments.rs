@@ -15,11 +15,12 @@ pub static ORDER_SHIPMENTS: Table = Table {
     name: "order_shipments",
     create: &["CREATE TABLE IF NOT EXISTS order_shipments (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds shipping's events into [`ORDER_SHIPMENTS`].

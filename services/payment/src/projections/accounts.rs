@@ -18,11 +18,12 @@ pub static ACCOUNTS: Table = Table {
     name: "accounts",
     create: &["CREATE TABLE IF NOT EXISTS accounts (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds account events into [`ACCOUNTS`].

@@ -15,14 +15,15 @@ pub static CHARGES: Table = Table {
     create: &[
         "CREATE TABLE IF NOT EXISTS charges (
             id TEXT NOT NULL PRIMARY KEY,
-            position INTEGER NOT NULL,
-            document BLOB NOT NULL,
-            customer TEXT NOT NULL
+            position INTEGER,
+            document BLOB,
+            customer TEXT
         ) WITHOUT ROWID",
         "CREATE INDEX IF NOT EXISTS charges_by_customer ON charges (customer, id)",
     ],
     columns: &["id", "position", "document", "customer"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds charge events into [`CHARGES`].

@@ -14,11 +14,12 @@ pub static SHIPMENTS: Table = Table {
     name: "shipments",
     create: &["CREATE TABLE IF NOT EXISTS shipments (
         id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER NOT NULL,
-        document BLOB NOT NULL
+        position INTEGER,
+        document BLOB
     ) WITHOUT ROWID"],
     columns: &["id", "position", "document"],
     key: 1,
+    fixed: &[],
 };
 
 /// Folds shipment events into [`SHIPMENTS`].
