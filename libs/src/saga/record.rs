@@ -33,6 +33,25 @@ pub(super) struct Record {
     unsaved: Unsaved,
 }
 
+/// A record at rest: the same, and a fraction of its size. A hundred thousand sagas that wait for a participant to come back fit so.
+#[derive(Debug)]
+pub(super) struct Packed {
+    bytes: Bytes,
+    /// What has no place in the bytes. Its other fields are empty.
+    rest: Record,
+}
+
+impl Packed {
+    /// The record as it was.
+    ///
+    /// # Errors
+    /// Never, for what [`Record::pack`] has made.
+    pub(super) fn unpack(self) -> Result<Record, RecordError> {
+        let Record { saga, kept, .. } = Record::decode(self.bytes)?;
+        Ok(Record { saga, kept, ..self.rest })
+    }
+}
+
 /// What a transition changes of what queries show.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Unsaved {
@@ -51,6 +70,17 @@ impl Record {
             return Err(RecordError::Incomplete);
         }
         Ok(Self { saga, kept, ..Self::default() })
+    }
+
+    /// Takes the record, and leaves an empty one.
+    pub(super) fn pack(&mut self) -> Packed {
+        let mut record = std::mem::take(self);
+        let mut bytes = BytesMut::with_capacity(record.saga.encoded_len() + record.kept.encoded_len() + 8);
+        message::encode(1, &record.saga, &mut bytes);
+        // A BytesMut grows: encoding into it can't fail.
+        let _ = record.kept.encode(&mut bytes);
+        (record.saga, record.kept) = Default::default();
+        Packed { bytes: bytes.freeze(), rest: record }
     }
 
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`], and the whole record, to be stored together.
@@ -253,6 +283,18 @@ mod tests {
         let read = Record::decode(stored).expect("what was stored");
         assert_eq!(read.saga, Saga { history: Vec::new(), ..record.saga });
         assert_eq!(read.kept, record.kept);
+    }
+
+    #[test]
+    fn a_record_that_was_packed_is_as_it_was() {
+        let mut record = record();
+        record.note(1, Line { what: "paused", ..Line::default() });
+        record.step_mut(0).attempts = 3;
+        (record.fresh, record.queued, record.unborn) = (1, true, 1);
+        let before = record.clone();
+        let packed = record.pack();
+        assert_eq!(record, Record::default());
+        assert_eq!(packed.unpack().expect("what was packed"), before);
     }
 
     #[test]

@@ -99,6 +99,8 @@ enum Happened {
     Time,
 }
 
+/// A wait that is worth packing the record for: some thousand times what that takes.
+const LONG: Duration = Duration::from_millis(50);
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
@@ -180,6 +182,8 @@ impl Driver {
                 self.call_due();
             }
             let wake = if draining { None } else { self.next_wake() };
+            let long = wake.is_none_or(|wait| wait >= LONG);
+            let packed = (long && self.calls.is_empty()).then(|| self.record.pack());
             let happened = tokio::select! {
                 // In this order, so that what happens at once happens in one order: a simulation can be repeated.
                 biased;
@@ -187,6 +191,12 @@ impl Driver {
                 () = self.mailbox.rung() => Happened::Rung,
                 () = sleep(wake), if wake.is_some() => Happened::Time,
             };
+            if let Some(packed) = packed {
+                match packed.unpack() {
+                    Ok(record) => self.record = record,
+                    Err(error) => return End::Parked(error.to_string()),
+                }
+            }
             // In a box: a saga waits most of its life, and then holds no room for what it does when it goes on.
             if let Err(Stopped::End(end)) = Box::pin(self.hear(happened)).await {
                 return end;
