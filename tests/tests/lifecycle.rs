@@ -266,6 +266,12 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
             assert!(said.contains(word), "{name} {words:?}: {said}");
         }
     }
+    for name in ["inventory", "order"] {
+        let output =
+            run(name, shop.folder(), &["serve", "--listen", "127.0.0.1:0", "--peer", "parcels=http://a:1"]).await?;
+        assert_one_line(&output, 2, &["parcels", "shipping"]);
+    }
+    assert!(!shop.folder().join("data").exists(), "nothing is made before the flags are known to be right");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{BoxError, DatabaseUrl, NatsUrl, duration};
 use crate::{
     breaker::{self, Registry},
-    rpc::client::{PeerAddress, Peers},
+    rpc::client::{PeerAddresses, Peers},
     telemetry::{self, propagation},
 };
 
@@ -30,9 +30,10 @@ pub struct Serve {
     #[arg(long, env = "NATS_URL", value_name = "URL", hide_env_values = true)]
     pub nats_url: Option<NatsUrl>,
 
-    /// Where another service is, such as inventory=http://localhost:50051; repeatable, or separated by commas.
-    #[arg(long = "peer", env = "PEER", value_name = "NAME=URI", value_delimiter = ',')]
-    pub peers: Vec<PeerAddress>,
+    /// Where another service is, such as inventory=http://localhost:50051, with a comma before each further address or peer; repeatable.
+    /// NAME.queries=URI is where its queries are answered and its events told, if not by the same processes.
+    #[arg(long = "peer", env = "PEER", value_name = "NAME=URI")]
+    pub peers: Vec<PeerAddresses>,
 
     /// TLS.
     #[command(flatten)]
@@ -161,7 +162,8 @@ impl Serve {
     /// When an address is given for a peer that `defaults` does not name, or the authority can't be read.
     pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
         breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
-        let peers = Peers::new(registry, defaults, self.peers.clone())?.on_request(Arc::new(propagation::inject));
+        let given = self.peers.iter().flat_map(|PeerAddresses(peers)| peers.clone()).collect();
+        let peers = Peers::new(registry, defaults, given)?.on_request(Arc::new(propagation::inject));
         let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
         let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
         Ok(peers.trust(authority))

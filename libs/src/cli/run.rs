@@ -5,7 +5,7 @@ use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, process:
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 
 use super::{BoxError, Program, Serve, Store, health};
-use crate::{service::App, telemetry};
+use crate::{rpc::client::PeerError, service::App, telemetry};
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, version)]
@@ -61,7 +61,11 @@ pub fn run<P: Program>() -> ExitCode {
     let ended = runtime.block_on(execute::<P>(command));
     // A blocking read that does not end must not keep the process.
     runtime.shutdown_background();
-    ended.unwrap_or_else(|error| failed(&*error))
+    ended.unwrap_or_else(|error| match error.downcast_ref::<PeerError>() {
+        // Only the service itself knows its peers, so it is the one to find these flags wrong.
+        Some(error) => wrong_flags(&format!("--peer: {error}")),
+        None => failed(&*error),
+    })
 }
 
 async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
@@ -148,7 +152,10 @@ fn say(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{DatabaseUrl, Limits, Surface};
+    use crate::{
+        breaker::Registry,
+        cli::{DatabaseUrl, Limits, Surface},
+    };
 
     struct Tea;
 
@@ -201,8 +208,10 @@ mod tests {
 
     #[test]
     fn peers_repeat_or_stand_in_a_list() {
-        let words = ["serve", "--peer", "a=http://a:1,b=http://b:1", "--peer", "c=http://c:1"];
-        assert_eq!(served(&words).peers.len(), 3);
+        let words = ["serve", "--peer", "a=http://a:1,http://a:2,b=http://b:1", "--peer", "a=http://a:3"];
+        let defaults = [("a", "http://localhost:1"), ("b", "http://localhost:2"), ("c", "http://localhost:3")];
+        let peers = served(&words).known_peers(Registry::new(), &defaults).expect("all are known");
+        assert_eq!(["a", "b", "c"].map(|name| peers.addresses(name).len()), [3, 1, 1]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ impl Program for Service {
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
+        let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
+        let peers = flags.known_peers(breakers.clone(), &PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some(side) = sides.commands {
             app.add(
@@ -44,8 +46,6 @@ impl Program for Service {
             );
         }
         if let Some(read) = sides.queries {
-            let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
-            let peers = flags.known_peers(breakers.clone(), &PEERS)?;
             let queries = Queries::new(Neighbours::follow(Self::NAME, app, flags, &peers).await?);
             app.add(
                 InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, queries))

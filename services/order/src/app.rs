@@ -40,9 +40,9 @@ impl Program for Service {
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
-        let sides = stores().open(Self::NAME, app, flags).await?;
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
         let peers = flags.known_peers(breakers.clone(), &PEERS)?;
+        let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
             serve_commands(app, flags, &peers, side, journal).await?;
         }

@@ -113,7 +113,6 @@ impl Reader {
             Source::Postgres(server) => server.fetch_keys(table, &keys).await,
         }
     }
-
 }
 
 impl Connections {

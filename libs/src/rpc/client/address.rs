@@ -1,4 +1,4 @@
-//! Where peers are: `NAME=URI` or `NAME=URI,URI…`, as typed by an operator.
+//! Where peers are: `NAME=URI`, `NAME=URI,URI…` and lists of these, as typed by an operator.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use http::Uri;
 /// A peer's name and addresses, read from `NAME=URI` or `NAME=URI,URI…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
-    /// The name, such as `inventory`.
+    /// The name, such as `inventory`; or `inventory.queries`, where processes of its own answer queries and tell of events.
     pub name: String,
     /// The addresses, such as `http://localhost:50051`: at least one. Calls go to them in turn.
     pub uris: Vec<Uri>,
@@ -81,6 +81,29 @@ impl FromStr for PeerAddress {
     }
 }
 
+/// Peers and their addresses, read from `NAME=URI,URI…,NAME=URI…`: an address without a name is one more of the peer before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerAddresses(pub Vec<PeerAddress>);
+
+impl FromStr for PeerAddresses {
+    type Err = PeerError;
+
+    fn from_str(text: &str) -> Result<Self, PeerError> {
+        let mut peers: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            match peers.last_mut() {
+                // No address that is allowed has a = in it.
+                Some(peer) if !part.contains('=') => {
+                    peer.push(',');
+                    peer.push_str(part);
+                }
+                _ => peers.push(part.to_owned()),
+            }
+        }
+        peers.iter().map(|peer| peer.parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
     let (name, given) = (name.to_owned(), text.to_owned());
     let uri = match Uri::from_str(text) {
@@ -107,6 +130,17 @@ mod tests {
         let two: PeerAddress = "inventory=http://a:1,http://b:1".parse().expect("well formed");
         assert_eq!(two.uris.len(), 2);
         assert!("payment=https://[::1]:50052/".parse::<PeerAddress>().is_ok());
+    }
+
+    #[test]
+    fn a_list_names_peers_and_more_addresses_of_each() {
+        let text = "a=http://a:1,http://a:2,b.queries=https://b:1";
+        let PeerAddresses(peers) = text.parse().expect("well formed");
+        let seen: Vec<_> = peers.iter().map(|peer| (&*peer.name, peer.uris.len())).collect();
+        assert_eq!(seen, [("a", 2), ("b.queries", 1)]);
+        for wrong in ["", "http://a:1", "a=http://a:1,", "a=http://a:1,,b=http://b:1", ",a=http://a:1"] {
+            assert!(wrong.parse::<PeerAddresses>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod timeout;
 mod unprocessed;
 
 pub use self::{
-    address::{PeerAddress, PeerError},
+    address::{PeerAddress, PeerAddresses, PeerError},
     attempts::Attempts,
     endpoints::EndpointFuture,
     options::PeerOptions,

@@ -17,6 +17,8 @@ pub struct PeerOptions {
     pub(super) breaker: Config,
     /// What follows the peer's name in the breaker's, for channels that are judged apart.
     pub(super) apart: Option<&'static str>,
+    /// True for what the peer's query surface answers, which may be at addresses of its own.
+    pub(super) asks: bool,
     pub(super) classes: Classes,
     pub(super) method_classes: Vec<(Box<str>, Classes)>,
     pub(super) judge: Option<Judge>,
@@ -35,6 +37,7 @@ impl PeerOptions {
             connections: 1,
             breaker: Config::default(),
             apart: None,
+            asks: false,
             classes: Classes::default(),
             method_classes: Vec::new(),
             judge: None,
@@ -48,6 +51,7 @@ impl PeerOptions {
     /// For queries: a person may be waiting, and asking twice does no harm.
     pub fn query() -> Self {
         Self {
+            asks: true,
             timeout: Some(Duration::from_secs(5)),
             most_calls: Some(1024),
             retry: Some(Retry::new()),
@@ -58,7 +62,7 @@ impl PeerOptions {
     /// For a stream that is to last: no timeout, and whoever reads it opens it again. Its breaker is one of its own, `PEER/streams`: a
     /// stream on which nothing happens says nothing about calls.
     pub fn stream() -> Self {
-        Self { timeout: None, apart: Some("streams"), ..Self::saga() }
+        Self { timeout: None, apart: Some("streams"), asks: true, ..Self::saga() }
     }
 
     /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.

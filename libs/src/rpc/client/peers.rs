@@ -16,6 +16,9 @@ use crate::breaker::{Breaker, BreakerLayer, Methods, Registry};
 /// Adds to the headers of every call: the trace context, for one.
 pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
 
+/// What follows a peer's name where its queries have addresses of their own.
+const QUERIES: &str = ".queries";
+
 /// The peers a service knows, by name.
 ///
 /// ```
@@ -39,7 +42,9 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// The peers of `defaults`, at the addresses given instead where there are such. Their breakers go to the registry.
+    /// The peers of `defaults`, at the addresses given instead where there are such; those of a name that is given more than once come
+    /// together. `NAME.queries` is where a peer's queries are answered and its events told, by processes of their own. Their breakers go to
+    /// the registry.
     ///
     /// # Errors
     /// When an address is wrong, or given for a peer that `defaults` does not name.
@@ -50,9 +55,14 @@ impl Peers {
             addresses.insert(address.name, address.uris);
         }
         let mut peers = Self { addresses, registry, authority: None, on_request: None, lookup: system_lookup() };
+        let mut gathered = BTreeMap::<String, Vec<Uri>>::new();
         for PeerAddress { name, uris } in given {
-            *peers.addresses_mut(&name)? = uris;
+            if !peers.addresses.contains_key(name.strip_suffix(QUERIES).unwrap_or(&name)) {
+                return Err(peers.unknown(&name));
+            }
+            gathered.entry(name).or_default().extend(uris);
         }
+        peers.addresses.extend(gathered);
         Ok(peers)
     }
 
@@ -104,14 +114,17 @@ impl Peers {
     /// A channel to a peer. It connects when it is first called, so services start in any order; call it inside a tokio
     /// runtime. Channels to the same peer share its breaker, which has the peer's name. A host's name that stands for several
     /// addresses is as good as all of them typed; it is looked up every 30 s, and within a second or two when one of them is out.
+    /// Queries and streams go to the addresses of `NAME.queries` where such are given, and are judged apart then.
     ///
     /// # Errors
     /// When there is no such peer, or its address asks for a TLS that cannot be had.
     pub fn connect_with(&self, name: &str, options: &PeerOptions) -> Result<Peer, PeerError> {
-        let endpoints = self.endpoints(name, options)?;
+        let queries = format!("{name}{QUERIES}");
+        let place = if options.asks && self.addresses.contains_key(&queries) { &queries } else { name };
+        let endpoints = self.endpoints(place, options)?;
         let breaker = match options.apart {
-            None => self.registry.breaker(name, &options.breaker),
-            Some(apart) => self.registry.breaker(&format!("{name}/{apart}"), &options.breaker),
+            None => self.registry.breaker(place, &options.breaker),
+            Some(apart) => self.registry.breaker(&format!("{place}/{apart}"), &options.breaker),
         };
         let layer = options.judged(BreakerLayer::new(breaker));
         let classes = options.method_classes.clone();
@@ -174,11 +187,6 @@ impl Peers {
             _ => tls,
         };
         endpoint.tls_config(tls).map_err(|error| wrong(error.to_string()))
-    }
-
-    fn addresses_mut(&mut self, name: &str) -> Result<&mut Vec<Uri>, PeerError> {
-        let unknown = self.unknown(name);
-        self.addresses.get_mut(name).ok_or(unknown)
     }
 
     fn unknown(&self, name: &str) -> PeerError {
