@@ -12,7 +12,8 @@ use bytes::Bytes;
 
 use super::{
     entry::{
-        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, Row, SubmitError,
+        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Forgotten, Loaded, NewEvent, Outcome, Row,
+        SubmitError,
     },
     requests::{Ending, Judgement, Known, judge},
 };
@@ -34,11 +35,13 @@ pub(super) struct Writes {
     pub(super) requests: Vec<String>,
     pub(super) events: Vec<Written>,
     pub(super) rows: Vec<Row>,
+    pub(super) forgotten: Vec<Forgotten>,
 }
 
 impl Writes {
     pub(super) fn is_empty(&self) -> bool {
-        self.aggregates.is_empty() && self.requests.is_empty() && self.events.is_empty() && self.rows.is_empty()
+        let Self { aggregates, requests, events, rows, forgotten } = self;
+        aggregates.is_empty() && requests.is_empty() && events.is_empty() && rows.is_empty() && forgotten.is_empty()
     }
 }
 
@@ -100,7 +103,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let Ok(decided) = catch_unwind(AssertUnwindSafe(|| decide(&loaded))) else {
         return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new() };
     };
-    let Decided { rejected, transient, reply, changes, rows, on_commit } = decided;
+    let Decided { rejected, transient, reply, changes, rows, forgotten, on_commit } = decided;
 
     if !rejected {
         for Change { aggregate, state, version, events } in changes {
@@ -117,6 +120,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
             }
         }
         writes.rows.extend(rows);
+        writes.forgotten.extend(forgotten);
     }
     if let Some(request) = request.filter(|_| !(rejected && transient)) {
         let ending = if rejected { Ending::Rejected } else { Ending::Done };

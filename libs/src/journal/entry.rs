@@ -157,6 +157,8 @@ pub struct Decided {
     pub changes: Vec<Change>,
     /// Rows of registered tables, written beside.
     pub rows: Vec<Row>,
+    /// Stored answers that nobody will ask for any more.
+    pub forgotten: Vec<Forgotten>,
     /// Called once all of it is durable. A crash loses the call: whoever needs it finds its rows again at start.
     pub on_commit: Vec<Box<dyn FnOnce() + Send>>,
 }
@@ -176,6 +178,7 @@ impl Decided {
     pub fn absorb(&mut self, other: Self) {
         self.changes.extend(other.changes);
         self.rows.extend(other.rows);
+        self.forgotten.extend(other.forgotten);
         self.on_commit.extend(other.on_commit);
     }
 }
@@ -227,6 +230,15 @@ pub struct Row {
     pub table: &'static Table,
     /// One value a column.
     pub values: Vec<Value>,
+}
+
+/// Stored answers to let go of: a repetition of such a request is decided anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The keys of the requests; those that are not known are none.
+    pub keys: Vec<String>,
+    /// Answers that were stored at this time or later stay, in microseconds since 1970.
+    pub stored_before_micros: i64,
 }
 
 /// What became of an entry.

@@ -42,13 +42,14 @@ use self::{
 };
 pub use self::{
     entry::{
-        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Loaded, NewEvent, Outcome, RequestKey, Role,
-        Row, SubmitError, Table,
+        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Forgotten, Loaded, NewEvent, Outcome,
+        RequestKey, Role, Row, SubmitError, Table,
     },
     location::Location,
     log::{Event, events_after, head},
     members::Member,
     recent::Recent,
+    requests::{Answered, answered_after},
     sqlite::OpenError,
 };
 
@@ -94,6 +95,8 @@ pub struct Stats {
     pub commits: u64,
     /// Entries decided, repetitions included.
     pub entries: u64,
+    /// Stored answers that were let go of.
+    pub forgotten: u64,
 }
 
 impl Journal {
@@ -193,6 +196,17 @@ impl Journal {
         answered.await.unwrap_or(Err(SubmitError::Closed))
     }
 
+    /// Lets go of stored answers, in a transaction with whatever else waits.
+    ///
+    /// # Errors
+    /// All of [`SubmitError`] but Panicked.
+    pub async fn forget(&self, forgotten: Forgotten) -> Result<(), SubmitError> {
+        let size = forgotten.keys.iter().map(String::len).sum();
+        let decide = move |_: &Loaded<'_>| Decided { forgotten: vec![forgotten], ..Decided::default() };
+        let (request, aggregates, cause) = (None, Vec::new(), Cause::default());
+        self.submit(Entry { request, aggregates, cause, decide: Box::new(decide), size }).await.map(drop)
+    }
+
     /// The position of the last event that is durable; changes with every batch.
     #[must_use]
     pub fn head(&self) -> watch::Receiver<i64> {
@@ -235,7 +249,11 @@ impl Journal {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let counters = &self.0.counters;
-        Stats { commits: counters.commits.load(Ordering::Relaxed), entries: counters.entries.load(Ordering::Relaxed) }
+        Stats {
+            commits: counters.commits.load(Ordering::Relaxed),
+            entries: counters.entries.load(Ordering::Relaxed),
+            forgotten: counters.forgotten.load(Ordering::Relaxed),
+        }
     }
 
     /// Waits until the committer ends: after [`close`](Self::close) without an error, else with the database's.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{
     entry::{Role, Table},
-    sql::{Error, Record, Value},
+    sql::{Error, Reader, Record, Value},
 };
 
 pub(super) static REQUESTS: Table = Table {
@@ -66,6 +66,25 @@ impl Known {
         };
         Ok((record.text(0)?, Self { hash, ending, reply: record.blob(3)? }))
     }
+}
+
+/// A request that is known, and since when: as much as it takes to let go of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Its key.
+    pub key: String,
+    /// When its answer was stored, in microseconds since 1970.
+    pub time_micros: i64,
+}
+
+/// Reads requests that are known by key, after one of them, at most `limit`.
+///
+/// # Errors
+/// When they can't be read.
+pub async fn answered_after(reader: &Reader, key: &str, limit: i64) -> Result<Vec<Answered>, Error> {
+    const SQL: &str = "SELECT key, time FROM requests WHERE key > $1 ORDER BY key LIMIT $2";
+    let records = reader.fetch(SQL, vec![key.into(), limit.into()]).await?;
+    records.iter().map(|record| Ok(Answered { key: record.text(0)?, time_micros: record.int(1)? })).collect()
 }
 
 fn corrupt(column: &str) -> Error {

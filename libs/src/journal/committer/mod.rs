@@ -21,7 +21,7 @@ pub(super) use self::simulated::Committer as SimulatedCommitter;
 pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
 use super::{
     batch::{self, Ended, World, Writes},
-    entry::{Aggregate, AggregateId, Committed, Entry, Role, Row, SubmitError, Table},
+    entry::{Aggregate, AggregateId, Committed, Entry, Forgotten, Role, Row, SubmitError, Table},
     requests::Known,
     sql::{Error, Record, Value},
 };
@@ -55,6 +55,7 @@ pub(super) struct Waiting {
 pub(super) struct Counters {
     pub(super) commits: AtomicU64,
     pub(super) entries: AtomicU64,
+    pub(super) forgotten: AtomicU64,
 }
 
 /// Decides a batch on what was read for it. `head` is the last position given out so far.
@@ -79,6 +80,12 @@ impl Counters {
         }
     }
 
+    /// A transaction is durable, and so many stored answers are gone with it.
+    fn committed(&self, forgotten: u64) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.forgotten.fetch_add(forgotten, Ordering::Relaxed);
+    }
+
     fn told(&self) {
         let (commits, entries) = (self.commits.load(Ordering::Relaxed), self.entries.load(Ordering::Relaxed));
         tracing::info!(commits, entries, "journal closed");
@@ -91,13 +98,14 @@ struct Sets {
     events: Vec<Vec<Value>>,
     requests: Vec<Vec<Value>>,
     rows: Vec<Row>,
+    forgotten: Vec<Forgotten>,
     /// The aggregates among them.
     changed: Vec<AggregateId>,
 }
 
 impl Sets {
     fn of(world: &World, writes: Writes, now_micros: i64) -> Self {
-        let Writes { aggregates: mut changed, requests, events, rows } = writes;
+        let Writes { aggregates: mut changed, requests, events, rows, forgotten } = writes;
         changed.sort_unstable();
         changed.dedup();
         let aggregate_row = |id: &AggregateId| {
@@ -112,6 +120,7 @@ impl Sets {
             events: events.into_iter().map(|event| event.row(now_micros)).collect(),
             requests: requests.iter().filter_map(known).collect(),
             rows,
+            forgotten,
             changed,
         }
     }

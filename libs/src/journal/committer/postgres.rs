@@ -4,10 +4,7 @@
 //! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits. A transaction that
 //! the server turns down, or loses with the connection, is made once more: the same writes, if all that they were decided on still stands.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -19,7 +16,7 @@ use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting
 use crate::journal::{
     Committed,
     batch::World,
-    entry::SubmitError,
+    entry::{Forgotten, SubmitError},
     log::EVENTS,
     postgres::{Server, Transaction},
     requests::REQUESTS,
@@ -103,11 +100,13 @@ impl Committer {
         let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
         if !writes.is_empty() {
             let sets = Sets::of(&world, writes, now_micros);
-            if let Err(error) = self.write_patiently(turn, &named, &sets).await? {
-                refuse(ended.into_iter().map(|(_, answer)| answer), &error);
-                return Ok(());
+            match self.write_patiently(turn, &named, &sets).await? {
+                Ok(forgotten) => self.counters.committed(forgotten),
+                Err(error) => {
+                    refuse(ended.into_iter().map(|(_, answer)| answer), &error);
+                    return Ok(());
+                }
             }
-            self.counters.commits.fetch_add(1, Ordering::Relaxed);
         }
         self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         self.counters.answer(ended);
@@ -136,12 +135,16 @@ impl Committer {
         Ok(Turn { transaction, id, seen: Seen { head, requests, aggregates } })
     }
 
-    /// Writes what was decided, and commits it. The inner error says that nothing of it was written.
-    async fn write_patiently(&self, turn: Turn, named: &Named, sets: &Sets) -> Result<Result<(), Error>, Error> {
+    /// Writes what was decided, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
+    /// written.
+    async fn write_patiently(&self, turn: Turn, named: &Named, sets: &Sets) -> Result<Result<u64, Error>, Error> {
         let Turn { mut transaction, mut id, seen } = turn;
         let mut tries = 1;
         loop {
-            let Err(error) = self.write(transaction, &id, sets).await? else { return Ok(Ok(())) };
+            let error = match self.write(transaction, &id, sets).await? {
+                Ok(forgotten) => return Ok(Ok(forgotten)),
+                Err(error) => error,
+            };
             if tries == TRIES || !is_passing(&error) {
                 return Ok(Err(error));
             }
@@ -156,13 +159,14 @@ impl Committer {
         }
     }
 
-    async fn write(&self, mut transaction: Transaction, id: &str, sets: &Sets) -> Result<Result<(), Error>, Error> {
-        if let Err(error) = write(&mut transaction, sets).await {
-            return Ok(Err(error));
-        }
+    async fn write(&self, mut transaction: Transaction, id: &str, sets: &Sets) -> Result<Result<u64, Error>, Error> {
+        let forgotten = match write(&mut transaction, sets).await {
+            Ok(forgotten) => forgotten,
+            Err(error) => return Ok(Err(error)),
+        };
         match transaction.commit().await {
             Err(error) if !self.is_committed(id, &error).await? => Ok(Err(error.into())),
-            Err(_) | Ok(()) => Ok(Ok(())),
+            Err(_) | Ok(()) => Ok(Ok(forgotten)),
         }
     }
 
@@ -184,11 +188,16 @@ impl Committer {
     }
 }
 
-async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<(), Error> {
+async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error> {
     postgres::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates).await?;
     postgres::write(connection, &EVENTS, Write::Insert, &sets.events).await?;
     postgres::write(connection, &REQUESTS, Write::Insert, &sets.requests).await?;
-    postgres::upsert(connection, &sets.rows).await
+    postgres::upsert(connection, &sets.rows).await?;
+    let mut forgotten = 0;
+    for Forgotten { keys, stored_before_micros } in &sets.forgotten {
+        forgotten += postgres::delete_older(connection, &REQUESTS, "time", keys, *stored_before_micros).await?;
+    }
+    Ok(forgotten)
 }
 
 /// Whether a transaction that failed so may do better the next time.

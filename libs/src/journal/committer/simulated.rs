@@ -13,7 +13,7 @@ use tokio::{
 use super::{AGGREGATES, Answer, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting, decide_all};
 use crate::journal::{
     batch::World,
-    entry::SubmitError,
+    entry::{Forgotten, SubmitError},
     log::EVENTS,
     requests::REQUESTS,
     simulated::{Begun, Database, Fate, Statement, Statements},
@@ -103,6 +103,13 @@ fn statements(sets: Sets) -> Statements {
     // A row at a time, in order: the last of two with one key stays.
     let rows = sets.rows.into_iter();
     statements.extend(rows.map(|row| Statement::Upsert(row.table, vec![row.values])));
+    for Forgotten { keys, stored_before_micros } in sets.forgotten {
+        let delete = |key: String| {
+            let sql = format!("DELETE FROM {} WHERE key=$1 AND time<$2", REQUESTS.name);
+            Statement::Execute(sql, vec![key.into(), stored_before_micros.into()])
+        };
+        statements.extend(keys.into_iter().map(delete));
+    }
     statements
 }
 

@@ -3,10 +3,7 @@
 //! While one batch is being synced the next one gathers; only under load, where a batch of many is about to be followed by one of
 //! few, does it wait a little for more.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use tokio::{
@@ -19,6 +16,7 @@ use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting
 use crate::journal::{
     batch::World,
     cache::Cache,
+    entry::Forgotten,
     log::{EVENTS, Event},
     recent::Recent,
     requests::REQUESTS,
@@ -87,10 +85,10 @@ impl Committer {
         if !writes.is_empty() {
             let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);
-            self.write(&sets)?;
+            let forgotten = self.write(&sets)?;
             self.cache.write().learn(&world, sets.changed);
             self.recent.learn(events);
-            self.counters.commits.fetch_add(1, Ordering::Relaxed);
+            self.counters.committed(forgotten);
             self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         }
         self.counters.answer(ended);
@@ -111,14 +109,19 @@ impl Committer {
         Ok(world)
     }
 
-    /// Writes and commits: durable when it returns.
-    fn write(&self, sets: &Sets) -> Result<(), Error> {
+    /// Writes and commits: durable when it returns. Answers how many stored answers are gone.
+    fn write(&self, sets: &Sets) -> Result<u64, Error> {
         let connection = &self.writer.connection;
         sql::begin(connection)?;
         sql::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates)?;
         sql::write(connection, &EVENTS, Write::Insert, &sets.events)?;
         sql::write(connection, &REQUESTS, Write::Insert, &sets.requests)?;
         sql::upsert(connection, &sets.rows)?;
-        sql::commit(connection)
+        let mut forgotten = 0;
+        for Forgotten { keys, stored_before_micros } in &sets.forgotten {
+            forgotten += sql::delete_older(connection, &REQUESTS, "time", keys, *stored_before_micros)?;
+        }
+        sql::commit(connection)?;
+        Ok(forgotten)
     }
 }

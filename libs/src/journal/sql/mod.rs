@@ -15,7 +15,7 @@ use rusqlite::{
 
 use crate::refusal::Refusal;
 
-pub(super) use self::statements::{Write, fetch_keys, upsert, write};
+pub(super) use self::statements::{Write, delete_older, fetch_keys, upsert, write};
 pub use self::{reader::Reader, transaction::Transaction};
 
 /// A value to bind, or one that was read.

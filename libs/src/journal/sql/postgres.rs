@@ -87,6 +87,19 @@ pub(in crate::journal) async fn fetch_keys(
     rows.iter().map(read).collect()
 }
 
+/// Deletes the rows with these keys, which are one column, whose `time` is before this one. Answers how many there were.
+pub(in crate::journal) async fn delete_older(
+    connection: &mut PgConnection,
+    table: &'static Table,
+    time: &'static str,
+    keys: &[String],
+    before: i64,
+) -> Result<u64, Error> {
+    let sql = format!("DELETE FROM {} WHERE {} = ANY($1) AND {time} < $2", table.name, table.columns[0]);
+    let deleted = sqlx::query(AssertSqlSafe(sql)).bind(keys).bind(before).execute(connection).await?;
+    Ok(deleted.rows_affected())
+}
+
 type Pending<'q> = Query<'q, Postgres, PgArguments>;
 
 fn bind<'q>(query: Pending<'q>, values: &'q [Value]) -> Pending<'q> {

@@ -82,6 +82,30 @@ pub(in crate::journal) fn fetch_keys(
     Ok(found)
 }
 
+/// Deletes the rows with these keys, which are one column, whose `time` is before this one. Answers how many there were.
+pub(in crate::journal) fn delete_older(
+    connection: &Connection,
+    table: &'static Table,
+    time: &'static str,
+    keys: &[String],
+    before: i64,
+) -> Result<u64, Error> {
+    let mut deleted = 0;
+    for chunk in keys.chunks(MOST_ROWS) {
+        let count = chunk.len().next_power_of_two();
+        let sql = shape(Shape::Delete(table.name, count), || {
+            let key = table.columns[0];
+            let wanted = vec!["?"; count].join(",");
+            format!("DELETE FROM {} WHERE {key} IN ({wanted}) AND {time}<? RETURNING 1", table.name)
+        });
+        let padding = chunk.last().into_iter().cycle().take(count - chunk.len());
+        let mut values: Vec<Value> = chunk.iter().chain(padding).map(|key| key.as_str().into()).collect();
+        values.push(before.into());
+        deleted += query(connection, &sql, &values)?.len() as u64;
+    }
+    Ok(deleted)
+}
+
 /// Keeps, of rows with the same key, the last one: one statement must not touch a row twice.
 pub(super) fn last_of_each_key<'r>(table: &Table, rows: Vec<&'r [Value]>) -> Vec<&'r [Value]> {
     if rows.len() < 2 {
@@ -111,6 +135,7 @@ fn largest_shape(rows: usize) -> usize {
 enum Shape {
     Write(&'static str, Write, usize),
     Fetch(&'static str, usize),
+    Delete(&'static str, usize),
 }
 
 /// Every statement text that was ever needed: a few dozen.
@@ -201,6 +226,25 @@ mod tests {
         let rows = [row(1, 1, 1), row(2, 1, 1), row(1, 1, 9)];
         let kept = last_of_each_key(&PAIRS, rows.iter().map(Vec::as_slice).collect());
         assert_eq!(kept, [row(1, 1, 9), row(2, 1, 1)]);
+    }
+
+    #[test]
+    fn of_the_rows_with_these_keys_the_older_ones_go() {
+        static NOTES: Table = Table {
+            name: "notes",
+            create: &["CREATE TABLE notes (id TEXT PRIMARY KEY, time INTEGER) WITHOUT ROWID"],
+            columns: &["id", "time"],
+            key: 1,
+        };
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(NOTES.create[0]).unwrap();
+        let rows: Vec<Vec<Value>> = (0..300).map(|at| vec![format!("{at}").into(), Value::Int(at)]).collect();
+        write(&connection, &NOTES, Write::Insert, &rows).unwrap();
+        let keys: Vec<String> = (100..400).map(|at| at.to_string()).collect();
+        assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 150);
+        assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 0);
+        let left = query(&connection, "SELECT COUNT(*), MIN(time), MAX(time) FROM notes WHERE time >= 100", []).unwrap();
+        assert_eq!((left[0].int(0).unwrap(), left[0].int(1).unwrap()), (50, 250));
     }
 
     #[test]
