@@ -23,6 +23,7 @@ const FILES: &[&str] = &[
     "order/v1/query.proto",
     "order/v1/event.proto",
     "order/v1/state.proto",
+    "saga/v1/barrier.proto",
     "saga/v1/command.proto",
     "saga/v1/query.proto",
     "saga/v1/record.proto",

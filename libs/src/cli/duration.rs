@@ -1,13 +1,15 @@
-//! Durations as people type them: `20s`, `500ms`, `15m`.
+//! Durations as people type them: `20s`, `500ms`, `15m`, `7d`.
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{Span, SpanRelativeTo};
 
 /// Reads a duration that is not negative.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || "give a duration such as 20s, 500ms or 15m".to_owned();
-    let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
+    let wrong = || "give a duration such as 20s, 500ms, 15m or 7d".to_owned();
+    let span: Span = text.parse().map_err(|_| wrong())?;
+    // A month is no number of seconds.
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     Duration::try_from(duration).map_err(|_| wrong())
 }
 
@@ -26,9 +28,10 @@ mod tests {
         assert_eq!(parse("20s"), Ok(Duration::from_secs(20)));
         assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse("7d"), Ok(Duration::from_secs(7 * 24 * 60 * 60)));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
         assert!(parse_some("0s").is_err());
-        for wrong in ["", "20", "-1s", "soon", "1e9999s"] {
+        for wrong in ["", "20", "-1s", "soon", "1e9999s", "1mo"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -126,6 +126,11 @@ pub struct Limits {
     #[arg(long, env = "MAX_SAGAS", value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sagas: u32,
 
+    /// How long answers are kept: a command that its client repeats within that gets the same one, and so long after a saga's end its
+    /// participants forget it. The same for all processes that share a database.
+    #[arg(long, env = "KEEP_ANSWERS", value_name = "DURATION", default_value = "7d", value_parser = duration::parse_some)]
+    pub keep_answers: Duration,
+
     /// How often a silent connection is asked for a sign of life.
     #[arg(long, env = "KEEPALIVE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
     pub keepalive: Duration,
@@ -196,6 +201,7 @@ impl Default for Limits {
             max_streams: 256,
             max_calls: 4096,
             max_sagas: 100_000,
+            keep_answers: Duration::from_secs(7 * 24 * 60 * 60),
             keepalive: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(15 * 60),

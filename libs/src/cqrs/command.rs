@@ -5,7 +5,7 @@ use prost::Message;
 use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 use tonic::{
-    Response, Status,
+    Code, Response, Status,
     metadata::{AsciiMetadataValue, MetadataMap},
 };
 
@@ -169,11 +169,18 @@ impl CommandSide {
         let Accepted { key, cause, saga, size } = accepted;
         aggregates.dedup();
         let service = self.service;
-        let deadline_micros = saga.as_ref().filter(|call| call.op == Op::Action).map_or(0, |call| call.deadline_micros);
+        let action = saga.as_ref().filter(|call| call.op == Op::Action);
+        let (deadline_micros, expires_micros) =
+            action.map_or((0, 0), |call| (call.deadline_micros, call.expires_micros));
         let decide = move |loaded: &Loaded<'_>| {
             if deadline_micros > 0 && loaded.now_micros() > deadline_micros {
                 let late = "the saga's deadline has passed: the action must not begin any more";
                 return rejected(Refusal::precondition("SAGA_DEADLINE_PASSED", late), service);
+            }
+            // Its saga may have ended since, and what was known of it may be forgotten. A saga that goes on calls again.
+            if expires_micros > 0 && loaded.now_micros() > expires_micros {
+                let old = "the call is too old to begin anything: its saga may have ended since";
+                return rejected(Refusal::new(Code::Aborted, "SAGA_CALL_EXPIRED", old), service);
             }
             let decided = decide(&State::new(loaded)).and_then(|decision| decision.into_decided(loaded));
             decided.unwrap_or_else(|refusal| rejected(refusal, service))

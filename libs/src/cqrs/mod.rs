@@ -3,6 +3,8 @@
 //! `request → command surface → decider → journal → projection → query surface`. The command side is handed the journal and
 //! never the views; the query side is handed the views and cannot write.
 
+mod answers;
+mod barrier;
 mod board;
 pub mod command;
 mod decider;
@@ -24,6 +26,8 @@ mod upcast;
 mod views;
 
 pub use self::{
+    answers::{Answers, WalkError, Walked},
+    barrier::{Barrier, MOST_STEPS},
     board::{Board, ProjectionService},
     command::{CommandSide, Method, not_submitted},
     decider::{Aggregate, Decision, State},

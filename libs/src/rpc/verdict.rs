@@ -15,6 +15,7 @@ const SAGA_STEP: &str = "saga-step";
 const SAGA_OP: &str = "saga-op";
 const SAGA_ATTEMPT: &str = "saga-attempt";
 const SAGA_DEADLINE: &str = "saga-deadline";
+const SAGA_EXPIRES: &str = "saga-expires";
 
 /// The two operations of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +97,9 @@ pub struct SagaCall {
     pub attempt: u32,
     /// After this the action must not begin, in microseconds since 1970; 0 is never.
     pub deadline_micros: i64,
+    /// After this the call itself counts for nothing, in microseconds since 1970; 0 is never. Whoever still drives the saga calls again,
+    /// and of a saga that has ended nothing may come to life.
+    pub expires_micros: i64,
 }
 
 impl SagaCall {
@@ -121,11 +125,12 @@ impl SagaCall {
             violations.require(value.is_some(), key, "must be a number that is not negative");
             value.unwrap_or_default()
         };
-        let (attempt, deadline_micros) = (number(SAGA_ATTEMPT), number(SAGA_DEADLINE));
+        let (attempt, deadline_micros, expires_micros) =
+            (number(SAGA_ATTEMPT), number(SAGA_DEADLINE), number(SAGA_EXPIRES));
         violations.refuse()?;
         let op = if op == "action" { Op::Action } else { Op::Compensation };
         let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-        Ok(Some(Self { saga_id, saga_type, step, op, attempt, deadline_micros }))
+        Ok(Some(Self { saga_id, saga_type, step, op, attempt, deadline_micros, expires_micros }))
     }
 
     /// Writes it into a request. Text that can't stand in metadata is left out, and the participant refuses the call.
@@ -143,13 +148,23 @@ impl SagaCall {
         metadata.insert(SAGA_OP, AsciiMetadataValue::from_static(self.op.as_str()));
         metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from(self.attempt));
         metadata.insert(SAGA_DEADLINE, AsciiMetadataValue::from(self.deadline_micros));
+        metadata.insert(SAGA_EXPIRES, AsciiMetadataValue::from(self.expires_micros));
     }
 
     /// The key under which a participant keeps what became of one of the step's operations.
     #[must_use]
     pub fn key(&self, op: Op) -> String {
-        format!("saga/{}/{}/{}", self.saga_id, self.step, op.as_str())
+        operation_key(&self.saga_id, &self.step, op)
     }
+}
+
+/// What the keys of sagas' operations begin with. No client's command has such a key: those begin with a method's full name.
+pub const OPERATION_KEYS: &str = "saga/";
+
+/// The key under which a participant keeps what became of an operation.
+#[must_use]
+pub fn operation_key(saga_id: &str, step: &str, op: Op) -> String {
+    format!("{OPERATION_KEYS}{saga_id}/{step}/{}", op.as_str())
 }
 
 #[cfg(test)]
@@ -164,6 +179,7 @@ mod tests {
             op: Op::Compensation,
             attempt: 3,
             deadline_micros: 1_700_000_000_000_000,
+            expires_micros: 1_700_000_000_000_001,
         }
     }
 

@@ -7,6 +7,8 @@
 //! | `saga.ended` | `{saga}` | `saga.type`, `saga.phase`: completed, compensated, force_closed |
 //! | `saga.call.duration` | s | `saga.type`, `saga.step`, `saga.operation`, `rpc.response.status_code` |
 //! | `saga.retries` | `{call}` that were made again | `saga.type`, `saga.step`, `saga.operation` |
+//! | `saga.forgotten` | `{step}` that participants were told to forget | `saga.peer` |
+//! | `saga.forget.delay` | s, for which a participant could have been told already | `saga.peer` |
 //!
 //! Who is paged: `saga.driven` that is stuck, or `saga.parked`, above zero.
 

@@ -236,8 +236,16 @@ pub(super) fn too_late(reason: &'static str, message: &str) -> Refusal {
 
 /// When a step's next attempt leaves; 0 is now.
 pub(super) fn next_attempt(step: &Step) -> i64 {
-    let micros = |time: &Timestamp| time.seconds.saturating_mul(1_000_000) + i64::from(time.nanos) / 1_000;
     step.next_attempt_time.as_ref().map_or(0, micros)
+}
+
+/// When a saga last changed, by the clock of whoever drove it.
+pub(super) fn changed_at(saga: &Saga) -> i64 {
+    saga.update_time.as_ref().map_or(0, micros)
+}
+
+fn micros(time: &Timestamp) -> i64 {
+    time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(time.nanos) / 1_000)
 }
 
 pub(super) const fn operation(op: Op) -> Operation {

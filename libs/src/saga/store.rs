@@ -79,6 +79,45 @@ pub(super) fn transition(record: &mut Record) -> (Decided, usize) {
     (Decided { rows, changes: vec![change], ..Decided::default() }, size)
 }
 
+/// A stretch of the log, and which sagas ended in it.
+#[derive(Debug, Default)]
+pub(super) struct EndedPage {
+    /// When the first event in it was, in microseconds since 1970. None if there is none.
+    pub(super) first_micros: Option<i64>,
+    /// The sagas.
+    pub(super) ended: Vec<String>,
+    /// The position of the last event in it.
+    pub(super) position: i64,
+}
+
+/// The log after a position, as far as it is older than this, and at most `limit` events of it.
+pub(super) async fn ended_after(
+    journal: &Journal,
+    position: i64,
+    before_micros: i64,
+    limit: i64,
+) -> Result<EndedPage, sql::Error> {
+    const SQL: &str =
+        "SELECT position, time, kind, id, name FROM events WHERE position > $1 ORDER BY position LIMIT $2";
+    let records = journal.reader().fetch(SQL, vec![position.into(), limit.into()]).await?;
+    let mut page = EndedPage { position, ..EndedPage::default() };
+    for record in records {
+        let time_micros = record.int(1)?;
+        if time_micros >= before_micros {
+            break;
+        }
+        page.first_micros.get_or_insert(time_micros);
+        page.position = record.int(0)?;
+        if record.text(2)? == KIND && ENDS.map(event_name).contains(&&*record.text(4)?) {
+            page.ended.push(record.text(3)?);
+        }
+    }
+    Ok(page)
+}
+
+/// The phases in which nothing happens to a saga any more.
+const ENDS: [SagaPhase; 3] = [SagaPhase::Completed, SagaPhase::Compensated, SagaPhase::ForceClosed];
+
 fn event_name(phase: SagaPhase) -> &'static str {
     match phase {
         SagaPhase::Completed => "SagaCompleted",

@@ -9,7 +9,7 @@ use std::{
 use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
-    cqrs::{CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
+    cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{Journal, Location, OpenError, Table, sqlite::remove},
     rpc::client::Peer,
     telemetry,
@@ -87,6 +87,12 @@ impl Stores {
             false => None,
         };
         if let Some(journal) = &journal {
+            app.add(Barrier::new(service, journal.clone()).into_server());
+            let answers = Answers::new(journal.clone(), flags.limits.keep_answers);
+            if let Some(meter) = telemetry::meter() {
+                answers.observe(&meter);
+            }
+            app.task("stored answers", answers.run());
             let (running, draining) = (journal.clone(), journal.clone());
             app.task("journal", async move { running.ended().await });
             app.on_drain("journal", async move {

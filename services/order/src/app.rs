@@ -81,7 +81,7 @@ async fn serve_commands(
     let definition = place_order::definition()?;
     let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
     let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
-    let options = Options { most_live, ..Options::default() };
+    let options = Options { most_live, keep_answers: flags.limits.keep_answers, ..Options::default() };
     let coordinator = Coordinator::new(journal, [definition], transport, options);
     if let Some(meter) = telemetry::meter() {
         coordinator.observe(&meter);
@@ -91,6 +91,7 @@ async fn serve_commands(
         tracing::info!(sagas = taken_up, "taken up where they stood");
     }
     app.task("its share of the sagas", coordinator.clone().share());
+    app.task("what participants may forget", coordinator.clone().sweep());
     let side = side.carrying(coordinator.carries());
     let most = flags.limits.max_message_bytes;
     let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);

@@ -243,7 +243,8 @@ mod tests {
         let keys: Vec<String> = (100..400).map(|at| at.to_string()).collect();
         assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 150);
         assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 0);
-        let left = query(&connection, "SELECT COUNT(*), MIN(time), MAX(time) FROM notes WHERE time >= 100", []).unwrap();
+        let left =
+            query(&connection, "SELECT COUNT(*), MIN(time), MAX(time) FROM notes WHERE time >= 100", []).unwrap();
         assert_eq!((left[0].int(0).unwrap(), left[0].int(1).unwrap()), (50, 250));
     }
 

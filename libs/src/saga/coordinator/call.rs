@@ -18,9 +18,9 @@ use crate::{
     },
     saga::{
         Definition,
-        machine::{Attempt, Due},
+        machine::{Attempt, Due, later},
         plan::StepPlan,
-        record::Record,
+        record::{Record, changed_at},
         reply::rule,
         transport,
     },
@@ -63,6 +63,8 @@ impl Call {
             op,
             attempt,
             deadline_micros: if bound { record.kept.deadline_micros } else { 0 },
+            // As old as the last transition: the saga had not ended then, whoever may have gone on with it since.
+            expires_micros: later(changed_at(&record.saga), shared.counts()),
         };
         let message = match op {
             Op::Action => &kept.request,

@@ -16,6 +16,7 @@ mod replies;
 mod spans;
 mod steering;
 mod sub_sagas;
+mod sweep;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -40,6 +41,7 @@ use self::{
     admission::Admissions,
     driver::{Driver, Start},
     live::{Live, Mail, Unreachable},
+    sweep::Telling,
 };
 use super::{
     Definition, Transport,
@@ -63,13 +65,16 @@ pub struct Options {
     pub most_calls: usize,
     /// The metadata that a saga takes over from the request which began it, and sends with every call.
     pub carried: CarriedKeys,
+    /// How long after a saga's end its participants keep what they answered to it. The same for all that share a database.
+    pub keep_answers: Duration,
     /// What the chance in waits begins with, so that a simulation can be repeated. None is another chance each time.
     pub seed: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { most_live: 100_000, most_calls: 1024, carried: CarriedKeys::default(), seed: None }
+        let keep_answers = Duration::from_secs(7 * 24 * 60 * 60);
+        Self { most_live: 100_000, most_calls: 1024, carried: CarriedKeys::default(), keep_answers, seed: None }
     }
 }
 
@@ -100,6 +105,8 @@ struct Shared {
     /// True once this process counts as gone.
     left: AtomicBool,
     carried: CarriedKeys,
+    keep_answers: Duration,
+    telling: Telling,
     metrics: Metrics,
     clock: Clock,
     /// None is another chance each time.
@@ -154,6 +161,8 @@ impl Coordinator {
             draining: AtomicBool::new(false),
             left: AtomicBool::new(false),
             carried: options.carried,
+            keep_answers: options.keep_answers,
+            telling: Telling::default(),
             metrics: Metrics::default(),
             clock,
             chance: options.seed.map(|seed| Mutex::new(StdRng::seed_from_u64(seed))),
@@ -291,12 +300,14 @@ impl Coordinator {
         self.leave().await;
     }
 
-    /// Has the sagas observed by a meter: those driven here by phase, parked, ended, how long calls take, what is called again.
+    /// Has the sagas observed by a meter: those driven here by phase, parked, ended, how long calls take, what is called
+    /// again, and what participants were told to forget.
     pub fn observe(&self, meter: &Meter) {
         // The coordinator goes when its service does, whatever a meter remembers.
         let shared = Arc::downgrade(&self.0);
         let parked = move || shared.upgrade().map_or(0, |shared| shared.live.parked() as u64);
         self.0.metrics.observe(meter, parked);
+        self.0.telling.observe(meter);
     }
 
     /// The metadata that sagas take over from the requests which begin them. A command side must be told to take it: see

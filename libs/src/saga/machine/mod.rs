@@ -103,11 +103,15 @@ pub(super) fn advance(
     turn.proceed();
     let moved = turn.moved;
     if moved.changed {
-        let saga = &mut record.saga;
-        saga.version += 1;
-        saga.update_time = Some(timestamp(moment.now));
+        renew(record, moment.now);
     }
     Ok(moved)
+}
+
+/// Makes a new version of a record, of which nothing else may have changed.
+pub(super) fn renew(record: &mut Record, now: i64) {
+    record.saga.version += 1;
+    record.saga.update_time = Some(timestamp(now));
 }
 
 /// One move of one saga.
@@ -276,6 +280,7 @@ fn elapsed(since: i64, now: i64) -> prost_types::Duration {
     prost_types::Duration { seconds: micros / 1_000_000, nanos }
 }
 
-fn later(now: i64, wait: std::time::Duration) -> i64 {
+/// A while after a point in time.
+pub(super) fn later(now: i64, wait: std::time::Duration) -> i64 {
     now.saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
 }

@@ -34,7 +34,7 @@ use crate::{
         Definition,
         definition::StepCode,
         machine::{self, Attempt, Due, Input},
-        record::Record,
+        record::{Record, changed_at},
     },
 };
 
@@ -179,6 +179,11 @@ impl Driver {
                 }
             }
             if !draining {
+                if self.is_old()
+                    && let Err(Stopped::End(end)) = Box::pin(self.commit_anew()).await
+                {
+                    return end;
+                }
                 self.call_due();
             }
             let wake = if draining { None } else { self.next_wake() };
@@ -239,6 +244,13 @@ impl Driver {
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt);
             self.calls.push(Box::pin(call.run(&self.span)));
         }
+    }
+
+    /// Whether a call is due on a record that is too old for it to count: the saga may have gone on with another process since.
+    fn is_old(&self) -> bool {
+        let now = self.shared.now();
+        let old = now > machine::later(changed_at(&self.record.saga), self.shared.counts() / 2);
+        old && !machine::due(&self.record, |due| self.in_flight.contains(due), now).is_empty()
     }
 
     /// How long until the record asks for something by itself.

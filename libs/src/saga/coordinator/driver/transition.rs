@@ -65,6 +65,12 @@ impl Driver {
         }
     }
 
+    /// Commits the record as it is, if the saga is still this process's.
+    pub(super) async fn commit_anew(&mut self) -> Result<(), Stopped> {
+        machine::renew(&mut self.record, self.shared.now());
+        patiently!(self.commit(Vec::new(), None)).map(drop)
+    }
+
     /// Commits the record together with work of our own. The inner error is the work's refusal, and nothing is written then.
     async fn commit_with(&mut self, local: Local, before: &Record) -> Result<Result<(), Refusal>, Stopped> {
         let program = Arc::clone(&self.program);

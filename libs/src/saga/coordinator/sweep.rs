@@ -1,0 +1,256 @@
+//! Telling participants which sagas have ended, a while after: only then may they forget what they answered to them.
+//!
+//! The log says in order which sagas ended and when, so each participant has a place in it, up to which it was told: an aggregate of its own,
+//! moved on once it has answered. Who is killed between the two tells it again, and so do several processes at once; who is out is told
+//! later, and holds up nobody else.
+//!
+//! After that nothing stops an action of such a saga any more but its age: every call says until when it counts, an hour at most after the
+//! transition that it was made on, and a participant begins nothing for one that is older. A driver whose last transition is too old for
+//! that commits another one first, and learns if the saga has gone on without it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use opentelemetry::{KeyValue, metrics::Meter};
+use parking_lot::Mutex;
+use prost::Message as _;
+use proto::saga::v1::{EndedStep, ForgetStepsRequest, StepState};
+use tokio::time::Instant;
+use tonic::{Status, metadata::MetadataMap};
+
+use super::{Coordinator, RecoverError, Shared};
+use crate::{
+    cqrs::{MOST_STEPS, not_submitted},
+    journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded},
+    refusal::Refusal,
+    saga::{
+        record::{Record, is_final},
+        store, transport,
+    },
+};
+
+/// The method that every participant serves.
+const PATH: &str = "/saga.v1.BarrierService/ForgetSteps";
+/// How long it may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of the log is looked through at a time.
+const PAGE: i64 = 2_000;
+/// How much longer somebody who tells rests than they tell, so that a long log doesn't get in anybody's way.
+const REST: u32 = 3;
+/// The wait between two rounds: this part of the time that answers are kept, within bounds.
+const PART: u32 = 100;
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(60);
+/// The longest that a call counts, and the part of the time that answers are kept. The rest is left to clocks that differ.
+const COUNTS: Duration = Duration::from_secs(60 * 60);
+const PART_THAT_COUNTS: u32 = 2;
+
+/// The kind of the aggregate that says how far a participant was told. Its state is a position in the log, its version counts the changes.
+const TOLD: &str = "saga_told";
+
+/// How it stands with each participant.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Telling(Arc<Mutex<BTreeMap<&'static str, Standing>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Standing {
+    /// Steps that it was told to forget by this process.
+    steps: u64,
+    /// For how long the first saga that it was not told of could have been forgotten.
+    late_micros: i64,
+    /// True since it could not be told.
+    is_out: bool,
+}
+
+impl Telling {
+    /// Has it observed by a meter.
+    pub(super) fn observe(&self, meter: &Meter) {
+        // The instruments live as long as their meter's provider; these handles are not needed.
+        let telling = self.clone();
+        let _forgotten = meter
+            .u64_observable_counter("saga.forgotten")
+            .with_description("Steps of ended sagas that this process has told their participants to forget.")
+            .with_callback(move |observer| {
+                for (peer, standing) in telling.0.lock().iter() {
+                    observer.observe(standing.steps, &[KeyValue::new("saga.peer", *peer)]);
+                }
+            })
+            .build();
+        let telling = self.clone();
+        let _delay = meter
+            .f64_observable_gauge("saga.forget.delay")
+            .with_unit("s")
+            .with_description("For how long a participant could have been told already which sagas have ended.")
+            .with_callback(move |observer| {
+                for (peer, standing) in telling.0.lock().iter() {
+                    let late = Duration::from_micros(u64::try_from(standing.late_micros).unwrap_or_default());
+                    observer.observe(late.as_secs_f64(), &[KeyValue::new("saga.peer", *peer)]);
+                }
+            })
+            .build();
+    }
+
+    fn told(&self, peer: &'static str, steps: usize, late_micros: i64) {
+        let mut standings = self.0.lock();
+        let standing = standings.entry(peer).or_default();
+        standing.steps += steps as u64;
+        standing.late_micros = late_micros;
+    }
+
+    /// Notes whether a participant could be told, and answers whether that is news.
+    fn is_news(&self, peer: &'static str, is_out: bool) -> bool {
+        let mut standings = self.0.lock();
+        let standing = standings.entry(peer).or_default();
+        std::mem::replace(&mut standing.is_out, is_out) != is_out
+    }
+}
+
+/// How far a participant was told, and the aggregate that says so.
+struct Place {
+    id: AggregateId,
+    before: Aggregate,
+    position: i64,
+}
+
+impl Shared {
+    /// How long a call counts after the transition that it was made on.
+    pub(super) fn counts(&self) -> Duration {
+        (self.keep_answers / PART_THAT_COUNTS).min(COUNTS)
+    }
+
+    /// The participants that have a barrier.
+    fn barriers(&self) -> BTreeSet<&'static str> {
+        let steps = self.definitions.values().flat_map(|definition| definition.plan.steps.iter());
+        steps.filter(|step| step.is_remote() && !step.options.plain).map(|step| step.participant).collect()
+    }
+
+    /// Tells a participant all that it may forget now, and answers how many steps that is.
+    async fn tell_all(&self, peer: &'static str) -> Result<usize, Refusal> {
+        let mut told = 0;
+        loop {
+            let begin = Instant::now();
+            let place = self.place(peer).await?;
+            let ended_before = self.now().saturating_sub(micros(self.keep_answers));
+            let page = store::ended_after(&self.journal, place.position, ended_before, PAGE).await;
+            let page = page.map_err(|error| error.refusal())?;
+            let Some(first_micros) = page.first_micros else {
+                self.telling.told(peer, 0, 0);
+                return Ok(told);
+            };
+            self.telling.told(peer, 0, ended_before.saturating_sub(first_micros));
+            let steps = self.steps(peer, &page.ended).await?;
+            for steps in steps.chunks(MOST_STEPS) {
+                self.tell(peer, steps).await.map_err(|status| Refusal::from_status(&status))?;
+                self.telling.told(peer, steps.len(), ended_before.saturating_sub(first_micros));
+                told += steps.len();
+            }
+            self.move_on(place, page.position).await?;
+            tokio::time::sleep(begin.elapsed() * REST).await;
+        }
+    }
+
+    async fn place(&self, peer: &'static str) -> Result<Place, Refusal> {
+        let id = AggregateId::new(TOLD, peer);
+        let before = self.journal.aggregate(&id).await.map_err(|error| error.refusal())?;
+        let position = std::str::from_utf8(&before.state).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+        Ok(Place { id, before, position })
+    }
+
+    /// What a participant may know of sagas that have ended.
+    async fn steps(&self, peer: &'static str, ended: &[String]) -> Result<Vec<EndedStep>, Refusal> {
+        if ended.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut steps = Vec::new();
+        for (saga_id, stored) in store::load_all(&self.journal, ended).await.map_err(|error| error.refusal())? {
+            match stored {
+                Ok(record) => steps.extend(called(&record, peer)),
+                Err(error) => {
+                    tracing::warn!(saga.id = saga_id, peer, %error, "a saga can't be read: what is kept of it stays");
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    async fn tell(&self, peer: &'static str, steps: &[EndedStep]) -> Result<(), Status> {
+        let request = Bytes::from(ForgetStepsRequest { steps: steps.to_vec() }.encode_to_vec());
+        let metadata = MetadataMap::new();
+        let answer = self.transport.call(transport::Attempt { peer, path: PATH, request, metadata, timeout: TIMEOUT });
+        let answer = tokio::time::timeout(TIMEOUT, answer).await;
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))).map(drop)
+    }
+
+    /// Remembers how far a participant was told, unless another process knows better.
+    async fn move_on(&self, place: Place, position: i64) -> Result<(), Refusal> {
+        let Place { id, before, .. } = place;
+        let aggregates = vec![id.clone()];
+        let decide = move |loaded: &Loaded<'_>| {
+            if loaded.aggregate(id.kind, &id.id).is_none_or(|now| now.version != before.version) {
+                return Decided::default();
+            }
+            let state = Some(position.to_string().into());
+            let change = Change { aggregate: id, state, version: before.version + 1, events: Vec::new() };
+            Decided { changes: vec![change], ..Decided::default() }
+        };
+        let entry = Entry { request: None, aggregates, cause: Cause::default(), decide: Box::new(decide), size: 100 };
+        self.journal.submit(entry).await.map(drop).map_err(not_submitted)
+    }
+}
+
+impl Coordinator {
+    /// Tells participants again and again which of their answers they may forget, until this process is to end.
+    ///
+    /// # Errors
+    /// None: who is out comes back.
+    pub async fn sweep(self) -> Result<(), RecoverError> {
+        while !self.0.draining.load(Ordering::Acquire) {
+            self.forget_ended().await;
+            tokio::time::sleep((self.0.keep_answers / PART).clamp(SHORTEST, LONGEST)).await;
+        }
+        Ok(())
+    }
+
+    /// Tells participants once which of their answers they may forget: those to sagas that ended as long ago as
+    /// [`Options::keep_answers`](super::Options::keep_answers). Answers how many steps they were told.
+    pub async fn forget_ended(&self) -> usize {
+        let tell = |peer: &'static str| async move {
+            let told = self.0.tell_all(peer).await;
+            let is_news = self.0.telling.is_news(peer, told.is_err());
+            match told {
+                Ok(steps) => {
+                    if steps > 0 {
+                        tracing::info!(peer, steps, "told what it may forget of sagas that have ended");
+                    }
+                    steps
+                }
+                Err(Refusal { code, message, .. }) => {
+                    if is_news {
+                        tracing::warn!(peer, ?code, message, "can't be told now what it may forget, but later");
+                    }
+                    0
+                }
+            }
+        };
+        futures::future::join_all(self.0.barriers().into_iter().map(tell)).await.into_iter().sum()
+    }
+}
+
+/// The steps of a saga that has ended for which a participant was called.
+fn called(record: &Record, peer: &str) -> Vec<EndedStep> {
+    // One that goes on under an id that was used before.
+    if !is_final(record.saga.phase()) {
+        return Vec::new();
+    }
+    let began = record.saga.steps.iter().filter(|step| step.state() != StepState::Unspecified);
+    let its = began.filter(|step| step.participant == peer);
+    its.map(|step| EndedStep { saga_id: record.saga.saga_id.clone(), step: step.name.clone() }).collect()
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
