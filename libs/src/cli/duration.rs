@@ -19,6 +19,12 @@ pub(super) fn parse_some(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(duration) }
 }
 
+/// Reads a duration of a second or more.
+pub(super) fn parse_second(text: &str) -> Result<Duration, String> {
+    let duration = parse(text)?;
+    if duration < Duration::from_secs(1) { Err("must be 1s or more".to_owned()) } else { Ok(duration) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,7 +36,7 @@ mod tests {
         assert_eq!(parse("1m 30s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse("7d"), Ok(Duration::from_secs(7 * 24 * 60 * 60)));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
-        assert!(parse_some("0s").is_err());
+        assert!(parse_some("0s").is_err() && parse_second("999ms").is_err() && parse_second("1s").is_ok());
         for wrong in ["", "20", "-1s", "soon", "1e9999s", "1mo"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

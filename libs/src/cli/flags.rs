@@ -128,7 +128,7 @@ pub struct Limits {
 
     /// How long answers are kept: a command that its client repeats within that gets the same one, and so long after a saga's end its
     /// participants forget it. The same for all processes that share a database.
-    #[arg(long, env = "KEEP_ANSWERS", value_name = "DURATION", default_value = "7d", value_parser = duration::parse_some)]
+    #[arg(long, env = "KEEP_ANSWERS", value_name = "DURATION", default_value = "7d", value_parser = duration::parse_second)]
     pub keep_answers: Duration,
 
     /// How often a silent connection is asked for a sign of life.

@@ -32,7 +32,7 @@ const REST: u32 = 9;
 /// The wait between two walks: this part of the time that answers are kept, within bounds.
 const PART: u32 = 24;
 const SHORTEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(60 * 60);
+const LONGEST: Duration = Duration::from_secs(8 * 60 * 60);
 /// How long to leave a database alone that is out of reach or has more urgent things to do.
 const PAUSE: Duration = Duration::from_secs(1);
 

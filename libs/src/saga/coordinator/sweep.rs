@@ -4,7 +4,7 @@
 //! moved on once it has answered. Who is killed between the two tells it again, and so do several processes at once; who is out is told
 //! later, and holds up nobody else.
 //!
-//! After that nothing stops an action of such a saga any more but its age: every call says until when it counts, an hour at most after the
+//! After that nothing stops an action of such a saga any more but its age: every call says until when it counts, a day at most after the
 //! transition that it was made on, and a participant begins nothing for one that is older. A driver whose last transition is too old for
 //! that commits another one first, and learns if the saga has gone on without it.
 
@@ -46,7 +46,7 @@ const PART: u32 = 100;
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(60);
 /// The longest that a call counts, and the part of the time that answers are kept. The rest is left to clocks that differ.
-const COUNTS: Duration = Duration::from_secs(60 * 60);
+const COUNTS: Duration = Duration::from_secs(24 * 60 * 60);
 const PART_THAT_COUNTS: u32 = 2;
 
 /// The kind of the aggregate that says how far a participant was told. Its state is a position in the log, its version counts the changes.
