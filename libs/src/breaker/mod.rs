@@ -1,5 +1,6 @@
 //! Stops calling a peer that keeps failing, and asks again after a rest.
 
+mod changes;
 mod classify;
 mod clock;
 pub mod core;
@@ -13,6 +14,7 @@ pub mod service;
 mod window;
 
 pub use self::{
+    changes::Change,
     classify::Classes,
     clock::{CoarseClock, TokioClock},
     core::{
@@ -22,6 +24,6 @@ pub use self::{
     },
     fallback::{Answer, Fallback, LastKnown},
     layer::{BreakerLayer, Circuit, Methods},
-    registry::{Change, Registry},
+    registry::Registry,
     rejection::{CircuitOpen, DOMAIN},
 };

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, watch};
 
-use super::{Breaker, Cause, Clock, Config, Fallback, State, TokioClock, Transition};
+use super::{
+    Breaker, Cause, Change, Clock, Config, Fallback, State, TokioClock, Transition,
+    changes::{InOrder, KEPT},
+};
 
 /// All breakers of a process, and its fallbacks. Cheap to clone.
 #[derive(Clone)]
@@ -24,19 +27,7 @@ struct Entry {
     state: watch::Sender<State>,
 }
 
-/// A breaker changed.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// Its name.
-    pub breaker: Arc<str>,
-    /// What changed.
-    pub transition: Transition,
-}
-
 impl Registry {
-    /// So many changes are kept for who is slow to look.
-    const KEPT: usize = 256;
-
     /// An empty registry on tokio's clock.
     #[must_use]
     pub fn new() -> Self {
@@ -46,7 +37,7 @@ impl Registry {
     /// An empty registry on a clock of your choice.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
-        let (changes, _) = broadcast::channel(Self::KEPT);
+        let (changes, _) = broadcast::channel(KEPT);
         Self(Arc::new(Inner { breakers: RwLock::default(), fallbacks: RwLock::default(), changes, clock }))
     }
 
@@ -59,11 +50,17 @@ impl Registry {
         let make = || {
             let breaker = Breaker::with_clock(name, config.clone(), Arc::clone(&self.0.clock));
             let (changes, state) = (self.0.changes.clone(), watch::Sender::new(breaker.state()));
-            let shown = state.clone();
+            // Whoever looks it up now waits for this lock, so nothing that happens to it is told before.
+            let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition: None });
+            let (shown, in_order) = (state.clone(), Mutex::new(InOrder::default()));
             breaker.watch(Box::new(move |breaker, transition| {
-                // Two transitions may be told of in either order: what stands is the breaker's own word.
+                // Two transitions may be announced in either order: what stands is the breaker's own word.
                 shown.send_if_modified(|shown| std::mem::replace(shown, breaker.state()) != *shown);
-                announce(&changes, breaker, transition);
+                log(breaker, transition);
+                in_order.lock().tell(transition, |transition| {
+                    // Nobody watching is no error.
+                    let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition: Some(transition) });
+                });
             }));
             Entry { breaker: Arc::new(breaker), state }
         };
@@ -124,21 +121,20 @@ impl Registry {
         self.0.fallbacks.read().iter().map(|(name, fallback)| (Arc::clone(name), fallback.clone())).collect()
     }
 
-    /// Every change from now on.
+    /// Every change from now on: of one breaker in the order in which they happened. Who is more than 256 behind is told how many
+    /// it has missed.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.0.changes.subscribe()
     }
 }
 
-fn announce(changes: &broadcast::Sender<Change>, breaker: &Breaker, transition: Transition) {
-    let Transition { from, to, generation, cause } = transition;
+fn log(breaker: &Breaker, transition: Transition) {
+    let Transition { from, to, generation, cause, .. } = transition;
     if from != to {
         let cause = cause.map(Cause::as_str);
         tracing::info!(breaker = %breaker.name(), ?from, ?to, generation, cause, "circuit changed");
     }
-    // Nobody watching is no error.
-    let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition });
 }
 
 impl Default for Registry {

@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Breaker, Cause, Override, Registry, Rejections, State, Totals, rejection::DOMAIN};
+use super::{Breaker, Cause, Override, Registry, Rejections, State, Totals, Transition, rejection::DOMAIN};
 
 /// Serves the breakers of a registry.
 #[derive(Clone, Debug)]
@@ -71,22 +71,21 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
         // Listen before looking: a change between the two would be missed.
         let mut changes = registry.changes();
         let stream = async_stream::stream! {
-            let show = |breaker: &Arc<Breaker>| Ok(pb::WatchBreakersResponse { breaker: Some(view(breaker)) });
             for breaker in registry.list(&prefix) {
-                yield show(&breaker);
+                yield Ok(shown(&breaker, None, 0));
             }
             loop {
                 match changes.recv().await {
                     Ok(change) if change.breaker.starts_with(&prefix) => {
                         if let Some(breaker) = registry.get(&change.breaker) {
-                            yield show(&breaker);
+                            yield Ok(shown(&breaker, change.transition, 0));
                         }
                     }
                     Ok(_) => {}
-                    // Too slow to see each change: see where all stand now.
-                    Err(RecvError::Lagged(_)) => {
+                    // Too slow to see each change: see where all stand now, and how many were not seen.
+                    Err(RecvError::Lagged(mut skipped)) => {
                         for breaker in registry.list(&prefix) {
-                            yield show(&breaker);
+                            yield Ok(shown(&breaker, None, std::mem::take(&mut skipped)));
                         }
                     }
                     Err(RecvError::Closed) => break,
@@ -161,26 +160,24 @@ const fn wanted(over: pb::Override) -> Override {
     }
 }
 
+fn shown(breaker: &Breaker, transition: Option<Transition>, skipped_changes: u64) -> pb::WatchBreakersResponse {
+    let transition = transition.map(|Transition { from, to, generation, cause, over }| pb::Transition {
+        from: state(from).into(),
+        to: state(to).into(),
+        generation,
+        cause: open_cause(cause).into(),
+        r#override: in_force(over).into(),
+    });
+    pb::WatchBreakersResponse { breaker: Some(view(breaker)), transition, skipped_changes }
+}
+
 /// A breaker as it stands, in the contract's words.
 fn view(breaker: &Breaker) -> pb::Breaker {
     let shown = breaker.snapshot();
     pb::Breaker {
         name: breaker.name().to_string(),
-        state: match shown.state {
-            State::Closed => pb::CircuitState::Closed,
-            State::Open => pb::CircuitState::Open,
-            State::HalfOpen => pb::CircuitState::HalfOpen,
-            State::Recovering => pb::CircuitState::Recovering,
-        }
-        .into(),
-        r#override: match shown.over {
-            Override::None => pb::Override::Unspecified,
-            Override::ForcedOpen => pb::Override::ForcedOpen,
-            Override::ForcedClosed => pb::Override::ForcedClosed,
-            Override::MetricsOnly => pb::Override::MetricsOnly,
-            Override::Shadow => pb::Override::Shadow,
-        }
-        .into(),
+        state: state(shown.state).into(),
+        r#override: in_force(shown.over).into(),
         generation: shown.generation,
         window_total: shown.window_total,
         window_failures: shown.window_failures,
@@ -189,15 +186,37 @@ fn view(breaker: &Breaker) -> pb::Breaker {
         retry_after: shown.retry_after.and_then(|left| prost_types::Duration::try_from(left).ok()),
         totals: Some(counted(shown.totals)),
         transition_time: Some(moment(shown.since_change)),
-        last_open_cause: match shown.last_cause {
-            None => pb::OpenCause::Unspecified,
-            Some(Cause::Consecutive) => pb::OpenCause::ConsecutiveFailures,
-            Some(Cause::FailureRate) => pb::OpenCause::FailureRate,
-            Some(Cause::SlowRate) => pb::OpenCause::SlowRate,
-            Some(Cause::Probes) => pb::OpenCause::Probes,
-            Some(Cause::ProbeTimeout) => pb::OpenCause::ProbeTimeout,
-        }
-        .into(),
+        last_open_cause: open_cause(shown.last_cause).into(),
+    }
+}
+
+const fn state(state: State) -> pb::CircuitState {
+    match state {
+        State::Closed => pb::CircuitState::Closed,
+        State::Open => pb::CircuitState::Open,
+        State::HalfOpen => pb::CircuitState::HalfOpen,
+        State::Recovering => pb::CircuitState::Recovering,
+    }
+}
+
+const fn in_force(over: Override) -> pb::Override {
+    match over {
+        Override::None => pb::Override::Unspecified,
+        Override::ForcedOpen => pb::Override::ForcedOpen,
+        Override::ForcedClosed => pb::Override::ForcedClosed,
+        Override::MetricsOnly => pb::Override::MetricsOnly,
+        Override::Shadow => pb::Override::Shadow,
+    }
+}
+
+const fn open_cause(cause: Option<Cause>) -> pb::OpenCause {
+    match cause {
+        None => pb::OpenCause::Unspecified,
+        Some(Cause::Consecutive) => pb::OpenCause::ConsecutiveFailures,
+        Some(Cause::FailureRate) => pb::OpenCause::FailureRate,
+        Some(Cause::SlowRate) => pb::OpenCause::SlowRate,
+        Some(Cause::Probes) => pb::OpenCause::Probes,
+        Some(Cause::ProbeTimeout) => pb::OpenCause::ProbeTimeout,
     }
 }
 

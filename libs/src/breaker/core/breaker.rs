@@ -364,7 +364,7 @@ impl Breaker {
         self.hot.word.store(Word::new(to, over, window, generation).throttling(throttles).bits(), SeqCst);
         cold.was_open = cold.open_time_until(now, word);
         cold.changed = now;
-        Transition { from: word.state(), to, generation, cause: None }
+        Transition { from: word.state(), to, generation, cause: None, over }
     }
 
     pub(super) fn announce(&self, transition: Transition) {

@@ -55,6 +55,8 @@ pub struct Transition {
     pub generation: u32,
     /// Why it opened, if it did.
     pub cause: Option<Cause>,
+    /// The override in force after it.
+    pub over: Override,
 }
 
 /// State, override, window and generation in one word, so that a single load tells all.
