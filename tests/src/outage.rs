@@ -9,16 +9,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
 use proto::{
     breaker::v1::{
-        CircuitState, ListBreakersRequest, Override, SetOverrideRequest,
+        Breaker, CircuitState, ListBreakersRequest, Override, SetOverrideRequest,
         breaker_command_service_client::BreakerCommandServiceClient,
         breaker_query_service_client::BreakerQueryServiceClient,
     },
     google::r#type::PostalAddress,
     order::v1::{GetOrderRequest, OrderItem, OrderState, PlaceOrderRequest},
+    payment::v1::GetAccountRequest,
 };
 use tokio::{
     task::JoinSet,
@@ -53,6 +54,8 @@ pub struct Look {
     pub state: CircuitState,
     /// Orders accepted since the last look.
     pub accepted: u64,
+    /// Orders charged since the last look: what inventory and payment do for them was done.
+    pub charged: u64,
     /// Questions after a shipment that shipping answered itself, since the last look.
     pub current: u64,
     /// Those answered from what was last heard.
@@ -70,10 +73,41 @@ pub struct Report {
     pub closed_after: Duration,
     /// The median answer while the circuit was closed and while it was open.
     pub medians: (Duration, Duration),
+    /// Orders accepted a second before the kill, and while shipping was dead.
+    pub accepted: (f64, f64),
+    /// Orders charged a second, likewise.
+    pub charged: (f64, f64),
     /// Orders placed, all COMPLETED in the end.
     pub orders: u64,
     /// The median answer once all is quiet: without a question to shipping, and with one that an open circuit refuses.
     pub quiet: (Duration, Duration),
+}
+
+/// What went on over some looks.
+#[derive(Debug, Default)]
+struct Pace {
+    began: Duration,
+    ended: Duration,
+    accepted: u64,
+    charged: u64,
+}
+
+impl Pace {
+    fn from(began: Duration) -> Self {
+        Self { began, ended: began, ..Self::default() }
+    }
+
+    const fn add(&mut self, look: &Look) {
+        self.ended = look.at;
+        self.accepted += look.accepted;
+        self.charged += look.charged;
+    }
+
+    /// Accepted and charged, each a second.
+    fn rates(&self) -> [f64; 2] {
+        let seconds = (self.ended - self.began).as_secs_f64();
+        [self.accepted, self.charged].map(|count| count as f64 / seconds)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +116,7 @@ struct Counts {
     current: AtomicU64,
     known: AtomicU64,
     micros: Mutex<Vec<u64>>,
+    charged: AtomicU64,
     closing: AtomicBool,
 }
 
@@ -108,16 +143,18 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
 
     let begin = Instant::now();
     let mut medians: BTreeMap<bool, Vec<Duration>> = BTreeMap::new();
+    let mut before = Pace::default();
     for _ in 0..BEFORE {
         let look = look(&shop, begin, true, &counts).await?;
         ensure!(look.state == CircuitState::Closed, "the circuit is {:?} before anything happened", look.state);
         medians.entry(false).or_default().push(look.median);
+        before.add(&look);
         tell(&look);
     }
     shop.shipping().kill().await?;
     let killed = Instant::now();
-    let (mut opened_after, mut accepted) = (None, 0);
-    for _ in 0..DEAD {
+    let (mut opened_after, mut dead) = (None, Pace::from(before.ended));
+    for at in 0..DEAD {
         let look = look(&shop, begin, false, &counts).await?;
         if look.state != CircuitState::Closed {
             opened_after.get_or_insert_with(|| killed.elapsed());
@@ -125,10 +162,12 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
         if look.state == CircuitState::Open && look.current == 0 {
             medians.entry(true).or_default().push(look.median);
         }
-        accepted += look.accepted;
+        // The first look may count an answer from before the kill.
+        ensure!(at == 0 || look.current == 0, "shipping is dead, and answered {} questions", look.current);
+        dead.add(&look);
         tell(&look);
     }
-    ensure!(accepted > 0, "no order was accepted any more: shipping's death is everybody's");
+    let [accepted, charged] = kept(&before, &dead)?;
     let Some(opened_after) = opened_after else { anyhow::bail!("the circuit never opened") };
     shop.shipping().spawn()?;
     let restarted = Instant::now();
@@ -142,13 +181,30 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
     }
     let closed_after = restarted.elapsed();
     counts.closing.store(true, Ordering::Relaxed);
+    let mut placed = 1;
     while let Some(ended) = load.join_next().await {
-        ended??;
+        placed += ended??;
     }
     let orders = settle(&shop).await?;
+    ensure!(orders == placed, "{placed} orders were accepted, and {orders} are COMPLETED");
     let median = |open: bool| middle(medians.get(&open).cloned().unwrap_or_default());
     let medians = (median(false), median(true));
-    Ok(Report { opened_after, closed_after, medians, orders, quiet: refused_in_quiet(&shop).await? })
+    let quiet = refused_in_quiet(&shop).await?;
+    Ok(Report { opened_after, closed_after, medians, accepted, charged, orders, quiet })
+}
+
+/// What goes on while shipping is dead beside what went on before: at least half, else its death is everybody's.
+fn kept(before: &Pace, dead: &Pace) -> anyhow::Result<[(f64, f64); 2]> {
+    let ([accepted, charged], [accepted_dead, charged_dead]) = (before.rates(), dead.rates());
+    let kept = [(accepted, accepted_dead), (charged, charged_dead)];
+    for (what, (before, dead)) in ["accepted", "charged"].into_iter().zip(kept) {
+        ensure!(before > 0.0, "no order was {what} before anything happened");
+        ensure!(
+            dead * 2.0 >= before,
+            "{dead:.0} orders a second were {what} while shipping was dead, and {before:.0} before"
+        );
+    }
+    Ok(kept)
 }
 
 /// What a refusal costs its caller when nothing else is going on: the same question without it and with it.
@@ -156,6 +212,7 @@ async fn refused_in_quiet(shop: &Shop) -> anyhow::Result<(Duration, Duration)> {
     let clients = shop.clients();
     let over = SetOverrideRequest { name: "shipping".to_owned(), r#override: Override::ForcedOpen.into() };
     BreakerCommandServiceClient::new(clients.order.clone()).set_override(over).await?;
+    let before = towards_shipping(&clients).await?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..QUIET {
         for (include_shipment, took) in [(false, &mut without), (true, &mut with)] {
@@ -167,24 +224,50 @@ async fn refused_in_quiet(shop: &Shop) -> anyhow::Result<(Duration, Duration)> {
             ensure!(refused == include_shipment, "an open circuit let a question through");
         }
     }
+    let after = towards_shipping(&clients).await?;
+    let (sent, refused) = (sent(&after) - sent(&before), refused(&after) - refused(&before));
+    ensure!((sent, refused) == (0, QUIET as u64), "of {QUIET} questions {refused} were refused, and {sent} sent");
     Ok((middle(without), middle(with)))
 }
 
 async fn look(shop: &Shop, begin: Instant, alive: bool, counts: &Counts) -> anyhow::Result<Look> {
     sleep(LOOK).await;
-    let mut client = BreakerQueryServiceClient::new(shop.clients().order);
-    let breakers = client.list_breakers(ListBreakersRequest::default()).await?.into_inner().breakers;
-    let shipping = breakers.into_iter().find(|breaker| breaker.name == "shipping");
+    let (clients, mut charged) = (shop.clients(), 0);
+    for customer in 0..CUSTOMERS {
+        // A dollar an order.
+        let account = GetAccountRequest { customer_id: format!("customer-{customer}") };
+        let account = clients.payment_queries().get_account(account).await?.into_inner().account.unwrap_or_default();
+        charged += u64::try_from(account.charged.unwrap_or_default().units)?;
+    }
+    let state = towards_shipping(&clients).await?.state();
     let took = std::mem::take(&mut *counts.micros.lock());
     Ok(Look {
         at: begin.elapsed(),
         alive,
-        state: shipping.map_or(CircuitState::Unspecified, |breaker| breaker.state()),
+        state,
         accepted: counts.accepted.swap(0, Ordering::Relaxed),
+        charged: charged - counts.charged.swap(charged, Ordering::Relaxed),
         current: counts.current.swap(0, Ordering::Relaxed),
         known: counts.known.swap(0, Ordering::Relaxed),
         median: middle(took.into_iter().map(Duration::from_micros).collect()),
     })
+}
+
+/// The order service's breaker towards shipping.
+async fn towards_shipping(clients: &Clients) -> anyhow::Result<Breaker> {
+    let mut client = BreakerQueryServiceClient::new(clients.order.clone());
+    let breakers = client.list_breakers(ListBreakersRequest::default()).await?.into_inner().breakers;
+    breakers.into_iter().find(|breaker| breaker.name == "shipping").context("the order service has no breaker for it")
+}
+
+/// Calls that left, by how they ended.
+fn sent(breaker: &Breaker) -> u64 {
+    let totals = breaker.totals.unwrap_or_default();
+    totals.success + totals.failure + totals.overload + totals.neutral
+}
+
+fn refused(breaker: &Breaker) -> u64 {
+    breaker.totals.unwrap_or_default().rejected
 }
 
 fn middle(mut all: Vec<Duration>) -> Duration {
@@ -210,8 +293,8 @@ async fn place(clients: &Clients, id: &str, customer: &str, wait_for_completion:
     Ok(())
 }
 
-/// Places order after order without waiting for their ends.
-async fn order(clients: Clients, customer: u64, counts: Arc<Counts>) -> anyhow::Result<()> {
+/// Places order after order without waiting for their ends, and says how many.
+async fn order(clients: Clients, customer: u64, counts: Arc<Counts>) -> anyhow::Result<u64> {
     let mut number = 0;
     while !counts.closing.load(Ordering::Relaxed) {
         place(&clients, &format!("{customer}-{number}"), &format!("customer-{customer}"), false).await?;
@@ -219,11 +302,11 @@ async fn order(clients: Clients, customer: u64, counts: Arc<Counts>) -> anyhow::
         number += 1;
         sleep(PAUSE).await;
     }
-    Ok(())
+    Ok(number)
 }
 
-/// Asks again and again how the first order's shipment stands.
-async fn read(clients: Clients, counts: Arc<Counts>) -> anyhow::Result<()> {
+/// Asks again and again how the first order's shipment stands. It places no order.
+async fn read(clients: Clients, counts: Arc<Counts>) -> anyhow::Result<u64> {
     let mut queries = clients.order_queries();
     while !counts.closing.load(Ordering::Relaxed) {
         let asked = GetOrderRequest { order_id: "first".to_owned(), include_shipment: true };
@@ -234,7 +317,7 @@ async fn read(clients: Clients, counts: Arc<Counts>) -> anyhow::Result<()> {
         count.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_millis(2)).await;
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Waits until every order is COMPLETED and the books add up.

@@ -16,13 +16,20 @@ async fn main() -> ExitCode {
         "announced: the circuit opens; orders are accepted all the while; how a shipment stands is answered at once from what",
     );
     say("was last heard; then it closes by itself, and every order ends COMPLETED\n");
-    say("   time  shipping  circuit     orders/s               shipments: now  known  median");
+    say("   time  shipping  circuit     orders/s               paid/s  shipments: now  known  median");
     match outage::run(|look| say(&row(look))).await {
-        Ok(Report { opened_after, closed_after, medians: (closed, open), orders, quiet: (alone, refused) }) => {
+        Ok(report) => {
+            let Report { opened_after, closed_after, medians: (closed, open), accepted, charged, orders, quiet } =
+                report;
+            let (alone, refused) = quiet;
             say(&format!(
                 "\nopen {} after the kill, closed {} after the restart, by itself",
                 brief(opened_after),
                 brief(closed_after)
+            ));
+            say(&format!(
+                "orders accepted a second: {:.0} before, {:.0} while shipping was dead; paid: {:.0} and {:.0}",
+                accepted.0, accepted.1, charged.0, charged.1
             ));
             say(&format!(
                 "half the questions were answered in {} before, in {} while it was open",
@@ -45,7 +52,7 @@ async fn main() -> ExitCode {
 }
 
 fn row(look: &Look) -> String {
-    let Look { at, alive, state, accepted, current, known, median } = look;
+    let Look { at, alive, state, accepted, charged, current, known, median } = look;
     let (sign, state) = match state {
         CircuitState::Closed => ("▁", "closed"),
         CircuitState::Recovering => ("▃", "recovering"),
@@ -56,9 +63,10 @@ fn row(look: &Look) -> String {
     let rate = accepted * 2;
     let bar = "■".repeat(usize::try_from(rate / 16).unwrap_or_default().min(16));
     format!(
-        "{:>5.1} s  {:<8}  {sign} {state:<10} {rate:>4} {bar:<16} {:>14} {known:>6}  {}",
+        "{:>5.1} s  {:<8}  {sign} {state:<10} {rate:>4} {bar:<16} {:>8} {:>14} {known:>6}  {}",
         at.as_secs_f64(),
         if *alive { "up" } else { "killed" },
+        charged * 2,
         current,
         brief(*median)
     )
