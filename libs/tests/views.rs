@@ -42,6 +42,9 @@ static SUMS: Table = Table {
     fixed: &[],
 };
 
+/// More than any query waits for in a test that passes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Sums what was added to each counter; the document is the sum.
 struct Sums;
 
@@ -110,7 +113,7 @@ async fn add(journal: &Journal, name: &str, amount: i64) -> i64 {
 
 async fn views(folder: &TempDir, log: Log, projections: Projections) -> (ReadSide, tokio::task::JoinHandle<()>) {
     let views = Views::open(database::location(folder.path(), "test").views(), log, &projections).await.unwrap();
-    let read = views.read_side("test", Duration::from_secs(10));
+    let read = views.read_side("test", PATIENCE);
     (read, tokio::spawn(async { views.run().await.unwrap() }))
 }
 
@@ -208,7 +211,7 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     let location = database::location(folder.path(), "test").views();
     let projections = Projections::new().with(squeamish).with(Sums);
     let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
-    let (read, board) = (views.read_side("test", Duration::from_secs(10)), Board::default());
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
     views.show_on(&board, "test");
     tokio::spawn(async { views.run().await.unwrap() });
     for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
@@ -303,6 +306,47 @@ async fn a_follower_sees_every_last_change_and_resumes_by_position() {
     read.wait_for_token(&token(position)).await.unwrap();
     let mut resumed = Box::pin(read.follow::<i64>(&SUMS, Vec::new(), 2));
     assert_eq!(resumed.next().await.unwrap(), Ok((3, 2)));
+}
+
+#[tokio::test]
+async fn a_watch_from_beyond_the_log_is_refused_after_the_wait() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let location = database::location(folder.path(), "test").views();
+    let views = Views::open(location, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    let (read, impatient) = (views.read_side("test", PATIENCE), views.read_side("test", Duration::ZERO));
+    tokio::spawn(views.run());
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    let mut changes = Box::pin(impatient.follow::<i64>(&SUMS, Vec::new(), 99_999));
+    let refused = tokio::time::timeout(PATIENCE, changes.next()).await.expect("it is not silent");
+    let refusal = refused.unwrap().unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::FailedPrecondition, "AHEAD_OF_LOG"));
+    assert!(refusal.message.contains("the log ends at 1") && refusal.message.contains("watch from 0"), "{refusal}");
+    assert_eq!(refusal.metadata["head"], "1");
+    assert!(changes.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_watch_from_where_another_replica_is_waits_for_this_one() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let location = database::location(folder.path(), "test").views();
+    let projections = Projections::new().with(Held { gate: Arc::clone(&gate) });
+    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
+    let (read, impatient) = (views.read_side("test", PATIENCE), views.read_side("test", Duration::ZERO));
+    tokio::spawn(views.run());
+    add(&journal, "a", 1).await;
+    let mut changes = Box::pin(read.follow::<i64>(&SUMS, Vec::new(), 1));
+    assert!(futures::poll!(changes.next()).is_pending(), "it waits for the views");
+    // The log does go so far: whoever can't wait is not told to begin anew.
+    let refusal = impatient.wait_for_position(1).await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::Unavailable, "NOT_CAUGHT_UP"));
+    assert!(refusal.retry_after.is_some());
+    gate.add_permits(1);
+    add(&journal, "a", 4).await;
+    assert_eq!(changes.next().await.unwrap(), Ok((2, 5)));
 }
 
 #[tokio::test]
@@ -453,7 +497,7 @@ async fn the_old_views_go_on_while_new_ones_are_made_and_outlive_what_comes_to_n
                 opened => break opened.unwrap(),
             }
         };
-        let (read, board) = (views.read_side("test", Duration::from_secs(10)), Board::default());
+        let (read, board) = (views.read_side("test", PATIENCE), Board::default());
         views.show_on(&board, "test");
         (read, board.service("test"), tokio::spawn(async { views.run().await.unwrap() }))
     };
@@ -528,7 +572,7 @@ async fn views_are_made_anew_while_they_are_read_and_written() {
     let projections = Projections::new().with(Scaled { factor: Arc::clone(&factor) }).with(squeamish);
     let location = database::location(folder.path(), "test").views();
     let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
-    let read = views.read_side("test", Duration::from_secs(10));
+    let read = views.read_side("test", PATIENCE);
     let board = Board::default();
     views.show_on(&board, "test");
     tokio::spawn(async { views.run().await.unwrap() });

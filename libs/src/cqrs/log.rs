@@ -161,6 +161,14 @@ impl Log {
         }
     }
 
+    /// Reads the log's own database; None where another service keeps it.
+    pub(super) fn own(&self) -> Option<&Reader> {
+        match &self.source {
+            Source::Database { reader, .. } => Some(reader),
+            Source::Service(_) | Source::Stream(_) => None,
+        }
+    }
+
     /// True if its events come from another service.
     pub(super) const fn is_remote(&self) -> bool {
         matches!(self.source, Source::Service(_) | Source::Stream(_))

@@ -27,6 +27,8 @@ const MOST_CHANGES: usize = 256;
 pub struct ReadSide {
     service: &'static str,
     reader: Reader,
+    /// Reads the log behind the views; None where another service keeps it.
+    log: Option<Reader>,
     caught_up: watch::Receiver<i64>,
     /// Tells the projector that somebody waits.
     wanted: Arc<Notify>,
@@ -37,11 +39,12 @@ impl ReadSide {
     pub(super) fn new(
         service: &'static str,
         reader: Reader,
+        log: Option<Reader>,
         caught_up: watch::Receiver<i64>,
         wanted: Arc<Notify>,
         most_wait: Duration,
     ) -> Self {
-        Self { service, reader, caught_up, wanted, most_wait }
+        Self { service, reader, log, caught_up, wanted, most_wait }
     }
 
     /// The service whose views these are, for the domain of its errors.
@@ -62,21 +65,54 @@ impl ReadSide {
     /// INVALID_ARGUMENT for what is not a token of this service; UNAVAILABLE, NOT_CAUGHT_UP when the wait is over.
     pub async fn wait_for_token(&self, metadata: &MetadataMap) -> Result<(), Refusal> {
         let Some(text) = metadata.get(CONSISTENCY_TOKEN) else { return Ok(()) };
-        let token = Token::parse(text.to_str().unwrap_or_default(), self.service)?;
-        if self.position() >= token.position {
+        let Token { position, .. } = Token::parse(text.to_str().unwrap_or_default(), self.service)?;
+        match self.pass(position).await {
+            true => Ok(()),
+            false => Err(self.behind(&format!("the token is at {position}: try again"))),
+        }
+    }
+
+    /// Waits, as for a token, until the views have passed the position after which a caller goes on: another replica, whose
+    /// caller it was, may be ahead of this one.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION, AHEAD_OF_LOG when the wait is over and the log doesn't go so far; UNAVAILABLE, NOT_CAUGHT_UP when it does, or
+    /// when another service keeps it.
+    pub async fn wait_for_position(&self, after_position: i64) -> Result<(), Refusal> {
+        if self.pass(after_position).await {
             return Ok(());
+        }
+        if let Some(log) = &self.log {
+            let head = crate::journal::head(log).await.map_err(|error| {
+                tracing::error!(%error, "the log can't be read");
+                error.refusal()
+            })?;
+            if after_position > head {
+                let message = format!(
+                    "the log ends at {head}: it is not the one that was watched to {after_position}: watch from 0"
+                );
+                return Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", head.to_string()));
+            }
+        }
+        Err(self.behind(&format!(
+            "the watch is to go on after {after_position}: try again, or watch from 0 if it stays so"
+        )))
+    }
+
+    /// Waits for as long as a query may. True once the views have passed the position.
+    async fn pass(&self, position: i64) -> bool {
+        if self.position() >= position {
+            return true;
         }
         self.wanted.notify_one();
         let mut caught_up = self.caught_up.clone();
-        let passed = caught_up.wait_for(|position| *position >= token.position);
-        match tokio::time::timeout(self.most_wait, passed).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(Refusal::unavailable(
-                "NOT_CAUGHT_UP",
-                format!("the views are at {} and the token is at {}: try again", self.position(), token.position),
-                Duration::from_millis(100),
-            )),
-        }
+        let passed = caught_up.wait_for(|now| *now >= position);
+        matches!(tokio::time::timeout(self.most_wait, passed).await, Ok(Ok(_)))
+    }
+
+    fn behind(&self, wanted: &str) -> Refusal {
+        let message = format!("the views are at {} and {wanted}", self.position());
+        Refusal::unavailable("NOT_CAUGHT_UP", message, Duration::from_millis(100))
     }
 
     /// Notes in a reply's metadata how far the views had come.
@@ -153,15 +189,18 @@ impl ReadSide {
 
     /// Every document that changes after a position, in the order of the changes, for ever. Changes between two looks are
     /// one: a slow watcher gets fewer of them and never makes anything grow. Each comes with the position after which to go on: of several
-    /// documents that one event changes, all but the last come with the one before.
+    /// documents that one event changes, all but the last come with the one before. A position that the views don't come to is refused as
+    /// [`wait_for_position`](Self::wait_for_position) does.
     pub fn follow<M: Message + Default + 'static>(
         &self,
         table: &'static Table,
         filter: Vec<(&'static str, Value)>,
         after_position: i64,
     ) -> impl Stream<Item = Result<(i64, M), Refusal>> + Send + use<M> {
-        let Self { reader, mut caught_up, .. } = self.clone();
+        let read = self.clone();
         async_stream::try_stream! {
+            read.wait_for_position(after_position).await?;
+            let Self { reader, mut caught_up, .. } = read;
             let mut position = after_position;
             let mut passed = 0;
             loop {

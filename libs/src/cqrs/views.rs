@@ -121,7 +121,8 @@ impl Views {
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
     #[must_use]
     pub fn read_side(&self, service: &'static str, most_wait: Duration) -> ReadSide {
-        ReadSide::new(service, self.reader.clone(), self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait)
+        let (reader, log) = (self.reader.clone(), self.log.own().cloned());
+        ReadSide::new(service, reader, log, self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait)
     }
 
     /// Shows these projections on a board, as over the events of `source`.

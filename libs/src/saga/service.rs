@@ -58,6 +58,7 @@ impl SagaQueries {
             return Ok(read.follow::<SagaView>(&SAGA_VIEWS, Vec::new(), after).map_ok(response).boxed());
         }
         let one = async_stream::try_stream! {
+            read.wait_for_position(after_position).await?;
             let view = read.document::<SagaView>(&SAGA_VIEWS, &saga_id).await?.ok_or_else(|| unknown(&saga_id))?;
             let has_ended = |view: &SagaView| view.saga.as_ref().is_some_and(|saga| is_final(saga.phase()));
             let mut ended = has_ended(&view) && view.position <= after_position;

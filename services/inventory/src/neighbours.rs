@@ -68,6 +68,14 @@ impl Neighbours {
         self.shipping.position()
     }
 
+    /// Waits, for as long as a query may, until shipping's events have come up to a position.
+    ///
+    /// # Errors
+    /// UNAVAILABLE, NOT_CAUGHT_UP when the wait is over.
+    pub async fn wait_for_position(&self, after_position: i64) -> Result<(), Refusal> {
+        self.shipping.wait_for_position(after_position).await
+    }
+
     /// What has left of every SKU, or of one, whenever that changes after a position of shipping's log.
     pub fn leaving(
         &self,

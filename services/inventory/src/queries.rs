@@ -80,6 +80,7 @@ fn changes(
             // Today's stock comes, counted as it is known now.
             shipping_position = neighbours.position();
         }
+        futures::try_join!(read.wait_for_position(position), neighbours.wait_for_position(shipping_position))?;
         let filter = if sku.is_empty() { Vec::new() } else { vec![("id", sku.as_str().into())] };
         let own = read.follow(&STOCK, filter, position).map_ok(|(position, stock)| Change::Stock(position, stock));
         let left = neighbours.leaving(&sku, shipping_position);

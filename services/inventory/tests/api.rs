@@ -16,7 +16,7 @@ use proto::{
     },
 };
 use support::{TestApp, store};
-use tonic::Code;
+use tonic::{Code, Response};
 
 fn euros(units: i64) -> Option<Money> {
     Some(Money { currency_code: "EUR".to_owned(), units, nanos: 0 })
@@ -148,6 +148,28 @@ async fn a_watcher_sees_every_change_and_can_resume_after_any() {
 
     let mut resumed = app.queries.watch_stock(watch(first.position)).await.unwrap().into_inner();
     assert_eq!(resumed.message().await.unwrap().unwrap().stock, second.stock);
+}
+
+#[tokio::test]
+async fn a_watch_from_beyond_the_log_is_refused_and_one_from_where_the_log_is_goes_on() {
+    let mut app = TestApp::start().await;
+    let added = app.commands.add_stock(add("tea", 10)).await.unwrap();
+    let watch = |after_position| WatchStockRequest { after_position, ..WatchStockRequest::default() };
+    let stood = app.queries.watch_stock(after(&added, watch(0))).await.unwrap().into_inner().message().await;
+    let position = stood.unwrap().unwrap().position;
+    let mut beyond = app.queries.watch_stock(watch(99_999)).await.unwrap().into_inner();
+    assert_eq!(
+        refused(beyond.message().await.map(Response::new)),
+        (Code::FailedPrecondition, "AHEAD_OF_LOG".to_owned())
+    );
+    // How far shipping's log goes is not known here while shipping is out.
+    let of_shipping = WatchStockRequest { after_shipping_position: 99_999, ..watch(position) };
+    let mut beyond = app.queries.watch_stock(of_shipping).await.unwrap().into_inner();
+    assert_eq!(refused(beyond.message().await.map(Response::new)), (Code::Unavailable, "NOT_CAUGHT_UP".to_owned()));
+
+    let mut resumed = app.queries.watch_stock(watch(position)).await.unwrap().into_inner();
+    app.commands.add_stock(AddStockRequest { request_id: "more".to_owned(), ..add("tea", 5) }).await.unwrap();
+    assert_eq!(counts(resumed.message().await.unwrap().unwrap().stock), (15, 15, 0));
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ fn until_closed(
     after_position: i64,
 ) -> impl Stream<Item = Result<WatchOrderResponse, Refusal>> + Send {
     async_stream::try_stream! {
+        read.wait_for_position(after_position).await?;
         let view = read.document::<OrderView>(&ORDERS, &id).await?;
         let OrderView { order, position, .. } = view.ok_or_else(|| order::unknown(&id))?;
         let mut closed = order.as_ref().is_some_and(order::is_closed) && position <= after_position;
