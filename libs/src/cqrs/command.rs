@@ -34,7 +34,7 @@ pub struct Method {
 #[derive(Clone, Debug)]
 pub struct CommandSide {
     service: &'static str,
-    journal: Journal,
+    pub(super) journal: Journal,
     carried: CarriedKeys,
 }
 

@@ -13,6 +13,7 @@ mod envelope;
 mod inbox;
 mod jetstream;
 mod log;
+mod metrics;
 mod outbox;
 mod page;
 mod projection;

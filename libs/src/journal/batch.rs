@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -59,6 +60,10 @@ pub(super) struct Written {
 pub(super) struct Ended {
     pub(super) result: Result<Committed, SubmitError>,
     pub(super) on_commit: Vec<Box<dyn FnOnce() + Send>>,
+    /// As [`Cause::request`] says: which it was.
+    pub(super) request: String,
+    /// How long the decision held up the others.
+    pub(super) took: Duration,
 }
 
 /// Decides one entry. `head` is the last position given out so far and moves with every event.
@@ -71,8 +76,12 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         };
         judge(&request.role, &request.hash, world.requests.get(&request.key), action)
     });
-    let known =
-        |outcome, reply| Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit: Vec::new() };
+    let known = |outcome, reply| Ended {
+        result: Ok(Committed { outcome, reply, position: *head }),
+        on_commit: Vec::new(),
+        request: String::new(),
+        took: Duration::ZERO,
+    };
     let action_reply = match judgement {
         None => None,
         Some(Judgement::Decide { action_reply }) => action_reply,
@@ -100,8 +109,11 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         })
         .collect();
     let loaded = Loaded::new(&seen, action_reply.as_ref(), now_micros).caused(&cause);
-    let Ok(decided) = catch_unwind(AssertUnwindSafe(|| decide(&loaded))) else {
-        return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new() };
+    let begin = Instant::now();
+    let decided = catch_unwind(AssertUnwindSafe(|| decide(&loaded)));
+    let took = begin.elapsed();
+    let Ok(decided) = decided else {
+        return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new(), request: cause.request, took };
     };
     let Decided { rejected, transient, reply, changes, rows, forgotten, on_commit } = decided;
 
@@ -127,7 +139,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         remember(world, writes, request.key, Known { hash: request.hash, ending, reply: reply.clone() });
     }
     let (outcome, on_commit) = if rejected { (Outcome::Rejected, Vec::new()) } else { (Outcome::Done, on_commit) };
-    Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit }
+    Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit, request: cause.request, took }
 }
 
 fn remember(world: &mut World, writes: &mut Writes, key: String, known: Known) {

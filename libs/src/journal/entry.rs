@@ -30,7 +30,7 @@ pub struct Entry {
     pub aggregates: Vec<AggregateId>,
     /// Goes into the metadata of every event the decision makes.
     pub cause: Cause,
-    /// The decision. It runs on the committer: no clock, no I/O, nothing that waits.
+    /// The decision. It runs on the committer, and all others wait for it: no clock, no I/O, nothing that waits or computes for long.
     pub decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send>,
     /// About how many bytes the entry holds; bounds a batch.
     pub size: usize,

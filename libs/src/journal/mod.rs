@@ -53,8 +53,9 @@ pub use self::{
     sqlite::OpenError,
 };
 
-/// How many entries may wait for the committer.
+/// How many entries may wait for the committer, and about how many bytes.
 const MOST_WAITING: usize = 4096;
+const MOST_BYTES_WAITING: usize = 64 << 20;
 /// How many may read at once.
 const READERS: usize = 4;
 /// How many connections write: the committer's, and one to ask what became of it.
@@ -97,6 +98,8 @@ pub struct Stats {
     pub entries: u64,
     /// Stored answers that were let go of.
     pub forgotten: u64,
+    /// Decisions that held up the others of their batch for 10 ms or longer.
+    pub slow_decisions: u64,
 }
 
 impl Journal {
@@ -177,11 +180,19 @@ impl Journal {
     /// # Cancel safety
     /// Leaving changes nothing: an entry that was taken is decided and committed all the same.
     pub async fn submit(&self, entry: Entry) -> Result<Committed, SubmitError> {
+        let size = entry.size;
         let (answer, answered) = Self::waiting(entry)?;
-        self.queue()?.try_send(answer).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => SubmitError::Full,
-            mpsc::error::TrySendError::Closed(_) => SubmitError::Closed,
+        let (queue, counters) = (self.queue()?, &self.0.counters);
+        let room = queue.try_reserve().map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(()) => SubmitError::Full,
+            mpsc::error::TrySendError::Closed(()) => SubmitError::Closed,
         })?;
+        if counters.waits(size) > MOST_BYTES_WAITING {
+            counters.waits_no_more(size);
+            return Err(SubmitError::Full);
+        }
+        room.send(answer);
+        drop(queue);
         answered.await.unwrap_or(Err(SubmitError::Closed))
     }
 
@@ -191,8 +202,13 @@ impl Journal {
     /// # Errors
     /// All of [`SubmitError`] but Full.
     pub async fn submit_admitted(&self, entry: Entry) -> Result<Committed, SubmitError> {
+        let size = entry.size;
         let (answer, answered) = Self::waiting(entry)?;
-        self.queue()?.send(answer).await.map_err(|_| SubmitError::Closed)?;
+        let queue = self.queue()?;
+        let room = queue.reserve().await.map_err(|_| SubmitError::Closed)?;
+        self.0.counters.waits(size);
+        room.send(answer);
+        drop(queue);
         answered.await.unwrap_or(Err(SubmitError::Closed))
     }
 
@@ -253,6 +269,7 @@ impl Journal {
             commits: counters.commits.load(Ordering::Relaxed),
             entries: counters.entries.load(Ordering::Relaxed),
             forgotten: counters.forgotten.load(Ordering::Relaxed),
+            slow_decisions: counters.slow_decisions.load(Ordering::Relaxed),
         }
     }
 

@@ -103,6 +103,9 @@ impl Stores {
             });
         }
         let commands = journal.clone().map(|journal| CommandSide::new(service, journal));
+        if let (Some(commands), Some(meter)) = (&commands, telemetry::meter()) {
+            commands.observe(&meter);
+        }
         Ok(Sides { commands, queries, journal })
     }
 

@@ -10,10 +10,11 @@ mod sqlite;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 #[cfg(test)]
@@ -29,6 +30,9 @@ use super::{
 /// The most entries in a batch, and about the most bytes.
 const MOST_ENTRIES: usize = 256;
 pub(super) const MOST_BYTES: usize = 8 << 20;
+/// From when on a decision is told of, and how often at the most: all others of its batch, and those that wait, wait for it.
+const SLOW: Duration = Duration::from_millis(10);
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) static AGGREGATES: Table = Table {
     name: "aggregates",
@@ -56,12 +60,29 @@ pub(super) struct Counters {
     pub(super) commits: AtomicU64,
     pub(super) entries: AtomicU64,
     pub(super) forgotten: AtomicU64,
+    pub(super) slow_decisions: AtomicU64,
+    /// About how many bytes wait, those of the batch that is gathering included.
+    bytes_waiting: AtomicUsize,
+    /// When a slow decision was told of last.
+    told_of_slow: Mutex<Option<Instant>>,
 }
 
 /// Decides a batch on what was read for it. `head` is the last position given out so far.
-fn decide_all(world: &mut World, head: &mut i64, now_micros: i64, batch: &mut Vec<Waiting>) -> (Writes, Vec<Answer>) {
+fn decide_all(
+    world: &mut World,
+    head: &mut i64,
+    now_micros: i64,
+    batch: &mut Vec<Waiting>,
+    counters: &Counters,
+) -> (Writes, Vec<Answer>) {
     let mut writes = Writes::default();
-    let decide = |Waiting { entry, answer }| (batch::decide(world, &mut writes, head, now_micros, entry), answer);
+    let decide = |Waiting { entry, answer }| {
+        let ended = batch::decide(world, &mut writes, head, now_micros, entry);
+        if ended.took >= SLOW {
+            counters.was_slow(&ended);
+        }
+        (ended, answer)
+    };
     let ended = batch.drain(..).map(decide).collect();
     (writes, ended)
 }
@@ -70,10 +91,32 @@ fn decide_all(world: &mut World, head: &mut i64, now_micros: i64, batch: &mut Ve
 type Answer = (Ended, oneshot::Sender<Result<Committed, SubmitError>>);
 
 impl Counters {
+    /// Counts an entry's bytes among those that wait, and answers how many those are then.
+    pub(super) fn waits(&self, bytes: usize) -> usize {
+        self.bytes_waiting.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    /// These bytes wait no more: they were refused, or taken for a batch.
+    pub(super) fn waits_no_more(&self, bytes: usize) {
+        self.bytes_waiting.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a decision that held up the others, and tells of it, unless one was told of just now.
+    fn was_slow(&self, ended: &Ended) {
+        let slow_decisions = self.slow_decisions.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut told = self.told_of_slow.lock();
+        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let Ended { request, took, .. } = ended;
+        tracing::warn!(request, ?took, slow_decisions, "a slow decision: all other commands waited for it");
+    }
+
     /// Tells everybody in a batch what became of it, once that is durable.
     fn answer(&self, ended: Vec<Answer>) {
         self.entries.fetch_add(ended.len() as u64, Ordering::Relaxed);
-        for (Ended { result, on_commit }, answer) in ended {
+        for (Ended { result, on_commit, .. }, answer) in ended {
             on_commit.into_iter().for_each(|tell| tell());
             // Whoever asked may have left: what was decided holds all the same.
             let _ = answer.send(result);

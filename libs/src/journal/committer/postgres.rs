@@ -80,6 +80,7 @@ impl Committer {
                 size += next.entry.size;
                 batch.push(next);
             }
+            self.counters.waits_no_more(size);
             self.commit(&mut batch).await?;
         }
         self.counters.told();
@@ -97,7 +98,7 @@ impl Committer {
             }
         };
         let (mut head, now_micros) = (turn.seen.head, now_micros());
-        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
+        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch, &self.counters);
         if !writes.is_empty() {
             let sets = Sets::of(&world, writes, now_micros);
             match self.write_patiently(turn, &named, &sets).await? {

@@ -48,6 +48,7 @@ impl Committer {
                 size += next.entry.size;
                 batch.push(next);
             }
+            self.counters.waits_no_more(size);
             self.commit(&mut batch).await?;
         }
         Ok(())
@@ -65,7 +66,7 @@ impl Committer {
         world.learn_requests(&requests)?;
         world.learn_aggregates(&named.kinds, &aggregates)?;
         let now_micros = self.database.now_micros();
-        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
+        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch, &self.counters);
         if !writes.is_empty() {
             let sets = Sets::of(&world, writes, now_micros);
             if turn.commit(statements(sets)).await.is_err() && !self.is_committed(id).await? {

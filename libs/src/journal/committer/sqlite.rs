@@ -67,6 +67,7 @@ impl Committer {
                 batch.push(next);
             }
             expected = if batch.len() < FEW { 0 } else { batch.len() };
+            self.counters.waits_no_more(size);
             self.commit(&mut batch)?;
         }
         self.writer.close();
@@ -81,7 +82,7 @@ impl Committer {
         let mut world = self.read(named)?;
         let now_micros = now_micros();
         let mut head = *self.head.borrow();
-        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch);
+        let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch, &self.counters);
         if !writes.is_empty() {
             let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);

@@ -1,0 +1,30 @@
+//! The write side as OpenTelemetry metrics.
+//!
+//! | metric | unit | attributes |
+//! |---|---|---|
+//! | `journal.commits` | `{transaction}` | |
+//! | `journal.entries` | `{entry}` decided, repetitions included | |
+//! | `journal.slow_decisions` | `{decision}` that held up the others for 10 ms or longer | |
+
+use opentelemetry::metrics::Meter;
+
+use super::CommandSide;
+use crate::journal::Stats;
+
+impl CommandSide {
+    /// Has the journal behind the commands observed by a meter.
+    pub fn observe(&self, meter: &Meter) {
+        let count = |name, description, read: fn(Stats) -> u64| {
+            let journal = self.journal.clone();
+            // The instrument lives as long as its meter's provider; this handle is not needed.
+            let _counter = meter
+                .u64_observable_counter(name)
+                .with_description(description)
+                .with_callback(move |observer| observer.observe(read(journal.stats()), &[]))
+                .build();
+        };
+        count("journal.commits", "Transactions committed.", |stats| stats.commits);
+        count("journal.entries", "Entries decided, repetitions included.", |stats| stats.entries);
+        count("journal.slow_decisions", "Decisions that held up the others.", |stats| stats.slow_decisions);
+    }
+}
