@@ -7,7 +7,7 @@ mod database;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -15,22 +15,27 @@ use std::{
 use futures::StreamExt as _;
 use libs::{
     breaker::Registry,
-    cqrs::{Documents, Event, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, Views},
+    cqrs::{
+        Aggregate, CommandSide, Decision, Documents, Event, Log, Method, Outbox, Outgoing, Projection, ProjectionError,
+        Projections, State, Upcasters, Views,
+    },
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
     },
+    refusal::Violations,
     rpc::client::{Peer, PeerOptions, Peers},
 };
 use prost::Message as _;
 use proto::events::v1::{
     self as pb, SubscribeRequest, SubscribeResponse,
+    event_service_client::EventServiceClient,
     event_service_server::{EventService, EventServiceServer},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Server};
 
 const EVENTS: i64 = 400;
 
@@ -160,6 +165,137 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
             break;
         }
     }
+}
+
+static SOURCES: Table = Table {
+    name: "sources",
+    create: &["CREATE TABLE IF NOT EXISTS sources (id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB)"],
+    columns: &["id", "position", "document"],
+    key: 1,
+    fixed: &[],
+};
+
+/// Writes down what each event came of.
+struct Sources;
+
+impl Projection for Sources {
+    const NAME: &'static str = "sources";
+    const TABLES: &'static [&'static Table] = &[&SOURCES];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut sources = Documents::load(transaction, &SOURCES, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            let Event { cause, traceparent, .. } = event;
+            sources.update(&event.id, event.position, |source: &mut String| *source = format!("{cause} {traceparent}"));
+        }
+        sources.save(transaction, |_| Vec::new()).await
+    }
+}
+
+/// A service's log over a socket.
+async fn serve(outbox: Outbox) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(
+        Server::builder().add_service(outbox.into_server()).serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    uri
+}
+
+#[tokio::test]
+async fn another_service_sees_what_request_and_what_trace_an_event_came_of() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    static NOTE: Method = Method { name: "test.v1.NoteCommandService/Note", compensates: false };
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "caused"), &[]).await.unwrap();
+    let side = CommandSide::new("test", journal.clone());
+    let saga = [("saga-id", "s1"), ("saga-type", "tour"), ("saga-step", "note"), ("saga-op", "action")];
+    for (id, carried) in [("by-client", &[][..]), ("by-saga", &saga[..])] {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("traceparent", TRACE.parse().unwrap());
+        carried.iter().for_each(|(key, value)| drop(metadata.insert(*key, value.parse().unwrap())));
+        let accepted = side.accept(&NOTE, &metadata, &(), "request-1", Violations::default()).await.unwrap();
+        let decide = move |_: &State<'_>| Ok(Decision::reply(()).event::<Note>(id, &vec![0]));
+        side.submit(accepted, vec![AggregateId::new(Note::KIND, id)], decide).await.unwrap();
+    }
+    let uri = serve(Outbox::new("test", Log::of(&journal))).await;
+    let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+    let log = Log::of_service(peers.connect_with("source", &PeerOptions::stream()).unwrap(), &[]);
+    let views = Views::open(database::location(folder.path(), "there"), log, &Projections::new().with(Sources)).await;
+    let views = views.unwrap();
+    let read = views.read_side("test", Duration::from_secs(10));
+    let running = tokio::spawn(views.run());
+    read.wait_for_position(2).await.unwrap();
+    let source = async |id| read.document::<String>(&SOURCES, id).await.unwrap().unwrap();
+    assert_eq!(source("by-client").await, format!("test.v1.NoteCommandService/Note/request-1 {TRACE}"));
+    assert_eq!(source("by-saga").await, format!("saga/s1/note/action {TRACE}"));
+    running.abort();
+}
+
+/// A log of notes that were written in a form of before, so that it is seen when one is read.
+struct Note;
+
+/// How often the last of them was.
+static LAST_READ: AtomicUsize = AtomicUsize::new(0);
+const NOTES: u8 = 40;
+
+impl Aggregate for Note {
+    const KIND: &'static str = "note";
+    type State = ();
+    type Event = Vec<u8>;
+
+    const OLD_FORMS: &'static [&'static str] = &["Noted"];
+
+    fn evolve((): &mut (), _: &Vec<u8>) {}
+
+    fn upcast(event: &mut Vec<u8>) {
+        if event[0] == NOTES {
+            LAST_READ.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn event_name(_: &Vec<u8>) -> &'static str {
+        "Noted"
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn for_who_reads_nothing_hardly_anything_is_taken_from_the_log() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "flow"), &[]).await.unwrap();
+    for at in 1..=NOTES {
+        let aggregate = AggregateId::new(Note::KIND, at.to_string());
+        let events = vec![NewEvent { name: "Noted", payload: vec![at; 700 << 10].encode_to_vec().into() }];
+        let change = Change { aggregate, state: None, version: 1, events };
+        journal
+            .submit(Entry { decide: Box::new(|_| Decided { changes: vec![change], ..Decided::default() }), ..large(0) })
+            .await
+            .unwrap();
+    }
+    let uri = serve(Outbox::new("test", Log::of(&journal).upcast(Upcasters::new().with::<Note>()))).await;
+    let subscribe = async || {
+        let mut client = EventServiceClient::connect(uri.clone()).await.unwrap();
+        client.subscribe(SubscribeRequest::default()).await.unwrap().into_inner()
+    };
+    let read_all = async |mut stretches: Streaming<SubscribeResponse>| {
+        let mut reached = 0;
+        while reached < i64::from(NOTES) {
+            let stretch = stretches.message().await.unwrap().unwrap();
+            assert_eq!((stretch.after_position, stretch.events.len() as i64), (reached, stretch.position - reached));
+            reached = stretch.position;
+        }
+    };
+    // A stretch is cut from all that is left, so the last event is read with each.
+    read_all(subscribe().await).await;
+    let whole = LAST_READ.swap(0, Ordering::SeqCst);
+    assert!(whole >= 20, "{whole} stretches of at most two");
+    let idle = subscribe().await;
+    // Somebody else gets all of it meanwhile.
+    read_all(subscribe().await).await;
+    let for_idle = LAST_READ.swap(0, Ordering::SeqCst) - whole;
+    assert!(for_idle <= 3, "{for_idle} stretches of {whole} were taken for somebody who reads nothing");
+    read_all(idle).await;
+    assert_eq!(LAST_READ.load(Ordering::SeqCst) + for_idle, whole, "it goes on where it was, each stretch once");
 }
 
 /// Notes something large.

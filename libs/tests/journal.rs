@@ -187,6 +187,28 @@ async fn what_waits_is_committed_together_and_seen_in_order() {
 }
 
 #[tokio::test]
+async fn who_reads_can_not_write() {
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    journal.submit(add("a", 5, key("k"))).await.unwrap();
+    for sql in [
+        "INSERT INTO aggregates (kind, id, version, state) VALUES ('counter', 'b', 1, NULL)",
+        "UPDATE aggregates SET version = 7",
+        "DELETE FROM events",
+        "DROP TABLE requests",
+        "CREATE TABLE mine (id TEXT)",
+    ] {
+        let written = journal.reader().fetch(sql, Vec::new()).await;
+        let said = written.expect_err(sql).to_string();
+        assert!(said.contains("readonly") || said.contains("read-only"), "{sql}: {said}");
+    }
+    let journal = reopen(journal, &folder).await;
+    let found = journal.aggregate(&counter("a")).await.unwrap();
+    assert_eq!((found.version, value(&journal, "a").await, value(&journal, "b").await), (1, 5, 0));
+    assert_eq!(events_after(journal.reader(), 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_second_process_on_the_same_file_is_told_so() {
     if database::is_shared() {
         return;

@@ -20,8 +20,11 @@ use libs::{
         sql::{Transaction, Value},
     },
 };
-use opentelemetry::metrics::MeterProvider as _;
-use opentelemetry_sdk::metrics::{InMemoryMetricExporter, SdkMeterProvider};
+use opentelemetry::{KeyValue, metrics::MeterProvider as _};
+use opentelemetry_sdk::metrics::{
+    InMemoryMetricExporter, SdkMeterProvider,
+    data::{self, AggregatedMetrics, MetricData},
+};
 use proto::projections::v1::{
     ListProjectionsRequest, RebuildProjectionsRequest, RebuildProjectionsResponse, ResumeProjectionRequest,
     projection_command_service_server::ProjectionCommandService as _,
@@ -152,6 +155,31 @@ async fn a_token_from_the_future_is_unavailable_after_the_wait() {
 }
 
 #[tokio::test]
+async fn a_query_without_a_token_never_waits_and_says_how_far_its_answer_is() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let projections = Projections::new().with(Held { gate: Arc::clone(&gate) });
+    let (read, _) = views(&folder, Log::of(&journal), projections).await;
+    let position = add(&journal, "a", 1).await;
+    let ask = |metadata: MetadataMap| {
+        let request = Request::from_parts(metadata, tonic::Extensions::default(), ());
+        let answer = read.answer(request, |()| async { Ok(sum(&read, "a").await) });
+        async {
+            let answer = answer.await.unwrap();
+            (answer.metadata().get("read-position").unwrap().to_str().unwrap().to_owned(), answer.into_inner())
+        }
+    };
+    let mut patient = Box::pin(ask(token(position)));
+    assert!(futures::poll!(&mut patient).is_pending(), "with a token it waits");
+    // The projector stands at the gate, and stays there.
+    assert_eq!(ask(MetadataMap::new()).await, ("0".to_owned(), None));
+    assert!(futures::poll!(&mut patient).is_pending());
+    gate.add_permits(1);
+    assert_eq!(patient.await, ("1".to_owned(), Some(1)));
+}
+
+#[tokio::test]
 async fn views_go_on_after_a_restart_and_rebuild_to_the_same() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;
@@ -241,9 +269,14 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     while standing("squeamish").await.parked.is_none() {
         tokio::task::yield_now().await;
     }
-    provider.force_flush().unwrap();
-    let exported = format!("{:?}", exporter.get_finished_metrics().unwrap());
-    assert!(exported.contains("projection.lag") && exported.contains("projection.parked"), "{exported}");
+    let observed = || {
+        exporter.reset();
+        provider.force_flush().unwrap();
+        let metric = |name, projection| observed(&exporter, name, projection);
+        let of = |projection| (metric("projection.lag", projection), metric("projection.parked", projection));
+        (of("squeamish"), of("sums"))
+    };
+    assert_eq!(observed(), ((2, 1), (0, 0)), "two events behind and parked; none behind and not");
 
     mended.store(true, Ordering::SeqCst);
     resume("squeamish").await.unwrap();
@@ -251,6 +284,7 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
         tokio::task::yield_now().await;
     }
     assert_eq!(standing("squeamish").await.parked, None);
+    assert_eq!(observed(), ((0, 0), (0, 0)));
     let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
     assert_eq!((seen("poison").await.unwrap(), seen("b").await.unwrap()), (Some(1), Some(1)));
     assert_eq!(sum(&read, "a").await, Some(1), "the other one's events count once all the same");
@@ -258,6 +292,33 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     let unknown = resume("no-such").await.unwrap_err();
     assert_eq!(unknown.code(), tonic::Code::NotFound);
     assert!(unknown.message().contains("squeamish, sums"), "{unknown}");
+}
+
+/// What a gauge says of a projection over the events of `test`.
+fn observed(exporter: &InMemoryMetricExporter, name: &str, projection: &str) -> i64 {
+    let exported = exporter.get_finished_metrics().unwrap();
+    let metrics = exported.iter().flat_map(|exported| exported.scope_metrics()).flat_map(|scope| scope.metrics());
+    let is_wanted = |attributes: Vec<(&str, String)>| {
+        attributes.contains(&("projection.name", projection.to_owned()))
+            && attributes.contains(&("projection.source", "test".to_owned()))
+    };
+    let attribute = |pair: &KeyValue| (pair.key.as_str().to_owned(), pair.value.to_string());
+    let mut found = metrics.filter(|metric| metric.name() == name).flat_map(|metric| match metric.data() {
+        AggregatedMetrics::I64(MetricData::Gauge(gauge)) => {
+            let point =
+                |point: &data::GaugeDataPoint<i64>| (point.attributes().map(attribute).collect(), point.value());
+            gauge.data_points().map(point).collect::<Vec<(Vec<_>, i64)>>()
+        }
+        AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
+            let point = |point: &data::GaugeDataPoint<u64>| {
+                (point.attributes().map(attribute).collect(), i64::try_from(point.value()).unwrap())
+            };
+            gauge.data_points().map(point).collect()
+        }
+        _ => panic!("{name} is no gauge"),
+    });
+    let of = |attributes: &[(String, String)]| is_wanted(attributes.iter().map(|(k, v)| (&**k, v.clone())).collect());
+    found.find(|(attributes, _)| of(attributes)).unwrap().1
 }
 
 #[tokio::test]

@@ -74,6 +74,17 @@ fn a_command_without_options_is_refused() {
 }
 
 #[test]
+fn a_command_without_a_request_id_is_refused() {
+    for fields in ["string toy_id = 1;", "string toy_id = 1; int64 request_id = 2;", "repeated string request_id = 1;"]
+    {
+        let bare = format!("}}\nmessage BareRequest {{ {fields} }}\nservice BareCommandService {{\n{RIGHT}");
+        let (line, what) = refused(&bare.replace("Move(MoveRequest)", "Move(BareRequest)"));
+        let expected = "Move: BareRequest has no `string request_id`: a command is keyed by it";
+        assert_eq!((line, what.as_str()), (11, expected), "{fields}");
+    }
+}
+
+#[test]
 fn a_compensation_of_nothing_is_refused() {
     let (line, what) = refused(&RIGHT.replace("aggregates:", "compensates: \"Fly\" aggregates:"));
     assert_eq!((line, what.as_str()), (8, "Move: Move compensates Fly, which ToyCommandService doesn't have"));
