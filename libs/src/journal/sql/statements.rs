@@ -235,6 +235,7 @@ mod tests {
             create: &["CREATE TABLE notes (id TEXT PRIMARY KEY, time INTEGER) WITHOUT ROWID"],
             columns: &["id", "time"],
             key: 1,
+            fixed: &[],
         };
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(NOTES.create[0]).unwrap();
