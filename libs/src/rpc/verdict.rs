@@ -141,14 +141,16 @@ impl SagaCall {
                 metadata.insert(key, value);
             }
         }
-        // Never seen again: out of HPACK's table, where it would only push out what comes with every call.
-        if let Some(saga_id) = metadata.get_mut(SAGA_ID) {
-            saga_id.set_sensitive(true);
-        }
         metadata.insert(SAGA_OP, AsciiMetadataValue::from_static(self.op.as_str()));
         metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from(self.attempt));
         metadata.insert(SAGA_DEADLINE, AsciiMetadataValue::from(self.deadline_micros));
         metadata.insert(SAGA_EXPIRES, AsciiMetadataValue::from(self.expires_micros));
+        // Never seen again: out of HPACK's table, where they would only push out what comes with every call.
+        for key in [SAGA_ID, SAGA_EXPIRES] {
+            if let Some(value) = metadata.get_mut(key) {
+                value.set_sensitive(true);
+            }
+        }
     }
 
     /// The key under which a participant keeps what became of one of the step's operations.
