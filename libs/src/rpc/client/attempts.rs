@@ -15,7 +15,7 @@ use http_body_util::{BodyStream, Full, StreamBody};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Status};
-use tower::Service as _;
+use tower::Service;
 
 use super::{
     endpoints::{EndpointFuture, Endpoints},
@@ -83,12 +83,16 @@ impl Future for Attempts {
     }
 }
 
-async fn call(
-    mut circuit: Circuit<Endpoints>,
+/// A call, in the attempts that it may have.
+pub(super) async fn call<S, B>(
+    mut circuit: S,
     retry: Arc<Retry>,
     request: Request<Body>,
     deadline: Option<Instant>,
-) -> Answer {
+) -> Result<Response<B>, BoxError>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+{
     let (parts, body) = request.into_parts();
     let body = match buffer(body).await {
         Buffered::Whole(bytes) => bytes,
@@ -124,14 +128,17 @@ async fn call(
 }
 
 /// One attempt, and whether it was given up for being late.
-async fn one_attempt(
-    circuit: &mut Circuit<Endpoints>,
+async fn one_attempt<S, B>(
+    circuit: &mut S,
     retry: &Retry,
     parts: &Parts,
     body: &Bytes,
     attempt: u32,
     deadline: Option<Instant>,
-) -> (Answer, bool) {
+) -> (Result<Response<B>, BoxError>, bool)
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+{
     let until = retry.attempt_timeout.map(|timeout| Instant::now() + timeout);
     let ends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
     // The first attempt carries the whole call's timeout already.
@@ -162,7 +169,7 @@ fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Ins
 
 /// Whether another attempt may end better, and what the server says about it. Once headers come without a status the call is
 /// under way and is not made again.
-fn worth_another(retry: &Retry, answer: &Answer) -> Option<Pushback> {
+fn worth_another<B>(retry: &Retry, answer: &Result<Response<B>, BoxError>) -> Option<Pushback> {
     match answer {
         Ok(response) => {
             let code = layer::grpc_status(response.headers())?;

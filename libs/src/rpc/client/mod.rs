@@ -16,6 +16,8 @@ mod endpoints;
 mod follow;
 mod http_status;
 mod options;
+#[cfg(test)]
+mod outage;
 mod peer;
 mod peers;
 mod place;
