@@ -7,11 +7,15 @@ use std::{
         Arc,
         atomic::{AtomicI32, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use libs::{
     breaker::{Config, Registry},
-    rpc::client::{Peer, PeerOptions, Peers},
+    rpc::{
+        client::{Peer, PeerOptions, Peers},
+        deadline::grpc_timeout,
+    },
 };
 use parking_lot::Mutex;
 use proto::breaker::v1::{
@@ -38,6 +42,8 @@ pub struct Moody {
     pub failing: Arc<(AtomicUsize, AtomicI32)>,
     pub calls: Arc<AtomicUsize>,
     pub previous_attempts: Arc<AtomicUsize>,
+    /// The timeouts that calls carried.
+    pub timeouts: Arc<Mutex<Vec<Option<Duration>>>>,
     pub pushback: Arc<Mutex<Option<&'static str>>>,
     /// What failing calls end with, instead of the bare code.
     pub failure: Arc<Mutex<Option<Status>>>,
@@ -92,6 +98,7 @@ impl BreakerQueryService for Moody {
         let previous = request.metadata().get("grpc-previous-rpc-attempts");
         let previous = previous.map_or(0, |value| value.to_str().unwrap().parse().unwrap());
         self.previous_attempts.store(previous, Ordering::SeqCst);
+        self.timeouts.lock().push(grpc_timeout(request.metadata().as_ref()));
         match self.mood() {
             0 => Ok(Response::new(ListBreakersResponse::default())),
             HANG => std::future::pending().await,
