@@ -234,7 +234,6 @@ async fn each_event_counts_once_and_in_order_whoever_is_killed() {
     let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
     let state = stream.get_info().await.unwrap().state;
     let all = u64::try_from(source.written).unwrap();
-    eprintln!("STATE {state:?}");
     assert_eq!((state.messages, state.first_sequence, state.last_sequence), (all, 1, all));
 }
 

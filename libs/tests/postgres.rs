@@ -46,7 +46,7 @@ fn note(key: &str) -> Entry {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_who_write_take_turns_and_oversell_nothing() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let folder = TempDir::new().unwrap();
@@ -66,7 +66,7 @@ async fn two_who_write_take_turns_and_oversell_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let folder = TempDir::new().unwrap();
@@ -112,7 +112,7 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn one_who_stops_in_its_turn_is_not_waited_for() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let folder = TempDir::new().unwrap();

@@ -267,7 +267,7 @@ async fn a_crash_at_any_moment_leaves_every_lock_with_whom_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_passes_from_process_to_process() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();

@@ -55,7 +55,7 @@ fn shares(process: &Process) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_drives_what_it_started_and_whoever_asks_hears_of_the_end() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();
@@ -76,7 +76,7 @@ async fn each_drives_what_it_started_and_whoever_asks_hears_of_the_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_may_ask_any_of_them() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();
@@ -102,7 +102,7 @@ async fn an_operator_may_ask_any_of_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_process_leaves_is_taken_up_by_another() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();
@@ -140,7 +140,7 @@ async fn what_a_killed_process_leaves_is_taken_up_by_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_taken_for_dead_and_goes_on_changes_nothing() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();
@@ -172,7 +172,7 @@ async fn who_was_taken_for_dead_and_goes_on_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_shuts_down_is_not_waited_for() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::new();

@@ -291,7 +291,7 @@ async fn an_id_that_would_be_too_long_below_turns_the_saga_back() {
 /// Whoever owns which: the sagas above and below may have been taken over apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_may_drive_the_one_above_and_the_one_below() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let world = World::with(travel());

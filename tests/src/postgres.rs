@@ -51,9 +51,12 @@ impl Postgres {
         Self::set_up(Some(small))
     }
 
-    #[expect(clippy::print_stdout, reason = "a test that is left out says why")]
+    #[expect(clippy::print_stderr, reason = "a test that is left out says why")]
     fn set_up(small: Option<Small>) -> anyhow::Result<Option<Self>> {
-        let Some(bin) = std::env::var_os("TEST_POSTGRES_BIN") else { return Ok(None) };
+        let Some(bin) = std::env::var_os("TEST_POSTGRES_BIN") else {
+            eprintln!("skipped: needs PostgreSQL, and TEST_POSTGRES_BIN names no programs (tests/postgres.sh)");
+            return Ok(None);
+        };
         let folder = tempfile::Builder::new().prefix("postgres-").tempdir()?;
         let mut postgres = Self { bin: bin.into(), port: Port::free()?, mounted: false, folder };
         fs::create_dir(postgres.disk())?;
@@ -63,11 +66,11 @@ impl Postgres {
             match mounting {
                 Ok(mounted) if mounted.status.success() => postgres.mounted = true,
                 Ok(refused) => {
-                    println!("left out: no disk can be mounted: {}", String::from_utf8_lossy(&refused.stderr).trim());
+                    eprintln!("skipped: no disk can be mounted: {}", String::from_utf8_lossy(&refused.stderr).trim());
                     return Ok(None);
                 }
                 Err(error) => {
-                    println!("left out: no disk can be mounted: {error}");
+                    eprintln!("skipped: no disk can be mounted: {error}");
                     return Ok(None);
                 }
             }

@@ -86,6 +86,7 @@ async fn sagas<T>(server: &Server, ids: &[(String, T)]) -> anyhow::Result<Vec<Sa
 #[tokio::test]
 async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on() -> anyhow::Result<()> {
     if std::env::var_os("TEST_POSTGRES").is_none() {
+        eprintln!("skipped: needs PostgreSQL, and TEST_POSTGRES names none (tests/postgres.sh)");
         return Ok(());
     }
     let mut shop = Shop::start().await?;

@@ -105,7 +105,10 @@ async fn missing(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_outlives_the_power() -> anyhow::Result<()> {
-    let Ok(strace) = std::env::var("TEST_STRACE") else { return Ok(()) };
+    let Ok(strace) = std::env::var("TEST_STRACE") else {
+        eprintln!("skipped: needs strace, and TEST_STRACE names none (tests/strace.sh)");
+        return Ok(());
+    };
     let folder = TempDir::new()?;
     let (recording, serving, answered) = record(folder.path(), &strace).await?;
     let begin = (0..recording.len()).find(|at| recording.time(*at) > serving).context("nothing was asked")?;

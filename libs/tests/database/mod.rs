@@ -17,6 +17,16 @@ pub(crate) fn location(folder: &Path, name: &str) -> Location {
     }
 }
 
+/// True on a server, which the test needs; else it says that the test is left out.
+#[allow(dead_code, reason = "not every test asks")]
+#[expect(clippy::print_stderr, reason = "a test that is left out says why")]
+pub(crate) fn has_server() -> bool {
+    if !is_shared() {
+        eprintln!("skipped: needs PostgreSQL, and TEST_POSTGRES names none (tests/postgres.sh)");
+    }
+    is_shared()
+}
+
 /// True on a server.
 #[allow(dead_code, reason = "not every test asks")]
 pub(crate) fn is_shared() -> bool {

@@ -70,6 +70,9 @@ pub(crate) struct Schema {
 impl Schema {
     /// None where no server is named.
     pub(crate) fn new() -> Option<Self> {
+        if !database::has_server() {
+            return None;
+        }
         let folder = TempDir::new().unwrap();
         match database::location(folder.path(), "test") {
             Location::Postgres { url, schema } => Some(Self { folder, url, name: schema }),
