@@ -19,6 +19,7 @@ use libs::{
         AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Table,
         sql::{Transaction, Value},
     },
+    refusal::Refusal,
 };
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use opentelemetry_sdk::metrics::{
@@ -173,9 +174,10 @@ async fn a_query_without_a_token_never_waits_and_says_how_far_its_answer_is() {
     let mut patient = Box::pin(ask(token(position)));
     assert!(futures::poll!(&mut patient).is_pending(), "with a token it waits");
     // The projector stands at the gate, and stays there.
-    assert_eq!(ask(MetadataMap::new()).await, ("0".to_owned(), None));
-    assert!(futures::poll!(&mut patient).is_pending());
+    let at_once = tokio::time::timeout(PATIENCE / 2, ask(MetadataMap::new())).await;
+    let goes_on_waiting = futures::poll!(&mut patient).is_pending();
     gate.add_permits(1);
+    assert_eq!((at_once, goes_on_waiting), (Ok(("0".to_owned(), None)), true));
     assert_eq!(patient.await, ("1".to_owned(), Some(1)));
 }
 
@@ -488,7 +490,7 @@ async fn a_follower_that_leaves_in_the_midst_of_an_event_misses_none_of_its_chan
 
 #[tokio::test]
 async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
-    if !database::is_shared() {
+    if !database::has_server() {
         return;
     }
     let folder = TempDir::new().unwrap();
@@ -675,5 +677,13 @@ async fn views_are_made_anew_while_they_are_read_and_written() {
     let position = add(&journal, "b", 1).await;
     read.wait_for_token(&token(position)).await.unwrap();
     assert_eq!(sum(&read, "a").await, Some(82));
-    assert_eq!(rebuild("elsewhere").await.err().unwrap().code(), tonic::Code::NotFound);
+    let unknown = rebuild("elsewhere").await.err().unwrap();
+    assert_eq!(
+        (unknown.code(), Refusal::from_status(&unknown).reason.as_ref()),
+        (tonic::Code::NotFound, "UNKNOWN_SOURCE")
+    );
+    assert!(unknown.message().ends_with("there are: test"), "{unknown}");
+    let empty = rebuild("").await.err().unwrap();
+    let violations = Refusal::from_status(&empty).violations;
+    assert_eq!((empty.code(), &*violations[0].field), (tonic::Code::InvalidArgument, "source"));
 }

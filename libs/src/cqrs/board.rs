@@ -148,6 +148,13 @@ impl Board {
         rebuilders.iter().find(|rebuilder| rebuilder.source == source).map(|rebuilder| rebuilder.ask.clone())
     }
 
+    /// Whose events there are views over, in words.
+    fn sources(&self) -> String {
+        let rebuilders = self.rebuilders.read();
+        let sources: Vec<&str> = rebuilders.iter().map(|rebuilder| &*rebuilder.source).collect();
+        sources.join(", ")
+    }
+
     /// Has them observed by a meter.
     pub fn observe(&self, meter: &Meter) {
         // The instruments live as long as their meter's provider; these handles are not needed.
@@ -249,13 +256,18 @@ impl ProjectionCommandService for ProjectionService {
         request: Request<pb::RebuildProjectionsRequest>,
     ) -> Result<Response<Self::RebuildProjectionsStream>, Status> {
         let (service, source) = (self.service, request.into_inner().source);
+        if source.is_empty() {
+            let refusal = Refusal::invalid("source", "must be the service whose events the views are made of");
+            return Err(refusal.into_status(service));
+        }
         let (telling, mut told) = mpsc::unbounded_channel();
         let asked = match self.board.rebuilder(&source) {
             Some(rebuilder) => rebuilder.send(telling).await.is_ok(),
             None => false,
         };
         if !asked {
-            let message = format!("no views over the events of {source:?} are kept here");
+            let known = self.board.sources();
+            let message = format!("no views over the events of {source:?} are kept here; there are: {known}");
             return Err(Refusal::not_found("UNKNOWN_SOURCE", message).into_status(service));
         }
         tracing::info!(source, "told to make the views anew");
