@@ -10,6 +10,8 @@
 //! | `breaker.abandoned` | `{call}` | `breaker.name`, `judged`: failure, neutral |
 //! | `breaker.opened` | `{transition}` | `breaker.name` |
 //! | `breaker.open_time` | s | `breaker.name` |
+//! | `breaker.probes` | `{probe}` | `breaker.name` |
+//! | `breaker.probes_ended` | `{probe}` | `breaker.name`, `outcome`: success, failure, neutral, overtaken, timed_out |
 //! | `breaker.probe_timeouts` | `{probe}` | `breaker.name` |
 //! | `breaker.fallbacks` | `{answer}` | `fallback.name`, `outcome`: served, missed |
 
@@ -60,6 +62,20 @@ pub fn observe(registry: &Registry, meter: &Meter) {
     count(
         About { metric: "breaker.opened", unit: "{transition}", text: "Times it opened." },
         &[(None, |totals| totals.opened)],
+    );
+    count(
+        About { metric: "breaker.probes", unit: "{probe}", text: "Permits that half-open circuits lent." },
+        &[(None, |totals| totals.probes.lent)],
+    );
+    count(
+        About { metric: "breaker.probes_ended", unit: "{probe}", text: "Probes that are over, by how they ended." },
+        &[
+            (Some(("outcome", "success")), |totals| totals.probes.success),
+            (Some(("outcome", "failure")), |totals| totals.probes.failure),
+            (Some(("outcome", "neutral")), |totals| totals.probes.neutral),
+            (Some(("outcome", "overtaken")), |totals| totals.probes.overtaken),
+            (Some(("outcome", "timed_out")), |totals| totals.probe_timeouts),
+        ],
     );
     count(
         About { metric: "breaker.probe_timeouts", unit: "{probe}", text: "Probes that never came back." },
@@ -228,6 +244,52 @@ mod tests {
             "breaker.fallbacks fallback.name=shipment outcome=missed 1",
         ] {
             assert!(exported.iter().any(|exported| exported == line), "{line} is not in {exported:#?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_probe_is_seen_when_it_is_lent_and_by_how_it_ended() {
+        let clock = std::sync::Arc::new(ManualClock::default());
+        let registry = Registry::with_clock(clock.clone());
+        let config = Config::builder().consecutive_failures(1).probes(5, 2).ramp(Duration::ZERO);
+        let config = config.on_probe_timeout(crate::breaker::ProbeTimeout::Neutral).build().expect("makes sense");
+        let payment = registry.breaker("payment", &config);
+        payment.admit().expect("closed").finish(Class::Failure);
+        clock.advance(Duration::from_secs(10));
+
+        let mut probes: Vec<_> = (0..5).map(|_| payment.admit().expect("a probe")).collect();
+        probes.pop().expect("five").finish(Class::Success);
+        probes.pop().expect("four").finish(Class::Overload);
+        probes.pop().expect("three").finish(Class::Neutral);
+        // Two are out for longer than their lease, and are told of too late.
+        clock.advance(Duration::from_secs(10));
+        let (well, overtaken) = (payment.admit().expect("a place is free"), payment.admit().expect("another"));
+        drop(probes);
+        let under_way = exported(&registry);
+        well.finish(Class::Success);
+        assert_eq!(payment.state(), State::Closed);
+        overtaken.finish(Class::Failure);
+
+        let ended = |outcome, count| format!("breaker.probes_ended breaker.name=payment outcome={outcome} {count}");
+        let lent = |count| format!("breaker.probes breaker.name=payment {count}");
+        for (exported, lines) in [
+            (under_way, [lent(7), ended("success", 1), ended("timed_out", 2), ended("overtaken", 0)].to_vec()),
+            (
+                exported(&registry),
+                [
+                    lent(7),
+                    ended("success", 2),
+                    ended("failure", 1),
+                    ended("neutral", 1),
+                    ended("overtaken", 1),
+                    ended("timed_out", 2),
+                ]
+                .to_vec(),
+            ),
+        ] {
+            for line in lines {
+                assert!(exported.contains(&line), "{line} is not in {exported:#?}");
+            }
         }
     }
 }

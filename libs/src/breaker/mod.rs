@@ -19,7 +19,7 @@ pub use self::{
     clock::{CoarseClock, TokioClock},
     core::{
         Breaker, Cause, Class, Clock, Config, ConfigBuilder, ConfigError, ManualClock, MonotonicClock, Override,
-        Permit, ProbeTimeout, Rate, Reason, Rejected, Rejections, SlowCalls, Snapshot, State, Totals, Transition,
+        Permit, ProbeTimeout, Probes, Rate, Reason, Rejected, Rejections, SlowCalls, Snapshot, State, Totals, Transition,
         Undecided, Window,
     },
     fallback::{Answer, Fallback, LastKnown},

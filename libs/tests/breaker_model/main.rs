@@ -5,7 +5,8 @@ mod model;
 use std::{sync::Arc, time::Duration};
 
 use libs::breaker::{
-    Breaker, Class, ConfigError, ManualClock, Override, Permit, ProbeTimeout, Rejected, State, Undecided, Window,
+    Breaker, Class, ConfigError, ManualClock, Override, Permit, ProbeTimeout, Probes, Rejected, State, Undecided,
+    Window,
 };
 use model::{Call, End, Model, Settings};
 use proptest::prelude::*;
@@ -204,6 +205,9 @@ impl Pair {
         prop_assert_eq!(shown.consecutive_failures, model.run_of_failures());
         prop_assert_eq!(shown.last_cause, model.last_cause);
         prop_assert_eq!(shown.totals, model.totals());
+        let Probes { lent, success, failure, neutral, overtaken } = shown.totals.probes;
+        let ended = success + failure + neutral + overtaken + shown.totals.probe_timeouts;
+        prop_assert_eq!(lent, ended + shown.probes_out, "every probe ends once");
         let left = shown.retry_after.map(|left| left.as_nanos() as u64);
         let meant = (model.state == State::Open).then(|| model.open_until.saturating_sub(model.now));
         prop_assert_eq!(left, meant);

@@ -226,6 +226,7 @@ impl Model {
         self.refused.clear();
         self.run = 0;
         self.pause_until = 0;
+        self.totals.probes.overtaken += self.leases.len() as u64;
         self.leases.clear();
         self.probes = (0, 0, 0);
     }
@@ -305,6 +306,7 @@ impl Model {
                     self.next_lease += 1;
                     let ends = (self.now + self.settings.probe_timeout).min(deadline.unwrap_or(u64::MAX));
                     let blames = budget.is_none_or(|budget| budget >= self.settings.min_blame);
+                    self.totals.probes.lent += 1;
                     self.leases.push(Lease { id: self.next_lease, ends: ends.max(self.now + 1), blames });
                     return call(self, Role::Probe(self.next_lease));
                 }
@@ -446,10 +448,12 @@ impl Model {
         };
         self.leases.remove(at);
         self.count(class);
+        let slow = self.is_slow(call);
+        let ended = &mut self.totals.probes;
         match class {
-            Class::Success if !self.is_slow(call) => self.probes.0 += 1,
-            Class::Neutral => self.probes.2 += 1,
-            _ => self.probes.1 += 1,
+            Class::Success if !slow => (self.probes.0, ended.success) = (self.probes.0 + 1, ended.success + 1),
+            Class::Neutral => (self.probes.2, ended.neutral) = (self.probes.2 + 1, ended.neutral + 1),
+            _ => (self.probes.1, ended.failure) = (self.probes.1 + 1, ended.failure + 1),
         }
         self.ask_to_pause(true, pause);
         self.verdict();

@@ -207,7 +207,10 @@ impl Breaker {
         // Whoever allows next to no time does not find out whether the peer hangs.
         let blames = deadline.saturating_sub(now) >= nanos(config.min_blame);
         match half_open.lend(config, ends, blames) {
-            Ok(lease) => Ok(Ticket::probe(self.word().generation(), lease, now, deadline)),
+            Ok(lease) => {
+                self.counters.probes_lent.add(1);
+                Ok(Ticket::probe(self.word().generation(), lease, now, deadline))
+            }
             Err(until) => {
                 self.hot.full_until.store(until, SeqCst);
                 Err((Reason::HalfOpenSaturated, until.saturating_sub(now)))

@@ -357,7 +357,7 @@ impl Breaker {
         let word = self.word();
         let generation = word.generation().wrapping_add(1);
         self.hot.windows.get(window).begin(generation, window != word.window());
-        cold.half_open.clear();
+        self.counters.probes_overtaken.add(cold.half_open.clear());
         self.hot.full_until.store(0, SeqCst);
         self.hot.pause_until.store(0, SeqCst);
         let throttles = cold.config.throttle.is_some();

@@ -34,10 +34,10 @@ pub(crate) struct HalfOpen {
 }
 
 impl HalfOpen {
-    /// Begins anew: whatever is out no longer counts.
-    pub(crate) fn clear(&mut self) {
-        self.out.clear();
+    /// Begins anew: whatever is out no longer counts. Says how many probes are.
+    pub(crate) fn clear(&mut self) -> u64 {
         (self.ok, self.bad, self.unsaid) = (0, 0, 0);
+        self.out.drain(..).len() as u64
     }
 
     /// Takes back leases that have ended, and says how many and what follows.

@@ -39,5 +39,5 @@ pub use self::{
     config::{Config, ConfigBuilder, ConfigError, ProbeTimeout, Rate, SlowCalls, Undecided, Window},
     permit::Permit,
     state::{Cause, Override, State, Transition},
-    totals::{Rejections, Totals},
+    totals::{Probes, Rejections, Totals},
 };

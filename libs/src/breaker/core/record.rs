@@ -148,6 +148,7 @@ impl Breaker {
                 return;
             };
             self.hot.full_until.store(0, SeqCst);
+            self.counters.probe_came_back(went_well);
             self.count(class, true);
             self.note_pause(pause);
             self.obey(&mut cold, verdict, now)

@@ -30,10 +30,28 @@ pub struct Totals {
     pub opened: u64,
     /// How long it was open, all times together.
     pub open_time: Duration,
+    /// Probes, and how they ended.
+    pub probes: Probes,
     /// Probes whose lease ran out.
     pub probe_timeouts: u64,
     /// Calls that would have been refused, in shadow.
     pub would_reject: u64,
+}
+
+/// The permits of half-open circuits, and how those that ended did. Those whose lease ran out are beside, in
+/// [`Totals::probe_timeouts`]; the rest is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    /// Permits lent.
+    pub lent: u64,
+    /// Probes that went well.
+    pub success: u64,
+    /// Probes that did not: they failed, met an overload, or were slow.
+    pub failure: u64,
+    /// Probes that said nothing about the peer.
+    pub neutral: u64,
+    /// Probes still under way when the circuit had its verdict, or was reset: they no longer counted.
+    pub overtaken: u64,
 }
 
 /// Calls refused here, by why.
@@ -91,6 +109,11 @@ pub(crate) struct Counters {
     pub(crate) abandoned_failure: Counter,
     pub(crate) abandoned_neutral: Counter,
     pub(crate) opened: Counter,
+    pub(crate) probes_lent: Counter,
+    pub(crate) probes_success: Counter,
+    pub(crate) probes_failure: Counter,
+    pub(crate) probes_neutral: Counter,
+    pub(crate) probes_overtaken: Counter,
     pub(crate) probe_timeouts: Counter,
     pub(crate) would_reject: Counter,
 }
@@ -107,8 +130,22 @@ impl Counters {
             abandoned_failure: Counter::new(),
             abandoned_neutral: Counter::new(),
             opened: Counter::new(),
+            probes_lent: Counter::new(),
+            probes_success: Counter::new(),
+            probes_failure: Counter::new(),
+            probes_neutral: Counter::new(),
+            probes_overtaken: Counter::new(),
             probe_timeouts: Counter::new(),
             would_reject: Counter::new(),
+        }
+    }
+
+    /// Counts a probe that came back in time.
+    pub(crate) fn probe_came_back(&self, went_well: Option<bool>) {
+        match went_well {
+            Some(true) => self.probes_success.add(1),
+            Some(false) => self.probes_failure.add(1),
+            None => self.probes_neutral.add(1),
         }
     }
 
@@ -131,6 +168,13 @@ impl Counters {
             abandoned_neutral: self.abandoned_neutral.get(),
             opened: self.opened.get(),
             open_time,
+            probes: Probes {
+                lent: self.probes_lent.get(),
+                success: self.probes_success.get(),
+                failure: self.probes_failure.get(),
+                neutral: self.probes_neutral.get(),
+                overtaken: self.probes_overtaken.get(),
+            },
             probe_timeouts: self.probe_timeouts.get(),
             would_reject: self.would_reject.get(),
         }
