@@ -45,6 +45,8 @@ struct Api {
     process: Process,
     side: CommandSide,
     queries: SagaQueries,
+    /// The same, where nobody waits for the view.
+    impatient: SagaQueries,
     commands: SagaCommands,
 }
 
@@ -56,10 +58,11 @@ async fn open() -> Api {
     process.coordinator.recover().await.unwrap();
     let log = Log::of(&journal);
     let views = Views::open(location.views(), log, &Projections::new().with(SagasView)).await.unwrap();
-    let queries = SagaQueries::new(views.read_side("test", Duration::from_secs(10)), [outer()]);
+    let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [outer()]);
+    let (queries, impatient) = (queries(Duration::from_secs(10)), queries(Duration::ZERO));
     tokio::spawn(views.run());
     let commands = SagaCommands::new("test", process.coordinator.clone());
-    Api { side: CommandSide::new("test", journal), world, process, queries, commands }
+    Api { side: CommandSide::new("test", journal), world, process, queries, impatient, commands }
 }
 
 impl Api {
@@ -154,6 +157,13 @@ async fn a_watch_goes_on_from_where_it_was() {
         }
     }
     assert_eq!(wrong_fields(watch("", -1).await), ["after_position"]);
+    // Nobody waits in silence for a log that doesn't go so far, not even for a saga that has ended.
+    for saga_id in ["", "a"] {
+        let watch = WatchSagasRequest { saga_id: saga_id.to_owned(), after_position: last + 1_000 };
+        let mut beyond = api.impatient.watch_sagas(Request::new(watch)).await.unwrap().into_inner();
+        let beyond = beyond.next().await.unwrap().unwrap_err();
+        assert_eq!(Refusal::from_status(&beyond).reason, "AHEAD_OF_LOG", "{beyond:?}");
+    }
     let mut gone = watch("nobody", 0).await.unwrap().into_inner();
     assert_eq!(gone.next().await.unwrap().unwrap_err().code(), Code::NotFound);
 }

@@ -10,8 +10,8 @@ use broker::Broker;
 use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
     inventory::v1::{GetStockRequest, Item, ReleaseStockRequest, Stock, WatchStockRequest, WatchStockResponse},
-    order::v1::{GetOrderRequest, GetOrderResponse, OrderState},
-    payment::v1::{ChargeState, GetChargeRequest},
+    order::v1::{GetOrderRequest, GetOrderResponse, ListOrdersRequest, Order, OrderState},
+    payment::v1::{Charge, ChargeState, GetChargeRequest},
     projections::v1::{
         ListProjectionsRequest, RebuildProjectionsRequest,
         projection_command_service_client::ProjectionCommandServiceClient,
@@ -119,19 +119,20 @@ async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyh
     }
 
     // Made anew from the beginning, it is the same.
-    let before = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    let before = settled(&clients).await?;
+    let ids: Vec<&str> = before.iter().map(|(order, _)| &*order.order_id).collect();
+    assert_eq!(ids, ["round-2", "round-1", "round-0", "refused", "kept"]);
     shop.order().kill().await?;
-    for name in ["order.views.payment.db", "order.views.shipping.db"] {
+    for name in ["order.views.db", "order.views.payment.db", "order.views.shipping.db"] {
         for suffix in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(shop.folder().join(format!("{name}{suffix}")));
         }
     }
     shop.order().start().await?;
-    let after = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
-    assert_eq!((&before.charge, &before.shipped), (&after.charge, &after.shipped));
+    same(&clients, &before).await?;
 
     // And once more, while it is asked for.
-    for source in ["payment", "shipping"] {
+    for source in ["order", "payment", "shipping"] {
         let mut commands = ProjectionCommandServiceClient::new(shop.order().channel());
         let request = RebuildProjectionsRequest { source: source.to_owned() };
         let mut stretches = commands.rebuild_projections(request).await?.into_inner();
@@ -141,10 +142,62 @@ async fn orders_are_followed(mut shop: Shop, mut broker: Option<Broker>) -> anyh
         }
         let last = last.context("it tells how far it is")?;
         assert_eq!(last.position, last.head);
+        // Whoever asks sees the views of before or the new ones, and never less.
+        assert_eq!(all(&clients).await?, before, "after {source}");
     }
-    let anew = shown(&clients, "round-2", |order| order.charge.is_some() && order.shipped.is_some()).await?;
-    assert_eq!((before.charge, before.shipped), (anew.charge, anew.shipped));
     Ok(())
+}
+
+/// Every order as it is listed, the newest first, and as it is shown with what other services' events say of it.
+async fn all(clients: &Clients) -> anyhow::Result<Vec<(Order, GetOrderResponse)>> {
+    let listed = clients.order_queries().list_orders(ListOrdersRequest::default()).await?.into_inner();
+    assert_eq!(listed.next_page_token, "", "a page holds them all");
+    let mut orders = Vec::new();
+    for order in listed.orders {
+        let request = GetOrderRequest { order_id: order.order_id.clone(), include_shipment: false };
+        let shown = clients.order_queries().get_order(request).await?.into_inner();
+        orders.push((order, shown));
+    }
+    Ok(orders)
+}
+
+/// The same, once every order has ended and its charge and shipment are seen as they ended.
+async fn settled(clients: &Clients) -> anyhow::Result<Vec<(Order, GetOrderResponse)>> {
+    let has_ended = |(listed, shown): &(Order, GetOrderResponse)| {
+        let charge = shown.charge.as_ref().map(Charge::state);
+        let ended = match listed.state() {
+            OrderState::Completed => charge == Some(ChargeState::Charged) && shown.shipped.is_some(),
+            OrderState::Rejected => charge == Some(ChargeState::Refunded),
+            _ => false,
+        };
+        ended && shown.order.as_ref() == Some(listed)
+    };
+    let look = async {
+        loop {
+            let orders = all(clients).await?;
+            if orders.iter().all(has_ended) {
+                return anyhow::Ok(orders);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, look).await.context("the orders never end")?
+}
+
+/// Waits until every order is shown as it was.
+async fn same(clients: &Clients, before: &[(Order, GetOrderResponse)]) -> anyhow::Result<()> {
+    let mut last = Vec::new();
+    let look = async {
+        loop {
+            last = all(clients).await?;
+            if last == before {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let ended = timeout(PATIENCE, look).await;
+    ended.with_context(|| format!("it is {last:#?}\nand was {before:#?}"))?
 }
 
 #[tokio::test]
