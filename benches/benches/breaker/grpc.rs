@@ -18,6 +18,8 @@ use tower::{Layer as _, Service};
 /// A call through a stack.
 pub(super) struct Row {
     pub(super) name: &'static str,
+    /// Whether its circuit lets calls pass.
+    pub(super) admitted: bool,
     pub(super) call: Box<dyn FnMut() -> bool>,
 }
 
@@ -60,7 +62,7 @@ impl Body for UnaryBody {
     }
 }
 
-/// Makes a call and reads its body to the end.
+/// Makes a call and reads its body to the end. False when it was refused.
 fn drive<S, B>(service: &mut S) -> bool
 where
     S: Service<Request<()>, Response = Response<B>>,
@@ -92,12 +94,12 @@ pub(super) fn rows() -> Vec<Row> {
         breaker.admit().expect("closed").finish(libs::breaker::Class::Failure);
         BreakerLayer::new(breaker).layer(Unary)
     };
-    let row = |name, call: Box<dyn FnMut() -> bool>| Row { name, call };
+    let row = |name, call: Box<dyn FnMut() -> bool>| Row { name, admitted: true, call };
     vec![
         row("bare", Box::new(|| drive(&mut Unary))),
         row("ours, coarse clock", Box::new(move || drive(&mut coarse))),
         row("ours, fine clock", Box::new(move || drive(&mut fine))),
-        row("ours, refusing with a status", Box::new(move || drive(&mut open))),
+        Row { admitted: false, ..row("ours, refusing with a status", Box::new(move || drive(&mut open))) },
         row("tower-resilience (reads no trailers)", Box::new(move || drive(&mut theirs))),
     ]
 }

@@ -47,6 +47,7 @@ fn one_thread(criterion: &mut Criterion, name: &str, rows: &[Row], admitted: boo
 
 /// Several threads at once: the time of the slowest, a call.
 fn many_threads(group: &mut BenchmarkGroup<'_, WallTime>, row: &Arc<Row>, threads: usize) {
+    assert!((row.call)(), "{} is closed", row.name);
     group.bench_function(row.name, |bencher| {
         bencher.iter_custom(|calls| {
             let barrier = Arc::new(Barrier::new(threads));
@@ -67,8 +68,9 @@ fn many_threads(group: &mut BenchmarkGroup<'_, WallTime>, row: &Arc<Row>, thread
 }
 
 /// Allocations and time of a call, the best of many short rounds: what it costs when nothing else has the processor.
-fn print_best(group: &str, name: &str, call: &mut dyn FnMut() -> bool) {
+fn print_best(group: &str, name: &str, admitted: bool, call: &mut dyn FnMut() -> bool) {
     const CALLS: u32 = 20_000;
+    assert_eq!(call(), admitted, "{group}: {name}");
     let counted = measure(|| (0..10_000).for_each(|_| _ = black_box(call())));
     let allocations = counted.count_total as f64 / 10_000.0;
     let mut round = || {
@@ -77,6 +79,7 @@ fn print_best(group: &str, name: &str, call: &mut dyn FnMut() -> bool) {
         started.elapsed()
     };
     let best = (0..300).map(|_| round()).min().unwrap_or_default().as_nanos() as f64 / f64::from(CALLS);
+    assert_eq!(call(), admitted, "{group}: {name}");
     println!("{group}: {best:>6.1} ns, {allocations:.2} allocations a call  {name}");
 }
 
@@ -90,10 +93,10 @@ fn main() {
     let mut grpc = grpc::rows();
     println!("the best of 300 rounds:");
     let nothing: Call = Box::new(|| black_box(true));
-    print_best("closed", "the loop alone, which is part of every row", &mut || nothing());
-    rows.iter().for_each(|row| print_best("closed", row.name, &mut || (row.call)()));
-    open.iter().for_each(|row| print_best("open", row.name, &mut || (row.call)()));
-    grpc.iter_mut().for_each(|row| print_best("grpc", row.name, &mut row.call));
+    print_best("closed", "the loop alone, which is part of every row", true, &mut || nothing());
+    rows.iter().for_each(|row| print_best("closed", row.name, true, &mut || (row.call)()));
+    open.iter().for_each(|row| print_best("open", row.name, false, &mut || (row.call)()));
+    grpc.iter_mut().for_each(|row| print_best("grpc", row.name, row.admitted, &mut row.call));
 
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
@@ -104,7 +107,9 @@ fn main() {
     one_thread(&mut criterion, "open", &open, false);
     let mut group = criterion.benchmark_group("grpc");
     for row in &mut grpc {
+        assert_eq!((row.call)(), row.admitted, "{}", row.name);
         group.bench_function(row.name, |bencher| bencher.iter(|| black_box((row.call)())));
+        assert_eq!((row.call)(), row.admitted, "{}", row.name);
     }
     group.finish();
     let rows: Vec<Arc<Row>> = rows.into_iter().map(Arc::new).collect();
