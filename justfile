@@ -41,7 +41,7 @@ sagas *FLAGS:
 saga *WHAT:
     @cargo run --quiet --package shop -- saga "$@"
 
-# The circuit breakers of the services that `up` serves
+# The circuit breakers of the services that `up` serves and that call others: inventory and order
 [group('run')]
 breakers *FLAGS:
     @cargo run --quiet --package shop -- breakers "$@"

@@ -33,7 +33,7 @@ pub enum Command {
     #[command(subcommand)]
     Saga(Saga),
     /// Show the circuit breakers of services that run: on a terminal until Ctrl-C, else once.
-    Breakers(Watch),
+    Breakers(Breakers),
 }
 
 /// How to serve.
@@ -76,6 +76,17 @@ pub struct Watch {
     /// Where the order service is.
     #[command(flatten)]
     pub at: OrderAddress,
+}
+
+/// Whose breakers to show.
+#[derive(Clone, Debug, Args)]
+pub struct Breakers {
+    /// Where the order service is.
+    #[command(flatten)]
+    pub at: OrderAddress,
+    /// The inventory service's address.
+    #[arg(long, env = "INVENTORY_ADDRESS", value_name = "URI", default_value = "http://127.0.0.1:50051")]
+    pub inventory_address: String,
 }
 
 /// What to do with a saga.
