@@ -19,8 +19,8 @@ pub use self::{
     clock::{CoarseClock, TokioClock},
     core::{
         Breaker, Cause, Class, Clock, Config, ConfigBuilder, ConfigError, ManualClock, MonotonicClock, Override,
-        Permit, ProbeTimeout, Probes, Rate, Reason, Rejected, Rejections, SlowCalls, Snapshot, State, Totals, Transition,
-        Undecided, Window,
+        Permit, ProbeTimeout, Probes, Rate, Reason, Rejected, Rejections, SlowCalls, Snapshot, State, Totals,
+        Transition, Undecided, Window,
     },
     fallback::{Answer, Fallback, LastKnown},
     layer::{BreakerLayer, Circuit, Methods},
