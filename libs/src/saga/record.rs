@@ -37,8 +37,11 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Packed {
     bytes: Bytes,
-    /// What has no place in the bytes. Its other fields are empty.
-    rest: Record,
+    // What has no place in the bytes.
+    fresh: u64,
+    queued: bool,
+    unborn: Steps,
+    unsaved: Unsaved,
 }
 
 impl Packed {
@@ -47,8 +50,9 @@ impl Packed {
     /// # Errors
     /// Never, for what [`Record::pack`] has made.
     pub(super) fn unpack(self) -> Result<Record, RecordError> {
-        let Record { saga, kept, .. } = Record::decode(self.bytes)?;
-        Ok(Record { saga, kept, ..self.rest })
+        let Self { bytes, fresh, queued, unborn, unsaved } = self;
+        let Record { saga, kept, .. } = Record::decode(bytes)?;
+        Ok(Record { saga, kept, fresh, queued, unborn, unsaved })
     }
 }
 
@@ -74,13 +78,14 @@ impl Record {
 
     /// Takes the record, and leaves an empty one.
     pub(super) fn pack(&mut self) -> Packed {
-        let mut record = std::mem::take(self);
-        let mut bytes = BytesMut::with_capacity(record.saga.encoded_len() + record.kept.encoded_len() + 8);
-        message::encode(1, &record.saga, &mut bytes);
-        // A BytesMut grows: encoding into it can't fail.
-        let _ = record.kept.encode(&mut bytes);
-        (record.saga, record.kept) = Default::default();
-        Packed { bytes: bytes.freeze(), rest: record }
+        let Self { saga, kept, fresh, queued, unborn, unsaved } = std::mem::take(self);
+        // The length to the byte: a hundred thousand of them wait.
+        let length = message::encoded_len(1, &saga) + kept.encoded_len();
+        let mut bytes = Vec::with_capacity(length);
+        message::encode(1, &saga, &mut bytes);
+        // A Vec grows: encoding into it can't fail.
+        let _ = kept.encode(&mut bytes);
+        Packed { bytes: bytes.into(), fresh, queued, unborn, unsaved }
     }
 
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`], and the whole record, to be stored together.
