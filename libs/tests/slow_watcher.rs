@@ -102,6 +102,7 @@ async fn who_stops_reading_makes_nothing_grow_and_is_told_to_resume() {
             Ok(change) => {
                 let change = change.expect("no end");
                 read += 1;
+                assert!(read <= held, "it is served on as if nothing had been");
                 assert_eq!((change.position, change.stock.unwrap().sku.len()), (read, LARGE));
             }
             Err(status) => break status,
