@@ -28,6 +28,11 @@ def usd(units):
     return money_pb2.Money(currency_code="USD", units=units)
 
 
+def token_of(call):
+    """What makes a query wait for what a command answered: the views are a moment behind it."""
+    return [("consistency-token", dict(call.initial_metadata())["consistency-token"])]
+
+
 def place(order_id, customer, region, **more):
     request = order.PlaceOrderRequest(
         request_id=order_id,
@@ -39,7 +44,8 @@ def place(order_id, customer, region, **more):
     )
     for field, value in more.items():
         setattr(request, field, value)
-    return order_grpc.OrderCommandServiceStub(at_order).PlaceOrder(request, timeout=TIMEOUT).order
+    reply, call = order_grpc.OrderCommandServiceStub(at_order).PlaceOrder.with_call(request, timeout=TIMEOUT)
+    return reply.order, token_of(call)
 
 
 # Commands answer a token, and a query that carries it sees them at once.
@@ -47,9 +53,8 @@ added, call = inventory_grpc.InventoryCommandServiceStub(at_inventory).AddStock.
     inventory.AddStockRequest(request_id="s", sku="tea", quantity=10, unit_price=usd(3)), timeout=TIMEOUT
 )
 assert added.available == 10, added
-token = dict(call.initial_metadata())["consistency-token"]
 seen = stock_grpc.InventoryQueryServiceStub(at_inventory).GetStock(
-    stock.GetStockRequest(sku="tea"), metadata=[("consistency-token", token)], timeout=TIMEOUT
+    stock.GetStockRequest(sku="tea"), metadata=token_of(call), timeout=TIMEOUT
 )
 assert (seen.stock.added, seen.stock.available, seen.stock.reserved) == (10, 10, 0), seen
 payment_grpc.PaymentCommandServiceStub(at_payment).DepositFunds(
@@ -57,14 +62,15 @@ payment_grpc.PaymentCommandServiceStub(at_payment).DepositFunds(
 )
 
 # One order completes, and asking again with the same request gives the same order.
-first = place("p-1", "ann", "CH")
+first, _ = place("p-1", "ann", "CH")
 assert first.state == orders.ORDER_STATE_COMPLETED and first.total == usd(6), first
-assert place("p-1", "ann", "CH") == first
+again, _ = place("p-1", "ann", "CH")
+assert again == first, again
 
 # One is refused by payment, one by shipping after the charge.
-strange = place("p-2", "bob", "CH")
+strange, _ = place("p-2", "bob", "CH")
 assert (strange.state, strange.rejection.reason) == (orders.ORDER_STATE_REJECTED, "UNKNOWN_ACCOUNT"), strange
-far = place("p-3", "ann", "AQ")
+far, after = place("p-3", "ann", "AQ")
 assert (far.state, far.rejection.step, far.rejection.reason) == (
     orders.ORDER_STATE_REJECTED,
     "ship_order",
@@ -82,14 +88,14 @@ except grpc.RpcError as error:
 # A stream of one order tells how it stands and ends with it.
 watched = list(
     order_query_grpc.OrderQueryServiceStub(at_order).WatchOrder(
-        order_query.WatchOrderRequest(order_id="p-1"), timeout=TIMEOUT
+        order_query.WatchOrderRequest(order_id="p-1"), metadata=after, timeout=TIMEOUT
     )
 )
 assert watched[-1].order.state == orders.ORDER_STATE_COMPLETED, watched
 
 # So does a saga.
 sagas = saga_grpc.SagaQueryServiceStub(at_order)
-told = list(sagas.WatchSagas(saga.WatchSagasRequest(saga_id="p-3"), timeout=TIMEOUT))
+told = list(sagas.WatchSagas(saga.WatchSagasRequest(saga_id="p-3"), metadata=after, timeout=TIMEOUT))
 assert told[-1].saga.phase == saga_pb2.SAGA_PHASE_COMPENSATED, told
 compensated = [step.name for step in told[-1].saga.steps if step.state == saga_pb2.STEP_STATE_COMPENSATED]
 assert compensated == ["reserve_inventory", "charge_customer"], told[-1]
@@ -98,7 +104,9 @@ assert compensated == ["reserve_inventory", "charge_customer"], told[-1]
 listing = order_query_grpc.OrderQueryServiceStub(at_order)
 listed, page_token = [], ""
 for _ in itertools.count():
-    page = listing.ListOrders(order_query.ListOrdersRequest(page_size=1, page_token=page_token), timeout=TIMEOUT)
+    page = listing.ListOrders(
+        order_query.ListOrdersRequest(page_size=1, page_token=page_token), metadata=after, timeout=TIMEOUT
+    )
     listed += [listed_order.order_id for listed_order in page.orders]
     page_token = page.next_page_token
     if not page_token:
