@@ -107,8 +107,10 @@ async fn a_command_that_is_repeated_when_its_answer_is_forgotten_is_a_new_one() 
     };
     let added = async {
         loop {
-            clients.inventory_commands().add_stock(again.clone()).await?;
-            let request = GetStockRequest { sku: "tea".to_owned() };
+            let answered = clients.inventory_commands().add_stock(again.clone()).await?;
+            let mut request = Request::new(GetStockRequest { sku: "tea".to_owned() });
+            let token = answered.metadata().get("consistency-token").context("a token")?;
+            request.metadata_mut().insert("consistency-token", token.clone());
             let stock = clients.inventory_queries().get_stock(request).await?.into_inner().stock;
             match stock.context("stock")?.added {
                 10 => sleep(Duration::from_millis(20)).await,
