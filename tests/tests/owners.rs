@@ -15,7 +15,7 @@ use proto::{
 use tempfile::TempDir;
 use tests::{Server, Shop, facts::Facts, invariants};
 use tokio::time::{sleep, timeout};
-use tonic::Code;
+use tonic::{Request, metadata::AsciiMetadataValue};
 use uuid::Uuid;
 
 /// Far more than anything here takes.
@@ -47,15 +47,11 @@ async fn second(shop: &mut Shop, folder: &Path) -> anyhow::Result<Server> {
     Ok(server)
 }
 
-async fn ended(server: &Server, id: &str) -> anyhow::Result<Order> {
-    let watch = WatchOrderRequest { order_id: id.to_owned(), after_position: 0 };
-    let mut changes = loop {
-        match OrderQueryServiceClient::new(server.channel()).watch_order(watch.clone()).await {
-            // The order's view is a moment behind its command.
-            Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
-            answered => break answered?.into_inner(),
-        }
-    };
+/// Watches an order to its end, from the write on that the token tells of.
+async fn ended(server: &Server, id: &str, token: &AsciiMetadataValue) -> anyhow::Result<Order> {
+    let mut watch = Request::new(WatchOrderRequest { order_id: id.to_owned(), after_position: 0 });
+    watch.metadata_mut().insert("consistency-token", token.clone());
+    let mut changes = OrderQueryServiceClient::new(server.channel()).watch_order(watch).await?.into_inner();
     let mut last = None;
     while let Some(change) = timeout(PATIENCE, changes.message()).await.with_context(|| format!("{last:?}"))?? {
         last = change.order;
@@ -107,14 +103,16 @@ async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on
     shop.shipping().signal("STOP").await?;
     let ends = [("CH", OrderState::Completed), ("AQ", OrderState::Rejected)];
     let held: Vec<_> = (0..26).map(|at| (format!("{run}-held-{at}"), ends[at % 2])).collect();
+    let mut tokens = Vec::new();
     for (id, (region, _)) in &held {
         let mut first = OrderCommandServiceClient::new(shop.order().channel());
-        first.place_order(order(id, region, false)).await?;
+        let placed = first.place_order(order(id, region, false)).await?;
+        tokens.push(placed.metadata().get("consistency-token").context("a token")?.clone());
     }
     shop.order().signal("STOP").await?;
     shop.shipping().signal("CONT").await?;
-    for (id, (_, end)) in &held {
-        assert_eq!(ended(&second, id).await?.state(), *end, "{id}");
+    for ((id, (_, end)), token) in held.iter().zip(&tokens) {
+        assert_eq!(ended(&second, id, token).await?.state(), *end, "{id}");
     }
     let before = sagas(&second, &held).await?;
     assert!(second.log().contains("taken over from a process that is gone"), "{}", second.log_end());
