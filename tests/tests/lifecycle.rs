@@ -271,6 +271,10 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
             run(name, shop.folder(), &["serve", "--listen", "127.0.0.1:0", "--peer", "parcels=http://a:1"]).await?;
         assert_one_line(&output, 2, &["parcels", "shipping"]);
     }
+    for name in ["payment", "shipping"] {
+        let words = ["serve", "--listen", "127.0.0.1:0", "--peer", "inventory=http://a:1"];
+        assert_one_line(&run(name, shop.folder(), &words).await?, 2, &["inventory", "none"]);
+    }
     assert!(!shop.folder().join("data").exists(), "nothing is made before the flags are known to be right");
     Ok(())
 }

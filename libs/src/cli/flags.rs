@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{BoxError, DatabaseUrl, NatsUrl, duration};
 use crate::{
     breaker::{self, Registry},
-    rpc::client::{PeerAddresses, Peers},
+    rpc::client::{PeerAddress, PeerAddresses, PeerError, Peers},
     telemetry::{self, propagation},
 };
 
@@ -160,15 +160,26 @@ impl Serve {
         }
     }
 
-    /// The peers of `defaults`, at the addresses typed instead where there are such. Their breakers are measured, and calls to them carry the trace they belong
-    /// to, and https addresses are trusted by `--tls-ca`.
+    /// Checks the peers that were typed, before anything is made.
+    ///
+    /// # Errors
+    /// When an address is given for a peer that `defaults` does not name.
+    pub(super) fn check_peers(&self, defaults: &[(&str, &str)]) -> Result<(), PeerError> {
+        Peers::new(Registry::new(), defaults, self.typed_peers()).map(drop)
+    }
+
+    fn typed_peers(&self) -> Vec<PeerAddress> {
+        self.peers.iter().flat_map(|PeerAddresses(peers)| peers.clone()).collect()
+    }
+
+    /// The peers of `defaults`, at the addresses typed instead where there are such. Their breakers are measured, and calls to them
+    /// carry the trace they belong to, and https addresses are trusted by `--tls-ca`.
     ///
     /// # Errors
     /// When an address is given for a peer that `defaults` does not name, or the authority can't be read.
     pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
         breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
-        let given = self.peers.iter().flat_map(|PeerAddresses(peers)| peers.clone()).collect();
-        let peers = Peers::new(registry, defaults, given)?.on_request(Arc::new(propagation::inject));
+        let peers = Peers::new(registry, defaults, self.typed_peers())?.on_request(Arc::new(propagation::inject));
         let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
         let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
         Ok(peers.trust(authority))

@@ -14,6 +14,8 @@ pub trait Program: 'static {
     const PORT: u16;
     /// What it is, in one line.
     const ABOUT: &'static str;
+    /// The services it calls, and where each is unless `--peer` says otherwise. An address for any other is a wrong flag.
+    const PEERS: &'static [(&'static str, &'static str)] = &[];
 
     /// Opens the stores, starts the tasks and adds the surfaces. The listener is bound already; serving begins afterwards.
     fn assemble(app: &mut App, flags: &Serve) -> impl Future<Output = Result<(), BoxError>> + Send;

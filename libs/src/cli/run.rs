@@ -62,7 +62,7 @@ pub fn run<P: Program>() -> ExitCode {
     // A blocking read that does not end must not keep the process.
     runtime.shutdown_background();
     ended.unwrap_or_else(|error| match error.downcast_ref::<PeerError>() {
-        // Only the service itself knows its peers, so it is the one to find these flags wrong.
+        // Clap knows no service's peers, so these flags are found wrong after it.
         Some(error) => wrong_flags(&format!("--peer: {error}")),
         None => failed(&*error),
     })
@@ -85,6 +85,7 @@ async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
 }
 
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
+    flags.check_peers(P::PEERS)?;
     let telemetry = telemetry::init(P::NAME, &flags.telemetry)?;
     let shutdown = super::shutdown()?;
     let mut app = App::bind(P::NAME, flags).await?;

@@ -21,9 +21,6 @@ use crate::{
     surface::{InventoryCommandSurface, InventoryQuerySurface},
 };
 
-/// Where the other services are, unless told otherwise.
-const PEERS: [(&str, &str); 1] = [("shipping", "http://localhost:50053")];
-
 /// The service as a program.
 #[derive(Debug)]
 pub enum Service {}
@@ -32,11 +29,12 @@ impl Program for Service {
     const NAME: &'static str = "inventory";
     const PORT: u16 = 50051;
     const ABOUT: &'static str = "How much of what there is, what it costs, and who has set some aside.";
+    const PEERS: &'static [(&'static str, &'static str)] = &[("shipping", "http://localhost:50053")];
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
-        let peers = flags.known_peers(breakers.clone(), &PEERS)?;
+        let peers = flags.known_peers(breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some(side) = sides.commands {
             app.add(

@@ -22,13 +22,6 @@ use crate::{
     shipments::Shipments, surface::OrderQuerySurface,
 };
 
-/// Where the other services are, unless told otherwise.
-const PEERS: [(&str, &str); 3] = [
-    ("inventory", "http://localhost:50051"),
-    ("payment", "http://localhost:50052"),
-    ("shipping", "http://localhost:50053"),
-];
-
 /// The service as a program.
 #[derive(Debug)]
 pub enum Service {}
@@ -37,11 +30,16 @@ impl Program for Service {
     const NAME: &'static str = "order";
     const PORT: u16 = 50054;
     const ABOUT: &'static str = "What customers want, and the saga that gets it for them.";
+    const PEERS: &'static [(&'static str, &'static str)] = &[
+        ("inventory", "http://localhost:50051"),
+        ("payment", "http://localhost:50052"),
+        ("shipping", "http://localhost:50053"),
+    ];
 
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
-        let peers = flags.known_peers(breakers.clone(), &PEERS)?;
+        let peers = flags.known_peers(breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
             serve_commands(app, flags, &peers, side, journal).await?;

@@ -191,7 +191,8 @@ impl Peers {
 
     fn unknown(&self, name: &str) -> PeerError {
         let known: Vec<&str> = self.addresses.keys().map(String::as_str).collect();
-        PeerError::Unknown { name: name.to_owned(), known: known.join(", ") }
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        PeerError::Unknown { name: name.to_owned(), known }
     }
 }
 
