@@ -68,7 +68,7 @@ impl InventoryQueryService for Flood {
             let stock = Stock { sku: "x".repeat(LARGE), ..Stock::default() };
             Ok(WatchStockResponse { stock: Some(stock), position, ..WatchStockResponse::default() })
         };
-        self.read.stream(request, |_| Ok(stream::iter(0..).map(change).boxed())).await
+        self.read.stream(request, |_, _| Ok(stream::iter(0..).map(change).boxed())).await
     }
 }
 

@@ -165,7 +165,7 @@ async fn a_query_without_a_token_never_waits_and_says_how_far_its_answer_is() {
     let position = add(&journal, "a", 1).await;
     let ask = |metadata: MetadataMap| {
         let request = Request::from_parts(metadata, tonic::Extensions::default(), ());
-        let answer = read.answer(request, |()| async { Ok(sum(&read, "a").await) });
+        let answer = read.answer(request, |read, ()| async move { Ok(sum(&read, "a").await) });
         async {
             let answer = answer.await.unwrap();
             (answer.metadata().get("read-position").unwrap().to_str().unwrap().to_owned(), answer.into_inner())
@@ -257,6 +257,16 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
         let request = ResumeProjectionRequest { name: name.to_owned() };
         service.resume_projection(Request::new(request)).await
     };
+    // Whoever asks to see a write sees it or is told why not; the other view shows it.
+    let asked = read.wait_for_token(&token(3)).await.unwrap();
+    let refusal = asked.document::<i64>(&SEEN, "a").await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::Unavailable, "NOT_CAUGHT_UP"));
+    assert!(refusal.message.contains("seen is parked at 1"), "{refusal:?}");
+    assert_eq!(sum(&asked, "poison").await, Some(5));
+    let before = read.wait_for_token(&token(1)).await.unwrap();
+    assert_eq!(before.document::<i64>(&SEEN, "a").await.unwrap(), Some(1), "that write it has seen");
+    assert_eq!(read.document::<i64>(&SEEN, "a").await.unwrap(), Some(1), "without a token it says what it knows");
+
     let parked = standing("squeamish").await;
     assert_eq!((parked.position, parked.head, &*parked.source), (1, 3, "test"));
     let at = parked.parked.unwrap();
@@ -287,7 +297,8 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     }
     assert_eq!(standing("squeamish").await.parked, None);
     assert_eq!(observed(), ((0, 0), (0, 0)));
-    let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
+    let asked = read.wait_for_token(&token(3)).await.unwrap();
+    let seen = |id: &'static str| asked.document::<i64>(&SEEN, id);
     assert_eq!((seen("poison").await.unwrap(), seen("b").await.unwrap()), (Some(1), Some(1)));
     assert_eq!(sum(&read, "a").await, Some(1), "the other one's events count once all the same");
 
@@ -423,7 +434,7 @@ async fn a_watcher_who_leaves_a_change_untaken_is_dropped_and_can_resume() {
     }
     read.wait_for_token(&token(position)).await.unwrap();
     let watch = async |after: i64| {
-        let query = |()| Ok(read.follow::<i64>(&SUMS, Vec::new(), after).boxed());
+        let query = |read: &ReadSide, ()| Ok(read.follow::<i64>(&SUMS, Vec::new(), after).boxed());
         let response = read.stream(Request::new(()), query).await.unwrap();
         assert!(response.metadata().contains_key("read-position"));
         response.into_inner()

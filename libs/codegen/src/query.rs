@@ -60,12 +60,13 @@ fn handler(method: &Method) -> String {
             "    type {name}Stream = libs::cqrs::Outgoing<{response}>;\n\n\
              \x20   async fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
              \x20   ) -> Result<tonic::Response<Self::{name}Stream>, tonic::Status> {{\n\
-             \x20       self.read.stream(request, |request| self.queries.{snake}(&self.read, request)).await\n    }}\n\n"
+             \x20       self.read.stream(request, |read, request| self.queries.{snake}(read, request)).await\n    }}\n\n"
         );
     }
     format!(
         "    async fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> Result<tonic::Response<{response}>, tonic::Status> {{\n\
-         \x20       self.read.answer(request, |request| self.queries.{snake}(&self.read, request)).await\n    }}\n\n"
+         \x20       self.read\n            .answer(request, |read, request| async move {{ self.queries.{snake}(&read, request).await }})\n\
+         \x20           .await\n    }}\n\n"
     )
 }

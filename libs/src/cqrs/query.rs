@@ -1,6 +1,6 @@
 //! What every generated query surface does: wait for the caller's token, answer from the views, say how fresh they were.
 
-use std::{future::Future, time::Duration};
+use std::{borrow::Cow, future::Future, time::Duration};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::time::Instant;
@@ -19,14 +19,14 @@ pub type Changes<T> = BoxStream<'static, Result<T, Refusal>>;
 pub type Outgoing<T> = BoxStream<'static, Result<T, Status>>;
 
 impl ReadSide {
-    /// Answers a unary query.
+    /// Answers a unary query, which is handed the read side for the request: see [`wait_for_token`](Self::wait_for_token).
     ///
     /// # Errors
     /// The refusal of the token or of the query.
-    pub async fn answer<Q, R, F>(
-        &self,
+    pub async fn answer<'r, Q, R, F>(
+        &'r self,
         request: Request<Q>,
-        query: impl FnOnce(Q) -> F + Send,
+        query: impl FnOnce(Cow<'r, Self>, Q) -> F + Send,
     ) -> Result<Response<R>, Status>
     where
         Q: Send,
@@ -34,8 +34,8 @@ impl ReadSide {
     {
         let (metadata, _, message) = request.into_parts();
         let answered = async {
-            self.wait_for_token(&metadata).await?;
-            query(message).await
+            let read = self.wait_for_token(&metadata).await?;
+            query(read, message).await
         };
         let reply = answered.await.map_err(|refusal| refusal.into_status(self.service()))?;
         let mut response = Response::new(reply);
@@ -51,7 +51,7 @@ impl ReadSide {
     pub async fn stream<Q, R: Send + 'static>(
         &self,
         request: Request<Q>,
-        query: impl FnOnce(Q) -> Result<Changes<R>, Refusal> + Send,
+        query: impl FnOnce(&Self, Q) -> Result<Changes<R>, Refusal> + Send,
     ) -> Result<Response<Outgoing<R>>, Status>
     where
         Q: Send,
@@ -59,7 +59,7 @@ impl ReadSide {
         let (metadata, _, message) = request.into_parts();
         let service = self.service();
         let waited = self.wait_for_token(&metadata).await;
-        let changes = waited.and_then(|()| query(message)).map_err(|refusal| refusal.into_status(service))?;
+        let changes = waited.and_then(|read| query(&read, message)).map_err(|refusal| refusal.into_status(service))?;
         let changes = while_taken(changes).map_err(move |refusal| refusal.into_status(service));
         let mut response = Response::new(changes.boxed());
         self.stamp(response.metadata_mut());

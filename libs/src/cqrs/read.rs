@@ -1,6 +1,6 @@
 //! All that a query is ever handed: the views, read-only, and how far they have come.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::Stream;
 use prost::Message;
@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use super::{
+    board::Standing,
     page::{Page, PageQuery},
     token::{CONSISTENCY_TOKEN, READ_POSITION, Token},
 };
@@ -21,6 +22,8 @@ use crate::{
 
 /// How many changes a watcher is read at a time.
 const MOST_CHANGES: usize = 256;
+/// When to ask a parked view again: somebody has to mend it.
+const PARKED: Duration = Duration::from_secs(5);
 
 /// The read side of one service.
 #[derive(Clone, Debug)]
@@ -33,6 +36,16 @@ pub struct ReadSide {
     /// Tells the projector that somebody waits.
     wanted: Arc<Notify>,
     most_wait: Duration,
+    kept: Arc<[Kept]>,
+    /// Up to where the caller's token asks of every view; 0 where none stands still before that.
+    asked: i64,
+}
+
+/// The tables of one projection, and how it stands.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) tables: &'static [&'static Table],
+    pub(super) standing: Arc<Standing>,
 }
 
 impl ReadSide {
@@ -43,8 +56,9 @@ impl ReadSide {
         caught_up: watch::Receiver<i64>,
         wanted: Arc<Notify>,
         most_wait: Duration,
+        kept: Arc<[Kept]>,
     ) -> Self {
-        Self { service, reader, log, caught_up, wanted, most_wait }
+        Self { service, reader, log, caught_up, wanted, most_wait, kept, asked: 0 }
     }
 
     /// The service whose views these are, for the domain of its errors.
@@ -53,23 +67,43 @@ impl ReadSide {
         self.service
     }
 
-    /// The position that every view has passed.
+    /// The position that every view has passed, but for those that are parked.
     #[must_use]
     pub fn position(&self) -> i64 {
         *self.caught_up.borrow()
     }
 
-    /// Waits for the write that the request's consistency token names. Without a token it never waits.
+    /// Waits for the write that the request's consistency token names, and answers the read side for that request: a view that is parked
+    /// before that write refuses with UNAVAILABLE, NOT_CAUGHT_UP, and the others answer. Without a token it never waits.
     ///
     /// # Errors
     /// INVALID_ARGUMENT for what is not a token of this service; UNAVAILABLE, NOT_CAUGHT_UP when the wait is over.
-    pub async fn wait_for_token(&self, metadata: &MetadataMap) -> Result<(), Refusal> {
-        let Some(text) = metadata.get(CONSISTENCY_TOKEN) else { return Ok(()) };
+    pub async fn wait_for_token(&self, metadata: &MetadataMap) -> Result<Cow<'_, Self>, Refusal> {
+        let Some(text) = metadata.get(CONSISTENCY_TOKEN) else { return Ok(Cow::Borrowed(self)) };
         let Token { position, .. } = Token::parse(text.to_str().unwrap_or_default(), self.service)?;
-        match self.pass(position).await {
-            true => Ok(()),
-            false => Err(self.behind(&format!("the token is at {position}: try again"))),
+        if !self.pass(position).await {
+            return Err(self.behind(&format!("the token is at {position}: try again")));
         }
+        let all_passed = self.kept.iter().all(|kept| kept.standing.checkpoint() >= position);
+        Ok(if all_passed { Cow::Borrowed(self) } else { Cow::Owned(Self { asked: position, ..self.clone() }) })
+    }
+
+    /// Refuses a view that is parked before what the caller's token asks for.
+    fn has_passed(&self, table: &Table) -> Result<(), Refusal> {
+        let (name, asked) = (table.name, self.asked);
+        if asked == 0 {
+            return Ok(());
+        }
+        let of_it = |kept: &&Kept| kept.tables.iter().any(|table| table.name == name);
+        let at = self.kept.iter().find(of_it).map_or(asked, |kept| kept.standing.checkpoint());
+        if at >= asked {
+            return Ok(());
+        }
+        let message = format!(
+            "the view {name} is parked at {at} and the token is at {asked}: ask without a token for what it showed then, and see \
+             ListProjections for what it can't fold"
+        );
+        Err(Refusal::unavailable("NOT_CAUGHT_UP", message, PARKED))
     }
 
     /// Waits, as for a token, until the views have passed the position after which a caller goes on: another replica, whose
@@ -123,8 +157,10 @@ impl ReadSide {
     /// One document.
     ///
     /// # Errors
-    /// UNAVAILABLE when the database can't be reached, INTERNAL when the views can't be read.
+    /// UNAVAILABLE when the database can't be reached, or the view is parked before the caller's token; INTERNAL when the views can't be
+    /// read.
     pub async fn document<M: Message + Default>(&self, table: &'static Table, id: &str) -> Result<Option<M>, Refusal> {
+        self.has_passed(table)?;
         let found =
             self.reader.fetch_keys(table, vec![vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
         found.first().map(|record| decode(table, record, 2)).transpose()
@@ -133,12 +169,13 @@ impl ReadSide {
     /// The documents with these ids, by id; one that isn't there is simply missing.
     ///
     /// # Errors
-    /// INTERNAL when the views can't be read.
+    /// As [`document`](Self::document).
     pub async fn documents<M: Message + Default>(
         &self,
         table: &'static Table,
         ids: impl IntoIterator<Item = &str>,
     ) -> Result<BTreeMap<String, M>, Refusal> {
+        self.has_passed(table)?;
         let keys: Vec<Vec<Value>> = ids.into_iter().map(|id| vec![id.into()]).collect();
         let found = self.reader.fetch_keys(table, keys).await.map_err(|error| unreadable(table, &error))?;
         let document = |record: &Record| {
@@ -157,6 +194,7 @@ impl ReadSide {
         table: &'static Table,
         query: PageQuery<'_>,
     ) -> Result<Page<M>, Refusal> {
+        self.has_passed(table)?;
         let size = query.size()?;
         let (column, (compare, direction)) = (query.order.column(), query.order.direction());
         let mut conditions = Conditions::default();
@@ -199,6 +237,7 @@ impl ReadSide {
     ) -> impl Stream<Item = Result<(i64, M), Refusal>> + Send + use<M> {
         let read = self.clone();
         async_stream::try_stream! {
+            read.has_passed(table)?;
             read.wait_for_position(after_position).await?;
             let Self { reader, mut caught_up, .. } = read;
             let mut position = after_position;

@@ -17,6 +17,7 @@ use super::{
     Board, Log, Projections, ReadSide,
     board::{Standing, Telling},
     projection::{Fold, ProjectionError},
+    read::Kept,
     rebuild::Rebuilding,
 };
 use crate::journal::{
@@ -122,7 +123,9 @@ impl Views {
     #[must_use]
     pub fn read_side(&self, service: &'static str, most_wait: Duration) -> ReadSide {
         let (reader, log) = (self.reader.clone(), self.log.own().cloned());
-        ReadSide::new(service, reader, log, self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait)
+        let kept = |state: &State| Kept { tables: state.fold.tables(), standing: Arc::clone(&state.standing) };
+        let kept = self.projections.iter().map(kept).collect();
+        ReadSide::new(service, reader, log, self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait, kept)
     }
 
     /// Shows these projections on a board, as over the events of `source`.

@@ -43,7 +43,7 @@ impl SagaQueries {
     }
 
     /// The transitions of all sagas, or of one until it has ended.
-    fn changes(&self, request: pb::WatchSagasRequest) -> Result<Changes<pb::WatchSagasResponse>, Refusal> {
+    fn changes(read: &ReadSide, request: pb::WatchSagasRequest) -> Result<Changes<pb::WatchSagasResponse>, Refusal> {
         let pb::WatchSagasRequest { saga_id, after_position } = request;
         let mut violations = Violations::default();
         violations.require(after_position >= 0, "after_position", "must not be negative");
@@ -51,7 +51,7 @@ impl SagaQueries {
             must_be_id(&saga_id, &mut violations);
         }
         violations.refuse()?;
-        let read = self.read.clone();
+        let read = read.clone();
         let response = |(position, view): (i64, SagaView)| pb::WatchSagasResponse { saga: view.saga, position };
         if saga_id.is_empty() {
             let after = if after_position == 0 { read.position() } else { after_position };
@@ -83,44 +83,45 @@ fn unknown(saga_id: &str) -> Refusal {
     Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
 }
 
+async fn get(read: &ReadSide, saga_id: &str) -> Result<pb::GetSagaResponse, Refusal> {
+    let mut violations = Violations::default();
+    must_be_id(saga_id, &mut violations);
+    violations.refuse()?;
+    let view = read.document::<SagaView>(&SAGA_VIEWS, saga_id).await?;
+    let saga = view.and_then(|view| view.saga).ok_or_else(|| unknown(saga_id))?;
+    Ok(pb::GetSagaResponse { saga: Some(saga) })
+}
+
+async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::ListSagasResponse, Refusal> {
+    let pb::ListSagasRequest { phases, r#type, page_size, page_token } = request;
+    let mut violations = Violations::default();
+    violations.require(phases.len() <= 16, "phases", "must be at most 16");
+    let known = phases.iter().all(|phase| SagaPhase::try_from(*phase).is_ok());
+    violations.require(known, "phases", "must be of SagaPhase");
+    violations.require(r#type.len() <= 64, "type", "must be at most 64 characters");
+    violations.refuse()?;
+    let mut filter: Vec<(&'static str, Value)> = phases.into_iter().map(|phase| ("phase", phase.into())).collect();
+    if !r#type.is_empty() {
+        filter.push(("type", r#type.into()));
+    }
+    let order = PageOrder::Descending("started");
+    let query = PageQuery { page_size, page_token: &page_token, filter, order };
+    let page = read.page::<SagaView>(&SAGA_VIEWS, query).await?;
+    let sagas = page.items.into_iter().filter_map(|view| view.saga).collect();
+    Ok(pb::ListSagasResponse { sagas, next_page_token: page.next_page_token })
+}
+
 #[tonic::async_trait]
 impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
     async fn get_saga(&self, request: Request<pb::GetSagaRequest>) -> Result<Response<pb::GetSagaResponse>, Status> {
-        let query = |request: pb::GetSagaRequest| async move {
-            let mut violations = Violations::default();
-            must_be_id(&request.saga_id, &mut violations);
-            violations.refuse()?;
-            let view = self.read.document::<SagaView>(&SAGA_VIEWS, &request.saga_id).await?;
-            let saga = view.and_then(|view| view.saga).ok_or_else(|| unknown(&request.saga_id))?;
-            Ok(pb::GetSagaResponse { saga: Some(saga) })
-        };
-        self.read.answer(request, query).await
+        self.read.answer(request, |read, request| async move { get(&read, &request.saga_id).await }).await
     }
 
     async fn list_sagas(
         &self,
         request: Request<pb::ListSagasRequest>,
     ) -> Result<Response<pb::ListSagasResponse>, Status> {
-        let query = |request: pb::ListSagasRequest| async move {
-            let pb::ListSagasRequest { phases, r#type, page_size, page_token } = request;
-            let mut violations = Violations::default();
-            violations.require(phases.len() <= 16, "phases", "must be at most 16");
-            let known = phases.iter().all(|phase| SagaPhase::try_from(*phase).is_ok());
-            violations.require(known, "phases", "must be of SagaPhase");
-            violations.require(r#type.len() <= 64, "type", "must be at most 64 characters");
-            violations.refuse()?;
-            let mut filter: Vec<(&'static str, Value)> =
-                phases.into_iter().map(|phase| ("phase", phase.into())).collect();
-            if !r#type.is_empty() {
-                filter.push(("type", r#type.into()));
-            }
-            let order = PageOrder::Descending("started");
-            let query = PageQuery { page_size, page_token: &page_token, filter, order };
-            let page = self.read.page::<SagaView>(&SAGA_VIEWS, query).await?;
-            let sagas = page.items.into_iter().filter_map(|view| view.saga).collect();
-            Ok(pb::ListSagasResponse { sagas, next_page_token: page.next_page_token })
-        };
-        self.read.answer(request, query).await
+        self.read.answer(request, |read, request| async move { list(&read, request).await }).await
     }
 
     type WatchSagasStream = Outgoing<pb::WatchSagasResponse>;
@@ -129,7 +130,7 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
         &self,
         request: Request<pb::WatchSagasRequest>,
     ) -> Result<Response<Self::WatchSagasStream>, Status> {
-        self.read.stream(request, |request| self.changes(request)).await
+        self.read.stream(request, Self::changes).await
     }
 
     async fn describe_saga(
