@@ -393,6 +393,34 @@ async fn a_first_request_that_cannot_be_made_starts_no_saga() {
 }
 
 #[tokio::test]
+async fn an_action_that_may_still_come_where_no_barrier_is_holds_its_undoing_back_whatever_happens() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_secs(3600)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.op == Op::Action { Fault::Hang } else { Fault::None });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| step(saga, "reserve").state() == StepState::Started).await;
+    process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    let saga = process.until("tea", |saga| step(saga, "reserve").state() == StepState::Compensating).await;
+    let waits = step(&saga, "reserve").next_attempt_time.unwrap();
+    let begun = saga.create_time.unwrap();
+    assert!(waits.seconds - begun.seconds >= 2 * 3600, "{saga:#?}");
+
+    // Neither a crash nor an operator's impatience makes the action less likely to come.
+    process.crash().await;
+    let process = world.open().await;
+    process.coordinator.recover().await.unwrap();
+    let taken_up = process.coordinator.pause("tea", "ann", "inventory day").await.unwrap();
+    assert_eq!(step(&taken_up, "reserve").next_attempt_time, Some(waits));
+    process.coordinator.resume("tea", "ann", "done").await.unwrap();
+    let tried = process.coordinator.retry("tea", "ann", "now!").await.unwrap();
+    assert_eq!(step(&tried, "reserve").next_attempt_time, Some(waits));
+    assert!(world.participants.calls().iter().all(|call| call.call.op == Op::Action));
+}
+
+#[tokio::test]
 async fn attempts_that_are_spent_turn_the_saga_back_and_undo_the_step_itself() {
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);

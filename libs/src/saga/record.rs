@@ -125,11 +125,12 @@ impl Record {
         &mut self.saga.steps[step]
     }
 
-    /// Ends every wait between calls.
-    pub(super) fn call_at_once(&mut self) {
+    /// Ends every wait between calls, but for an undoing that waits until an action can't come any more.
+    pub(super) fn call_at_once(&mut self, now: i64) {
         for step in 0..self.saga.steps.len() {
             if self.saga.steps[step].next_attempt_time.is_some() {
-                self.step_mut(step).next_attempt_time = None;
+                let not_before = self.kept.steps[step].compensation_not_before_micros;
+                self.step_mut(step).next_attempt_time = (not_before > now).then(|| timestamp(not_before));
             }
         }
     }

@@ -88,7 +88,7 @@ impl Shared {
     /// Drives a saga from where it stands. What there is for it to hear comes before everything else.
     pub(super) fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record, mail: Option<Mail>) {
         // Waits were for a world before the restart: call now, everything.
-        record.call_at_once();
+        record.call_at_once(self.now());
         let admission = Admissions::admit_again(&self.admissions);
         Driver::launch(Arc::clone(self), definition, record, admission, Start::Again(mail));
     }

@@ -34,7 +34,7 @@ impl Turn<'_> {
         let kept = &mut self.record.kept.steps[step];
         kept.compensation_request = request;
         kept.compensation_started_micros = self.moment.now;
-        let not_before = std::mem::take(&mut kept.compensation_not_before_micros);
+        let not_before = kept.compensation_not_before_micros;
         self.record.fresh |= 1 << step;
         let shown = self.record.step_mut(step);
         shown.compensation_attempts = 1;
