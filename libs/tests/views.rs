@@ -307,6 +307,43 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     assert!(unknown.message().contains("squeamish, sums"), "{unknown}");
 }
 
+#[tokio::test]
+async fn a_watcher_of_a_parked_view_sees_it_go_on_and_nobody_is_told_more_than_it_has_seen() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let squeamish = Squeamish::default();
+    let mended = Arc::clone(&squeamish.mended);
+    let location = database::location(folder.path(), "test").views();
+    let views = Views::open(location, Log::of(&journal), &Projections::new().with(squeamish)).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
+    for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    assert_eq!(changes.next().await.unwrap().unwrap(), (1, 1));
+    let service = board.service("test");
+    let parked = async || {
+        let all = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+        all.projections[0].parked.is_some()
+    };
+    while !parked().await {
+        tokio::task::yield_now().await;
+    }
+    read.wait_for_token(&token(1)).await.unwrap();
+    assert_eq!(read.position(), 1);
+    assert!(futures::poll!(changes.next()).is_pending());
+
+    mended.store(true, Ordering::SeqCst);
+    let request = ResumeProjectionRequest { name: "squeamish".to_owned() };
+    service.resume_projection(Request::new(request)).await.unwrap();
+    for position in [2, 3] {
+        let change = tokio::time::timeout(PATIENCE, changes.next()).await.expect("it goes on");
+        assert_eq!(change.unwrap().unwrap(), (position, 1));
+    }
+}
+
 /// What a gauge says of a projection over the events of `test`.
 fn observed(exporter: &InMemoryMetricExporter, name: &str, projection: &str) -> i64 {
     let exported = exporter.get_finished_metrics().unwrap();

@@ -241,10 +241,9 @@ impl ReadSide {
             read.wait_for_position(after_position).await?;
             let Self { reader, mut caught_up, .. } = read;
             let mut position = after_position;
-            let mut passed = 0;
             loop {
                 // Look at how far the views are before reading them: what comes between is read again, never missed.
-                passed = passed.max(*caught_up.borrow_and_update());
+                let passed = *caught_up.borrow_and_update();
                 loop {
                     let mut conditions = Conditions::default();
                     conditions.filter(&filter);
@@ -270,7 +269,8 @@ impl ReadSide {
                         break;
                     }
                 }
-                if caught_up.wait_for(|now| *now > passed).await.is_err() {
+                // Where a parked view goes on they are further back at first.
+                if caught_up.wait_for(|now| *now != passed).await.is_err() {
                     break;
                 }
             }

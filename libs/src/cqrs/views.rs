@@ -260,7 +260,7 @@ impl Views {
                 self.fold_alone(at, events, last).await?;
             }
         }
-        self.caught_up.send_replace(lowest(&self.projections));
+        self.caught_up.send_replace(passed(&self.projections));
         Ok(())
     }
 
@@ -367,6 +367,12 @@ pub(super) async fn checkpoint_of(name: &'static str, transaction: &mut Transact
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
 pub(super) fn lowest(states: &[State]) -> i64 {
     states.iter().filter(|state| !state.parked).map(|state| state.checkpoint).min().unwrap_or(i64::MAX)
+}
+
+/// What queries are told: the lowest checkpoint of those that move. Where all are parked it is theirs, for nothing else was seen.
+fn passed(states: &[State]) -> i64 {
+    let parked = || states.iter().map(|state| state.checkpoint).min().unwrap_or(i64::MAX);
+    if states.iter().all(|state| state.parked) { parked() } else { lowest(states) }
 }
 
 /// The read side's database or the log failed.
