@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod refusal;
 pub mod server;
 pub mod shop;
+pub mod tls;
 pub mod wish;
 
 pub use self::{clients::Clients, server::Server, shop::Shop};

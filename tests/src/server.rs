@@ -16,7 +16,7 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::{port::Port, program};
+use crate::{port::Port, program, tls::Secrets};
 
 /// How long a server may take to serve. It takes a fraction of a second; the rest is for a machine with much to do.
 const START: Duration = Duration::from_secs(60);
@@ -34,8 +34,13 @@ pub struct Server {
     peers: BTreeMap<String, String>,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    scheme: &'static str,
     channel: Channel,
     child: Option<Child>,
+}
+
+fn endpoint(uri: String) -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::from_shared(uri)?.connect_timeout(Duration::from_secs(2)))
 }
 
 impl Server {
@@ -45,9 +50,7 @@ impl Server {
     /// When no port is free.
     pub fn new(name: &'static str, folder: &Path) -> anyhow::Result<Self> {
         let port = Port::free()?;
-        let channel = Endpoint::from_shared(format!("http://{}", port.address()))?
-            .connect_timeout(Duration::from_secs(2))
-            .connect_lazy();
+        let channel = endpoint(format!("http://{}", port.address()))?.connect_lazy();
         let mut server = Self {
             name,
             port,
@@ -56,6 +59,7 @@ impl Server {
             peers: BTreeMap::new(),
             flags: Vec::new(),
             environment: Vec::new(),
+            scheme: "http",
             channel,
             child: None,
         };
@@ -111,7 +115,27 @@ impl Server {
 
     /// Tells it where another server is, for all starts to come.
     pub fn peer(&mut self, other: &Self) {
-        self.peer_at(other.name(), &other.address());
+        let (name, scheme) = (other.name, other.scheme);
+        self.peers.insert(name.to_owned(), format!("{name}={scheme}://{}", other.address()));
+    }
+
+    /// Where it listens, as a URI.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("{}://{}", self.scheme, self.address())
+    }
+
+    /// Gives it TLS for all starts to come, and its channel a certificate to show.
+    ///
+    /// # Errors
+    /// When the certificate can't be used.
+    pub fn secure(&mut self, secrets: &Secrets) -> anyhow::Result<()> {
+        for (flag, file) in secrets.flags() {
+            self.flag(flag, &file);
+        }
+        self.scheme = "https";
+        self.channel = endpoint(self.uri())?.tls_config(secrets.client())?.connect_lazy();
+        Ok(())
     }
 
     /// Sets a variable of the environment for all starts to come.

@@ -11,7 +11,7 @@ use proto::{
 };
 use tempfile::TempDir;
 
-use crate::{Clients, Server};
+use crate::{Clients, Server, tls::Secrets};
 
 /// Inventory, payment, shipping and order as processes, on fresh data that goes when this does.
 #[derive(Debug)]
@@ -43,13 +43,31 @@ impl Shop {
         let folder = tempfile::Builder::new().prefix("shop-").tempdir()?;
         let [inventory, payment, shipping, order] = Self::NAMES;
         let server = |name| Server::new(name, folder.path());
-        let (mut inventory, payment) = (server(inventory)?, server(payment)?);
-        let (shipping, mut order) = (server(shipping)?, server(order)?);
-        for peer in [&inventory, &payment, &shipping] {
+        let mut shop =
+            Self { servers: [server(inventory)?, server(payment)?, server(shipping)?, server(order)?], folder };
+        shop.introduce();
+        Ok(shop)
+    }
+
+    /// Tells those that call others where those are.
+    fn introduce(&mut self) {
+        let [inventory, payment, shipping, order] = &mut self.servers;
+        inventory.peer(shipping);
+        for peer in [inventory, payment, shipping] {
             order.peer(peer);
         }
-        inventory.peer(&shipping);
-        Ok(Self { servers: [inventory, payment, shipping, order], folder })
+    }
+
+    /// Gives all four TLS, with a certificate to show each other.
+    ///
+    /// # Errors
+    /// When the certificate can't be used.
+    pub fn secure(&mut self, secrets: &Secrets) -> anyhow::Result<()> {
+        for server in &mut self.servers {
+            server.secure(secrets)?;
+        }
+        self.introduce();
+        Ok(())
     }
 
     /// All four, in the order of [`NAMES`](Self::NAMES).

@@ -72,7 +72,7 @@ pub struct Store {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "TLS")]
 pub struct Tls {
-    /// The server's certificate chain, a PEM file.
+    /// The certificate chain of this server, a PEM file; https peers that want to see one are shown it too.
     #[arg(long, env = "TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
 
@@ -173,16 +173,24 @@ impl Serve {
     }
 
     /// The peers of `defaults`, at the addresses typed instead where there are such. Their breakers are measured, and calls to them
-    /// carry the trace they belong to, and https addresses are trusted by `--tls-ca`.
+    /// carry the trace they belong to. Peers at https addresses are trusted by `--tls-ca` and shown this service's own certificate.
     ///
     /// # Errors
-    /// When an address is given for a peer that `defaults` does not name, or the authority can't be read.
+    /// When an address is given for a peer that `defaults` does not name, or a file of the TLS can't be read.
     pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
         breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
         let peers = Peers::new(registry, defaults, self.typed_peers())?.on_request(Arc::new(propagation::inject));
-        let Some(path) = &self.tls.tls_ca else { return Ok(peers) };
-        let authority = fs::read(path).map_err(|error| format!("--tls-ca {}: {error}", path.display()))?;
-        Ok(peers.trust(authority))
+        let Tls { tls_cert, tls_key, tls_ca } = &self.tls;
+        let read =
+            |flag: &str, path: &PathBuf| fs::read(path).map_err(|error| format!("{flag} {}: {error}", path.display()));
+        let peers = match (tls_cert, tls_key) {
+            (Some(certificate), Some(key)) => peers.identify(read("--tls-cert", certificate)?, read("--tls-key", key)?),
+            _ => peers,
+        };
+        Ok(match tls_ca {
+            Some(authority) => peers.trust(read("--tls-ca", authority)?),
+            None => peers,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
-use tonic::transport::{self, Certificate, ClientTlsConfig};
+use tonic::transport::{self, Certificate, ClientTlsConfig, Identity};
 
 use super::{
     Peer, PeerAddress, PeerError, PeerOptions,
@@ -37,6 +37,7 @@ pub struct Peers {
     addresses: BTreeMap<String, Vec<Uri>>,
     registry: Registry,
     authority: Option<Certificate>,
+    identity: Option<Identity>,
     on_request: Option<OnRequest>,
     lookup: Lookup,
 }
@@ -54,7 +55,8 @@ impl Peers {
             let address: PeerAddress = format!("{name}={uri}").parse()?;
             addresses.insert(address.name, address.uris);
         }
-        let mut peers = Self { addresses, registry, authority: None, on_request: None, lookup: system_lookup() };
+        let mut peers =
+            Self { addresses, registry, authority: None, identity: None, on_request: None, lookup: system_lookup() };
         let mut gathered = BTreeMap::<String, Vec<Uri>>::new();
         for PeerAddress { name, uris } in given {
             if !peers.addresses.contains_key(name.strip_suffix(QUERIES).unwrap_or(&name)) {
@@ -70,6 +72,13 @@ impl Peers {
     #[must_use]
     pub fn trust(mut self, authority: impl AsRef<[u8]>) -> Self {
         self.authority = Some(Certificate::from_pem(authority));
+        self
+    }
+
+    /// Shows this certificate (PEM) and proves it by its key (PEM) to `https://` peers that ask who calls.
+    #[must_use]
+    pub fn identify(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.identity = Some(Identity::from_pem(certificate, key));
         self
     }
 
@@ -182,6 +191,10 @@ impl Peers {
         let authority =
             self.authority.clone().ok_or_else(|| wrong("give the authority to trust by --tls-ca".into()))?;
         let tls = ClientTlsConfig::new().ca_certificate(authority);
+        let tls = match &self.identity {
+            Some(identity) => tls.identity(identity.clone()),
+            None => tls,
+        };
         let tls = match (place.address, uri.host()) {
             (Some(_), Some(host)) => tls.domain_name(host),
             _ => tls,

@@ -1,0 +1,73 @@
+//! Certificates for a test: an authority, and one certificate of it for whoever is on this machine.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+/// An authority and a certificate, as files and in memory.
+#[derive(Debug)]
+pub struct Secrets {
+    authority: String,
+    certificate: String,
+    key: String,
+    folder: PathBuf,
+}
+
+impl Secrets {
+    /// Makes both, in this folder.
+    ///
+    /// # Errors
+    /// When they can't be made or written.
+    pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        let authority_key = KeyPair::generate()?;
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate()?;
+        let mut service = CertificateParams::new(["localhost".to_owned()])?;
+        service.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        service.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let made = Self {
+            authority: authority.self_signed(&authority_key)?.pem(),
+            certificate: service.signed_by(&key, &Issuer::from_params(&authority, &authority_key))?.pem(),
+            key: key.serialize_pem(),
+            folder: folder.to_owned(),
+        };
+        for (flag, text) in made.files() {
+            fs::write(made.path(flag), text)?;
+        }
+        Ok(made)
+    }
+
+    fn files(&self) -> [(&'static str, &str); 3] {
+        [("--tls-ca", &self.authority), ("--tls-cert", &self.certificate), ("--tls-key", &self.key)]
+    }
+
+    fn path(&self, flag: &str) -> PathBuf {
+        self.folder.join(format!("{}.pem", flag.trim_start_matches('-')))
+    }
+
+    /// The flags of a server that has them, each with its file.
+    pub fn flags(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.files().map(|(flag, _)| (flag, self.path(flag).display().to_string())).into_iter()
+    }
+
+    /// How a client trusts the authority and shows nothing.
+    #[must_use]
+    pub fn nobody(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.authority))
+    }
+
+    /// How a client trusts the authority and shows its certificate.
+    #[must_use]
+    pub fn client(&self) -> ClientTlsConfig {
+        self.nobody().identity(Identity::from_pem(&self.certificate, &self.key))
+    }
+}
