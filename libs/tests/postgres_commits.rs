@@ -30,7 +30,20 @@ enum Cut {
     After,
     /// So long after it went by, its backend is ended.
     Ended(Duration),
+    /// It doesn't arrive, and whoever asks for it is answered as by a server that has crashed and begun again: see [`Cut::Crashed`].
+    Lost(&'static str),
+    /// The question that is asked in the place of the one what became of the commit.
+    Crashed(&'static str),
+    /// It was asked, and goes on to be.
+    Asked(&'static str),
 }
+
+/// As the committer asks.
+const ASKED: &str = "SELECT pg_xact_status($1::xid8)";
+/// The id was given to another transaction since, and that one is committed.
+const GIVEN_AGAIN: &str = "SELECT 'committed'||left($1,0) ";
+/// No transaction has the id yet.
+const UNHEARD_OF: &str = "SELECT pg_xact_status('999999')";
 
 /// A way to the server that breaks when it is told to. Answers its port.
 async fn link(url: String, cut: Arc<Mutex<Cut>>) -> u16 {
@@ -61,13 +74,20 @@ async fn carry(
         tokio::select! {
             read = near.read(&mut up) => {
                 let count = read.unwrap_or(0);
+                answer_otherwise(&mut up[..count], &cut);
                 let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
                 let broken = if commits { std::mem::replace(&mut *cut.lock().unwrap(), Cut::Never) } else { Cut::Never };
+                if let Cut::Lost(instead) | Cut::Crashed(instead) = broken {
+                    *cut.lock().unwrap() = Cut::Crashed(instead);
+                }
+                if matches!(broken, Cut::Lost(_)) {
+                    return;
+                }
                 if count == 0 || broken == Cut::Before || far.write_all(&up[..count]).await.is_err() {
                     return;
                 }
                 match broken {
-                    Cut::Never | Cut::Before => {}
+                    Cut::Never | Cut::Before | Cut::Lost(_) | Cut::Crashed(_) | Cut::Asked(_) => {}
                     Cut::After => {
                         // It was committed once there is an answer.
                         let _ = far.read(&mut down).await;
@@ -88,6 +108,16 @@ async fn carry(
                 }
             }
         }
+    }
+}
+
+/// Puts another question of the same length in the place of the one what became of the commit.
+fn answer_otherwise(said: &mut [u8], cut: &Mutex<Cut>) {
+    let mut cut = cut.lock().unwrap();
+    let (Cut::Crashed(instead) | Cut::Asked(instead)) = *cut else { return };
+    if let Some(at) = said.windows(ASKED.len()).position(|words| words == ASKED.as_bytes()) {
+        said[at..at + ASKED.len()].copy_from_slice(instead.as_bytes());
+        *cut = Cut::Asked(instead);
     }
 }
 
@@ -127,6 +157,22 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
         }
     }
     assert_eq!(noted(&journal).await, keys);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_a_crashed_server_knows_nothing_of_or_takes_for_another_is_made_once_more() {
+    let Some(schema) = Schema::new() else { return };
+    for (key, instead) in [("given again", GIVEN_AGAIN), ("unheard of", UNHEARD_OF)] {
+        // Whoever has asked on a connection asks the same there again.
+        let (journal, cut) = linked(&schema).await;
+        *cut.lock().unwrap() = Cut::Lost(instead);
+        let asked = timeout(PATIENCE, journal.submit(note(key))).await.expect("it is found out");
+        assert_eq!((asked.unwrap().outcome, *cut.lock().unwrap()), (Outcome::Done, Cut::Never), "{key}");
+        assert_eq!(journal.submit(note(key)).await.unwrap().outcome, Outcome::Replayed, "{key}");
+        assert_eq!(noted(&journal).await.last().map(String::as_str), Some(key));
+        journal.close();
+        journal.ended().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

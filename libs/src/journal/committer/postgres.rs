@@ -4,7 +4,7 @@
 //! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits. A transaction that
 //! the server turns down, or loses with the connection, is made once more: the same writes, if all that they were decided on still stands.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -16,11 +16,11 @@ use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting
 use crate::journal::{
     Committed,
     batch::World,
-    entry::{Forgotten, SubmitError},
+    entry::{Forgotten, SubmitError, Table},
     log::EVENTS,
     postgres::{Server, Transaction},
     requests::REQUESTS,
-    sql::{Error, Record, Write, postgres},
+    sql::{Error, Record, Value, Write, postgres},
 };
 
 /// How long a lost commit is asked after before the process gives up.
@@ -29,6 +29,8 @@ const ASK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
+/// What the server says of a transaction that it has never heard of.
+const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
 const PASSING: [&str; 4] = ["40001", "40P01", "57P01", "57P02"];
 
@@ -166,26 +168,38 @@ impl Committer {
             Err(error) => return Ok(Err(error)),
         };
         match transaction.commit().await {
-            Err(error) if !self.is_committed(id, &error).await? => Ok(Err(error.into())),
+            Err(error) if !self.is_committed(id, sets, &error).await? => Ok(Err(error.into())),
             Err(_) | Ok(()) => Ok(Ok(forgotten)),
         }
     }
 
-    /// Finds out what became of a transaction whose commit was not answered.
-    async fn is_committed(&self, id: &str, error: &sqlx::Error) -> Result<bool, Error> {
+    /// Finds out what became of a transaction whose commit was not answered. A server that fell before the transaction was on its disk
+    /// gives the same id again, so what is said to be committed is looked for, too.
+    async fn is_committed(&self, id: &str, sets: &Sets, error: &sqlx::Error) -> Result<bool, Error> {
         tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
         let deadline = Instant::now() + ASK;
         loop {
             let asked = self.server.fetch("SELECT pg_xact_status($1::xid8)", &[id.into()]).await;
             let status = asked.and_then(|records| records.first().map_or(Ok(String::new()), |record| record.text(0)));
-            match status.as_deref() {
-                Ok("committed") => return Ok(true),
-                Ok("aborted") => return Ok(false),
-                _ if Instant::now() < deadline => sleep(PAUSE).await,
-                Ok(status) => return Err(Error::Corrupt(format!("transaction {id} is {status}"))),
-                Err(_) => return status.map(|_| false),
+            let became = match status.as_deref() {
+                Ok("committed") => self.stands(sets).await,
+                Ok("aborted") => Ok(false),
+                Err(error) if code(error).as_deref() == Some(UNHEARD_OF) => Ok(false),
+                Ok(status) => Err(Error::Corrupt(format!("transaction {id} is {status}"))),
+                Err(_) => status.map(|_| false),
+            };
+            match became {
+                Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
+                became => return became,
             }
         }
+    }
+
+    /// Whether what a batch writes is there.
+    async fn stands(&self, sets: &Sets) -> Result<bool, Error> {
+        let Some((table, row)) = sets.witness() else { return Ok(true) };
+        let found = self.server.fetch_keys(table, &[row[..table.key].to_vec()]).await?;
+        Ok(found.first().is_some_and(|found| found.is(row)))
     }
 }
 
@@ -201,12 +215,27 @@ async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error>
     Ok(forgotten)
 }
 
+impl Sets {
+    /// A row that nobody else writes and nobody changes. Without one, whatever claims what the batch writes finds out by itself what stands.
+    fn witness(&self) -> Option<(&'static Table, &[Value])> {
+        let event = self.events.last().map(|row| (&EVENTS, &**row));
+        event.or_else(|| self.requests.last().map(|row| (&REQUESTS, &**row)))
+    }
+}
+
 /// Whether a transaction that failed so may do better the next time.
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::Postgres(sqlx::Error::Io(_)) => true,
-        Error::Postgres(sqlx::Error::Database(said)) => said.code().is_some_and(|code| PASSING.contains(&&*code)),
-        _ => false,
+        error => code(error).is_some_and(|code| PASSING.contains(&&*code)),
+    }
+}
+
+/// The server's own code of what is wrong.
+fn code(error: &Error) -> Option<Cow<'_, str>> {
+    match error {
+        Error::Postgres(sqlx::Error::Database(said)) => said.code(),
+        _ => None,
     }
 }
 

@@ -122,6 +122,11 @@ impl Record {
         }
     }
 
+    /// True if these are its values.
+    pub(super) fn is(&self, values: &[Value]) -> bool {
+        self.0 == values
+    }
+
     fn read(row: &rusqlite::Row<'_>, columns: usize) -> Result<Self, Error> {
         let value = |column| {
             Ok(match row.get_ref(column)? {
