@@ -205,6 +205,20 @@ async fn views_go_on_after_a_restart_and_rebuild_to_the_same() {
 }
 
 #[tokio::test]
+async fn views_that_have_caught_up_are_one_whole_file() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let position = add(&journal, "a", 7).await;
+    let (made, moved) = (folder.path().join("made.db"), folder.path().join("moved.db"));
+    let views = Views::open(&*made, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    views.catch_up(|_, _| {}).await.unwrap();
+    std::fs::rename(&made, &moved).unwrap();
+    let views = Views::open(&*moved, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    let read = views.read_side("test", Duration::ZERO);
+    assert_eq!((read.position(), sum(&read, "a").await), (position, Some(7)));
+}
+
+#[tokio::test]
 async fn a_log_of_another_process_is_followed_too() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;

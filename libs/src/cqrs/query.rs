@@ -4,9 +4,12 @@ use std::{borrow::Cow, future::Future, time::Duration};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
-use super::ReadSide;
+use super::{ReadSide, token::READ_POSITION};
 use crate::refusal::Refusal;
 
 /// How long a caller may leave a change untaken.
@@ -35,11 +38,13 @@ impl ReadSide {
         let (metadata, _, message) = request.into_parts();
         let answered = async {
             let read = self.wait_for_token(&metadata).await?;
-            query(read, message).await
+            // Before the query reads: what is folded meanwhile it may have missed.
+            let position = self.position();
+            Ok((query(read, message).await?, position))
         };
-        let reply = answered.await.map_err(|refusal| refusal.into_status(self.service()))?;
+        let (reply, position) = answered.await.map_err(|refusal: Refusal| refusal.into_status(self.service()))?;
         let mut response = Response::new(reply);
-        self.stamp(response.metadata_mut());
+        stamp(position, response.metadata_mut());
         Ok(response)
     }
 
@@ -59,12 +64,18 @@ impl ReadSide {
         let (metadata, _, message) = request.into_parts();
         let service = self.service();
         let waited = self.wait_for_token(&metadata).await;
+        let position = self.position();
         let changes = waited.and_then(|read| query(&read, message)).map_err(|refusal| refusal.into_status(service))?;
         let changes = while_taken(changes).map_err(move |refusal| refusal.into_status(service));
         let mut response = Response::new(changes.boxed());
-        self.stamp(response.metadata_mut());
+        stamp(position, response.metadata_mut());
         Ok(response)
     }
+}
+
+/// Notes in a reply's metadata how far the views had come.
+fn stamp(position: i64, metadata: &mut MetadataMap) {
+    metadata.insert(READ_POSITION, AsciiMetadataValue::from(position));
 }
 
 /// The changes for as long as they are taken. Nothing grows for a slow caller, whose next look finds what is true then; but who is stuck

@@ -5,12 +5,12 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 use futures::Stream;
 use prost::Message;
 use tokio::sync::{Notify, watch};
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::metadata::MetadataMap;
 
 use super::{
     board::Standing,
     page::{Page, PageQuery},
-    token::{CONSISTENCY_TOKEN, READ_POSITION, Token},
+    token::{CONSISTENCY_TOKEN, Token},
 };
 use crate::{
     journal::{
@@ -147,11 +147,6 @@ impl ReadSide {
     fn behind(&self, wanted: &str) -> Refusal {
         let message = format!("the views are at {} and {wanted}", self.position());
         Refusal::unavailable("NOT_CAUGHT_UP", message, Duration::from_millis(100))
-    }
-
-    /// Notes in a reply's metadata how far the views had come.
-    pub fn stamp(&self, metadata: &mut MetadataMap) {
-        metadata.insert(READ_POSITION, AsciiMetadataValue::from(self.position()));
     }
 
     /// One document.

@@ -205,7 +205,10 @@ impl Views {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
         let all = self.log.head().await.map_err(failed)?;
-        self.fold_to(all, progress).await.map_err(failed)?.writer.close().await;
+        let Self { writer, reader, .. } = self.fold_to(all, progress).await.map_err(failed)?;
+        // The last connection to a file is the one that leaves all in it, and nothing beside it.
+        drop(reader);
+        writer.close().await;
         Ok(())
     }
 

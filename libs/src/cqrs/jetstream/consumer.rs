@@ -112,7 +112,11 @@ impl Consumer {
         }
         self.acknowledge().await;
         while self.inbox.is_empty() {
-            let Err(error) = self.receive().await else { continue };
+            let Err(error) = self.receive().await else {
+                // A long stretch of what nobody here wants, too: the broker sends only so much that is not acknowledged.
+                self.acknowledge().await;
+                continue;
+            };
             self.close();
             self.anew = true;
             if !self.out {

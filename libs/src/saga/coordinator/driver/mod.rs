@@ -295,8 +295,15 @@ impl Driver {
     async fn read_mail(&mut self) -> Result<(), Stopped> {
         for mail in self.mailbox.take() {
             match mail {
-                Mail::Finished(answer) => self.waiting.push(answer),
-                Mail::Settled(tell) => self.above.push(tell),
+                // Those who have left meanwhile would gather for as long as the saga is open.
+                Mail::Finished(answer) => {
+                    self.waiting.retain(|waiting| !waiting.is_closed());
+                    self.waiting.push(answer);
+                }
+                Mail::Settled(tell) => {
+                    self.above.retain(|above| !above.is_closed());
+                    self.above.push(tell);
+                }
                 Mail::Woken => {
                     self.ask_parent().await?;
                     self.step(Input::Woken).await?;
