@@ -291,3 +291,27 @@ async fn a_lock_passes_from_process_to_process() {
     assert_eq!(ended(&second, "three").await.phase(), SagaPhase::Completed);
     assert_eq!(ended(&second, "four").await.phase(), SagaPhase::Completed);
 }
+
+#[tokio::test]
+async fn an_operator_who_is_answered_is_heard_while_a_saga_waits_for_its_lock_too() {
+    let world = World::with(locking("patient", false));
+    hang(&world, "one");
+    let process = open(&world).await;
+    for id in ["one", "two"] {
+        start(&process, "patient", id, "customer/ada", true).await.unwrap();
+    }
+    process.until("two", |saga| saga.waits_for_saga_id == "one").await;
+    process.coordinator.pause("two", "ann", "inventory day").await.unwrap();
+    process.crash().await;
+
+    let process = open(&world).await;
+    let resumed = process.coordinator.resume("two", "ann", "done").await.unwrap();
+    assert!(!resumed.paused);
+    process.crash().await;
+
+    world.participants.on_call(|_| Fault::None);
+    let process = open(&world).await;
+    ended(&process, "two").await;
+    let two = process.until_phase("two", SagaPhase::Completed).await;
+    assert!(two.history.iter().any(|line| (&*line.what, &*line.detail) == ("resumed", "done")), "{two:#?}");
+}

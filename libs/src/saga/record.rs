@@ -119,6 +119,11 @@ impl Record {
         self.unsaved = Unsaved::default();
     }
 
+    /// True if there is something to show that is not stored yet.
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.unsaved.lines > 0 || self.unsaved.steps != 0
+    }
+
     /// A step, to be changed.
     pub(super) fn step_mut(&mut self, step: usize) -> &mut Step {
         self.unsaved.steps |= 1 << step;

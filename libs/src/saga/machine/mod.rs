@@ -202,6 +202,8 @@ impl Turn<'_> {
     }
 
     fn local_refused(&mut self, local: Local, refusal: &Refusal) {
+        // An operator's word that came with the work was not stored with it.
+        self.moved.changed |= self.record.is_unsaved();
         match local {
             Local::Step(step) => self.refused(step, refusal),
             Local::Ending => {
