@@ -214,10 +214,18 @@ async fn a_call_that_is_too_old_begins_nothing_and_is_no_refusal() {
 }
 
 #[tokio::test]
-async fn a_compensation_of_what_is_forgotten_undoes_nothing() {
+async fn a_compensation_of_what_is_forgotten_undoes_nothing_and_is_not_kept() {
     let world = World::new().await;
     world.saga("s", "reserve", Op::Action).await;
     world.forget(&[("s", "reserve")]).await.unwrap();
-    world.saga("s", "reserve", Op::Compensation).await;
+    let old = world.saga_until("s", "reserve", Op::Compensation, now() - 1).await.unwrap_err();
+    assert_eq!((old.code(), &*Refusal::from_status(&old).reason), (Code::Aborted, "SAGA_CALL_EXPIRED"));
+    assert_eq!(Verdict::from_metadata(old.metadata()), None, "it proves nothing: the saga may go on");
+    let walked = world.answers().forget_before(now()).await.unwrap();
+    assert_eq!(walked, Walked::default(), "nobody would ever have a tombstone forgotten");
+    // Whoever still drives the saga calls again, and has what comes late stopped.
+    world.saga_until("s", "reserve", Op::Compensation, now() + HOUR).await.unwrap();
+    let late = world.saga_until("s", "reserve", Op::Action, now() + HOUR).await.unwrap_err();
+    assert_eq!(Verdict::from_metadata(late.metadata()), Some(Verdict::Cancelled));
     assert_eq!(world.decided.load(Ordering::SeqCst), 1);
 }

@@ -28,7 +28,7 @@ fn key(key: &str) -> Option<RequestKey> {
 }
 
 fn undo_key(key: &str, action: &str) -> Option<RequestKey> {
-    let role = Role::Compensation { action: action.to_owned() };
+    let role = Role::Compensation { action: action.to_owned(), expires_micros: 0 };
     Some(RequestKey { key: key.to_owned(), hash: [7; 32], role })
 }
 

@@ -328,7 +328,7 @@ async fn an_action_that_comes_after_the_sweep_is_refused_and_has_no_effect() {
 }
 
 #[tokio::test]
-async fn an_action_that_comes_after_its_deadline_and_the_sweep_is_refused_for_good() {
+async fn an_action_that_comes_after_its_deadline_and_the_sweep_is_refused_and_not_kept() {
     let world = World::new({
         let mut saga = Definition::builder::<String>("place-order", 1);
         saga.deadline(Duration::from_secs(60));
@@ -343,8 +343,9 @@ async fn an_action_that_comes_after_its_deadline_and_the_sweep_is_refused_for_go
     world.clock.later(8 * DAY);
     assert_eq!(process.coordinator.forget_ended().await, 1);
     let refused = services.late_by("Ship", 8 * DAY).await.unwrap_err();
-    assert_eq!(Refusal::from_status(&refused).reason, "SAGA_DEADLINE_PASSED");
+    assert_eq!(Refusal::from_status(&refused).reason, "SAGA_CALL_EXPIRED");
     assert_eq!(services.effects(), effects);
+    assert!(services.known("tea").await.is_empty(), "nobody would ever have it forgotten");
 }
 
 #[tokio::test]

@@ -119,7 +119,9 @@ impl CommandSide {
             Some(call) => {
                 let role = match call.op {
                     Op::Action => Role::Action,
-                    Op::Compensation => Role::Compensation { action: call.key(Op::Action) },
+                    Op::Compensation => {
+                        Role::Compensation { action: call.key(Op::Action), expires_micros: call.expires_micros }
+                    }
                 };
                 (Some(call.key(call.op)), role)
             }
@@ -173,14 +175,13 @@ impl CommandSide {
         let (deadline_micros, expires_micros) =
             action.map_or((0, 0), |call| (call.deadline_micros, call.expires_micros));
         let decide = move |loaded: &Loaded<'_>| {
+            // Before everything that is kept: its saga may have ended since, and what was known of it may be forgotten.
+            if expires_micros > 0 && loaded.now_micros() > expires_micros {
+                return rejected(too_old(), service);
+            }
             if deadline_micros > 0 && loaded.now_micros() > deadline_micros {
                 let late = "the saga's deadline has passed: the action must not begin any more";
                 return rejected(Refusal::precondition("SAGA_DEADLINE_PASSED", late), service);
-            }
-            // Its saga may have ended since, and what was known of it may be forgotten. A saga that goes on calls again.
-            if expires_micros > 0 && loaded.now_micros() > expires_micros {
-                let old = "the call is too old to begin anything: its saga may have ended since";
-                return rejected(Refusal::new(Code::Aborted, "SAGA_CALL_EXPIRED", old), service);
             }
             let decided = decide(&State::new(loaded)).and_then(|decision| decision.into_decided(loaded));
             decided.unwrap_or_else(|refusal| rejected(refusal, service))
@@ -217,6 +218,7 @@ impl CommandSide {
                 let verdict = (!is_transient(status.code())).then_some(Verdict::Rejected);
                 return Err((status, verdict));
             }
+            Outcome::TooOld => return Err((too_old().into_status(self.service), None)),
             Outcome::Cancelled => {
                 let message = "the saga has turned back: this action was cancelled before it came";
                 let status = Refusal::precondition("ACTION_CANCELLED", message).into_status(self.service);
@@ -236,6 +238,12 @@ impl CommandSide {
         self.write_token(position, response.metadata_mut());
         Ok((response, verdict))
     }
+}
+
+/// What a call is answered of which nothing is known any more, if it ever was. A saga that goes on calls again.
+fn too_old() -> Refusal {
+    let old = "the call is too old to begin anything: its saga may have ended since";
+    Refusal::new(Code::Aborted, "SAGA_CALL_EXPIRED", old)
 }
 
 /// A refusal in the form the journal keeps: the `google.rpc.Status` that the caller gets.

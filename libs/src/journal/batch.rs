@@ -72,9 +72,9 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let judgement = request.as_ref().map(|request| {
         let action = match &request.role {
             Role::Action => None,
-            Role::Compensation { action } => world.requests.get(action),
+            Role::Compensation { action, .. } => world.requests.get(action),
         };
-        judge(&request.role, &request.hash, world.requests.get(&request.key), action)
+        judge(&request.role, &request.hash, world.requests.get(&request.key), action, now_micros)
     });
     let known = |outcome, reply| Ended {
         result: Ok(Committed { outcome, reply, position: *head }),
@@ -87,11 +87,12 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         Some(Judgement::Decide { action_reply }) => action_reply,
         Some(Judgement::Replay(reply)) => return known(Outcome::Replayed, reply),
         Some(Judgement::RejectAgain(reply)) => return known(Outcome::RejectedBefore, reply),
+        Some(Judgement::TooOld) => return known(Outcome::TooOld, Bytes::new()),
         Some(Judgement::Cancelled) => return known(Outcome::Cancelled, Bytes::new()),
         Some(Judgement::Conflict) => return known(Outcome::Conflict, Bytes::new()),
         Some(Judgement::NothingToUndo { tombstone }) => {
             if let Some(request) = request {
-                if let (true, Role::Compensation { action }) = (tombstone, request.role) {
+                if let (true, Role::Compensation { action, .. }) = (tombstone, request.role) {
                     remember(world, writes, action, Known::tombstone());
                 }
                 let done = Known { hash: request.hash, ending: Ending::Done, reply: Bytes::new() };

@@ -76,6 +76,8 @@ pub enum Role {
     Compensation {
         /// The key of the action that it undoes.
         action: String,
+        /// Until when it counts where nothing is known of that, in microseconds since 1970. 0 for always.
+        expires_micros: i64,
     },
 }
 
@@ -265,6 +267,8 @@ pub enum Outcome {
     RejectedBefore,
     /// A compensation whose action had no effect: nothing to undo, and the action can't happen any more.
     NothingToUndo,
+    /// A compensation that came too late for what it undoes to be known, if it ever was: nothing is undone, and nothing kept.
+    TooOld,
     /// An action whose compensation came first: it had no effect and never will.
     Cancelled,
     /// The key was used before with another request.

@@ -102,6 +102,8 @@ pub(super) enum Judgement {
     RejectAgain(Bytes),
     /// A compensation of what had no effect. With `tombstone`, write one under the action's key.
     NothingToUndo { tombstone: bool },
+    /// A compensation of what may be forgotten: a tombstone would stay for ever.
+    TooOld,
     /// An action that was compensated before it came.
     Cancelled,
     /// The same key with another request.
@@ -109,7 +111,13 @@ pub(super) enum Judgement {
 }
 
 /// The rule. `own` is what is known under the request's key, `action` what is known under its action's, for compensations.
-pub(super) fn judge(role: &Role, hash: &[u8; 32], own: Option<&Known>, action: Option<&Known>) -> Judgement {
+pub(super) fn judge(
+    role: &Role,
+    hash: &[u8; 32],
+    own: Option<&Known>,
+    action: Option<&Known>,
+    now_micros: i64,
+) -> Judgement {
     if let Some(known) = own {
         return match known.ending {
             Ending::Tombstone => Judgement::Cancelled,
@@ -120,6 +128,9 @@ pub(super) fn judge(role: &Role, hash: &[u8; 32], own: Option<&Known>, action: O
     }
     match (role, action.map(|known| known.ending)) {
         (Role::Action, _) => Judgement::Decide { action_reply: None },
+        (Role::Compensation { expires_micros, .. }, None) if (1..now_micros).contains(expires_micros) => {
+            Judgement::TooOld
+        }
         (Role::Compensation { .. }, None) => Judgement::NothingToUndo { tombstone: true },
         (Role::Compensation { .. }, Some(Ending::Rejected | Ending::Tombstone)) => {
             Judgement::NothingToUndo { tombstone: false }
@@ -135,13 +146,22 @@ mod tests {
     use super::*;
 
     const HASH: [u8; 32] = [1; 32];
+    const NOW: i64 = 1_000;
+
+    fn judge(role: &Role, hash: &[u8; 32], own: Option<&Known>, action: Option<&Known>) -> Judgement {
+        super::judge(role, hash, own, action, NOW)
+    }
 
     fn known(ending: Ending) -> Known {
         Known { hash: HASH, ending, reply: Bytes::from_static(b"reply") }
     }
 
+    fn undo_until(expires_micros: i64) -> Role {
+        Role::Compensation { action: "a".to_owned(), expires_micros }
+    }
+
     fn undo() -> Role {
-        Role::Compensation { action: "a".to_owned() }
+        undo_until(NOW)
     }
 
     #[test]
@@ -164,6 +184,17 @@ mod tests {
     fn a_compensation_without_its_action_leaves_a_tombstone_that_the_late_action_meets() {
         assert_eq!(judge(&undo(), &HASH, None, None), Judgement::NothingToUndo { tombstone: true });
         assert_eq!(judge(&Role::Action, &HASH, Some(&Known::tombstone()), None), Judgement::Cancelled);
+    }
+
+    #[test]
+    fn a_compensation_that_is_too_old_leaves_nothing_where_nothing_is_known() {
+        let (old, done) = (undo_until(NOW - 1), known(Ending::Done));
+        assert_eq!(judge(&old, &HASH, None, None), Judgement::TooOld);
+        let reply = Bytes::from_static(b"reply");
+        assert_eq!(judge(&old, &HASH, None, Some(&done)), Judgement::Decide { action_reply: Some(reply.clone()) });
+        assert_eq!(judge(&old, &HASH, Some(&done), Some(&done)), Judgement::Replay(reply));
+        let always = undo_until(0);
+        assert_eq!(judge(&always, &HASH, None, None), Judgement::NothingToUndo { tombstone: true });
     }
 
     #[test]

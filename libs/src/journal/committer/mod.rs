@@ -207,7 +207,7 @@ impl Named {
         for Waiting { entry, .. } in batch {
             if let Some(request) = &entry.request {
                 keys.insert(&request.key);
-                if let Role::Compensation { action } = &request.role {
+                if let Role::Compensation { action, .. } = &request.role {
                     keys.insert(action);
                 }
             }
