@@ -72,6 +72,7 @@ fn begun(definition: &Definition, record: &Record, now: i64) -> Option<Record> {
 
 /// Waits until a step's saga is done or undone, and answers what that means to the step.
 pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_id: String, due: Due) -> Attempt {
+    let mut was_told = false;
     loop {
         match shared.stored(&saga_id).await {
             Ok(record) => {
@@ -88,7 +89,11 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
             }
             Err(_) => {}
         }
-        shared.settled(&saga_id).await;
+        // Told, and none the wiser: the database is out of reach, or another process has gone on with it.
+        if was_told {
+            tokio::time::sleep(LOOK).await;
+        }
+        was_told = shared.settled(&saga_id).await;
     }
 }
 
@@ -144,14 +149,16 @@ impl Shared {
         }
     }
 
-    /// Waits until it may be worth to look at a saga again.
-    async fn settled(&self, saga_id: &str) {
+    /// Waits until it may be worth to look at a saga again, and answers whether its task has told so.
+    async fn settled(&self, saga_id: &str) -> bool {
         let (tell, told) = oneshot::channel();
-        match self.live.post(saga_id, Mail::Settled(tell)) {
+        let posted = self.live.post(saga_id, Mail::Settled(tell));
+        match posted {
             // It tells by dropping the other end, whether it is settled or goes away.
             Ok(()) => drop(told.await),
             Err(Unreachable::NotLive(_) | Unreachable::Parked(..)) => tokio::time::sleep(LOOK).await,
         }
+        posted.is_ok()
     }
 
     /// The phase in which the saga above one has ended. None while it has not, or can't be asked.
@@ -171,4 +178,95 @@ pub(super) fn below(record: &Record, program: &Definition) -> Vec<String> {
         .map(|step| record.saga.steps[step].sub_saga_id.clone())
         .filter(|id| !id.is_empty())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use futures::future::BoxFuture;
+    use tonic::{Status, metadata::MetadataMap};
+
+    use super::*;
+    use crate::{
+        journal::{
+            Journal, Table,
+            simulated::{Begun, Database, Fate, Keys},
+            sql::{Error, Record as Row, Value},
+        },
+        saga::{Operation, Options, Transport, transport},
+    };
+
+    /// Empty when it is opened, and then out of reach: it says so at once, as where nobody listens.
+    #[derive(Debug, Default)]
+    struct Out(AtomicUsize);
+
+    impl Database for Out {
+        fn execute(&self, _: &str, _: &[Value]) -> BoxFuture<'static, Result<(), Error>> {
+            Box::pin(async { Err(Error::Closed) })
+        }
+        fn fetch(&self, _: &str, _: &[Value]) -> BoxFuture<'static, Result<Vec<Row>, Error>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+        fn fetch_keys(&self, _: &'static Table, _: &[Vec<Value>]) -> BoxFuture<'static, Result<Vec<Row>, Error>> {
+            let reads = self.0.fetch_add(1, Ordering::Relaxed);
+            assert!(reads < 1_000, "it is asked without a pause");
+            Box::pin(async { Err(Error::Closed) })
+        }
+        fn begin(&self, _: Keys, _: Keys) -> BoxFuture<'static, Result<Begun, Error>> {
+            Box::pin(async { Err(Error::Closed) })
+        }
+        fn fate(&self, _: u64) -> BoxFuture<'static, Result<Fate, Error>> {
+            Box::pin(async { Err(Error::Closed) })
+        }
+        fn new_name(&self) -> String {
+            "a".to_owned()
+        }
+        fn now_micros(&self) -> i64 {
+            0
+        }
+    }
+
+    struct Do;
+
+    impl Operation for Do {
+        const PEER: &'static str = "nobody";
+        const PATH: &'static str = "/n.v1.N/Do";
+        type Request = String;
+        type Reply = String;
+    }
+
+    struct Nobody;
+
+    impl Transport for Nobody {
+        fn call(&self, _: transport::Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_saga_that_is_done_and_cannot_be_read_is_left_alone_between_two_looks() {
+        let out = Arc::new(Out::default());
+        let (journal, _committer) = Journal::simulated(Arc::<Out>::clone(&out)).await.unwrap();
+        let Coordinator(shared) = Coordinator::new(journal, [], Nobody, Options::default());
+        let mut below = Definition::builder::<String>("below", 1);
+        below.pivot::<Do>("do", |input, _| Ok(input.clone()));
+        let below = below.build().unwrap();
+        // Its task has nothing to wait for: it is done.
+        let mailbox = shared.live.enter(&"s:step".into()).unwrap();
+        tokio::spawn(async move {
+            loop {
+                mailbox.rung().await;
+                drop(mailbox.take());
+            }
+        });
+        let due = Due { step: 0, op: Op::Action };
+        let answered = tokio::time::timeout(Duration::from_secs(5), answered(shared, below, "s:step".to_owned(), due));
+        assert!(answered.await.is_err(), "nothing is known");
+        let reads = out.0.load(Ordering::Relaxed);
+        assert!((50..=101).contains(&reads), "{reads}");
+    }
 }
