@@ -6,17 +6,23 @@ use prost::Message as _;
 use proto::saga::v1::{Saga, SagaPhase, SagaTransition, StepKind};
 
 use super::{
-    orders::{diamond, linear},
+    answers, family,
+    sagas::definitions,
     world::{PARTICIPANTS, World},
 };
-use crate::saga::{
-    Definition, fold,
-    plan::each,
-    record::{Record, is_final},
+use crate::{
+    rpc::verdict::Op,
+    saga::{
+        Definition, fold,
+        plan::each,
+        record::{Record, is_final},
+    },
 };
 
 /// When an effect came about, among all effects.
 type Place = (u64, usize);
+/// When those of a step did: the first one, and the last.
+type Span = (Place, Place);
 
 /// Checks everything, and notes what is wrong.
 pub(super) fn check(world: &World) {
@@ -33,9 +39,11 @@ pub(super) fn check(world: &World) {
     promises(world, &sagas);
     effects(world, &sagas);
     history(world, &sagas);
+    family::check(world, &sagas);
+    answers::check(world);
 }
 
-fn phase_name(phase: SagaPhase) -> &'static str {
+pub(super) fn phase_name(phase: SagaPhase) -> &'static str {
     phase.as_str_name().trim_start_matches("SAGA_PHASE_")
 }
 
@@ -71,25 +79,45 @@ fn effects(world: &World, sagas: &BTreeMap<String, Record>) {
             world.broken(format!("{operation} took effect, and there is no such saga"));
         }
     }
-    let definitions = [linear(), diamond()];
-    for (id, record) in sagas {
-        let definition = definitions.iter().find(|definition| definition.name() == record.saga.r#type);
-        if let Some(definition) = definition {
-            let at = |step: &str, op: &str| {
-                places.get(&format!("{id} {step} {op}")).and_then(|places| places.first()).copied()
-            };
-            saga(world, definition, record, at);
+    let definitions = definitions();
+    let known: Vec<Arc<Definition>> = definitions.iter().flat_map(|definition| definition.family()).collect();
+    let effects = Effects { sagas, places };
+    for record in sagas.values() {
+        if let Some(definition) = known.iter().find(|definition| definition.name() == record.saga.r#type) {
+            saga(world, definition, record, &effects);
         }
     }
 }
 
-fn saga(world: &World, definition: &Arc<Definition>, record: &Record, at: impl Fn(&str, &str) -> Option<Place>) {
+struct Effects<'a> {
+    sagas: &'a BTreeMap<String, Record>,
+    places: BTreeMap<String, Vec<Place>>,
+}
+
+impl Effects<'_> {
+    /// When an operation of a step took effect; of a step that is a saga, those of its own steps.
+    fn of(&self, record: &Record, step: usize, op: Op) -> Option<Span> {
+        let step = &record.saga.steps[step];
+        if step.sub_saga_id.is_empty() {
+            let operation = format!("{} {} {}", record.saga.saga_id, step.name, op.as_str());
+            let place = *self.places.get(&operation)?.first()?;
+            return Some((place, place));
+        }
+        let below = self.sagas.get(&step.sub_saga_id)?;
+        let spans = (0..below.saga.steps.len()).filter_map(|step| self.of(below, step, op));
+        spans.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
+    }
+}
+
+fn saga(world: &World, definition: &Definition, record: &Record, effects: &Effects<'_>) {
     let (id, phase) = (&record.saga.saga_id, record.saga.phase());
     let steps = &definition.plan.steps;
-    for step in steps.iter().filter(|step| !step.is_local()) {
+    for (at, step) in steps.iter().enumerate().filter(|(_, step)| !step.is_local()) {
         let name = step.name;
-        let (done, undone) = (at(name, "action"), at(name, "compensation"));
+        let (done, undone) = (effects.of(record, at, Op::Action), effects.of(record, at, Op::Compensation));
+        // What became of a step that is a saga is that one's to say.
         match phase {
+            _ if !step.is_remote() => {}
             SagaPhase::Completed if done.is_none() => {
                 world.broken(format!("{id} is COMPLETED and {name} was not done"))
             }
@@ -101,19 +129,20 @@ fn saga(world: &World, definition: &Arc<Definition>, record: &Record, at: impl F
             }
             _ => {}
         }
-        if undone.is_some() && undone < done {
+        if undone.is_some_and(|undone| done.is_some_and(|done| undone.0 < done.1)) {
             world.broken(format!("{name} of {id} was undone before it was done"));
         }
         if undone.is_some() && done.is_none() {
             world.broken(format!("{name} of {id} was undone and never done"));
         }
-        for later in each(step.descendants).map(|later| steps[later].name) {
-            let (later_done, later_undone) = (at(later, "action"), at(later, "compensation"));
-            if later_done.is_some() && later_done < done {
-                world.broken(format!("{later} of {id} was done before {name}"));
+        for later in each(step.descendants) {
+            let (of, later_name) = (|op| effects.of(record, later, op), steps[later].name);
+            if of(Op::Action).is_some_and(|later| done.is_none_or(|done| later.0 < done.1)) {
+                world.broken(format!("{later_name} of {id} was done before {name}"));
             }
-            if undone.is_some() && later_undone.is_some() && undone < later_undone {
-                world.broken(format!("{name} of {id} was undone before {later}"));
+            let later_undone = of(Op::Compensation);
+            if undone.is_some_and(|undone| later_undone.is_some_and(|later| undone.0 < later.1)) {
+                world.broken(format!("{name} of {id} was undone before {later_name}"));
             }
         }
     }
@@ -149,6 +178,10 @@ fn history(world: &World, sagas: &BTreeMap<String, Record>) {
         told.history.clear();
         if told != record.saga {
             world.broken(format!("the log tells another story of {id} than what is stored"));
+        }
+        // An order has the saga on top.
+        if !record.saga.parent_saga_id.is_empty() {
+            continue;
         }
         let ended = match record.saga.phase() {
             SagaPhase::Completed => "Completed",

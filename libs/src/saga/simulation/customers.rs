@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::RngExt as _;
+use rand::{RngExt as _, seq::IndexedRandom as _};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
@@ -14,6 +14,8 @@ use super::{
 
 /// How long a customer waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What orders lock.
+const LOCKS: [&str; 2] = ["a", "b"];
 /// During which time orders are placed.
 const DAY: u64 = 9_000;
 
@@ -39,7 +41,7 @@ impl Customer {
         let mut chance = world.chance("customer", number as u64);
         sleep(Duration::from_millis(chance.random_range(300..DAY))).await;
         let id = format!("o{number}");
-        let kind = if chance.random_bool(0.5) { "linear" } else { "diamond" };
+        let kind = *["linear", "linear", "diamond", "diamond", "nested"].choose(&mut chance).expect("some");
         let refused = match chance.random_range(0..8) {
             0 => " refuse=reserve",
             1 => " refuse=charge",
@@ -47,7 +49,13 @@ impl Customer {
             3 => " refuse=screen",
             _ => "",
         };
-        let order = format!("{id} {kind}{refused}");
+        let mut order = format!("{id} {kind}{refused}");
+        for key in LOCKS.into_iter().filter(|_| chance.random_bool(0.3)) {
+            order += &format!(" lock={key}");
+        }
+        if chance.random_bool(0.3) {
+            order += " blind";
+        }
         let mut at = chance.random_range(0..channels.len());
         while let Err(status) = ask(&channels[at], "/order.v1.Order/Place", &order).await {
             world.note(format_args!("{id} is not placed: {:?}", status.code()));
@@ -59,14 +67,16 @@ impl Customer {
         world.promises.lock().placed.push(id.clone());
         if chance.random_bool(0.3) {
             sleep(Duration::from_millis(chance.random_range(0..2_500))).await;
+            let whole = kind != "nested" || chance.random_bool(0.5);
+            let saga = if whole { id } else { format!("{id}:pack") };
             for _ in 0..3 {
                 at = chance.random_range(0..channels.len());
-                let cancelled = ask(&channels[at], "/order.v1.Order/Cancel", &id).await;
-                world.note(format_args!("{id} is to be cancelled: {:?}", cancelled.as_ref().map_err(Status::code)));
+                let cancelled = ask(&channels[at], "/order.v1.Order/Cancel", &saga).await;
+                world.note(format_args!("{saga} is to be cancelled: {:?}", cancelled.as_ref().map_err(Status::code)));
                 match cancelled {
                     Ok(phase) if phase == "SAGA_PHASE_COMPENSATING" || phase == "SAGA_PHASE_COMPENSATED" => {
                         world.count("cancels");
-                        world.promises.lock().cancelled.push(id.clone());
+                        world.promises.lock().cancelled.push(saga);
                         break;
                     }
                     Err(status) if status.code() == Code::FailedPrecondition => break,

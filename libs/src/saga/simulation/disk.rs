@@ -6,7 +6,12 @@ use parking_lot::Mutex;
 use proto::saga::v1::SagaPhase;
 use rand::{RngExt as _, rngs::StdRng};
 
-use super::world::World;
+use super::{
+    answers::{forgotten, may_be_forgotten},
+    family,
+    locks::Locks,
+    world::World,
+};
 use crate::{
     journal::{
         Table,
@@ -37,6 +42,9 @@ struct Seen {
     owners: BTreeMap<String, Vec<u8>>,
     sagas: BTreeMap<String, Record>,
     effects: Vec<Effect>,
+    locks: Locks,
+    /// When each saga was last told of, by the clock of whoever did.
+    told: BTreeMap<String, i64>,
     /// How often a saga got another owner.
     takeovers: usize,
 }
@@ -144,6 +152,13 @@ impl Disk {
         self.inner.lock().seen.sagas.get(saga_id).cloned()
     }
 
+    /// When a saga ended, by the clock of whoever said so.
+    pub(super) fn ended(&self, saga_id: &str) -> Option<i64> {
+        let seen = &self.inner.lock().seen;
+        let has_ended = seen.sagas.get(saga_id).is_some_and(|record| is_final(record.saga.phase()));
+        seen.told.get(saga_id).filter(|_| has_ended).copied()
+    }
+
     /// True once all sagas have ended.
     pub(super) fn is_settled(&self) -> bool {
         self.inner.lock().seen.sagas.values().all(|record| is_final(record.saga.phase()))
@@ -174,10 +189,17 @@ impl Inner {
     fn learn(&mut self, world: &World, id: u64, statements: &Statements) -> String {
         let is_new = !self.places.contains_key(&id);
         let place = *self.places.entry(id).or_insert_with(|| world.next_place());
-        let takeovers = self.seen.takeovers;
+        let (takeovers, waits) = (self.seen.takeovers, self.seen.locks.waits);
         let said = self.seen.learn(world, &self.writers[&id], place, statements);
         if is_new && self.seen.takeovers > takeovers {
             world.count("takeovers");
+        }
+        if is_new && self.seen.locks.waits > waits {
+            world.count("waits for locks");
+        }
+        for key in statements.iter().filter(|_| is_new).filter_map(forgotten) {
+            world.count("answers forgotten");
+            may_be_forgotten(world, key);
         }
         said
     }
@@ -198,6 +220,12 @@ impl Seen {
                         let before = self.owners.insert(id.clone().into_owned(), state.to_vec());
                         self.takeovers += usize::from(before.is_some());
                     }
+                    ("aggregates", [Value::Text(kind), Value::Text(key), _, Value::Blob(state)])
+                        if kind == "saga_lock" =>
+                    {
+                        self.locks.learn(key, state.clone());
+                        said += &self.locks.said(key);
+                    }
                     ("sagas", [Value::Text(id), _, Value::Blob(record)]) => match Record::decode(record.clone()) {
                         Ok(record) => said += &self.transition(world, writer, id, record),
                         Err(error) => world.broken(format!("{id}: {error}")),
@@ -207,10 +235,14 @@ impl Seen {
                         said += &format!(" {what}");
                         self.effects.push(Effect { place: (place, self.effects.len()), what });
                     }
+                    ("events", [_, Value::Text(kind), Value::Text(id), .., Value::Int(micros)]) if kind == "saga" => {
+                        self.told.insert(id.clone().into_owned(), *micros);
+                    }
                     _ => {}
                 }
             }
         }
+        self.locks.check(world, &self.sagas);
         said
     }
 
@@ -232,6 +264,7 @@ impl Seen {
                 world.broken(format!("{id} had turned back and goes forward"));
             }
         }
+        family::moved(world, &record, &self.sagas);
         self.sagas.insert(id.to_owned(), record);
         said
     }

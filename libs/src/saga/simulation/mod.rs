@@ -1,22 +1,26 @@
 //! Three coordinators, their store and their participants in one thread, on a network, disks and a clock that are simulated.
 //!
 //! All of it comes from a seed: hosts crash and lose what they had not synced, processes stop past their lease and go on, the network
-//! cuts hosts off, keeps messages back, loses answers and repeats calls, participants refuse and operators cancel. Then all is mended,
-//! and when everything has ended it is checked. The coordinators, the machine, the barrier, the decisions, SQL and gRPC are the real
+//! cuts hosts off, keeps messages back, loses answers and repeats calls, participants refuse and operators cancel. Sagas share locks and are
+//! steps of others. Then all is mended, and when everything has ended and is forgotten it is checked. The coordinators, the machine, the barrier, the decisions, SQL and gRPC are the real
 //! ones; the store is a model of PostgreSQL's turns, commits and crashes. The same seed gives the same trace.
 
+mod answers;
 mod check;
 mod customers;
 mod disk;
+mod family;
 mod faults;
 mod line;
 mod local;
+mod locks;
 mod mutant;
 mod orders;
 mod participants;
 pub(super) mod process;
 mod remote;
 mod run;
+mod sagas;
 mod summary;
 mod trace;
 mod transport;
@@ -73,6 +77,11 @@ fn without_any_of_its_rules_some_seed_is_wrong() {
         (Mutant::AbortNotDurable, "left before the log said so"),
         (Mutant::DecidedTwice, "took effect 2 times"),
         (Mutant::LostCommitIsAborted, "went from version"),
+        (Mutant::LockNotChecked, "are at work under"),
+        (Mutant::StepNotBound, "STUCK"),
+        (Mutant::StepNotUndone, ":pack is FORWARD"),
+        (Mutant::SweptAtOnce, "took effect 2 times"),
+        (Mutant::NeverTooOld, "took effect 2 times"),
     ] {
         let summary = Summary::of(1..1 + SEEDS, mutant, found);
         let failed = summary.failed.unwrap_or_else(|| panic!("{mutant:?} is found out"));

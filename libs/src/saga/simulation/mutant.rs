@@ -25,6 +25,16 @@ pub(crate) enum Mutant {
     DecidedTwice,
     /// A commit whose answer is lost counts as not done.
     LostCommitIsAborted,
+    /// A lock is taken whoever holds it.
+    LockNotChecked,
+    /// A saga that is a step is over once it is done, whatever becomes of the one above.
+    StepNotBound,
+    /// A step that is a saga counts as undone once it is to be.
+    StepNotUndone,
+    /// A saga's answers are forgotten as soon as it has ended.
+    SweptAtOnce,
+    /// However old a call is, it is decided.
+    NeverTooOld,
 }
 
 thread_local! {

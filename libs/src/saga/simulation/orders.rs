@@ -1,4 +1,4 @@
-//! The order service: two kinds of sagas, the command that starts one, and an operator's word.
+//! The order service: the command that starts a saga, and an operator's word.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{
     process::{Process, spawn},
     remote::Remote,
+    sagas::definitions,
     transport::Unreliable,
     wire::{Handler, serve},
     world::World,
@@ -17,72 +18,13 @@ use crate::{
     cqrs::{Aggregate, CommandSide, Decision, Method, State},
     journal::{AggregateId, Journal},
     refusal::{Refusal, Violations},
-    saga::{Compensated, Coordinator, Definition, LocalWork, Operation, Options, Retry},
+    saga::{Coordinator, LocalWork, Options},
 };
 
 /// How long to leave a store alone that is out of reach.
 const PAUSE: Duration = Duration::from_millis(500);
-
-macro_rules! operations {
-    ($($name:ident at $peer:literal)*) => { $(
-        struct $name;
-        impl Operation for $name {
-            const PEER: &'static str = $peer;
-            const PATH: &'static str = concat!("/simulated.v1.Service/", stringify!($name));
-            type Request = String;
-            type Reply = String;
-        }
-    )* };
-}
-
-operations!(
-    Reserve at "inventory" Release at "inventory" Notify at "inventory"
-    Charge at "payment" Refund at "payment" Screen at "payment"
-    Ship at "shipping"
-);
-
-impl Compensated for Reserve {
-    type Compensation = Release;
-}
-
-impl Compensated for Charge {
-    type Compensation = Refund;
-}
-
-/// One after the other: two that can be undone, the pivot, work of our own.
-pub(super) fn linear() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("linear", 1);
-    let reserve = saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.attempt_timeout(Duration::from_secs(2));
-    saga.compensatable::<Charge>(
-        "charge",
-        move |order, replies| Ok(format!("{order} after {}", replies.get(reserve)?)),
-        |undo| undo.request,
-    );
-    saga.attempt_timeout(Duration::from_secs(2)).retry(Retry { attempts: Some(6), ..Retry::default() });
-    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    saga.attempt_timeout(Duration::from_secs(2));
-    saga.retriable_local("complete", |order, _| Ok(note("Completed", order)));
-    saga.on_compensated(|order, _| Ok(note("Rejected", order)));
-    saga.deadline(Duration::from_secs(40));
-    saga.build().expect("a legal shape")
-}
-
-/// A check, two side by side that can be undone, the pivot after both, one that must follow.
-pub(super) fn diamond() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("diamond", 1);
-    saga.check::<Screen>("screen", |order, _| Ok(order.clone()));
-    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.step_deadline(Duration::from_secs(15));
-    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.after(&["screen"]).attempt_timeout(Duration::from_secs(2));
-    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    saga.after(&["reserve", "charge"]);
-    saga.retriable::<Notify>("notify", |order, _| Ok(order.clone()));
-    saga.retriable_local("complete", |order, _| Ok(note("Completed", order)));
-    saga.on_compensated(|order, _| Ok(note("Rejected", order)));
-    saga.build().expect("a legal shape")
-}
+/// Between two sweeps: as often as suits so short a time, the store would do little else.
+const SWEEP: Duration = Duration::from_secs(4);
 
 /// An order: what became of it.
 pub(super) struct Order;
@@ -101,7 +43,7 @@ impl Aggregate for Order {
     }
 }
 
-fn note(what: &'static str, order: &str) -> LocalWork {
+pub(super) fn note(what: &'static str, order: &str) -> LocalWork {
     let id = id_of(order).to_owned();
     LocalWork::new([AggregateId::new(Order::KIND, id.as_str())], move |state| match state.get::<Order>(&id)?.as_str() {
         "Placed" => Ok(Decision::reply(()).event::<Order>(&id, &what.to_owned())),
@@ -135,28 +77,36 @@ async fn drive(world: Arc<World>, process: Process, host: &'static str, boots: u
         }
     };
     let committer = spawn(committer);
-    let definitions = [linear(), diamond()];
+    let definitions = definitions();
     let transport = Unreliable::new(Arc::clone(&world), host, boots, &definitions)?;
     let seed = Some(world.seed ^ boots << 8 ^ u64::from(host.as_bytes()[host.len() - 1]));
-    let options = Options { seed, ..Options::default() };
+    let options = Options { seed, keep_answers: world.keep_answers, ..Options::default() };
     let clock = Arc::new(world.clock(host));
     let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, clock);
     while coordinator.recover().await.is_err() {
         sleep(PAUSE).await;
     }
     spawn(coordinator.clone().share());
+    spawn(sweep(coordinator.clone()));
     let surface = Surface { side: CommandSide::new("order", journal.clone()), coordinator: coordinator.clone() };
     let leave = process.clone();
     tokio::select! {
         biased;
         ended = committer => Ok(ended??),
-        served = serve(process, Arc::new(surface)) => Ok(served?),
+        served = serve(process, Arc::new(surface), None) => Ok(served?),
         () = leave.asked_to_leave() => {
             world.count("shutdowns");
             coordinator.drain(Duration::from_secs(2)).await;
             journal.close();
             Err(io::Error::other("it was asked to leave").into())
         }
+    }
+}
+
+async fn sweep(coordinator: Coordinator) {
+    loop {
+        sleep(SWEEP).await;
+        coordinator.forget_ended().await;
     }
 }
 
@@ -183,7 +133,7 @@ impl Handler for Surface {
     }
 }
 
-/// `ID linear …` or `ID diamond …`; the same one again gives the same answer.
+/// `ID KIND …`; the same one again gives the same answer. One that is `blind` starts its saga without a look at the locks.
 async fn place(
     side: &CommandSide,
     coordinator: Coordinator,
@@ -193,10 +143,13 @@ async fn place(
     let order = request.get_ref().clone();
     let id = id_of(&order).to_owned();
     let accepted = side.accept(&method, request.metadata(), &order, &id, Violations::default()).await?;
-    let kind = if order.contains("diamond") { "diamond" } else { "linear" };
-    let names = vec![AggregateId::new(Order::KIND, id.as_str())];
+    let kind = order.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut names = vec![AggregateId::new(Order::KIND, id.as_str())];
+    if !order.contains("blind") {
+        names.extend(coordinator.locks(&kind, &order).map_err(|refusal| refusal.into_status("order"))?);
+    }
     let decide = move |state: &State<'_>| {
-        let saga = coordinator.start(kind, &id, &order, state.loaded())?;
+        let saga = coordinator.start(&kind, &id, &order, state.loaded())?;
         Ok(Decision::reply(id.clone()).event::<Order>(&id, &"Placed".to_owned()).beside(saga))
     };
     side.submit(accepted, names, decide).await

@@ -6,16 +6,17 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::{RngExt as _, rngs::StdRng};
 use tokio::time::sleep;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     local::Local,
+    mutant::Mutant,
     process::spawn,
     wire::{Handler, serve},
     world::World,
 };
 use crate::{
-    cqrs::{Aggregate, CommandSide, Decision, Method, State},
+    cqrs::{Aggregate, Barrier, CommandSide, Decision, Method, State},
     journal::{AggregateId, Journal},
     refusal::{Refusal, Violations},
     rpc::verdict::{Op, SagaCall},
@@ -62,8 +63,9 @@ pub(super) async fn run(world: Arc<World>, host: &'static str) -> turmoil::Resul
             let (journal, committer) = Journal::simulated(database).await?;
             spawn(committer);
             let chance = Mutex::new(world.chance("handler", boots << 8 | u64::from(host.as_bytes()[0])));
+            let barrier = Barrier::new(host, journal.clone()).into_server();
             let side = CommandSide::new(host, journal);
-            serve(process, Arc::new(Participant { world, side, chance })).await?;
+            serve(process, Arc::new(Participant { world, side, chance }), Some(barrier)).await?;
             Ok(())
         }
     };
@@ -74,16 +76,23 @@ impl Handler for Participant {
     fn handle(&self, path: String, request: Request<String>) -> BoxFuture<'static, Result<Response<String>, Status>> {
         let slow = if self.world.is_stormy() && self.chance.lock().random_bool(0.05) { 4_000 } else { 40 };
         let wait = Duration::from_millis(self.chance.lock().random_range(0..slow));
-        let side = self.side.clone();
+        let (world, side) = (Arc::clone(&self.world), self.side.clone());
         Box::pin(async move {
             sleep(wait).await;
-            decide(&side, &path, request).await
+            let decided = decide(&side, &path, request).await;
+            if decided.as_ref().is_err_and(|status| status.code() == Code::Aborted) {
+                world.count("calls too old");
+            }
+            decided
         })
     }
 }
 
 async fn decide(side: &CommandSide, path: &str, request: Request<String>) -> Result<Response<String>, Status> {
-    let (metadata, _, order) = request.into_parts();
+    let (mut metadata, _, order) = request.into_parts();
+    if Mutant::NeverTooOld.is_left_out() {
+        metadata.remove("saga-expires");
+    }
     let call = SagaCall::from_metadata(&metadata).ok().flatten();
     let call = call.ok_or_else(|| Status::internal("a saga's call says which saga it is"))?;
     let method = Method { name: name_of(path), compensates: call.op == Op::Compensation };

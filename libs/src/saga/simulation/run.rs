@@ -10,19 +10,22 @@ use std::{
 use turmoil::Sim;
 
 use super::{
+    answers,
     check::check,
     customers,
     faults::{self, Event, MENDED},
     line,
     mutant::Mutant,
     orders, participants, process, remote,
-    world::{COORDINATORS, PARTICIPANTS, STORE, World},
+    world::{COORDINATORS, DIFFERS, PARTICIPANTS, STORE, World},
 };
 
 /// By when everything must have ended once all is mended.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long what is late may still come.
-const REST: Duration = Duration::from_secs(6);
+/// How long after it may be forgotten what participants keep must be.
+const FORGETTING: Duration = Duration::from_secs(9);
+/// How long what is late may still come then.
+const REST: Duration = Duration::from_secs(1);
 /// How long it takes until a process that has ended is started again.
 const RESTART: Duration = Duration::from_secs(1);
 /// The steps of the simulated time.
@@ -114,11 +117,21 @@ impl Simulation {
             }
             self.step()?;
         }
-        let end = self.sim.elapsed() + REST;
+        let kept = self.world.keep_answers;
+        let end = self.sim.elapsed() + kept + kept / DIFFERS + FORGETTING;
+        while self.sim.elapsed() < end && !answers::kept(&self.world).is_empty() {
+            self.go_on_for(REST)?;
+        }
+        self.go_on_for(REST)?;
+        check(&self.world);
+        Ok(())
+    }
+
+    fn go_on_for(&mut self, time: Duration) -> turmoil::Result {
+        let end = self.sim.elapsed() + time;
         while self.sim.elapsed() < end {
             self.step()?;
         }
-        check(&self.world);
         Ok(())
     }
 

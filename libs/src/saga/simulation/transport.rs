@@ -44,7 +44,7 @@ impl Unreliable {
         boots: u64,
         definitions: &[Arc<Definition>],
     ) -> turmoil::Result<Self> {
-        // Both definitions call the same peers.
+        // All of them call the same peers.
         let grpc = Arc::new(Grpc::connect(&definitions[0], |peer| turmoil::Result::Ok(Channel::new(peer)))?);
         let chance = Mutex::new(world.chance(host, boots << 8 | 1));
         Ok(Self { world, host, grpc, chance })
@@ -52,11 +52,14 @@ impl Unreliable {
 
     fn fate(&self) -> Fate {
         let mut chance = self.chance.lock();
+        let kept = u64::try_from(self.world.keep_answers.as_millis()).unwrap_or_default();
         match chance.random_range(0..100) {
             _ if !self.world.is_stormy() => Fate::Fair,
             0..10 => Fate::LostReply,
             10..16 => Fate::Repeated(Duration::from_millis(chance.random_range(0..500))),
             16..20 => Fate::Repeated(Duration::from_millis(chance.random_range(1_000..5_000))),
+            // Its saga may have ended long ago by then, and be forgotten.
+            20..24 => Fate::Repeated(Duration::from_millis(chance.random_range(kept..2 * kept))),
             _ => Fate::Fair,
         }
     }
@@ -83,15 +86,17 @@ impl Unreliable {
 
 impl Transport for Unreliable {
     fn call(&self, attempt: Attempt) -> BoxFuture<'static, Answered> {
-        let Ok(Some(call)) = SagaCall::from_metadata(&attempt.metadata) else {
-            return Box::pin(async { Err(Status::internal("a saga's call says which saga it is")) });
-        };
         let fate = self.fate();
-        let what = format!("{} {} {} #{}", call.saga_id, call.step, call.op.as_str(), call.attempt);
+        let call = SagaCall::from_metadata(&attempt.metadata).ok().flatten();
+        let what = call.as_ref().map_or_else(
+            || format!("{}{}", attempt.peer, attempt.path),
+            |call| format!("{} {} {} #{}", call.saga_id, call.step, call.op.as_str(), call.attempt),
+        );
         self.world.note(format_args!("{} calls {what}, {fate:?}", self.host));
         self.world.count("calls");
-        self.check(&call);
-        let attempt = if call.attempt > 1 && Mutant::RebuiltOnRetry.is_left_out() { rebuilt(attempt) } else { attempt };
+        call.iter().for_each(|call| self.check(call));
+        let is_again = call.is_some_and(|call| call.attempt > 1);
+        let attempt = if is_again && Mutant::RebuiltOnRetry.is_left_out() { rebuilt(attempt) } else { attempt };
         let (world, host, grpc) = (Arc::clone(&self.world), self.host, Arc::clone(&self.grpc));
         if let Fate::Repeated(wait) = fate {
             world.count("repeated calls");

@@ -22,6 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use parking_lot::Mutex;
+use proto::saga::v1::barrier_service_server::BarrierServiceServer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -36,9 +37,12 @@ use super::{
     process::{Process, Task},
     remote::{Answer, Ask},
 };
+use crate::cqrs::Barrier;
 
 /// Where every service listens.
 pub(super) const PORT: u16 = 50_051;
+/// What the paths of a barrier's methods begin with.
+const BARRIER: &str = "/saga.v1.BarrierService/";
 /// How long somebody waits for a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long a connection may be silent, and then how long it may take to answer.
@@ -104,13 +108,17 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
-/// Serves a process's calls.
-pub(super) async fn serve(process: Process, handler: Arc<dyn Handler>) -> io::Result<()> {
+/// Serves a process's calls, and of its barrier, if it has one, the real methods.
+pub(super) async fn serve(
+    process: Process,
+    handler: Arc<dyn Handler>,
+    barrier: Option<BarrierServiceServer<Barrier>>,
+) -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         let line = Line::new(stream)?;
-        let service = Served { process: process.clone(), handler: Arc::clone(&handler) };
+        let service = Served { process: process.clone(), handler: Arc::clone(&handler), barrier: barrier.clone() };
         // The kernel's and the network's part goes on while the process is stopped.
         tokio::spawn(async move {
             let mut server = http2::Builder::new(TokioExecutor::new());
@@ -126,6 +134,7 @@ pub(super) async fn serve(process: Process, handler: Arc<dyn Handler>) -> io::Re
 struct Served {
     process: Process,
     handler: Arc<dyn Handler>,
+    barrier: Option<BarrierServiceServer<Barrier>>,
 }
 
 impl Service<http::Request<Incoming>> for Served {
@@ -138,6 +147,9 @@ impl Service<http::Request<Incoming>> for Served {
     }
 
     fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        if let Some(barrier) = self.barrier.as_mut().filter(|_| request.uri().path().starts_with(BARRIER)) {
+            return Box::pin(self.process.task(barrier.call(request)));
+        }
         let method = Method { served: self.clone(), path: request.uri().path().to_owned() };
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::default());
@@ -156,7 +168,7 @@ impl UnaryService<String> for Method {
     type Future = Task<BoxFuture<'static, Result<Response<String>, Status>>>;
 
     fn call(&mut self, request: Request<String>) -> Self::Future {
-        let Served { process, handler } = &self.served;
+        let Served { process, handler, .. } = &self.served;
         process.task(handler.handle(self.path.clone(), request))
     }
 }

@@ -17,8 +17,12 @@ use super::{disk::Disk, process::Process, trace::Trace, wire::Parcels};
 
 /// When the simulation begins, in microseconds since 1970.
 const EPOCH: i64 = 1_700_000_000_000_000;
-/// How far a host's clock may be from the others'.
+/// How far the store's clock may be off.
 const SKEW: i64 = 3_000_000;
+/// For how long after a saga's end its answers are kept, in milliseconds.
+const KEPT: std::ops::Range<u64> = 4_000..8_000;
+/// The part of that by which two other clocks may differ.
+pub(super) const DIFFERS: u32 = 6;
 
 /// The processes of the order service.
 pub(super) const COORDINATORS: [&str; 3] = ["order-a", "order-b", "order-c"];
@@ -44,6 +48,8 @@ pub(super) struct World {
     pub(super) exits: Mutex<Vec<&'static str>>,
     pub(super) promises: Mutex<Promises>,
     places: AtomicU64,
+    /// For how long after a saga's end its answers are kept.
+    pub(super) keep_answers: Duration,
     /// The simulated time where no host runs, in milliseconds.
     pub(super) now: AtomicU64,
 }
@@ -61,6 +67,7 @@ pub(super) struct Promises {
 
 impl World {
     pub(super) fn new(seed: u64, is_shown: bool, orders: usize) -> Arc<Self> {
+        let keep_answers = Duration::from_millis(chance(seed, "answers", 0).random_range(KEPT));
         Arc::new(Self {
             seed,
             trace: Mutex::new(Trace::new(is_shown)),
@@ -73,16 +80,14 @@ impl World {
             exits: Mutex::default(),
             promises: Mutex::new(Promises { waiting: orders, ..Promises::default() }),
             places: AtomicU64::new(0),
+            keep_answers,
             now: AtomicU64::new(0),
         })
     }
 
     /// Chance of its own for one purpose: what one draws doesn't change what another gets.
     pub(super) fn chance(&self, purpose: &str, number: u64) -> StdRng {
-        let bytes = format!("{}/{purpose}/{number}", self.seed);
-        // FNV-1a: anything that is the same everywhere.
-        let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        StdRng::seed_from_u64(bytes.bytes().fold(0xcbf2_9ce4_8422_2325, mix))
+        chance(self.seed, purpose, number)
     }
 
     /// Notes that something happened.
@@ -146,10 +151,25 @@ impl World {
 
     /// A host's clock.
     pub(super) fn clock(&self, host: &str) -> impl Fn() -> i64 + Send + Sync + use<> {
-        let skew = self.chance("skew", host.bytes().map(u64::from).sum()).random_range(-SKEW..=SKEW);
+        let differs = i64::try_from((self.keep_answers / DIFFERS).as_micros()).unwrap_or(i64::MAX);
+        let most = if host == STORE { SKEW } else { differs / 2 };
+        let skew = self.chance("skew", host.bytes().map(u64::from).sum()).random_range(-most..=most);
         move || {
             let since = turmoil::sim_elapsed().unwrap_or_default();
             EPOCH + skew + i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
         }
     }
+}
+
+/// How long ago a moment was that somebody's clock showed, by a clock that is right.
+pub(super) fn since(micros: i64) -> Duration {
+    let then = u64::try_from(micros - EPOCH).map(Duration::from_micros).unwrap_or_default();
+    turmoil::sim_elapsed().unwrap_or_default().saturating_sub(then)
+}
+
+fn chance(seed: u64, purpose: &str, number: u64) -> StdRng {
+    let bytes = format!("{seed}/{purpose}/{number}");
+    // FNV-1a: anything that is the same everywhere.
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    StdRng::seed_from_u64(bytes.bytes().fold(0xcbf2_9ce4_8422_2325, mix))
 }
