@@ -246,6 +246,37 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
 }
 
+/// Finds the server without room, so many times.
+struct Crowded(AtomicI64);
+
+impl Projection for Crowded {
+    const NAME: &'static str = "crowded";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
+            let full = "DO $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END $$";
+            transaction.execute(full, Vec::new()).await?;
+        }
+        Sums.project(events, transaction).await
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_can_do_nothing_just_now_is_no_events_fault_and_parks_nobody() {
+    if std::env::var_os("TEST_POSTGRES").is_none() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    // More than what parks a projection at its poison.
+    let projections = Projections::new().with(Crowded(AtomicI64::new(8)));
+    let (read, _) = views(&folder, Log::of(&journal), projections).await;
+    let position = add(&journal, "a", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!(sum(&read, "a").await, Some(1));
+}
+
 #[tokio::test]
 async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     let folder = TempDir::new().unwrap();

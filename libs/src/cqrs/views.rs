@@ -298,6 +298,8 @@ impl Views {
                         state.moved(checkpoint);
                         break;
                     }
+                    // Not the event's fault: another time all of them are folded.
+                    Err(ProjectionError::Database(error)) if error.is_passing() => return Err(error),
                     Err(error) => {
                         transaction.rollback().await?;
                         if events.len() == 1 && attempt == TRIES {

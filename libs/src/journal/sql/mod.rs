@@ -170,17 +170,34 @@ impl Error {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         // Operator intervention, a broken connection, insufficient resources.
-        let passing = |code: &str| ["57", "08", "53"].iter().any(|class| code.starts_with(class));
-        let passes = match self {
-            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
-            Self::Postgres(sqlx::Error::Database(said)) => said.code().is_some_and(|code| passing(&code)),
-            _ => false,
-        };
-        if !passes {
+        if !self.is_of_the_server(&["57", "08", "53"]) {
             return Refusal::internal();
         }
         let message = "the database can't be reached: try again";
         Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
+    }
+
+    /// True where the database can't do anything just now, whatever it is asked: it is out of reach or room, or others are in the way.
+    pub(crate) fn is_passing(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure};
+        match self {
+            Self::Sqlite(rusqlite::Error::SqliteFailure(said, _)) => {
+                matches!(said.code, DatabaseBusy | DatabaseLocked | DiskFull | OutOfMemory | SystemIoFailure)
+            }
+            // A transaction turned down for others' sake, a lock, the system: these too.
+            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58"]),
+        }
+    }
+
+    /// True for PostgreSQL's error of one of these classes, and where it can't be reached.
+    fn is_of_the_server(&self, classes: &[&str]) -> bool {
+        match self {
+            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            Self::Postgres(sqlx::Error::Database(said)) => {
+                said.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        }
     }
 }
 
