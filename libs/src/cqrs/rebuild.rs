@@ -76,7 +76,12 @@ impl Views {
             }
             Err(error) => {
                 tracing::error!(views = %location, %error, "the views are not made anew");
-                Err(error.to_string())
+                Err(match error {
+                    RebuildError::Poison(_) => error.to_string(),
+                    RebuildError::Open(_) | RebuildError::Database(_) => {
+                        "the views were not made anew and are as they were: the service's log says why".to_owned()
+                    }
+                })
             }
         };
         let _ = telling.send(word);

@@ -98,7 +98,8 @@ async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::List
     violations.require(phases.len() <= 16, "phases", "must be at most 16");
     let known = phases.iter().all(|phase| SagaPhase::try_from(*phase).is_ok());
     violations.require(known, "phases", "must be of SagaPhase");
-    violations.require(r#type.len() <= 64, "type", "must be at most 64 characters");
+    let fits = r#type.len() <= 64 && r#type.bytes().all(|byte| byte.is_ascii_graphic());
+    violations.require(fits, "type", "must be at most 64 visible ASCII characters");
     violations.refuse()?;
     let mut filter: Vec<(&'static str, Value)> = phases.into_iter().map(|phase| ("phase", phase.into())).collect();
     if !r#type.is_empty() {

@@ -278,8 +278,10 @@ impl Coordinator {
             if is_final(saga.phase()) {
                 return Ok(saga);
             }
-            if let Some(parked) = parked {
-                return Err(parked.into_refusal(saga_id));
+            if parked.is_some() {
+                // Why is its operator's to know.
+                let message = format!("saga {saga_id} is parked: it goes on once its operator has mended it");
+                return Err(Refusal::precondition("SAGA_PARKED", message));
             }
             if self.0.member.get().is_none() || self.0.draining.load(Ordering::Acquire) {
                 return Err(not_driven(saga_id));

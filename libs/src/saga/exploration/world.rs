@@ -204,7 +204,7 @@ impl World {
             after.budget.takeovers -= u8::from(!orphaned);
             after.owner = process;
             let mut record = after.stored.clone();
-            record.call_at_once();
+            record.call_at_once(NOW);
             after.processes[process] = Some(Process { record: plain(record), in_flight: Vec::new() });
             after.step(definition, process, Input::Tick);
             moves.push((format!("{process} takes over"), after));
@@ -332,7 +332,7 @@ impl World {
         loop {
             let Some(running) = &mut self.processes[process] else { return };
             let Ok(moved) = machine::advance(definition, &mut running.record, input, moment()) else { return };
-            running.record.call_at_once();
+            running.record.call_at_once(NOW);
             running.record = plain(std::mem::take(&mut running.record));
             if !moved.changed {
                 return;
