@@ -31,6 +31,11 @@ async fn side(folder: &TempDir) -> CommandSide {
 
 /// Has a call decided, and answers its verdict; of an error also the reason.
 async fn ask(side: &CommandSide, call: SagaCall) -> Result<Verdict, (Verdict, String)> {
+    checked(side, call, Violations::default()).await
+}
+
+/// As [`ask`], of a request with which so much is wrong.
+async fn checked(side: &CommandSide, call: SagaCall, wrong: Violations) -> Result<Verdict, (Verdict, String)> {
     const METHODS: [Method; 2] = [
         Method { name: "test.v1.Test/Reserve", compensates: false },
         Method { name: "test.v1.Test/Release", compensates: true },
@@ -41,7 +46,7 @@ async fn ask(side: &CommandSide, call: SagaCall) -> Result<Verdict, (Verdict, St
     let told = |status: Status| {
         (Verdict::from_metadata(status.metadata()).unwrap(), Refusal::from_status(&status).reason.into_owned())
     };
-    let accepted = side.accept(method, &metadata, &"tea".to_owned(), "", Violations::default()).await.map_err(told)?;
+    let accepted = side.accept(method, &metadata, &"tea".to_owned(), "", wrong).await.map_err(told)?;
     let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
     answered.map(|reply| Verdict::from_metadata(reply.metadata()).unwrap()).map_err(told)
 }
@@ -76,4 +81,24 @@ async fn an_action_that_comes_after_its_compensation_is_cancelled() {
     let cancelled = (Verdict::Cancelled, "ACTION_CANCELLED".to_owned());
     assert_eq!(ask(&side, call("gone", Op::Action, 0)).await, Err(cancelled));
     assert_eq!(ask(&side, call("gone", Op::Compensation, 0)).await, Ok(Verdict::Replayed));
+}
+
+#[tokio::test]
+async fn what_is_wrong_by_now_is_answered_as_when_it_was_right_and_undone_all_the_same() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let wrong = || {
+        let mut violations = Violations::default();
+        violations.add("sku", "must not be tea any more");
+        violations
+    };
+    assert_eq!(ask(&side, call("old", Op::Action, 0)).await, Ok(Verdict::Applied));
+    assert_eq!(checked(&side, call("old", Op::Action, 0), wrong()).await, Ok(Verdict::Replayed));
+    // Nothing came before it, and nothing will.
+    assert_eq!(checked(&side, call("new", Op::Compensation, 0), wrong()).await, Ok(Verdict::Applied));
+    let cancelled = (Verdict::Cancelled, "ACTION_CANCELLED".to_owned());
+    assert_eq!(ask(&side, call("new", Op::Action, 0)).await, Err(cancelled));
+    let refused = (Verdict::Rejected, "INVALID_REQUEST".to_owned());
+    assert_eq!(checked(&side, call("never", Op::Action, 0), wrong()).await, Err(refused.clone()));
+    assert_eq!(ask(&side, call("never", Op::Action, 0)).await, Err(refused), "it was kept");
 }

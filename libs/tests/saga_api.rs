@@ -7,7 +7,7 @@ mod saga_world;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use libs::{
     cqrs::{CommandSide, Log, Projections, Views},
     journal::{Cause, Entry, Journal, Loaded},
@@ -69,7 +69,8 @@ impl Api {
     /// A query that sees all that is committed now.
     fn ask<Q>(&self, query: Q) -> Request<Q> {
         let mut request = Request::new(query);
-        self.side.stamp(request.metadata_mut());
+        // On a file nothing is waited for.
+        self.side.stamp(request.metadata_mut()).now_or_never().unwrap().unwrap();
         request
     }
 

@@ -88,8 +88,9 @@ fn handler(service: &Service, method: &Method) -> String {
          \x20       let mut violations = libs::refusal::Violations::default();\n\
          \x20       self.decider.check_{snake}(&request, &mut violations);\n\
          \x20       let accepted = self.side.accept(&METHOD, &metadata, &request, &request.request_id, violations).await?;\n\
-         \x20       self.decider.prepare_{snake}(&mut request);\n\
-         \x20       let mut aggregates = Vec::new();\n",
+         \x20       let mut aggregates = Vec::new();\n\
+         \x20       if !accepted.is_refused() {{\n\
+         \x20           self.decider.prepare_{snake}(&mut request);\n",
         full = service.full_name,
         name = method.name,
         compensates = method.compensates.is_some(),
@@ -99,8 +100,9 @@ fn handler(service: &Service, method: &Method) -> String {
     }
     let _ = write!(
         text,
-        "        let beside = self.decider.beside_{snake}(&request);\n\
-         \x20       aggregates.extend(beside.map_err(|refusal| refusal.into_status(self.side.service()))?);\n\
+        "            let beside = self.decider.beside_{snake}(&request);\n\
+         \x20           aggregates.extend(beside.map_err(|refusal| refusal.into_status(self.side.service()))?);\n\
+         \x20       }}\n\
          \x20       let decider = std::sync::Arc::clone(&self.decider);\n\
          \x20       self.side.submit(accepted, aggregates, move |state| decider.{snake}(state, &request)).await\n    }}\n\n"
     );
@@ -111,7 +113,7 @@ fn handler(service: &Service, method: &Method) -> String {
 fn name_aggregates(aggregate: &AggregatePath) -> String {
     let (mut open, mut close) = (String::new(), String::new());
     let mut at = "request".to_owned();
-    let mut indent = " ".repeat(8);
+    let mut indent = " ".repeat(12);
     for (depth, segment) in aggregate.path.iter().enumerate() {
         let field = format!("{at}.{}", segment.field);
         let inner = format!("part{depth}");

@@ -14,7 +14,9 @@ use super::{
     token::{CONSISTENCY_TOKEN, Token},
 };
 use crate::{
-    journal::{AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError},
+    journal::{
+        self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
+    },
     refusal::{Refusal, Violations},
     rpc::carried::CarriedKeys,
     rpc::verdict::{Op, SagaCall, Verdict},
@@ -45,6 +47,15 @@ pub struct Accepted {
     cause: Cause,
     saga: Option<SagaCall>,
     size: usize,
+    refused: Option<Refusal>,
+}
+
+impl Accepted {
+    /// True for a saga's call that is wrong. It is to be submitted all the same, over no aggregates.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        self.refused.is_some()
+    }
 }
 
 impl CommandSide {
@@ -81,9 +92,21 @@ impl CommandSide {
         })
     }
 
-    /// Writes the consistency token of all that is committed now into a reply.
-    pub fn stamp(&self, metadata: &mut MetadataMap) {
-        self.write_token(*self.journal.head().borrow(), metadata);
+    /// Writes the consistency token of all that is committed now into a reply, whichever process did it.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when the database can't be reached.
+    pub async fn stamp(&self, metadata: &mut MetadataMap) -> Result<(), Refusal> {
+        let position = if self.journal.is_shared() {
+            journal::head(self.journal.reader()).await.map_err(|error| {
+                tracing::error!(%error, "the log can't be read");
+                error.refusal()
+            })?
+        } else {
+            *self.journal.head().borrow()
+        };
+        self.write_token(position, metadata);
+        Ok(())
     }
 
     fn write_token(&self, position: i64, metadata: &mut MetadataMap) {
@@ -97,7 +120,8 @@ impl CommandSide {
 
     /// Finds out under which key a request is answered. `violations` holds what is wrong with it.
     ///
-    /// A saga's call that is wrong is a refusal like any other and is kept: it must have no effect later either.
+    /// A saga's call that is wrong is accepted, to be [submitted](Self::submit) and refused there: what it was answered before, when it
+    /// was still right, it is answered again, and a refusal is kept, since it must have no effect later either.
     ///
     /// # Errors
     /// INVALID_ARGUMENT with every wrong field.
@@ -128,8 +152,9 @@ impl CommandSide {
             None if request_id.is_empty() => (None, Role::Action),
             None => (Some(format!("{}/{request_id}", method.name)), Role::Action),
         };
-        // This call's own span, where there is one; else the caller's word.
-        let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        // This call's own span, where there is one; else the caller's word, which goes into every event.
+        let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok());
+        let sent = || sent().filter(|text| propagation::is_traceparent(text)).unwrap_or_default().to_owned();
         let carried = if self.carried.is_empty() { Ok(Vec::new()) } else { self.carried.take(metadata) };
         let carried = carried.unwrap_or_else(|(key, why)| {
             violations.add(key, why);
@@ -142,17 +167,10 @@ impl CommandSide {
         };
         let encoded = request.encode_to_vec();
         let key = key.map(|key| RequestKey { key, hash: hash(method, &encoded), role });
-        let accepted = Accepted { key, cause, saga, size: encoded.len() };
+        let accepted = Accepted { key, cause, saga, size: encoded.len(), refused: None };
         match violations.refuse() {
             Ok(()) => Ok(accepted),
-            Err(refusal) if accepted.saga.is_some() => {
-                let decide = move |_: &State<'_>| Err::<Decision<()>, _>(refusal);
-                match self.submit(accepted, Vec::new(), decide).await {
-                    Err(status) => Err(status),
-                    // Its key was answered before, when this request was still right.
-                    Ok(_) => Err(Refusal::internal().into_status(self.service)),
-                }
-            }
+            Err(refusal) if accepted.saga.is_some() => Ok(Accepted { refused: Some(refusal), ..accepted }),
             Err(refusal) => Err(refusal.into_status(self.service)),
         }
     }
@@ -168,7 +186,7 @@ impl CommandSide {
         mut aggregates: Vec<AggregateId>,
         decide: impl FnOnce(&State<'_>) -> Result<Decision<R>, Refusal> + Send + 'static,
     ) -> Result<Response<R>, Status> {
-        let Accepted { key, cause, saga, size } = accepted;
+        let Accepted { key, cause, saga, size, refused } = accepted;
         aggregates.dedup();
         let service = self.service;
         let action = saga.as_ref().filter(|call| call.op == Op::Action);
@@ -182,6 +200,9 @@ impl CommandSide {
             if deadline_micros > 0 && loaded.now_micros() > deadline_micros {
                 let late = "the saga's deadline has passed: the action must not begin any more";
                 return rejected(Refusal::precondition("SAGA_DEADLINE_PASSED", late), service);
+            }
+            if let Some(refusal) = refused {
+                return rejected(refusal, service);
             }
             let decided = decide(&State::new(loaded)).and_then(|decision| decision.into_decided(loaded));
             decided.unwrap_or_else(|refusal| rejected(refusal, service))

@@ -33,6 +33,13 @@ pub fn traceparent() -> Option<String> {
     headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
+/// True for what may be a W3C `traceparent`: version, trace, span and flags in hexadecimal, 55 characters. What a caller sends is kept as long
+/// as what it is a part of, so nothing else is.
+#[must_use]
+pub fn is_traceparent(text: &str) -> bool {
+    text.len() == 55 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
 /// True where spans are exported.
 #[must_use]
 pub fn is_on() -> bool {
@@ -120,6 +127,14 @@ mod tests {
     use super::*;
 
     const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn what_is_no_traceparent_is_not_kept() {
+        assert!(is_traceparent(TRACEPARENT));
+        for text in ["", &TRACEPARENT[1..], &format!("{TRACEPARENT}-{TRACEPARENT}"), &TRACEPARENT.replace('0', "x")] {
+            assert!(!is_traceparent(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_callers_trace_is_read_from_headers() {

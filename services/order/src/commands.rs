@@ -89,8 +89,9 @@ impl OrderDecider for Commands {
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let cancelled = self.cancel(request.get_ref()).await;
-        let mut response = Response::new(cancelled.map_err(|refusal| refusal.into_status(self.side.service()))?);
-        self.side.stamp(response.metadata_mut());
+        let refused = |refusal: Refusal| refusal.into_status(self.side.service());
+        let mut response = Response::new(cancelled.map_err(refused)?);
+        self.side.stamp(response.metadata_mut()).await.map_err(refused)?;
         Ok(response)
     }
 }

@@ -46,8 +46,9 @@ impl OrderCommandService for Completion {
         let wait = std::mem::take(&mut request.get_mut().wait_for_completion);
         let mut placed = self.surface.place_order(request).await?;
         if wait && let Some(order) = &mut placed.get_mut().order {
-            *order = self.ended(&order.order_id).await.map_err(|refusal| refusal.into_status(self.side.service()))?;
-            self.side.stamp(placed.metadata_mut());
+            let refused = |refusal: Refusal| refusal.into_status(self.side.service());
+            *order = self.ended(&order.order_id).await.map_err(refused)?;
+            self.side.stamp(placed.metadata_mut()).await.map_err(refused)?;
         }
         Ok(placed)
     }
