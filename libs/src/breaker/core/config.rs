@@ -31,12 +31,6 @@ impl Rate {
         Self(percent.saturating_mul(100))
     }
 
-    /// So many hundredths of a per cent.
-    #[must_use]
-    pub const fn basis_points(points: u32) -> Self {
-        Self(points)
-    }
-
     /// In hundredths of a per cent.
     #[must_use]
     pub const fn points(self) -> u32 {
