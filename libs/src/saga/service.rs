@@ -201,8 +201,11 @@ impl SagaCommands {
     ) -> Result<pb::Saga, Status> {
         let mut violations = Violations::default();
         must_be_id(saga_id, &mut violations);
-        violations.require((1..=128).contains(&actor.len()), "actor", "must be 1 to 128 characters: who asks");
-        violations.require((1..=512).contains(&reason.len()), "reason", "must be 1 to 512 characters: why");
+        let mut text = |text: &str, most: usize, field, what| {
+            violations.require(!text.is_empty() && text.chars().count() <= most, field, what);
+        };
+        text(actor, 128, "actor", "must be 1 to 128 characters: who asks");
+        text(reason, 512, "reason", "must be 1 to 512 characters: why");
         let obeyed = match violations.refuse() {
             Ok(()) => ordered.await,
             Err(refusal) => Err(refusal),

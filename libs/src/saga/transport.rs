@@ -1,6 +1,11 @@
 //! How operations reach their participants: bytes out, bytes and metadata back.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures::future::BoxFuture;
@@ -45,14 +50,21 @@ impl<S> fmt::Debug for Grpc<S> {
 }
 
 impl<S> Grpc<S> {
-    /// A channel for every peer that the definition calls, as `connect` gives it.
+    /// A channel for every peer that the definitions call, as `connect` gives it: the newest one's and the old ones' alike.
     ///
     /// # Errors
     /// The first that `connect` gives.
-    pub fn connect<E>(definition: &Definition, connect: impl FnMut(&'static str) -> Result<S, E>) -> Result<Self, E> {
-        let mut connect = connect;
-        let channels = definition.peers().map(|peer| Ok((peer, connect(peer)?)));
-        channels.collect::<Result<_, E>>().map(Self)
+    pub fn connect<E>(
+        definitions: &[Arc<Definition>],
+        mut connect: impl FnMut(&'static str) -> Result<S, E>,
+    ) -> Result<Self, E> {
+        let mut channels = HashMap::new();
+        for peer in definitions.iter().flat_map(|definition| definition.peers()) {
+            if let Entry::Vacant(place) = channels.entry(peer) {
+                place.insert(connect(peer)?);
+            }
+        }
+        Ok(Self(channels))
     }
 }
 

@@ -76,11 +76,12 @@ async fn serve_commands(
     side: CommandSide,
     journal: Journal,
 ) -> Result<(), BoxError> {
-    let definition = place_order::definition()?;
-    let transport = Grpc::connect(&definition, |peer| peers.connect(peer))?;
+    // And those of before, while sagas of theirs are open.
+    let definitions = [place_order::definition()?];
+    let transport = Grpc::connect(&definitions, |peer| peers.connect(peer))?;
     let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
     let options = Options { most_live, keep_answers: flags.limits.keep_answers, ..Options::default() };
-    let coordinator = Coordinator::new(journal, [definition], transport, options);
+    let coordinator = Coordinator::new(journal, definitions, transport, options);
     if let Some(meter) = telemetry::meter() {
         coordinator.observe(&meter);
     }
