@@ -100,6 +100,7 @@ bench *NAME:
 # Remove what was built, the tools and the data of `up`
 [group('develop')]
 clean:
+    cargo clean --quiet
     rm -rf target data
 
 # The programs that end-to-end tests start. In one call with what starts them, so that cargo builds each dependency once.

@@ -105,7 +105,7 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message taken or sent, in bytes.
+    /// The largest message that a command or a query takes or answers, in bytes.
     #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20)]
     pub max_message_bytes: usize,
 

@@ -92,7 +92,7 @@ pub async fn connect(name: &str, address: &str) -> anyhow::Result<Channel> {
     let endpoint = endpoint.with_context(|| format!("{address} is not an address such as http://localhost:50054"))?;
     match endpoint.connect().await {
         Ok(channel) => Ok(channel),
-        Err(_) => bail!("nobody answers for {name} at {address}: start the services with `shop serve`"),
+        Err(_) => bail!("nobody answers for {name} at {address}: start the services with `./just up`"),
     }
 }
 

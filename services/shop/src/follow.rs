@@ -52,7 +52,7 @@ pub async fn place_and_follow(orders: &Orders, request: PlaceOrderRequest, scree
     };
     match timeout(PATIENCE, followed).await {
         Ok(order) => order,
-        Err(_) => bail!("order {id} has no end after {} s: it goes on, `shop watch` shows it", PATIENCE.as_secs()),
+        Err(_) => bail!("order {id} has no end after {} s: it goes on, `./just watch` shows it", PATIENCE.as_secs()),
     }
 }
 
