@@ -5,20 +5,21 @@
 mod database;
 mod saga_world;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use libs::{
     journal::{Journal, Member},
+    refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Attempt, Options, TABLES, Transport,
+        Attempt, Definition, Options, TABLES, Transport,
         testing::{Fault, Participants},
     },
 };
 use proto::saga::v1::SagaPhase;
-use saga_world::{Process, World, place_order};
+use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order};
 use tokio::{runtime::Runtime, sync::watch};
 use tonic::{Status, metadata::MetadataMap};
 
@@ -44,7 +45,7 @@ impl Transport for Gated {
 /// One more process on the world's database.
 async fn process(world: &World, transport: impl Transport) -> Process {
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let process = Process::on(journal, vec![place_order()], transport, Options::default());
+    let process = Process::on(journal, vec![Arc::clone(&world.definition)], transport, Options::default());
     process.coordinator.recover().await.unwrap();
     process
 }
@@ -98,6 +99,72 @@ async fn an_operator_may_ask_any_of_them() {
     }
     assert_eq!(one.coordinator.finished("tea").await.unwrap().version, ended.version);
     assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
+}
+
+/// One that an operator has to look at if its last step is refused.
+fn pay() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("pay", 1);
+    saga.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("account", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
+/// Waits for its turn with the order's customer, pays by a saga of its own, completes the order.
+fn buy() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    saga.retriable_local("complete", |order, _| Ok(local("Completed", order)));
+    saga.on_compensated(|order, reason| Ok(local(&format!("Rejected {}", reason.reason), order)));
+    saga.build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_has_nothing_to_do_hears_that_another_has_ended_its_saga() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(buy());
+    let (one, two) =
+        (process(&world, world.participants.clone()).await, process(&world, world.participants.clone()).await);
+    shares(&one);
+    shares(&two);
+    let no = Refusal::precondition("NO", "the books are closed");
+    world.participants.on_call(move |call| match (&*call.step, &*call.saga_id) {
+        ("account", _) => Fault::Reject(no.clone()),
+        ("reserve", "bob-1") => Fault::LoseRequest,
+        _ => Fault::None,
+    });
+    // Ada's is STUCK below and waits for that above, and her next one waits for it. Bob's is paused.
+    one.place("ada-1").await.unwrap();
+    one.until_phase("ada-1:pay", SagaPhase::Stuck).await;
+    one.place("ada-2").await.unwrap();
+    one.until("ada-2", |saga| !saga.waits_for_saga_id.is_empty()).await;
+    one.place("bob-1").await.unwrap();
+    one.coordinator.pause("bob-1", "ada", "stock-taking").await.unwrap();
+    let waiting: Vec<_> = ["ada-1", "ada-1:pay", "ada-2", "bob-1"]
+        .map(|id| {
+            let coordinator = one.coordinator.clone();
+            tokio::spawn(async move { (id, coordinator.finished(id).await.unwrap().phase()) })
+        })
+        .into();
+
+    world.participants.on_call(|_| Fault::None);
+    two.coordinator.cancel("ada-2", "ada", "too late").await.unwrap();
+    two.coordinator.skip("ada-1:pay", "account", Op::Action, true, "ada", "booked by hand").await.unwrap();
+    two.coordinator.resume("bob-1", "ada", "all is there").await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), futures::future::join_all(waiting)).await;
+    let ended: Vec<_> = ended.expect("who waits hears of the end").into_iter().map(Result::unwrap).collect();
+    let expected = [
+        ("ada-1", SagaPhase::Completed),
+        ("ada-1:pay", SagaPhase::Completed),
+        ("ada-2", SagaPhase::Compensated),
+        ("bob-1", SagaPhase::Completed),
+    ];
+    assert_eq!(ended, expected);
+    assert_eq!(one.order("ada-1").await, "Completed");
+    assert_eq!(one.coordinator.live(), 0, "nothing is kept for what another has ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

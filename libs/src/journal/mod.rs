@@ -255,6 +255,23 @@ impl Journal {
         Ok(Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? })
     }
 
+    /// Several aggregates of a kind as they are committed, with their ids and in any order. Those that aren't there are left out.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub async fn aggregates(
+        &self,
+        kind: &'static str,
+        ids: impl Iterator<Item = &str>,
+    ) -> Result<Vec<(String, Aggregate)>, sql::Error> {
+        let keys = ids.map(|id| vec![kind.into(), id.into()]).collect();
+        let found = self.0.reader.fetch_keys(&AGGREGATES, keys).await?;
+        let aggregate = |record: &sql::Record| {
+            Ok((record.text(1)?, Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? }))
+        };
+        found.iter().map(aggregate).collect()
+    }
+
     /// Where the database is.
     #[must_use]
     pub fn location(&self) -> &Location {

@@ -1,5 +1,7 @@
 //! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use proto::saga::v1::SagaPhase;
 
@@ -40,6 +42,16 @@ pub(super) fn owner_of(saga_id: &str) -> AggregateId {
 pub(super) fn owned_by(saga_id: &str, member: &str, version: u64) -> Change {
     let state = Some(member.as_bytes().to_vec().into());
     Change { aggregate: owner_of(saga_id), state, version, events: Vec::new() }
+}
+
+/// Those of these sagas that a process owns, by name.
+pub(super) async fn owned(
+    journal: &Journal,
+    saga_ids: impl Iterator<Item = &str>,
+    member: &str,
+) -> Result<HashSet<String>, sql::Error> {
+    let owners = journal.aggregates(OWNER, saga_ids).await?;
+    Ok(owners.into_iter().filter(|(_, owner)| owner.state == member.as_bytes()).map(|(saga_id, _)| saga_id).collect())
 }
 
 /// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner.

@@ -21,6 +21,8 @@ pub(super) enum Mail {
     Finished(oneshot::Sender<Saga>),
     /// What it waits for may have come.
     Woken,
+    /// Another process owns the saga.
+    Taken,
     /// The saga that it is a step of waits until it is done or undone; dropped then.
     Settled(oneshot::Sender<()>),
 }
@@ -110,6 +112,25 @@ impl Live {
         self.0.lock().insert(saga_id, Place::Parked(why));
     }
 
+    /// At most so many of those that have a task, by id, after one of them.
+    pub(super) fn driven_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Arc<Mailbox>)> {
+        let live = self.0.lock();
+        let driven = |(saga_id, place): (&Arc<str>, &Place)| match place {
+            Place::Driven(mailbox) if **saga_id > *after => Some((Arc::clone(saga_id), Arc::clone(mailbox))),
+            Place::Driven(_) | Place::Parked(_) => None,
+        };
+        let mut page: Vec<_> = live.iter().filter_map(driven).collect();
+        drop(live);
+        let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
+        if page.len() > most {
+            page.select_nth_unstable_by(most, by_id);
+            page.truncate(most);
+        }
+        // Sorted, so that they are told in one order: a simulation can be repeated.
+        page.sort_unstable_by(by_id);
+        page
+    }
+
     /// Tells a saga's task something.
     pub(super) fn post(&self, saga_id: &str, mail: Mail) -> Result<(), Unreachable> {
         // Posted under the lock, so that a task that leaves has seen it.
@@ -144,5 +165,21 @@ impl Live {
                 mailbox.bell.notify_one();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_have_a_task_come_in_pages_by_id() {
+        let live = Live::default();
+        for id in ["c", "a", "e", "b", "d"] {
+            live.enter(&id.into()).unwrap();
+        }
+        live.park("bb".into(), "a test".to_owned());
+        let page = |after| live.driven_after(after, 2).iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
+        assert_eq!([page(""), page("b"), page("d")].concat(), ["a", "b", "c", "d", "e"]);
     }
 }

@@ -29,6 +29,8 @@ use crate::{
 
 /// How many sagas are taken over at a time.
 const PAGE: i64 = 256;
+/// Of how many sagas the owner is looked up after each beat. With more the look goes round.
+const MOST_LOOKED_UP: usize = 4096;
 
 /// What a transition must find in its transaction to count.
 #[derive(Clone, Debug)]
@@ -121,6 +123,7 @@ impl Coordinator {
     /// None: a database that is out of reach comes back.
     pub async fn share(self) -> Result<(), RecoverError> {
         let Some(member) = self.0.member.get() else { return Ok(()) };
+        let mut last = String::new();
         loop {
             tokio::time::sleep(Member::BEAT).await;
             if self.0.left.load(Ordering::Acquire) {
@@ -129,7 +132,10 @@ impl Coordinator {
             // Until the last call has ended this process is there; it only takes up nothing new.
             let adopted = match member.beat().await {
                 Ok(()) if self.0.draining.load(Ordering::Acquire) => Ok(0),
-                Ok(()) => self.adopt().await,
+                Ok(()) => match self.let_go(member, &mut last).await {
+                    Ok(()) => self.adopt().await,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error.into()),
             };
             match adopted {
@@ -138,6 +144,24 @@ impl Coordinator {
                 Err(error) => tracing::warn!(%error, "no word of the others, nor to them"),
             }
         }
+    }
+
+    /// Tells the tasks whose saga another process has taken over, of a page of them after `last`. A task finds that out with its next
+    /// commit, but one whose saga is STUCK, paused or queued has none to make, and who waits for the end here would wait for ever.
+    async fn let_go(&self, member: &Member, last: &mut String) -> Result<(), RecoverError> {
+        let shared = &self.0;
+        // Before the owners are read: whoever has a task owned its saga by then.
+        let page = shared.live.driven_after(last, MOST_LOOKED_UP);
+        last.clear();
+        if let Some((saga_id, _)) = page.last().filter(|_| page.len() == MOST_LOOKED_UP) {
+            last.push_str(saga_id);
+        }
+        let owned = store::owned(&shared.journal, page.iter().map(|(saga_id, _)| &**saga_id), member.name()).await?;
+        // Posted to the task that was seen: a later one of that saga knows better.
+        for (_, mailbox) in page.iter().filter(|(saga_id, _)| !owned.contains(&**saga_id)) {
+            mailbox.post(Mail::Taken);
+        }
+        Ok(())
     }
 
     /// Says that this process is gone, so that others need not wait to take over what it leaves.

@@ -304,6 +304,7 @@ impl Driver {
                     self.above.retain(|above| !above.is_closed());
                     self.above.push(tell);
                 }
+                Mail::Taken => return Err(Stopped::End(End::Taken)),
                 Mail::Woken => {
                     self.ask_parent().await?;
                     self.step(Input::Woken).await?;
@@ -343,7 +344,7 @@ impl Driver {
         for mail in self.mailbox.take() {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
-                Mail::Woken | Mail::Settled(_) => {}
+                Mail::Woken | Mail::Taken | Mail::Settled(_) => {}
                 Mail::Operator(_, answer) => {
                     let _ = answer.send(Err(if over { closed(&self.saga_id) } else { not_driven(&self.saga_id) }));
                 }
