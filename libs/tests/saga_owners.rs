@@ -19,9 +19,9 @@ use libs::{
     },
 };
 use proto::saga::v1::SagaPhase;
-use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order};
+use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order, place_order_version};
 use tokio::{runtime::Runtime, sync::watch};
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Code, Status, metadata::MetadataMap};
 
 /// What a call takes effect for at once, and is answered when the gate is open.
 #[derive(Clone)]
@@ -44,8 +44,13 @@ impl Transport for Gated {
 
 /// One more process on the world's database.
 async fn process(world: &World, transport: impl Transport) -> Process {
+    knowing(world, transport, &world.definition).await
+}
+
+/// One more, with a definition of its own: older or newer than the others'.
+async fn knowing(world: &World, transport: impl Transport, definition: &Arc<Definition>) -> Process {
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let process = Process::on(journal, vec![Arc::clone(&world.definition)], transport, Options::default());
+    let process = Process::on(journal, vec![Arc::clone(definition)], transport, Options::default());
     process.coordinator.recover().await.unwrap();
     process
 }
@@ -165,6 +170,23 @@ async fn one_that_has_nothing_to_do_hears_that_another_has_ended_its_saga() {
     assert_eq!(ended, expected);
     assert_eq!(one.order("ada-1").await, "Completed");
     assert_eq!(one.coordinator.live(), 0, "nothing is kept for what another has ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_does_not_know_a_sagas_definition_leaves_it_to_its_owner() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    let new = knowing(&world, world.participants.clone(), &place_order_version(2)).await;
+    let old = process(&world, world.participants.clone()).await;
+    world.participants.on_call(|call| if call.step == "charge" { Fault::LoseRequest } else { Fault::None });
+    new.place("tea").await.unwrap();
+    let refused = old.coordinator.pause("tea", "ada", "stock-taking").await.unwrap_err();
+    assert_eq!((refused.code, &*refused.reason), (Code::Unavailable, "SAGA_NOT_DRIVEN"));
+    world.participants.on_call(|_| Fault::None);
+    let ended = tokio::time::timeout(Duration::from_secs(20), new.coordinator.finished("tea")).await;
+    assert_eq!(ended.expect("its owner goes on").unwrap().phase(), SagaPhase::Completed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,15 +16,15 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{
-    Coordinator, RecoverError, Shared, closed,
-    live::{Mail, Unreachable},
-};
+use super::{Coordinator, RecoverError, Shared, closed, live::Mail, not_driven};
 use crate::{
     cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
     refusal::Refusal,
-    saga::{record::is_final, store},
+    saga::{
+        record::{Record, is_final},
+        store,
+    },
 };
 
 /// How many sagas are taken over at a time.
@@ -203,21 +203,21 @@ impl Coordinator {
         }
     }
 
-    /// Takes a saga over from whoever drives it, because somebody here is asked about it, and has it hear that first.
-    pub(super) async fn seize(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
-        self.0.claim(vec![saga_id.to_owned()], |_, _| true).await?;
+    /// Takes a saga over from whoever drives it, because somebody here is asked about it, and has it hear that first. One that can't be
+    /// driven here is left to whoever can.
+    pub(super) async fn seize(&self, before: &Record, mail: Mail) -> Result<(), Refusal> {
+        let saga_id = &before.saga.saga_id;
+        let definition = self.0.definition_of(before).map_err(|why| {
+            tracing::warn!(saga.id = saga_id, why, "asked about a saga that can't be driven here");
+            not_driven(saga_id)
+        })?;
+        self.0.claim(vec![saga_id.clone()], |_, _| true).await?;
         let record = self.0.stored(saga_id).await?;
         self.0.claimed.lock().remove(saga_id);
         if is_final(record.saga.phase()) {
             return Err(closed(saga_id));
         }
-        match self.0.definition_of(&record) {
-            Ok(definition) => self.0.take_up(definition, record, Some(mail)),
-            Err(why) => {
-                self.0.park(saga_id, why.clone());
-                return Err(Unreachable::Parked(why, mail).into_refusal(saga_id));
-            }
-        }
+        self.0.take_up(definition, record, Some(mail));
         Ok(())
     }
 

@@ -86,7 +86,7 @@ impl Coordinator {
                 match why {
                     // Another process may drive it: from now on it is this one, which can be asked.
                     Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
-                        self.seize(saga_id, mail).await?;
+                        self.seize(&stored, mail).await?;
                         return answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)));
                     }
                     why => return Err(why.into_refusal(saga_id)),
