@@ -1,7 +1,7 @@
 //! The sagas that are under way, and how to reach the task of each.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::Arc,
 };
 
@@ -50,11 +50,26 @@ impl Mailbox {
     }
 }
 
-#[derive(Debug)]
-enum Place {
+/// Where a saga is here. Clones are the same place, and a later one of that saga is another.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
     Driven(Arc<Mailbox>),
-    /// Not driven, and why.
-    Parked(String),
+    /// This process's and not driven, and why.
+    Parked(Arc<str>),
+    /// Nobody's, and why it is not driven here.
+    Orphan(Arc<str>),
+}
+
+impl Place {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Driven(one), Self::Driven(other)) => Arc::ptr_eq(one, other),
+            (Self::Parked(one), Self::Parked(other)) | (Self::Orphan(one), Self::Orphan(other)) => {
+                Arc::ptr_eq(one, other)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The sagas that are under way, by id.
@@ -92,10 +107,8 @@ impl Live {
     pub(super) fn enter(&self, saga_id: &Arc<str>) -> Option<Arc<Mailbox>> {
         let mailbox = Arc::<Mailbox>::default();
         match self.0.lock().entry(Arc::clone(saga_id)) {
-            Entry::Occupied(mut parked) if matches!(parked.get(), Place::Parked(_)) => {
-                parked.insert(Place::Driven(Arc::clone(&mailbox)));
-            }
-            Entry::Occupied(_) => return None,
+            Entry::Occupied(driven) if matches!(driven.get(), Place::Driven(_)) => return None,
+            Entry::Occupied(mut parked) => drop(parked.insert(Place::Driven(Arc::clone(&mailbox)))),
             Entry::Vacant(place) => {
                 place.insert(Place::Driven(Arc::clone(&mailbox)));
             }
@@ -109,17 +122,30 @@ impl Live {
     }
 
     pub(super) fn park(&self, saga_id: Arc<str>, why: String) {
-        self.0.lock().insert(saga_id, Place::Parked(why));
+        self.0.lock().insert(saga_id, Place::Parked(why.into()));
     }
 
-    /// At most so many of those that have a task, by id, after one of them.
-    pub(super) fn driven_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Arc<Mailbox>)> {
+    /// Keeps in mind that nobody drives a saga, this process neither. Answers whether that is news.
+    pub(super) fn pass_by(&self, saga_id: &str, why: &str) -> bool {
+        let mut live = self.0.lock();
+        let news = !live.contains_key(saga_id);
+        if news {
+            live.insert(saga_id.into(), Place::Orphan(why.into()));
+        }
+        news
+    }
+
+    /// Of those that were nobody's, only these are still.
+    pub(super) fn keep_orphans(&self, orphans: &HashSet<String>) {
+        self.0.lock().retain(|saga_id, place| !matches!(place, Place::Orphan(_)) || orphans.contains(&**saga_id));
+    }
+
+    /// At most so many of those that are this process's, by id, after one of them.
+    pub(super) fn owned_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
         let live = self.0.lock();
-        let driven = |(saga_id, place): (&Arc<str>, &Place)| match place {
-            Place::Driven(mailbox) if **saga_id > *after => Some((Arc::clone(saga_id), Arc::clone(mailbox))),
-            Place::Driven(_) | Place::Parked(_) => None,
-        };
-        let mut page: Vec<_> = live.iter().filter_map(driven).collect();
+        let owned = live.iter().filter(|(_, place)| !matches!(place, Place::Orphan(_)));
+        let page = owned.filter(|(saga_id, _)| ***saga_id > *after);
+        let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
         drop(live);
         let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
         if page.len() > most {
@@ -131,6 +157,17 @@ impl Live {
         page
     }
 
+    /// Another process owned a saga after it was seen in this place. What came into its place since knows better.
+    pub(super) fn taken(&self, saga_id: &str, seen: &Place) {
+        let mut live = self.0.lock();
+        match live.get(saga_id) {
+            Some(place) if !place.is(seen) => {}
+            Some(Place::Driven(mailbox)) => mailbox.post(Mail::Taken),
+            Some(Place::Parked(_) | Place::Orphan(_)) => drop(live.remove(saga_id)),
+            None => {}
+        }
+    }
+
     /// Tells a saga's task something.
     pub(super) fn post(&self, saga_id: &str, mail: Mail) -> Result<(), Unreachable> {
         // Posted under the lock, so that a task that leaves has seen it.
@@ -139,7 +176,7 @@ impl Live {
                 mailbox.post(mail);
                 Ok(())
             }
-            Some(Place::Parked(why)) => Err(Unreachable::Parked(why.clone(), mail)),
+            Some(Place::Parked(why) | Place::Orphan(why)) => Err(Unreachable::Parked(why.to_string(), mail)),
             None => Err(Unreachable::NotLive(mail)),
         }
     }
@@ -151,7 +188,7 @@ impl Live {
 
     /// How many are left as they are.
     pub(super) fn parked(&self) -> usize {
-        self.0.lock().values().filter(|place| matches!(place, Place::Parked(_))).count()
+        self.0.lock().values().filter(|place| !matches!(place, Place::Driven(_))).count()
     }
 
     /// Wakes every task, to have it look around.
@@ -173,13 +210,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_have_a_task_come_in_pages_by_id() {
+    fn what_is_owned_comes_in_pages_by_id() {
         let live = Live::default();
-        for id in ["c", "a", "e", "b", "d"] {
+        for id in ["c", "a", "e", "b"] {
             live.enter(&id.into()).unwrap();
         }
-        live.park("bb".into(), "a test".to_owned());
-        let page = |after| live.driven_after(after, 2).iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
+        live.park("d".into(), "a test".to_owned());
+        assert!(live.pass_by("bb", "nobody's"));
+        let page = |after| live.owned_after(after, 2).iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
         assert_eq!([page(""), page("b"), page("d")].concat(), ["a", "b", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn what_is_in_a_sagas_place_by_now_is_not_taken() {
+        let live = Live::default();
+        let seen = |live: &Live| live.owned_after("", 1).remove(0).1;
+        live.enter(&"a".into()).unwrap();
+        let driven = seen(&live);
+        live.leave("a");
+        live.park("a".into(), "once".to_owned());
+        let parked = seen(&live);
+        live.taken("a", &driven);
+        assert_eq!(live.parked(), 1, "parked since");
+        let again = live.enter(&"a".into()).unwrap();
+        live.taken("a", &driven);
+        live.taken("a", &parked);
+        assert!(again.take().is_empty(), "driven since, by another task");
+        live.taken("a", &seen(&live));
+        assert!(matches!(*again.take(), [Mail::Taken]));
     }
 }

@@ -6,7 +6,7 @@
 //! what it still calls finds the answer stored, or a tombstone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -146,20 +146,20 @@ impl Coordinator {
         }
     }
 
-    /// Tells the tasks whose saga another process has taken over, of a page of them after `last`. A task finds that out with its next
-    /// commit, but one whose saga is STUCK, paused or queued has none to make, and who waits for the end here would wait for ever.
+    /// Lets go of the sagas that another process has taken over, of a page of those that are here after `last`. A task finds that out
+    /// with its next commit, but one whose saga is STUCK, paused or queued has none to make, and what is parked has no task at all: who
+    /// waits for the end here would wait for ever.
     async fn let_go(&self, member: &Member, last: &mut String) -> Result<(), RecoverError> {
         let shared = &self.0;
-        // Before the owners are read: whoever has a task owned its saga by then.
-        let page = shared.live.driven_after(last, MOST_LOOKED_UP);
+        // Before the owners are read: what is here was this process's by then.
+        let page = shared.live.owned_after(last, MOST_LOOKED_UP);
         last.clear();
         if let Some((saga_id, _)) = page.last().filter(|_| page.len() == MOST_LOOKED_UP) {
             last.push_str(saga_id);
         }
         let owned = store::owned(&shared.journal, page.iter().map(|(saga_id, _)| &**saga_id), member.name()).await?;
-        // Posted to the task that was seen: a later one of that saga knows better.
-        for (_, mailbox) in page.iter().filter(|(saga_id, _)| !owned.contains(&**saga_id)) {
-            mailbox.post(Mail::Taken);
+        for (saga_id, place) in page.iter().filter(|(saga_id, _)| !owned.contains(&**saga_id)) {
+            shared.live.taken(saga_id, place);
         }
         Ok(())
     }
@@ -179,20 +179,27 @@ impl Coordinator {
         // What was claimed and could not be read, or by somebody who left.
         let claimed: Vec<String> = shared.claimed.lock().iter().cloned().collect();
         let (mut last, mut adopted) = (String::new(), self.take_up_all(&claimed).await?);
+        let mut left = HashSet::new();
         loop {
             let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
-            let Some((id, ..)) = page.last() else { return Ok(adopted) };
+            let Some((id, ..)) = page.last() else {
+                shared.live.keep_orphans(&left);
+                return Ok(adopted);
+            };
             last.clone_from(id);
             // Sorted, so that they are taken up in one order: a simulation can be repeated.
             let mut wanted = BTreeMap::new();
             for (saga_id, stored, owner) in page {
                 if shared.live.contains(&saga_id) {
+                    left.insert(saga_id);
                     continue;
                 }
                 match stored.map_err(|error| error.to_string()).and_then(|record| shared.definition_of(&record)) {
                     Ok(_) => drop(wanted.insert(saga_id, owner)),
-                    // Left to whoever knows it.
-                    Err(why) => shared.park(&saga_id, why),
+                    Err(why) => {
+                        shared.pass_by(&saga_id, &why);
+                        left.insert(saga_id);
+                    }
                 }
             }
             let ids = wanted.keys().cloned().collect();

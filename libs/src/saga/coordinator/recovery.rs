@@ -70,6 +70,13 @@ impl Shared {
         self.live.park(saga_id.into(), why);
     }
 
+    /// Leaves an orphan to whoever can drive it, and says so once.
+    pub(super) fn pass_by(&self, saga_id: &str, why: &str) {
+        if self.live.pass_by(saga_id, why) {
+            tracing::error!(saga.id = saga_id, why, "nobody drives a saga, and it can't be driven here: it is parked");
+        }
+    }
+
     /// The definition that a saga began under.
     pub(super) fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
         let hash = <[u8; 32]>::try_from(&*record.kept.definition_hash).ok();
