@@ -72,7 +72,7 @@ async fn start(process: &Process, saga_type: &'static str, id: &str, input: &str
 }
 
 async fn ended(process: &Process, id: &str) -> Saga {
-    tokio::time::timeout(Duration::from_secs(20), process.coordinator.finished(id)).await.expect("it ends").unwrap()
+    tokio::time::timeout(Duration::from_secs(60), process.coordinator.finished(id)).await.expect("it ends").unwrap()
 }
 
 /// Lets the calls of one saga wait until it is told to go on, then answers.

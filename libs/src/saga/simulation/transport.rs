@@ -45,7 +45,7 @@ impl Unreliable {
         definitions: &[Arc<Definition>],
     ) -> turmoil::Result<Self> {
         // All of them call the same peers.
-        let grpc = Arc::new(Grpc::connect(&definitions, |peer| turmoil::Result::Ok(Channel::new(peer)))?);
+        let grpc = Arc::new(Grpc::connect(definitions, |peer| turmoil::Result::Ok(Channel::new(peer)))?);
         let chance = Mutex::new(world.chance(host, boots << 8 | 1));
         Ok(Self { world, host, grpc, chance })
     }
