@@ -1,7 +1,7 @@
 //! Views made anew beside those that are read, which go on meanwhile; then the new ones take their place in one transaction.
 //!
-//! Beside is a database of their own: a file on SQLite, a schema on PostgreSQL. The same projector folds into it, from the first event
-//! on, so a projection knows nothing of it. Whatever becomes of it, the old views are whole until the new ones are in their place.
+//! Beside is a database of their own: a file on SQLite, a schema on PostgreSQL, which is nobody else's who makes the same views anew. The
+//! same projector folds into it, from the first event on, so a projection knows nothing of it. Whatever becomes of it, the old views are whole until the new ones are in their place.
 
 use tokio::{runtime::Handle, task::JoinError};
 
@@ -10,14 +10,21 @@ use super::{
     board::Telling,
     views::{CHECKPOINTS, checkpoint_of, joined, lowest},
 };
-use crate::journal::{Location, OpenError, Row, sql, store};
+use crate::journal::{Beside, Location, OpenError, Row, sql, store};
 
 /// Views under way beside others, and who is told.
-pub(super) type Rebuilding = (Telling, Result<Views, RebuildError>);
+pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
 
-/// What views are made anew from, and where.
+/// Views that were made anew, and where.
+#[derive(Debug)]
+pub(super) struct Rebuilt {
+    views: Views,
+    beside: Beside,
+}
+
+/// What views are made anew from, and beside what.
 struct Plan {
-    location: Location,
+    here: Location,
     log: Log,
     projections: Projections,
     /// How far the old ones are.
@@ -89,9 +96,8 @@ impl Views {
     }
 
     fn plan(&self) -> Plan {
-        let name = self.projections.first().map_or("", |state| state.fold.name());
         Plan {
-            location: self.location.anew(name),
+            here: self.location.clone(),
             log: self.log.beside(),
             projections: Projections(self.projections.iter().map(|state| state.fold.clone()).collect()),
             old: self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
@@ -99,7 +105,7 @@ impl Views {
     }
 
     /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go.
-    async fn replace(mut self, rebuilt: Self) -> Result<(Self, Result<i64, RebuildError>), sql::Error> {
+    async fn replace(mut self, rebuilt: Rebuilt) -> Result<(Self, Result<i64, RebuildError>), sql::Error> {
         if self.writer.is_shared() {
             let ended = self.put_in_place(rebuilt).await;
             return Ok((self, ended));
@@ -114,13 +120,15 @@ impl Views {
         joined(replacing.await)
     }
 
-    async fn put_in_place(&mut self, rebuilt: Self) -> Result<i64, RebuildError> {
-        let beside = rebuilt.location.clone();
-        self.writer.attach(&beside).await?;
-        let replaced = self.take_tables(rebuilt).await;
+    async fn put_in_place(&mut self, rebuilt: Rebuilt) -> Result<i64, RebuildError> {
+        let Rebuilt { views, beside } = rebuilt;
+        self.writer.attach(beside.location()).await?;
+        let replaced = self.take_tables(views).await;
         self.writer.detach().await?;
-        // What is left of it is removed before the next time, too.
-        store::remove(&beside).await?;
+        if let Err(error) = beside.remove().await {
+            // It is removed before the next time, too.
+            tracing::warn!(%error, "what is left beside the views is not removed");
+        }
         replaced
     }
 
@@ -162,16 +170,17 @@ impl Views {
 
 impl Plan {
     /// Folds the whole log, as far as it goes now.
-    async fn build(self, progress: impl FnMut(i64, i64)) -> Result<Views, RebuildError> {
-        let Self { location, log, projections, old } = self;
-        store::remove(&location).await?;
-        let views = Views::open(location, log, &projections).await?;
+    async fn build(self, progress: impl FnMut(i64, i64)) -> Result<Rebuilt, RebuildError> {
+        let Self { here, log, projections, old } = self;
+        let beside = Beside::make(&here).await?;
+        let views = Views::open(beside.location(), log, &projections).await?;
         let head = match views.log.is_remote() {
             // What was folded was wanted; whether there is more will be seen.
             true => old,
             false => views.log.head().await?,
         };
-        whole(views.fold_to(head, progress).await?)
+        let views = whole(views.fold_to(head, progress).await?)?;
+        Ok(Rebuilt { views, beside })
     }
 }
 

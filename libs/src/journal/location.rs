@@ -29,7 +29,7 @@ impl Location {
         }
     }
 
-    /// Where views are made anew beside those that are here; `name` tells those of one schema apart.
+    /// Where views are made anew beside those that are here; on a server under a name of their own.
     #[must_use]
     pub fn anew(&self, name: &str) -> Self {
         match self {

@@ -4,6 +4,7 @@
 //! a handful of statements, whatever the batch's size. The events are the outbox: readers follow them by position.
 
 mod batch;
+mod beside;
 mod cache;
 mod committer;
 mod entry;
@@ -30,17 +31,8 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 
-use self::{
-    cache::Cache,
-    committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Waiting},
-    log::EVENTS,
-    members::MEMBERS,
-    postgres::Server,
-    requests::REQUESTS,
-    sql::Reader,
-    sqlite::{Durability, Writer},
-};
 pub use self::{
+    beside::Beside,
     entry::{
         Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Forgotten, Loaded, NewEvent, Outcome,
         RequestKey, Role, Row, SubmitError, Table,
@@ -51,6 +43,16 @@ pub use self::{
     recent::Recent,
     requests::{Answered, answered_after},
     sqlite::OpenError,
+};
+use self::{
+    cache::Cache,
+    committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Waiting},
+    log::EVENTS,
+    members::MEMBERS,
+    postgres::Server,
+    requests::REQUESTS,
+    sql::Reader,
+    sqlite::{Durability, Writer},
 };
 
 /// How many entries may wait for the committer, and about how many bytes.

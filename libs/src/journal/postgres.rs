@@ -4,7 +4,7 @@
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgPool, Postgres,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use uuid::Uuid;
@@ -24,6 +24,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// ends its session: nothing of the transaction holds, and the next one has its turn. Well within [`Member::LEASE`](super::members::Member::LEASE),
 /// so that whoever takes over from such a process doesn't have to wait for it.
 const TURN: Duration = Duration::from_secs(4);
+/// The turn that is held for as long as somebody is at work in a schema of its own.
+const OCCUPIED: &str = "occupied";
 /// What durability stands on.
 const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 
@@ -110,16 +112,52 @@ impl Server {
         Ok(transaction.commit().await?)
     }
 
-    /// Removes a schema with all that is in it, if it is there.
+    /// Says that somebody is at work in a schema, for as long as this session lasts.
     ///
     /// # Errors
-    /// When the server can't be reached, or somebody else's tables depend on it.
-    pub(super) async fn remove(location: &Location) -> Result<(), OpenError> {
-        let Some(server) = Self::connect(location, 1, false)? else { return Ok(()) };
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", quoted(&server.schema));
-        let removed = server.execute(&sql, &[]).await;
-        server.close().await;
-        removed.map_err(|source| OpenError::Database { location: location.clone(), source })
+    /// When the server can't be reached.
+    pub(super) async fn occupy(location: &Location) -> Result<PgConnection, OpenError> {
+        let failed = |source| OpenError::Database { location: location.clone(), source };
+        let server = Self::connect(location, 1, false)?.ok_or_else(|| failed(Error::Closed))?;
+        let mut session = match &server.way {
+            Way::Postgres(pool) => pool.acquire().await.map_err(|error| failed(error.into()))?.detach(),
+            #[cfg(test)]
+            Way::Simulated(_) => return Err(failed(Error::Closed)),
+        };
+        let sql = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
+        postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED)]).await.map_err(failed)?;
+        Ok(session)
+    }
+
+    /// Removes the schemas whose names begin so and in which nobody is at work.
+    ///
+    /// # Errors
+    /// When the server can't be asked for them. One that can't be removed stays.
+    pub(super) async fn remove_abandoned(session: &mut PgConnection, prefix: &str) -> Result<(), Error> {
+        let named = "SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)";
+        for record in postgres::query(session, named, &[prefix.to_owned().into()]).await? {
+            let schema = record.text(0)?;
+            let mut transaction = session.begin().await?;
+            let free = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))::int";
+            let free = postgres::query(&mut transaction, free, &[turn_of(&schema, OCCUPIED)]).await?;
+            if !free.first().is_some_and(|free| matches!(free.int(0), Ok(1))) {
+                continue;
+            }
+            match Self::remove(&mut transaction, &schema).await {
+                Ok(()) => {
+                    transaction.commit().await?;
+                    tracing::info!(schema, "removed: whoever made tables anew there came to no end");
+                }
+                Err(error) => tracing::warn!(schema, %error, "what was left there can't be removed"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a schema with all that is in it, if it is there.
+    pub(super) async fn remove(connection: &mut PgConnection, schema: &str) -> Result<(), Error> {
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", quoted(schema));
+        postgres::execute(connection, &sql, &[]).await
     }
 
     /// The way to a database of a simulation.
@@ -149,13 +187,8 @@ impl Server {
             Way::Simulated(_) => return Err(Error::Closed),
         };
         let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-        postgres::execute(&mut transaction, sql, &[self.turn(turn)]).await?;
+        postgres::execute(&mut transaction, sql, &[turn_of(&self.schema, turn)]).await?;
         Ok(transaction)
-    }
-
-    /// A turn's name, of which the server makes a number: the same one for every version of this program.
-    fn turn(&self, turn: &str) -> Value {
-        format!("trellis/{}/{turn}", self.schema).into()
     }
 
     pub(super) async fn execute(&self, sql: &str, values: &[Value]) -> Result<(), Error> {
@@ -189,6 +222,11 @@ impl Server {
             Way::Simulated(_) => {}
         }
     }
+}
+
+/// A turn's name, of which the server makes a number: the same one for every version of this program.
+fn turn_of(schema: &str, turn: &str) -> Value {
+    format!("trellis/{schema}/{turn}").into()
 }
 
 /// A name, as SQL writes it.

@@ -32,17 +32,6 @@ pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
     }
 }
 
-/// Removes a database of tables that can be made again, if it is there. Nobody may have it open.
-///
-/// # Errors
-/// When it can't be removed.
-pub async fn remove(location: &Location) -> Result<(), OpenError> {
-    match location {
-        Location::Sqlite(path) => sqlite::remove(path).map_err(|source| OpenError::File { path: path.clone(), source }),
-        Location::Postgres { .. } => Server::remove(location).await,
-    }
-}
-
 /// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached.
 #[must_use]
 pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {

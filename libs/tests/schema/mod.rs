@@ -1,4 +1,5 @@
 //! A schema of a test's own on the PostgreSQL that `TEST_POSTGRES` names, where the server makes trouble when it is told to.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::time::Duration;
 

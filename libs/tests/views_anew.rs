@@ -1,0 +1,131 @@
+//! Views that several processes make anew at once on the PostgreSQL that `TEST_POSTGRES` names.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod schema;
+
+use std::sync::{Arc, mpsc};
+
+use libs::{
+    cqrs::{Log, Projection, ProjectionError, Projections, Views},
+    journal::{Event, Journal, Outcome, Row, Table, sql::Transaction, store},
+};
+use schema::{PATIENCE, Schema, note};
+use sqlx::Row as _;
+use tokio::{sync::Semaphore, task::block_in_place, time::timeout};
+
+/// A row for each event.
+static SEEN: Table = Table {
+    name: "seen",
+    create: &["CREATE TABLE IF NOT EXISTS seen (position INTEGER NOT NULL PRIMARY KEY, id TEXT)"],
+    columns: &["position", "id"],
+    key: 1,
+    fixed: &[],
+};
+
+/// How often somebody began to fold, and how often they may go on.
+#[derive(Clone)]
+struct Gate {
+    began: Arc<Semaphore>,
+    may: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn new(may: usize) -> Self {
+        Self { began: Arc::new(Semaphore::new(0)), may: Arc::new(Semaphore::new(may)) }
+    }
+
+    async fn begun(&self) {
+        timeout(PATIENCE, self.began.acquire()).await.unwrap().unwrap().forget();
+    }
+}
+
+struct Seen(Gate);
+
+impl Projection for Seen {
+    const NAME: &'static str = "seen";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        self.0.began.add_permits(1);
+        drop(self.0.may.acquire().await.unwrap());
+        let rows =
+            events.iter().map(|event| Row { table: &SEEN, values: vec![event.position.into(), (*event.id).into()] });
+        Ok(transaction.upsert(rows.collect()).await?)
+    }
+}
+
+async fn open(journal: &Journal, gate: &Gate) -> Views {
+    let projections = Projections::new().with(Seen(gate.clone()));
+    Views::open(journal.location().views(), Log::of(journal), &projections).await.unwrap()
+}
+
+async fn seen(journal: &Journal) -> i64 {
+    let reader = store::readers(&journal.location().views(), 1).unwrap();
+    reader.fetch("SELECT COUNT(*) FROM seen", Vec::new()).await.unwrap()[0].int(0).unwrap()
+}
+
+/// The schemas beside a test's own.
+async fn beside(schema: &Schema) -> Vec<String> {
+    let found = sqlx::query("SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)");
+    let found = found.bind(format!("{}_anew", schema.name)).fetch_all(&mut schema.connect().await).await.unwrap();
+    found.iter().map(|row| row.get(0)).collect()
+}
+
+/// Waits until nobody is at work in a schema.
+async fn deserted(schema: &Schema, name: &str) {
+    let mut connection = schema.connect().await;
+    let application = format!("trellis {name}");
+    let count = async || {
+        let sql = "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = $1";
+        sqlx::query(sql).bind(&application).fetch_one(&mut connection).await.unwrap().get::<i64, _>(0)
+    };
+    let mut count = count;
+    timeout(PATIENCE, async { while count().await > 0 {} }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_make_the_same_views_anew_at_once_are_not_in_each_others_way() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    for at in 0..20 {
+        assert_eq!(journal.submit(note(&format!("note {at}"))).await.unwrap().outcome, Outcome::Done);
+    }
+    open(&journal, &Gate::new(1)).await.catch_up(|_, _| {}).await.unwrap();
+    assert_eq!(seen(&journal).await, 20);
+
+    // One that was killed has left its tables.
+    let shut = Gate::new(0);
+    let killed = tokio::spawn(open(&journal, &shut).await.rebuild(|_, _| {}));
+    shut.begun().await;
+    killed.abort();
+    assert!(killed.await.unwrap_err().is_cancelled());
+    let abandoned = beside(&schema).await;
+    assert_eq!(abandoned.len(), 1);
+    deserted(&schema, &abandoned[0]).await;
+
+    // The second begins when the first has folded all and is about to put it in place.
+    let ((tell, folded), (go, may)) = (mpsc::channel(), mpsc::channel::<()>());
+    let first = open(&journal, &Gate::new(1)).await.rebuild(move |_, _| {
+        block_in_place(|| {
+            // Nobody listens any more once it is in place.
+            let _ = tell.send(());
+            let _ = may.recv();
+        });
+    });
+    let first = tokio::spawn(first);
+    block_in_place(|| folded.recv_timeout(PATIENCE)).unwrap();
+    let second = tokio::spawn(open(&journal, &shut).await.rebuild(|_, _| {}));
+    shut.begun().await;
+    drop((go, folded));
+    timeout(PATIENCE, first).await.unwrap().unwrap().unwrap();
+    assert_eq!(seen(&journal).await, 20, "the first one's");
+
+    // A third comes and goes.
+    open(&journal, &Gate::new(1)).await.rebuild(|_, _| {}).await.unwrap();
+    shut.may.add_permits(1);
+    timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
+    assert_eq!(seen(&journal).await, 20, "the second one's");
+    assert_eq!(beside(&schema).await, [""; 0], "nothing is left, of the one that was killed neither");
+}
