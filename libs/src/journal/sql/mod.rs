@@ -178,7 +178,8 @@ impl Error {
     }
 
     /// True where the database can't do anything just now, whatever it is asked: it is out of reach or room, or others are in the way.
-    pub(crate) fn is_passing(&self) -> bool {
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
         use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure};
         match self {
             Self::Sqlite(rusqlite::Error::SqliteFailure(said, _)) => {
