@@ -1,7 +1,8 @@
 //! Views made anew beside those that are read, which go on meanwhile; then the new ones take their place in one transaction.
 //!
 //! Beside is a database of their own: a file on SQLite, a schema on PostgreSQL, which is nobody else's who makes the same views anew. The
-//! same projector folds into it, from the first event on, so a projection knows nothing of it. Whatever becomes of it, the old views are whole until the new ones are in their place.
+//! same projector folds into it, from the first event on, so a projection knows nothing of it. Whatever becomes of it, the old views are
+//! whole until the new ones are in their place.
 
 use tokio::{runtime::Handle, task::JoinError};
 

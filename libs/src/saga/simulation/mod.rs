@@ -2,8 +2,9 @@
 //!
 //! All of it comes from a seed: hosts crash and lose what they had not synced, processes stop past their lease and go on, the network
 //! cuts hosts off, keeps messages back, loses answers and repeats calls, participants refuse and operators cancel. Sagas share locks and are
-//! steps of others. Then all is mended, and when everything has ended and is forgotten it is checked. The coordinators, the machine, the barrier, the decisions, SQL and gRPC are the real
-//! ones; the store is a model of PostgreSQL's turns, commits and crashes. The same seed gives the same trace.
+//! steps of others. Then all is mended, and when everything has ended and is forgotten it is checked. The coordinators, the machine, the
+//! barrier, the decisions, SQL and gRPC are the real ones; the store is a model of PostgreSQL's turns, commits and crashes. The same seed
+//! gives the same trace.
 
 mod answers;
 mod check;
