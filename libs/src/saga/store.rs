@@ -1,6 +1,6 @@
 //! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use proto::saga::v1::SagaPhase;
@@ -32,6 +32,8 @@ pub(super) static SAGAS: Table = Table {
 /// The kind of the aggregate that says which process drives a saga, where several share a database. Its state is the process's
 /// name, its version counts the changes.
 const OWNER: &str = "saga_owner";
+/// A saga's owner when it begins, in changes.
+pub(super) const FIRST_OWNER: u64 = 1;
 
 /// The name under which a saga's owner is kept.
 pub(super) fn owner_of(saga_id: &str) -> AggregateId {
@@ -44,14 +46,14 @@ pub(super) fn owned_by(saga_id: &str, member: &str, version: u64) -> Change {
     Change { aggregate: owner_of(saga_id), state, version, events: Vec::new() }
 }
 
-/// Those of these sagas that a process owns, by name.
+/// Those of these sagas that a process owns, by name, and how often the owner of each has changed.
 pub(super) async fn owned(
     journal: &Journal,
     saga_ids: impl Iterator<Item = &str>,
     member: &str,
-) -> Result<HashSet<String>, sql::Error> {
-    let owners = journal.aggregates(OWNER, saga_ids).await?;
-    Ok(owners.into_iter().filter(|(_, owner)| owner.state == member.as_bytes()).map(|(saga_id, _)| saga_id).collect())
+) -> Result<HashMap<String, u64>, sql::Error> {
+    let owners = journal.aggregates(OWNER, saga_ids).await?.into_iter();
+    Ok(owners.filter(|(_, owner)| owner.state == member.as_bytes()).map(|(id, owner)| (id, owner.version)).collect())
 }
 
 /// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner.

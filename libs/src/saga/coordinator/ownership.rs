@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Coordinator, RecoverError, Shared, closed, live::Mail, not_driven};
+use super::{Coordinator, RecoverError, Shared, closed, driver::Start, live::Mail, not_driven};
 use crate::{
     cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
@@ -37,18 +37,25 @@ const MOST_LOOKED_UP: usize = 4096;
 pub(super) struct Fence {
     pub(super) owner: AggregateId,
     me: Bytes,
+    /// How often the owner had changed when the record was read that the transition goes on from. Where it has changed since, others
+    /// may have moved the saga on, even if it is this process's again.
+    since: u64,
     /// Set if it was not found.
     taken: Arc<AtomicBool>,
+    /// Set if the saga is this process's all the same, since later.
+    again: Arc<AtomicBool>,
 }
 
 impl Fence {
     /// Whether this process still owns the saga.
     pub(super) fn holds(&self, loaded: &Loaded<'_>) -> bool {
         let owner = loaded.aggregate(self.owner.kind, &self.owner.id);
-        let holds = owner.is_some_and(|owner| owner.state == self.me);
+        let mine = owner.is_some_and(|owner| owner.state == self.me);
+        let holds = mine && owner.is_some_and(|owner| owner.version == self.since);
         #[cfg(test)]
         let holds = holds || crate::saga::simulation::Mutant::NoFence.is_left_out();
         self.taken.store(!holds, Ordering::Release);
+        self.again.store(mine && !holds, Ordering::Release);
         holds
     }
 
@@ -56,18 +63,35 @@ impl Fence {
     pub(super) fn was_taken(&self) -> bool {
         self.taken.load(Ordering::Acquire)
     }
+
+    /// Whether this process had become the owner once more by then, after another.
+    pub(super) fn is_mine_again(&self) -> bool {
+        self.again.load(Ordering::Acquire)
+    }
 }
 
 impl Shared {
-    /// What a saga's transitions are guarded by; None where the database has one process.
-    pub(super) fn fence(&self, saga_id: &str) -> Option<Fence> {
+    /// What a saga's transitions are guarded by, whose record was read when its owner had changed `since` times; None where the
+    /// database has one process.
+    pub(super) fn fence(&self, saga_id: &str, since: u64) -> Option<Fence> {
         let me = self.member.get()?.name().as_bytes().to_vec().into();
-        Some(Fence { owner: store::owner_of(saga_id), me, taken: Arc::default() })
+        Some(Fence { owner: store::owner_of(saga_id), me, since, taken: Arc::default(), again: Arc::default() })
     }
 
     /// What makes a new saga this process's.
     pub(super) fn birth(&self, saga_id: &str) -> Option<Change> {
-        self.member.get().map(|member| store::owned_by(saga_id, member.name(), 1))
+        self.member.get().map(|member| store::owned_by(saga_id, member.name(), store::FIRST_OWNER))
+    }
+
+    /// How often a saga's owner has changed, where it is this process by now. What is read of the saga after this is at least as new.
+    async fn since(&self, saga_id: &str) -> Result<u64, Refusal> {
+        let Some(member) = self.member.get() else { return Ok(0) };
+        let owned = store::owned(&self.journal, std::iter::once(saga_id), member.name()).await;
+        let owned = owned.map_err(|error| {
+            tracing::warn!(saga.id = saga_id, %error, "a saga's owner can't be read");
+            error.refusal()
+        })?;
+        owned.get(saga_id).copied().ok_or_else(|| not_driven(saga_id))
     }
 
     /// Makes this process the owner of those of the sagas whose owner is as `wanted` says, and answers which.
@@ -88,7 +112,10 @@ impl Shared {
                 let owner = store::owner_of(&id);
                 let Some(before) = loaded.aggregate(owner.kind, &owner.id) else { continue };
                 if wanted(&id, before) {
-                    decided.changes.push(store::owned_by(&id, &me, before.version + 1));
+                    // What is ours stays as it is: a task that goes on from there must not lose it to ourselves.
+                    if before.state != me.as_bytes() {
+                        decided.changes.push(store::owned_by(&id, &me, before.version + 1));
+                    }
                     slot.lock().push(id);
                 }
             }
@@ -158,7 +185,7 @@ impl Coordinator {
             last.push_str(saga_id);
         }
         let owned = store::owned(&shared.journal, page.iter().map(|(saga_id, _)| &**saga_id), member.name()).await?;
-        for (saga_id, place) in page.iter().filter(|(saga_id, _)| !owned.contains(&**saga_id)) {
+        for (saga_id, place) in page.iter().filter(|(saga_id, _)| !owned.contains_key(&**saga_id)) {
             shared.live.taken(saga_id, place);
         }
         Ok(())
@@ -219,33 +246,64 @@ impl Coordinator {
             not_driven(saga_id)
         })?;
         self.0.claim(vec![saga_id.clone()], |_, _| true).await?;
+        let since = self.0.since(saga_id).await?;
         let record = self.0.stored(saga_id).await?;
         self.0.claimed.lock().remove(saga_id);
         if is_final(record.saga.phase()) {
             return Err(closed(saga_id));
         }
-        self.0.take_up(definition, record, Some(mail));
+        self.0.take_up(definition, record, Start::Again { since, mail: Some(mail) });
         Ok(())
     }
 
     /// Drives sagas that this process owns since just now. They are read after the claim: the owner before may have moved them on.
     async fn take_up_all(&self, saga_ids: &[String]) -> Result<usize, RecoverError> {
         let mut taken = 0;
-        if saga_ids.is_empty() {
-            return Ok(taken);
-        }
+        let Some(member) = self.0.member.get().filter(|_| !saga_ids.is_empty()) else { return Ok(taken) };
+        let owned = store::owned(&self.0.journal, saga_ids.iter().map(String::as_str), member.name()).await?;
         for (saga_id, stored) in store::load_all(&self.0.journal, saga_ids).await? {
             self.0.claimed.lock().remove(&saga_id);
+            // Another's by now.
+            let Some(&since) = owned.get(&saga_id) else { continue };
             let read = stored.map_err(|error| error.to_string());
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                 Ok((_, record)) if is_final(record.saga.phase()) => {}
                 Ok((definition, record)) => {
-                    self.0.take_up(definition, record, None);
+                    self.0.take_up(definition, record, Start::Again { since, mail: None });
                     taken += 1;
                 }
                 Err(why) => self.0.park(&saga_id, why),
             }
         }
         Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_anothers_in_between_is_read_anew_before_it_goes_on() {
+        let fence = |since| Fence {
+            owner: store::owner_of("tea"),
+            me: Bytes::from_static(b"me"),
+            since,
+            taken: Arc::default(),
+            again: Arc::default(),
+        };
+        let judged = |fence: &Fence, name: &'static str, version| {
+            let owner = Aggregate { version, state: Bytes::from_static(name.as_bytes()) };
+            let seen = [(store::owner_of("tea"), owner)];
+            let holds = fence.holds(&Loaded::new(&seen, None, 0));
+            assert_eq!(fence.was_taken(), !holds);
+            (holds, fence.is_mine_again())
+        };
+        assert_eq!(judged(&fence(1), "me", 1), (true, false));
+        assert_eq!(judged(&fence(1), "another", 2), (false, false));
+        let again = fence(1);
+        assert_eq!(judged(&again, "me", 3), (false, true), "the other may have moved it on");
+        assert_eq!(judged(&fence(3), "me", 3), (true, false), "read since then");
+        assert_eq!(judged(&again, "another", 4), (false, false), "and lost again");
     }
 }

@@ -42,7 +42,7 @@ impl Coordinator {
                 let read = stored.map_err(|error| error.to_string());
                 match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                     Ok((definition, record)) => {
-                        self.0.take_up(definition, record, None);
+                        self.0.take_up(definition, record, Start::Again { since: 0, mail: None });
                         resumed += 1;
                     }
                     Err(why) => self.0.park(&saga_id, why),
@@ -51,15 +51,14 @@ impl Coordinator {
         }
     }
 
-    /// Takes up one saga that is parked.
-    pub(super) async fn revive(&self, saga_id: &str) -> Result<(), Refusal> {
+    /// Takes up one saga that is parked, and has it hear this first.
+    pub(super) async fn revive(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
         let record = self.0.stored(saga_id).await?;
-        let definition = self
-            .0
-            .definition_of(&record)
-            .map_err(|why| Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} stays parked: {why}")))?;
-        self.0.take_up(definition, record, None);
-        Ok(())
+        if let Err(why) = self.0.definition_of(&record) {
+            return Err(Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} stays parked: {why}")));
+        }
+        // Where others share the database it may be anybody's by now, or nobody's.
+        self.seize(&record, mail).await
     }
 }
 
@@ -92,11 +91,11 @@ impl Shared {
         Ok(definition)
     }
 
-    /// Drives a saga from where it stands. What there is for it to hear comes before everything else.
-    pub(super) fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record, mail: Option<Mail>) {
+    /// Drives a saga from where it stands.
+    pub(super) fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record, start: Start) {
         // Waits were for a world before the restart: call now, everything.
         record.call_at_once(self.now());
         let admission = Admissions::admit_again(&self.admissions);
-        Driver::launch(Arc::clone(self), definition, record, admission, Start::Again(mail));
+        Driver::launch(Arc::clone(self), definition, record, admission, start);
     }
 }

@@ -72,11 +72,10 @@ impl Coordinator {
         let command = Command { wish, actor: actor.to_owned(), reason: reason.to_owned() };
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Operator(command, answer);
-        let mail = match self.0.live.post(saga_id, mail) {
-            Ok(()) => return answered.await.unwrap_or_else(|_| Err(not_driven(saga_id))),
+        match self.0.live.post(saga_id, mail) {
+            Ok(()) => {}
             Err(Unreachable::Parked(_, mail @ Mail::Operator(Command { wish: Wish::Retry, .. }, _))) => {
-                self.revive(saga_id).await?;
-                mail
+                self.revive(saga_id, mail).await?;
             }
             Err(why) => {
                 let stored = self.0.stored(saga_id).await?;
@@ -85,15 +84,11 @@ impl Coordinator {
                 }
                 match why {
                     // Another process may drive it: from now on it is this one, which can be asked.
-                    Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
-                        self.seize(&stored, mail).await?;
-                        return answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)));
-                    }
+                    Unreachable::NotLive(mail) if self.0.member.get().is_some() => self.seize(&stored, mail).await?,
                     why => return Err(why.into_refusal(saga_id)),
                 }
             }
-        };
-        self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id))?;
+        }
         answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
     }
 }

@@ -35,6 +35,7 @@ use crate::{
         definition::StepCode,
         machine::{self, Attempt, Due, Input},
         record::{Record, changed_at},
+        store,
     },
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     program: Arc<Definition>,
     saga_id: Arc<str>,
+    /// How often its owner had changed before its record was read.
+    since: u64,
     /// As it was last committed, and in memory only: calls counted, waits that nobody must know after a restart.
     record: Record,
     mailbox: Arc<Mailbox>,
@@ -63,8 +66,13 @@ pub(super) struct Driver {
 pub(super) enum Start {
     /// With a saga that is as new as its record.
     Fresh,
-    /// With one that was driven before, here or elsewhere, and what it is to hear first.
-    Again(Option<Mail>),
+    /// With one that was driven before, here or elsewhere.
+    Again {
+        /// How often its owner had changed before its record was read; 0 where the database has one process.
+        since: u64,
+        /// What it is to hear first.
+        mail: Option<Mail>,
+    },
 }
 
 /// Why a task ends.
@@ -115,11 +123,16 @@ impl Driver {
     ) {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
         let Some(mailbox) = shared.live.enter(&saga_id) else { return };
-        let span = spans::stretch(&record, matches!(start, Start::Again(_)));
+        let (again, since, mail) = match start {
+            Start::Fresh => (false, store::FIRST_OWNER, None),
+            Start::Again { since, mail } => (true, since, mail),
+        };
+        let span = spans::stretch(&record, again);
         let driver = Box::new(Self {
             shared,
             program,
             saga_id,
+            since,
             record,
             mailbox,
             calls: FuturesUnordered::new(),
@@ -131,13 +144,7 @@ impl Driver {
             counted: None,
             _admission: admission,
         });
-        let again = match start {
-            Start::Fresh => false,
-            Start::Again(mail) => {
-                mail.into_iter().for_each(|mail| driver.mailbox.post(mail));
-                true
-            }
-        };
+        mail.into_iter().for_each(|mail| driver.mailbox.post(mail));
         spawn(driver.run(again));
     }
 

@@ -13,7 +13,7 @@ use crate::{
     journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
     refusal::Refusal,
     saga::{
-        coordinator::{locks, sub_sagas},
+        coordinator::{locks, ownership::Fence, sub_sagas},
         machine::{self, Input, Local, Moment},
         record::Record,
         store,
@@ -134,7 +134,7 @@ impl Driver {
                 })
             }
         };
-        let fence = self.shared.fence(&self.saga_id);
+        let fence = self.shared.fence(&self.saga_id, self.since);
         let decide = match fence.clone() {
             None => decide,
             Some(fence) => {
@@ -145,7 +145,13 @@ impl Driver {
         };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         match self.shared.journal.submit_admitted(entry).await {
-            Ok(_) if fence.is_some_and(|fence| fence.was_taken()) => Err(Stopped::End(End::Taken)),
+            Ok(_) if fence.as_ref().is_some_and(Fence::was_taken) => {
+                // It was another's in between, and nothing of what that one did is known here: it is read anew.
+                if fence.is_some_and(|fence| fence.is_mine_again()) {
+                    self.shared.claimed.lock().insert(self.saga_id.to_string());
+                }
+                Err(Stopped::End(End::Taken))
+            }
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
