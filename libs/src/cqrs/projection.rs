@@ -71,8 +71,13 @@ impl Decode for Event {
 /// # Errors
 /// When one can't be read.
 pub fn events_of<A: Aggregate>(events: &[Event]) -> Result<Vec<(&Event, A::Event)>, ProjectionError> {
-    let decoded = |event| Decode::decode::<A>(event).map(|what| what.map(|what| (event, what))).transpose();
-    events.iter().filter_map(decoded).collect()
+    let mut decoded = Vec::with_capacity(events.iter().filter(|event| event.kind == A::KIND).count());
+    for event in events {
+        if let Some(what) = event.decode::<A>()? {
+            decoded.push((event, what));
+        }
+    }
+    Ok(decoded)
 }
 
 /// The events of one kind of aggregate, as another service's contract encodes them, in order.
@@ -83,11 +88,15 @@ pub fn events_of_kind<'e, E: prost::Message + Default>(
     kind: &str,
     events: &'e [Event],
 ) -> Result<Vec<(&'e Event, E)>, ProjectionError> {
-    let decode = |event: &'e Event| match E::decode(event.payload.clone()) {
-        Ok(decoded) => Ok((event, decoded)),
-        Err(source) => Err(ProjectionError::Decode { what: event.describe(), source }),
-    };
-    events.iter().filter(|event| event.kind == kind).map(decode).collect()
+    let of_kind = || events.iter().filter(|event| event.kind == kind);
+    let mut decoded = Vec::with_capacity(of_kind().count());
+    for event in of_kind() {
+        match E::decode(event.payload.clone()) {
+            Ok(what) => decoded.push((event, what)),
+            Err(source) => return Err(ProjectionError::Decode { what: event.describe(), source }),
+        }
+    }
+    Ok(decoded)
 }
 
 /// A projection behind a pointer: one boxed future a batch of events.

@@ -3,19 +3,20 @@
 //! The verdict travels in metadata because a status code alone proves nothing: a proxy, a timeout or a dying connection makes
 //! codes too. It stands in the headers of an OK and in the trailers of an error.
 
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tonic::metadata::MetadataMap;
 
 use crate::refusal::{Refusal, Violations};
 
 /// The reply's verdict.
-pub const SAGA_VERDICT: &str = "saga-verdict";
-const SAGA_ID: &str = "saga-id";
-const SAGA_TYPE: &str = "saga-type";
-const SAGA_STEP: &str = "saga-step";
-const SAGA_OP: &str = "saga-op";
-const SAGA_ATTEMPT: &str = "saga-attempt";
-const SAGA_DEADLINE: &str = "saga-deadline";
-const SAGA_EXPIRES: &str = "saga-expires";
+static SAGA_VERDICT: HeaderName = HeaderName::from_static("saga-verdict");
+static SAGA_ID: HeaderName = HeaderName::from_static("saga-id");
+static SAGA_TYPE: HeaderName = HeaderName::from_static("saga-type");
+static SAGA_STEP: HeaderName = HeaderName::from_static("saga-step");
+static SAGA_OP: HeaderName = HeaderName::from_static("saga-op");
+static SAGA_ATTEMPT: HeaderName = HeaderName::from_static("saga-attempt");
+static SAGA_DEADLINE: HeaderName = HeaderName::from_static("saga-deadline");
+static SAGA_EXPIRES: HeaderName = HeaderName::from_static("saga-expires");
 
 /// The two operations of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,14 +72,15 @@ impl Verdict {
     /// Reads a reply's verdict. None where there is none, or none that this version knows.
     #[must_use]
     pub fn from_metadata(metadata: &MetadataMap) -> Option<Self> {
-        let text = metadata.get(SAGA_VERDICT)?.to_str().ok()?;
+        let headers: &HeaderMap = metadata.as_ref();
+        let text = headers.get(&SAGA_VERDICT)?.to_str().ok()?;
         let all = [Self::Applied, Self::Replayed, Self::Rejected, Self::Pending, Self::Cancelled, Self::Conflict];
         all.into_iter().find(|verdict| verdict.as_str() == text)
     }
 
     /// Writes the verdict into a reply.
     pub fn write_to(self, metadata: &mut MetadataMap) {
-        metadata.insert(SAGA_VERDICT, AsciiMetadataValue::from_static(self.as_str()));
+        metadata.as_mut().insert(SAGA_VERDICT.clone(), HeaderValue::from_static(self.as_str()));
     }
 }
 
@@ -108,46 +110,53 @@ impl SagaCall {
     /// # Errors
     /// INVALID_ARGUMENT naming the keys that are missing or wrong.
     pub fn from_metadata(metadata: &MetadataMap) -> Result<Option<Self>, Refusal> {
-        if metadata.get(SAGA_ID).is_none() {
+        let headers: &HeaderMap = metadata.as_ref();
+        if !headers.contains_key(&SAGA_ID) {
             return Ok(None);
         }
         let mut violations = Violations::default();
-        let mut text = |key: &'static str| {
-            let value = metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            violations.require((1..=128).contains(&value.len()), key, "must be 1 to 128 visible ASCII characters");
-            value.to_owned()
+        let mut text = |key: &'static HeaderName| {
+            let value = headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            violations.require(
+                (1..=128).contains(&value.len()),
+                key.as_str(),
+                "must be 1 to 128 visible ASCII characters",
+            );
+            value
         };
-        let (saga_id, saga_type, step, op) = (text(SAGA_ID), text(SAGA_TYPE), text(SAGA_STEP), text(SAGA_OP));
-        violations.require(matches!(&*op, "action" | "compensation"), SAGA_OP, "must be action or compensation");
-        let mut number = |key: &'static str| {
-            let Some(value) = metadata.get(key) else { return 0 };
+        let (saga_id, saga_type, step, op) = (text(&SAGA_ID), text(&SAGA_TYPE), text(&SAGA_STEP), text(&SAGA_OP));
+        let known = matches!(op, "action" | "compensation");
+        violations.require(known, SAGA_OP.as_str(), "must be action or compensation");
+        let mut number = |key: &'static HeaderName| {
+            let Some(value) = headers.get(key) else { return 0 };
             let value = value.to_str().ok().and_then(|value| value.parse::<i64>().ok()).filter(|value| *value >= 0);
-            violations.require(value.is_some(), key, "must be a number that is not negative");
+            violations.require(value.is_some(), key.as_str(), "must be a number that is not negative");
             value.unwrap_or_default()
         };
         let (attempt, deadline_micros, expires_micros) =
-            (number(SAGA_ATTEMPT), number(SAGA_DEADLINE), number(SAGA_EXPIRES));
+            (number(&SAGA_ATTEMPT), number(&SAGA_DEADLINE), number(&SAGA_EXPIRES));
         violations.refuse()?;
         let op = if op == "action" { Op::Action } else { Op::Compensation };
+        let (saga_id, saga_type, step) = (saga_id.to_owned(), saga_type.to_owned(), step.to_owned());
         let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
         Ok(Some(Self { saga_id, saga_type, step, op, attempt, deadline_micros, expires_micros }))
     }
 
     /// Writes it into a request. Text that can't stand in metadata is left out, and the participant refuses the call.
     pub fn write_to(&self, metadata: &mut MetadataMap) {
-        let texts = [(SAGA_ID, &self.saga_id), (SAGA_TYPE, &self.saga_type), (SAGA_STEP, &self.step)];
-        for (key, text) in texts {
-            if let Ok(value) = AsciiMetadataValue::try_from(text.as_str()) {
-                metadata.insert(key, value);
+        let headers = metadata.as_mut();
+        for (key, text) in [(&SAGA_ID, &self.saga_id), (&SAGA_TYPE, &self.saga_type), (&SAGA_STEP, &self.step)] {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(key.clone(), value);
             }
         }
-        metadata.insert(SAGA_OP, AsciiMetadataValue::from_static(self.op.as_str()));
-        metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from(self.attempt));
-        metadata.insert(SAGA_DEADLINE, AsciiMetadataValue::from(self.deadline_micros));
-        metadata.insert(SAGA_EXPIRES, AsciiMetadataValue::from(self.expires_micros));
+        headers.insert(SAGA_OP.clone(), HeaderValue::from_static(self.op.as_str()));
+        headers.insert(SAGA_ATTEMPT.clone(), self.attempt.into());
+        headers.insert(SAGA_DEADLINE.clone(), self.deadline_micros.into());
+        headers.insert(SAGA_EXPIRES.clone(), self.expires_micros.into());
         // Never seen again: out of HPACK's table, where they would only push out what comes with every call.
-        for key in [SAGA_ID, SAGA_EXPIRES] {
-            if let Some(value) = metadata.get_mut(key) {
+        for key in [&SAGA_ID, &SAGA_DEADLINE, &SAGA_EXPIRES] {
+            if let Some(value) = headers.get_mut(key) {
                 value.set_sensitive(true);
             }
         }
@@ -201,12 +210,13 @@ mod tests {
     fn half_a_call_is_refused_by_every_key_that_is_wrong() {
         let mut metadata = MetadataMap::new();
         call().write_to(&mut metadata);
-        metadata.remove(SAGA_STEP);
-        metadata.insert(SAGA_OP, AsciiMetadataValue::from_static("undo"));
-        metadata.insert(SAGA_ATTEMPT, AsciiMetadataValue::from_static("-1"));
+        let headers = metadata.as_mut();
+        headers.remove(&SAGA_STEP);
+        headers.insert(&SAGA_OP, HeaderValue::from_static("undo"));
+        headers.insert(&SAGA_ATTEMPT, HeaderValue::from_static("-1"));
         let refusal = SagaCall::from_metadata(&metadata).expect_err("three are wrong");
         let fields: Vec<_> = refusal.violations.iter().map(|violation| violation.field.as_str()).collect();
-        assert_eq!(fields, [SAGA_STEP, SAGA_OP, SAGA_ATTEMPT]);
+        assert_eq!(fields, [SAGA_STEP.as_str(), SAGA_OP.as_str(), SAGA_ATTEMPT.as_str()]);
     }
 
     #[test]

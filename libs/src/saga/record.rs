@@ -1,10 +1,12 @@
 //! One saga as its coordinator keeps it.
 
-use bytes::{Bytes, BytesMut};
-use prost::{DecodeError, Message as _, encoding::message};
+use bytes::Bytes;
+use prost::{
+    DecodeError, Message as _,
+    encoding::{bool, message, uint32},
+};
 use prost_types::Timestamp;
 use proto::saga::v1::{HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, SagaTransition, Step, StepChange};
-
 use tonic::Code;
 
 use super::plan::{Steps, each};
@@ -31,6 +33,34 @@ pub(super) struct Record {
     pub(super) unborn: Steps,
     /// What changed since the record was last stored.
     unsaved: Unsaved,
+}
+
+/// The fields of `saga.v1` that are written one by one.
+mod field {
+    use prost::encoding::{WireType, encode_key, encode_varint};
+
+    pub(super) const SAGA_STEPS: u32 = 7;
+    pub(super) const RECORD_SAGA: u32 = 1;
+    pub(super) const TRANSITION_SAGA: u32 = 1;
+    pub(super) const TRANSITION_STEPS: u32 = 2;
+    pub(super) const TRANSITION_HISTORY: u32 = 3;
+    pub(super) const TRANSITION_REPLACES_LAST: u32 = 4;
+    pub(super) const CHANGE_INDEX: u32 = 1;
+    pub(super) const CHANGE_STEP: u32 = 2;
+    /// The most bytes that announce a field.
+    pub(super) const ROOM: usize = 12;
+
+    /// Begins a field that is a message of this length.
+    pub(super) fn announce(field: u32, length: usize, buffer: &mut Vec<u8>) {
+        encode_key(field, WireType::LengthDelimited, buffer);
+        encode_varint(length as u64, buffer);
+    }
+
+    /// A field that is a message, encoded already.
+    pub(super) fn put(field: u32, message: &[u8], buffer: &mut Vec<u8>) {
+        announce(field, message.len(), buffer);
+        buffer.extend_from_slice(message);
+    }
 }
 
 /// A record at rest: the same, and a fraction of its size. A hundred thousand sagas that wait for a participant to come back fit so.
@@ -92,25 +122,34 @@ impl Record {
     pub(super) fn encode(&mut self) -> (Bytes, Bytes) {
         let Unsaved { steps: changed, lines, replaces_last } = self.unsaved;
         let history = std::mem::take(&mut self.saga.history);
-        let mut record = BytesMut::with_capacity(self.saga.encoded_len() + self.kept.encoded_len() + 8);
-        message::encode(1, &self.saga, &mut record);
-        // A BytesMut grows: encoding into it can't fail.
-        let _ = self.kept.encode(&mut record);
-
         let steps = std::mem::take(&mut self.saga.steps);
-        let change = |at: usize| StepChange { index: at.try_into().unwrap_or(u32::MAX), step: Some(steps[at].clone()) };
-        let rest = SagaTransition {
-            saga: None,
-            steps: each(changed).map(change).collect(),
-            history: history[history.len() - lines..].to_vec(),
-            replaces_last,
-        };
-        let mut transition = BytesMut::with_capacity(self.saga.encoded_len() + rest.encoded_len() + 8);
-        message::encode(1, &self.saga, &mut transition);
-        let _ = rest.encode(&mut transition);
+        // A message's fields may come in any order and parts: what both hold is encoded once.
+        let mut saga = Vec::with_capacity(1 << 10);
+        self.saga.encode_raw(&mut saga);
+        let head = saga.len();
+        steps.iter().for_each(|step| message::encode(field::SAGA_STEPS, step, &mut saga));
+
+        let mut record = Vec::with_capacity(saga.len() + self.kept.encoded_len() + field::ROOM);
+        field::put(field::RECORD_SAGA, &saga, &mut record);
+        self.kept.encode_raw(&mut record);
+
+        let mut transition = Vec::with_capacity(head + (1 << 9));
+        field::put(field::TRANSITION_SAGA, &saga[..head], &mut transition);
+        for at in each(changed) {
+            let (index, step) = (u32::try_from(at).unwrap_or(u32::MAX), &steps[at]);
+            let length =
+                uint32::encoded_len(field::CHANGE_INDEX, &index) + message::encoded_len(field::CHANGE_STEP, step);
+            field::announce(field::TRANSITION_STEPS, length, &mut transition);
+            uint32::encode(field::CHANGE_INDEX, &index, &mut transition);
+            message::encode(field::CHANGE_STEP, step, &mut transition);
+        }
+        let new = &history[history.len() - lines..];
+        new.iter().for_each(|line| message::encode(field::TRANSITION_HISTORY, line, &mut transition));
+        bool::encode(field::TRANSITION_REPLACES_LAST, &replaces_last, &mut transition);
+
         self.saga.steps = steps;
         self.saga.history = history;
-        (transition.freeze(), record.freeze())
+        (transition.into(), record.into())
     }
 
     /// What was encoded last is durable.

@@ -25,6 +25,7 @@ const FEW: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Reader(Source);
 
+/// Waiting for a server takes kilobytes, which whoever reads a file should not carry along: it is in a box.
 #[derive(Clone, Debug)]
 enum Source {
     Sqlite(Arc<Connections>),
@@ -94,7 +95,7 @@ impl Reader {
                 let sql = sql.to_owned();
                 connections.read(move |connection| query(connection, &sql, &values)).await
             }
-            Source::Postgres(server) => server.fetch(sql, &values).await,
+            Source::Postgres(server) => Box::pin(server.fetch(sql, &values)).await,
         }
     }
 
@@ -110,7 +111,7 @@ impl Reader {
                 let read = move |connection: &Connection| fetch_keys(connection, table, &keys);
                 if few { connections.read_quickly(read).await } else { connections.read(read).await }
             }
-            Source::Postgres(server) => server.fetch_keys(table, &keys).await,
+            Source::Postgres(server) => Box::pin(server.fetch_keys(table, &keys)).await,
         }
     }
 }

@@ -70,7 +70,8 @@ impl Call {
             Op::Action => &kept.request,
             Op::Compensation => &kept.compensation_request,
         };
-        let mut carried = MetadataMap::new();
+        // Room for what every call says: a map that grows is written anew each time.
+        let mut carried = MetadataMap::with_capacity(16);
         let entries = record.kept.carried.iter().map(|CarriedEntry { key, value }| (&**key, &**value));
         carried::write(entries, &mut carried);
         Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call, carried }

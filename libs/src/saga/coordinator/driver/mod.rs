@@ -209,21 +209,21 @@ impl Driver {
                     Err(error) => return End::Parked(error.to_string()),
                 }
             }
-            // In a box: a saga waits most of its life, and then holds no room for what it does when it goes on.
-            if let Err(Stopped::End(end)) = Box::pin(self.hear(happened)).await {
+            if let Err(Stopped::End(end)) = self.hear(happened).await {
                 return end;
             }
         }
     }
 
-    async fn hear(&mut self, happened: Happened) -> Result<(), Stopped> {
+    /// What follows is in a box each: a saga waits most of its life, and then holds no room for what it does when it goes on.
+    fn hear(&mut self, happened: Happened) -> BoxFuture<'_, Result<(), Stopped>> {
         match happened {
             Happened::Answered(attempt) => {
                 self.in_flight.end(Due { step: attempt.step, op: attempt.op });
-                self.step(Input::Attempted(attempt)).await
+                Box::pin(self.step(Input::Attempted(attempt)))
             }
-            Happened::Rung => self.read_mail().await,
-            Happened::Time => self.look_around().await,
+            Happened::Rung => Box::pin(self.read_mail()),
+            Happened::Time => Box::pin(self.look_around()),
         }
     }
 

@@ -51,7 +51,7 @@ impl Driver {
             }
             match moved.local {
                 None => return patiently!(self.commit(Vec::new(), None)).map(drop),
-                Some((local, before)) => match patiently!(self.commit_with(local, &before))? {
+                Some((local, before)) => match patiently!(Box::pin(self.commit_with(local, &before)))? {
                     // What this step holds back may begin now.
                     Ok(()) => input = Input::Tick,
                     Err(refusal) => {
