@@ -64,6 +64,21 @@ async fn two_who_write_take_turns_and_oversell_nothing() {
     assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
 }
 
+/// A plan is kept when the table has grown, so the one that is made while it is empty must be good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_found_by_their_index_in_a_table_that_is_still_empty() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let sql = "EXPLAIN SELECT reply FROM generate_series(1, 1000) AS wanted(k) JOIN requests ON key = k::text";
+    let plan = journal.reader().fetch(sql, Vec::new()).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|line| line.text(0).unwrap()).collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("requests_pkey") && !plan.contains("Seq Scan"), "{plan}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
     if !database::has_server() {

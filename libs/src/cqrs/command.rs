@@ -97,16 +97,21 @@ impl CommandSide {
     /// # Errors
     /// UNAVAILABLE when the database can't be reached.
     pub async fn stamp(&self, metadata: &mut MetadataMap) -> Result<(), Refusal> {
-        let position = if self.journal.is_shared() {
-            journal::head(self.journal.reader()).await.map_err(|error| {
-                tracing::error!(%error, "the log can't be read");
-                error.refusal()
-            })?
-        } else {
-            *self.journal.head().borrow()
-        };
+        if !self.journal.is_shared() {
+            self.stamp_own(metadata);
+            return Ok(());
+        }
+        let position = journal::head(self.journal.reader()).await.map_err(|error| {
+            tracing::error!(%error, "the log can't be read");
+            error.refusal()
+        })?;
         self.write_token(position, metadata);
         Ok(())
+    }
+
+    /// Writes the consistency token of all that this process has committed into a reply.
+    pub fn stamp_own(&self, metadata: &mut MetadataMap) {
+        self.write_token(*self.journal.head().borrow(), metadata);
     }
 
     fn write_token(&self, position: i64, metadata: &mut MetadataMap) {

@@ -26,6 +26,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_secs(4);
 /// The turn that is held for as long as somebody is at work in a schema of its own.
 const OCCUPIED: &str = "occupied";
+/// The ways of finding rows that are never meant. Tables are read by key or in the order of an index; but a plan is made while a table
+/// is small, when to read all of it is as quick as any, and is kept when it has grown.
+const PLANS: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
 /// What durability stands on.
 const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 
@@ -80,7 +83,8 @@ impl Server {
             PgConnectOptions::from_str(url).map_err(failed)?.application_name(&name).disable_statement_logging();
         let turn = TURN.as_millis().to_string();
         let options =
-            options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", turn.as_str())]);
+            options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", &turn)]);
+        let options = options.options(PLANS.map(|way| (way, "off")));
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT);
         Ok(Some(Self { way: Way::Postgres(pool.connect_lazy_with(options)), schema: schema.clone() }))

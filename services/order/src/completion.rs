@@ -5,7 +5,7 @@ use proto::order::v1::{
     CancelOrderRequest, CancelOrderResponse, Order as Document, PlaceOrderRequest, PlaceOrderResponse,
     order_command_service_server::OrderCommandService,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     commands::Commands,
@@ -29,9 +29,14 @@ impl Completion {
         Self { surface: OrderCommandSurface::new(side.clone(), commands), side, coordinator }
     }
 
-    async fn ended(&self, order_id: &str) -> Result<Document, Refusal> {
-        self.coordinator.finished(order_id).await?;
+    /// Waits until an order has ended, and writes a token that tells of its end.
+    async fn ended(&self, order_id: &str, metadata: &mut MetadataMap) -> Result<Document, Refusal> {
+        let (_, here) = self.coordinator.finished_by(order_id).await?;
         let ended = self.side.state::<Order>(order_id).await?.order.ok_or_else(|| order::unknown(order_id))?;
+        match here {
+            true => self.side.stamp_own(metadata),
+            false => self.side.stamp(metadata).await?,
+        }
         Ok(Document { order_id: order_id.to_owned(), ..ended })
     }
 }
@@ -44,13 +49,13 @@ impl OrderCommandService for Completion {
     ) -> Result<Response<PlaceOrderResponse>, Status> {
         // Taken out before the request is keyed: waiting or not, it is the same order.
         let wait = std::mem::take(&mut request.get_mut().wait_for_completion);
-        let mut placed = self.surface.place_order(request).await?;
-        if wait && let Some(order) = &mut placed.get_mut().order {
-            let refused = |refusal: Refusal| refusal.into_status(self.side.service());
-            *order = self.ended(&order.order_id).await.map_err(refused)?;
-            self.side.stamp(placed.metadata_mut()).await.map_err(refused)?;
+        let placed = self.surface.place_order(request).await?;
+        let (mut metadata, mut placed, extensions) = placed.into_parts();
+        if wait && let Some(order) = &mut placed.order {
+            let ended = self.ended(&order.order_id, &mut metadata).await;
+            *order = ended.map_err(|refusal| refusal.into_status(self.side.service()))?;
         }
-        Ok(placed)
+        Ok(Response::from_parts(metadata, placed, extensions))
     }
 
     async fn cancel_order(

@@ -3,6 +3,7 @@
 //! It takes all that waits, reads what the batch needs, decides in memory, writes set by set, commits once, then answers
 //! all. What it reads and writes is the same on every database; how is in [`sqlite`] and [`postgres`].
 
+mod gather;
 mod postgres;
 #[cfg(test)]
 mod simulated;

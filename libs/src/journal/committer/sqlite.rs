@@ -1,18 +1,14 @@
 //! The committer on SQLite, in a thread of its own.
-//!
-//! While one batch is being synced the next one gathers; only under load, where a batch of many is about to be followed by one of
-//! few, does it wait a little for more.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
-    time::{Instant, timeout_at},
 };
 
-use super::{AGGREGATES, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting, decide_all, now_micros};
+use super::{AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all, gather::Gathering, now_micros};
 use crate::journal::{
     batch::World,
     cache::Cache,
@@ -23,10 +19,6 @@ use crate::journal::{
     sql::{self, Error, Write},
     sqlite::Writer,
 };
-
-/// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
-const LINGER: Duration = Duration::from_millis(5);
-const FEW: usize = 8;
 
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
@@ -46,27 +38,8 @@ impl Committer {
     pub(in crate::journal) fn run(mut self) -> Result<(), Error> {
         let runtime = Handle::current();
         let mut batch = Vec::with_capacity(MOST_ENTRIES);
-        let mut expected = 0;
-        while let Some(first) = self.waiting.blocking_recv() {
-            let mut size = first.entry.size;
-            batch.push(first);
-            let mut deadline = None;
-            while batch.len() < MOST_ENTRIES && size < MOST_BYTES {
-                let next = match self.waiting.try_recv() {
-                    Ok(next) => next,
-                    Err(_) if batch.len() >= expected => break,
-                    Err(_) => {
-                        let deadline = *deadline.get_or_insert_with(|| Instant::now() + LINGER);
-                        match runtime.block_on(async { timeout_at(deadline, self.waiting.recv()).await }) {
-                            Ok(Some(next)) => next,
-                            Ok(None) | Err(_) => break,
-                        }
-                    }
-                };
-                size += next.entry.size;
-                batch.push(next);
-            }
-            expected = if batch.len() < FEW { 0 } else { batch.len() };
+        let mut gathering = Gathering::default();
+        while let Some(size) = runtime.block_on(gathering.next(&mut self.waiting, &mut batch)) {
             self.counters.waits_no_more(size);
             self.commit(&mut batch)?;
         }

@@ -264,11 +264,19 @@ impl Coordinator {
     /// # Errors
     /// NOT_FOUND, UNKNOWN_SAGA; FAILED_PRECONDITION, SAGA_PARKED; UNAVAILABLE when this coordinator doesn't drive it (any more).
     pub async fn finished(&self, saga_id: &str) -> Result<Saga, Refusal> {
+        self.finished_by(saga_id).await.map(|(saga, _)| saga)
+    }
+
+    /// As [`finished`](Self::finished), and true if it was this process that ended the saga.
+    ///
+    /// # Errors
+    /// Those of [`finished`](Self::finished).
+    pub async fn finished_by(&self, saga_id: &str) -> Result<(Saga, bool), Refusal> {
         loop {
             let (answer, answered) = oneshot::channel();
             let parked = match self.0.live.post(saga_id, Mail::Finished(answer)) {
                 Ok(()) => match answered.await {
-                    Ok(saga) => return Ok(saga),
+                    Ok(saga) => return Ok((saga, true)),
                     Err(_) => None,
                 },
                 Err(Unreachable::NotLive(_)) => None,
@@ -276,7 +284,7 @@ impl Coordinator {
             };
             let saga = self.0.stored(saga_id).await?.saga;
             if is_final(saga.phase()) {
-                return Ok(saga);
+                return Ok((saga, false));
             }
             if parked.is_some() {
                 // Why is its operator's to know.

@@ -1,0 +1,59 @@
+//! What becomes one batch.
+//!
+//! While one batch is being committed the next one gathers; only under load, where a batch of many is about to be followed by one of
+//! few, does it wait a little for more.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{MOST_BYTES, MOST_ENTRIES, Waiting};
+
+/// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
+const LINGER: Duration = Duration::from_millis(5);
+const FEW: usize = 8;
+/// After such a while without one no more are on their way: those who will ask again wait for this batch first.
+const GAP: Duration = Duration::from_millis(1);
+
+/// Gathers one batch after another.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    /// How many entries are worth waiting for.
+    expected: usize,
+}
+
+impl Gathering {
+    /// Takes what waits, and what comes while that is worth waiting for. Answers how many bytes it is; None once the journal is closed and
+    /// nothing waits.
+    pub(super) async fn next(
+        &mut self,
+        waiting: &mut mpsc::Receiver<Waiting>,
+        batch: &mut Vec<Waiting>,
+    ) -> Option<usize> {
+        let first = waiting.recv().await?;
+        let mut size = first.entry.size;
+        batch.push(first);
+        let mut deadline = None;
+        while batch.len() < MOST_ENTRIES && size < MOST_BYTES {
+            let next = match waiting.try_recv() {
+                Ok(next) => next,
+                Err(_) if batch.len() >= self.expected => break,
+                Err(_) => {
+                    let now = Instant::now();
+                    let deadline = (*deadline.get_or_insert(now + LINGER)).min(now + GAP);
+                    match timeout_at(deadline, waiting.recv()).await {
+                        Ok(Some(next)) => next,
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+            };
+            size += next.entry.size;
+            batch.push(next);
+        }
+        self.expected = if batch.len() < FEW { 0 } else { batch.len() };
+        Some(size)
+    }
+}
