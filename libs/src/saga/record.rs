@@ -127,25 +127,31 @@ impl Record {
         let mut saga = Vec::with_capacity(1 << 10);
         self.saga.encode_raw(&mut saga);
         let head = saga.len();
-        steps.iter().for_each(|step| message::encode(field::SAGA_STEPS, step, &mut saga));
+        message::encode_repeated(field::SAGA_STEPS, &steps, &mut saga);
 
         let mut record = Vec::with_capacity(saga.len() + self.kept.encoded_len() + field::ROOM);
         field::put(field::RECORD_SAGA, &saga, &mut record);
         self.kept.encode_raw(&mut record);
 
-        let mut transition = Vec::with_capacity(head + (1 << 9));
+        let change = |at: usize| (u32::try_from(at).unwrap_or(u32::MAX), &steps[at]);
+        let length = |(index, step): (u32, &Step)| {
+            uint32::encoded_len(field::CHANGE_INDEX, &index) + message::encoded_len(field::CHANGE_STEP, step)
+        };
+        let new = &history[history.len() - lines..];
+        // To the byte or a few more: the log's last events stay in memory as they are made here.
+        let changes: usize = each(changed).map(|at| length(change(at)) + field::ROOM).sum();
+        let lines = message::encoded_len_repeated(field::TRANSITION_HISTORY, new);
+        let mut transition = Vec::with_capacity(head + changes + lines + 2 * field::ROOM);
         field::put(field::TRANSITION_SAGA, &saga[..head], &mut transition);
-        for at in each(changed) {
-            let (index, step) = (u32::try_from(at).unwrap_or(u32::MAX), &steps[at]);
-            let length =
-                uint32::encoded_len(field::CHANGE_INDEX, &index) + message::encoded_len(field::CHANGE_STEP, step);
-            field::announce(field::TRANSITION_STEPS, length, &mut transition);
+        for (index, step) in each(changed).map(change) {
+            field::announce(field::TRANSITION_STEPS, length((index, step)), &mut transition);
             uint32::encode(field::CHANGE_INDEX, &index, &mut transition);
             message::encode(field::CHANGE_STEP, step, &mut transition);
         }
-        let new = &history[history.len() - lines..];
-        new.iter().for_each(|line| message::encode(field::TRANSITION_HISTORY, line, &mut transition));
-        bool::encode(field::TRANSITION_REPLACES_LAST, &replaces_last, &mut transition);
+        message::encode_repeated(field::TRANSITION_HISTORY, new, &mut transition);
+        if replaces_last {
+            bool::encode(field::TRANSITION_REPLACES_LAST, &replaces_last, &mut transition);
+        }
 
         self.saga.steps = steps;
         self.saga.history = history;

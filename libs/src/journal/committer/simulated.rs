@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{AGGREGATES, Answer, Counters, MOST_BYTES, MOST_ENTRIES, Named, Sets, Waiting, decide_all};
+use super::{AGGREGATES, Answer, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all, gather::Gathering};
 use crate::journal::{
     batch::World,
     entry::{Forgotten, SubmitError},
@@ -40,14 +40,8 @@ impl Committer {
     /// When it can't be found out what became of a commit. It must end the process.
     pub(in crate::journal) async fn run(mut self) -> Result<(), Error> {
         let mut batch = Vec::with_capacity(MOST_ENTRIES);
-        while let Some(first) = self.waiting.recv().await {
-            let mut size = first.entry.size;
-            batch.push(first);
-            while batch.len() < MOST_ENTRIES && size < MOST_BYTES {
-                let Ok(next) = self.waiting.try_recv() else { break };
-                size += next.entry.size;
-                batch.push(next);
-            }
+        let mut gathering = Gathering::default();
+        while let Some(size) = gathering.next(&mut self.waiting, &mut batch).await {
             self.counters.waits_no_more(size);
             self.commit(&mut batch).await?;
         }
