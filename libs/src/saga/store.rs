@@ -63,11 +63,15 @@ pub(super) async fn orphans_after(
     limit: i64,
 ) -> Result<Vec<(String, Stored, Bytes)>, sql::Error> {
     let is_there = Member::is_there("m");
+    // The owner is looked up saga by saga: as a join it may be read from the list of all owners there ever were.
     let sql = format!(
-        "SELECT s.saga_id, s.record, COALESCE(a.state, ''::bytea) FROM sagas s
-         LEFT JOIN aggregates a ON a.kind = '{OWNER}' AND a.id = s.saga_id
-         LEFT JOIN members m ON convert_to(m.name, 'UTF8') = a.state AND {is_there}
-         WHERE s.open = 1 AND m.name IS NULL AND s.saga_id > $1 ORDER BY s.saga_id LIMIT $2"
+        "SELECT saga_id, record, owner FROM (
+             SELECT saga_id, record,
+                    COALESCE((SELECT state FROM aggregates WHERE kind = '{OWNER}' AND id = saga_id), ''::bytea) AS owner
+             FROM sagas WHERE open = 1 AND saga_id > $1
+         ) AS s
+         WHERE NOT EXISTS (SELECT 1 FROM members m WHERE convert_to(m.name, 'UTF8') = s.owner AND {is_there})
+         ORDER BY saga_id LIMIT $2"
     );
     let records = journal.reader().fetch(&sql, vec![after.into(), limit.into()]).await?;
     let orphan = |record: &sql::Record| Ok((record.text(0)?, Record::decode(record.blob(1)?), record.blob(2)?));
