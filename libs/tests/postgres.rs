@@ -77,6 +77,40 @@ async fn keys_are_found_by_their_index_in_a_table_that_is_still_empty() {
     let plan: Vec<String> = plan.iter().map(|line| line.text(0).unwrap()).collect();
     let plan = plan.join("\n");
     assert!(plan.contains("requests_pkey") && !plan.contains("Seq Scan"), "{plan}");
+    // What has no other way than through the whole table is dear in the server's eyes, and would be compiled each time.
+    let plan =
+        journal.reader().fetch("EXPLAIN (ANALYZE) SELECT MAX(seen_until) FROM members", Vec::new()).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|line| line.text(0).unwrap()).collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("Seq Scan") && !plan.contains("JIT"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_ended_while_they_had_nothing_to_do_are_not_missed() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (journal, killer) = (open(&folder).await, Journal::open(database::location(folder.path(), "other"), &[]).await);
+    let (killer, Location::Postgres { schema, .. }) = (killer.unwrap(), journal.location().clone()) else {
+        panic!("a server")
+    };
+    for silence in [Duration::ZERO, Duration::from_millis(1100)] {
+        // All of its readers have been at work, and its committer.
+        let read = || journal.reader().fetch("SELECT COUNT(pg_sleep(0.05))", Vec::new());
+        futures::future::try_join_all((0..4).map(|_| read())).await.unwrap();
+        journal.submit(note(&format!("before {silence:?}"))).await.unwrap();
+        let of_it = format!("FROM pg_stat_activity WHERE application_name = 'trellis {schema}'");
+        let count = async |what: &str| {
+            let found = killer.reader().fetch(&format!("SELECT COUNT({what}) {of_it}"), Vec::new()).await.unwrap();
+            found[0].int(0).unwrap()
+        };
+        assert!(count("pg_terminate_backend(pid)").await >= 5);
+        while count("*").await > 0 {}
+        tokio::time::sleep(silence).await;
+        journal.submit(note(&format!("after {silence:?}"))).await.unwrap();
+        futures::future::try_join_all((0..4).map(|_| read())).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

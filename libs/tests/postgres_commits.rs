@@ -278,18 +278,21 @@ async fn a_batch_that_loses_a_deadlock_is_committed_once_more() {
     let mut other = schema.connect().await;
     // The batch is the one to give way: it looks for a deadlock after a second, the other one never.
     other.execute("SET deadlock_timeout = '1h'").await.unwrap();
+    // What it does counts for nothing.
+    other.execute("SET session_replication_role = replica").await.unwrap();
     let mut transaction = other.begin().await.unwrap();
-    let request = "INSERT INTO requests SELECT 'second', hash, outcome, reply, time FROM requests WHERE key = 'first'";
-    transaction.execute(request).await.unwrap();
+    transaction.execute("UPDATE aggregates SET state = state WHERE id = 'first'").await.unwrap();
 
-    schema.trouble(When::Written, 0, "NULL").await;
+    schema.trouble(When::Begun, 0, "NULL").await;
     let batch = tokio::spawn({
         let journal = journal.clone();
         async move { journal.submit(Entry { request: note("second").request, ..change("first") }).await }
     });
-    // The batch has the aggregate and waits for the request's key. Now the other one wants the aggregate.
+    // The batch has the request's key (what a statement is named for, the server does first) and waits for the aggregate. Now the other one
+    // wants the key.
     schema.until_the_journal_waits().await;
-    transaction.execute("UPDATE aggregates SET state = state WHERE id = 'first'").await.unwrap();
+    let request = "INSERT INTO requests SELECT 'second', hash, outcome, reply, time FROM requests WHERE key = 'first'";
+    transaction.execute(request).await.unwrap();
     transaction.rollback().await.unwrap();
 
     let ended = timeout(PATIENCE, batch).await.unwrap().unwrap().unwrap();

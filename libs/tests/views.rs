@@ -246,6 +246,51 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
 }
 
+static SMALL: Table = Table {
+    name: "small",
+    create: &["CREATE TABLE IF NOT EXISTS small (
+        id TEXT PRIMARY KEY,
+        position INTEGER,
+        document BLOB,
+        sum INTEGER CHECK (sum < 5)
+    )"],
+    columns: &["id", "position", "document", "sum"],
+    key: 1,
+    fixed: &[],
+};
+
+/// Sums, in a table that takes no large ones.
+struct Small;
+
+impl Projection for Small {
+    const NAME: &'static str = "small";
+    const TABLES: &'static [&'static Table] = &[&SMALL];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut sums = Documents::<i64>::load(transaction, &SMALL, events.iter().map(|e| e.id.as_str())).await?;
+        for event in events {
+            let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
+            sums.update(&event.id, event.position, |sum| *sum += amount);
+        }
+        sums.save(transaction, |sum| vec![(*sum).into()]).await
+    }
+}
+
+#[tokio::test]
+async fn a_projection_whose_table_refuses_a_row_is_parked_and_the_others_go_on() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    for (name, amount) in [("a", 1), ("large", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Small).with(Sums)).await;
+    let position = add(&journal, "a", 10).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!((sum(&read, "a").await, sum(&read, "large").await), (Some(11), Some(5)));
+    let small = |id: &'static str| read.document::<i64>(&SMALL, id);
+    assert_eq!((small("a").await.unwrap(), small("b").await.unwrap()), (Some(1), None));
+}
+
 /// Finds the server without room, so many times.
 struct Crowded(AtomicI64);
 

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     journal::{
         self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
+        sql,
     },
     refusal::{Refusal, Violations},
     rpc::carried::CarriedKeys,
@@ -82,14 +83,16 @@ impl CommandSide {
     /// # Errors
     /// UNAVAILABLE when the database can't be reached, INTERNAL when the state can't be read.
     pub async fn state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
-        let stored = self.journal.aggregate(&AggregateId::new(A::KIND, id)).await.map_err(|error| {
-            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
-            error.refusal()
-        })?;
-        A::State::decode(stored.state).map_err(|error| {
-            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
-            Refusal::internal()
-        })
+        decoded::<A>(id, self.journal.aggregate(&AggregateId::new(A::KIND, id)).await)
+    }
+
+    /// The state of an aggregate as this process last left it, for somebody who asks just after that. Other processes may have changed it
+    /// since. What this one has not written lately is read as it stands.
+    ///
+    /// # Errors
+    /// Those of [`state`](Self::state).
+    pub async fn own_state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
+        decoded::<A>(id, self.journal.aggregate_as_written(&AggregateId::new(A::KIND, id)).await)
     }
 
     /// Writes the consistency token of all that is committed now into a reply, whichever process did it.
@@ -264,6 +267,17 @@ impl CommandSide {
         self.write_token(position, response.metadata_mut());
         Ok((response, verdict))
     }
+}
+
+fn decoded<A: Aggregate>(id: &str, stored: Result<journal::Aggregate, sql::Error>) -> Result<A::State, Refusal> {
+    let stored = stored.map_err(|error| {
+        tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
+        error.refusal()
+    })?;
+    A::State::decode(stored.state).map_err(|error| {
+        tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
+        Refusal::internal()
+    })
 }
 
 /// What a call is answered of which nothing is known any more, if it ever was. A saga that goes on calls again.

@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, task::JoinError};
 use super::{
     Log, Projections, Views,
     board::Telling,
-    views::{CHECKPOINTS, checkpoint_of, joined, lowest},
+    views::{CHECKPOINTS, checkpoints_of, joined, lowest},
 };
 use crate::journal::{Beside, Location, OpenError, Row, sql, store};
 
@@ -136,10 +136,8 @@ impl Views {
     async fn take_tables(&mut self, mut rebuilt: Self) -> Result<i64, RebuildError> {
         loop {
             let mut transaction = self.writer.begin().await?;
-            let mut old = 0;
-            for state in &self.projections {
-                old = old.max(checkpoint_of(state.fold.name(), &mut transaction).await?);
-            }
+            let names = self.projections.iter().map(|state| state.fold.name());
+            let old = checkpoints_of(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
             if reached < old {
                 // The old ones went on while they were made: a query must not see less than before.

@@ -4,7 +4,7 @@
 //! transaction. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is parked
 //! with the event and the error, and the others go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::journal::{
     Event, Location, OpenError, Row, Table,
-    sql::{self, Reader, Transaction},
+    sql::{self, Reader, Transaction, Value},
     store::{self, Store},
 };
 
@@ -270,13 +270,15 @@ impl Views {
     async fn fold_together(&mut self, events: &[Event], last: i64) -> Result<(), ProjectionError> {
         let shared = self.writer.is_shared();
         let mut transaction = self.writer.begin().await?;
-        let mut checkpoints = Vec::with_capacity(self.projections.len());
-        for state in self.projections.iter().filter(|state| !state.parked) {
-            checkpoints.push(fold(state, shared, events, last, &mut transaction).await?);
+        let moving = || self.projections.iter().filter(|state| !state.parked);
+        let stood = checkpoints(moving(), shared, &mut transaction).await?;
+        let mut passed = Vec::with_capacity(stood.len());
+        for (state, checkpoint) in moving().zip(stood) {
+            passed.push(fold(state, checkpoint, events, last, &mut transaction).await?);
         }
         transaction.commit().await?;
         let folded = self.projections.iter_mut().filter(|state| !state.parked);
-        folded.zip(checkpoints).for_each(|(state, checkpoint)| state.moved(checkpoint));
+        folded.zip(passed).for_each(|(state, checkpoint)| state.moved(checkpoint));
         Ok(())
     }
 
@@ -292,7 +294,7 @@ impl Views {
             let last = events.last().map_or(last, |event| event.position);
             for attempt in 1..=TRIES {
                 let mut transaction = writer.begin().await?;
-                match fold(state, shared, events, last, &mut transaction).await {
+                match fold_alone(state, shared, events, last, &mut transaction).await {
                     Ok(checkpoint) => {
                         transaction.commit().await?;
                         state.moved(checkpoint);
@@ -336,20 +338,30 @@ async fn pause(error: &sql::Error) {
     tokio::time::sleep(PAUSE).await;
 }
 
-/// Folds what is new to a projection and moves its checkpoint, in one transaction. Answers how far it is then.
-async fn fold(
+/// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.
+async fn fold_alone(
     state: &State,
     shared: bool,
     events: &[Event],
     last: i64,
     transaction: &mut Transaction<'_>,
 ) -> Result<i64, ProjectionError> {
+    let stood = checkpoints(std::iter::once(state), shared, transaction).await?;
+    let stood = stood.first().copied().unwrap_or(state.checkpoint);
+    let passed = fold(state, stood, events, last, transaction).await?;
+    transaction.flush().await?;
+    Ok(passed)
+}
+
+/// Folds what is new to a projection that stands at `checkpoint` and moves that, in one transaction. Answers how far it is then.
+async fn fold(
+    state: &State,
+    checkpoint: i64,
+    events: &[Event],
+    last: i64,
+    transaction: &mut Transaction<'_>,
+) -> Result<i64, ProjectionError> {
     let name = state.fold.name();
-    let checkpoint = match shared {
-        // Another replica may have had its turn since.
-        true => checkpoint_of(name, transaction).await?,
-        false => state.checkpoint,
-    };
     if checkpoint < state.checkpoint {
         let back = format!("the checkpoint of {name} went back from {} to {checkpoint}", state.checkpoint);
         return Err(sql::Error::Corrupt(format!("{back}: somebody else begins anew")).into());
@@ -363,10 +375,29 @@ async fn fold(
     Ok(last)
 }
 
-/// How far a projection is, as its database says.
-pub(super) async fn checkpoint_of(name: &'static str, transaction: &mut Transaction<'_>) -> Result<i64, sql::Error> {
-    let found = transaction.fetch_keys(&CHECKPOINTS, &[vec![name.into()]]).await?;
-    found.first().map_or(Ok(0), |record| record.int(1))
+/// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.
+async fn checkpoints(
+    states: impl Iterator<Item = &State> + Clone,
+    shared: bool,
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<i64>, sql::Error> {
+    if !shared {
+        return Ok(states.map(|state| state.checkpoint).collect());
+    }
+    checkpoints_of(states.map(|state| state.fold.name()), transaction).await
+}
+
+/// How far projections of these names are, as their database says.
+pub(super) async fn checkpoints_of(
+    names: impl Iterator<Item = &'static str> + Clone,
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<i64>, sql::Error> {
+    let keys: Vec<Vec<Value>> = names.clone().map(|name| vec![name.into()]).collect();
+    let mut found = HashMap::with_capacity(keys.len());
+    for record in transaction.fetch_keys(&CHECKPOINTS, &keys).await? {
+        found.insert(record.text(0)?, record.int(1)?);
+    }
+    Ok(names.map(|name| found.get(name).copied().unwrap_or_default()).collect())
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.

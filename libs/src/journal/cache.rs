@@ -7,7 +7,7 @@ use super::{
     entry::{Aggregate, AggregateId},
 };
 
-/// Aggregates as they were last committed. The committer is the only writer, so they are the truth; what fills it is the hot
+/// Aggregates as they were last committed by this process. Where that is the only writer they are the truth. What fills it is the hot
 /// ones, and when it is full it starts over.
 #[derive(Debug, Default)]
 pub(super) struct Cache {

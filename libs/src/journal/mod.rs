@@ -14,6 +14,7 @@ mod members;
 mod postgres;
 mod recent;
 mod requests;
+mod session;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod sql;
@@ -60,8 +61,8 @@ const MOST_WAITING: usize = 4096;
 const MOST_BYTES_WAITING: usize = 64 << 20;
 /// How many may read at once.
 const READERS: usize = 4;
-/// How many connections write: the committer's, and one to ask what became of it.
-const WRITERS: u32 = 3;
+/// How many sessions write: the committer's, and those that ask what became of it and say who is there.
+const WRITERS: usize = 3;
 
 /// The journal of one database. Clones share it.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ struct Shared {
     queue: Mutex<Option<mpsc::Sender<Waiting>>>,
     head: watch::Receiver<i64>,
     reader: Reader,
-    /// Stays empty where others may write too.
+    /// Where others may write too it is no more than what this process wrote.
     cache: Arc<RwLock<Cache>>,
     /// Stays empty where others may write too.
     recent: Recent,
@@ -134,12 +135,12 @@ impl Journal {
             Location::Postgres { .. } => {
                 all.push(&MEMBERS);
                 let server = Server::open(&location, WRITERS, &all).await?;
-                let readers = Server::readers(&location, READERS.try_into().unwrap_or(1))?;
+                let readers = Server::readers(&location, READERS)?;
                 let (Some(server), Some(readers)) = (server, readers) else { return Err(failed(sql::Error::Closed)) };
                 let reader = Reader::postgres(readers);
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
-                let counters = Arc::clone(&counters);
-                let committer = PostgresCommitter { server: server.clone(), waiting, head, counters };
+                let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
+                let committer = PostgresCommitter { server: server.clone(), cache, waiting, head, counters };
                 tokio::spawn(async move { tell.send(committer.run().await) });
                 (reader, Some(server))
             }
@@ -248,9 +249,24 @@ impl Journal {
     /// # Errors
     /// When the database can't be read.
     pub async fn aggregate(&self, id: &AggregateId) -> Result<Aggregate, sql::Error> {
+        if !self.is_shared() {
+            return self.aggregate_as_written(id).await;
+        }
+        self.stored_aggregate(id).await
+    }
+
+    /// One aggregate as this process wrote it last, where it did so lately: others may have written it since. Else as it is committed.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub async fn aggregate_as_written(&self, id: &AggregateId) -> Result<Aggregate, sql::Error> {
         if let Some(aggregate) = self.0.cache.read().get(id) {
             return Ok(aggregate);
         }
+        self.stored_aggregate(id).await
+    }
+
+    async fn stored_aggregate(&self, id: &AggregateId) -> Result<Aggregate, sql::Error> {
         let key = vec![vec![id.kind.into(), (*id.id).into()]];
         let found = self.0.reader.fetch_keys(&AGGREGATES, key).await?;
         let Some(record) = found.first() else { return Ok(Aggregate::default()) };

@@ -3,10 +3,7 @@
 
 use std::{str::FromStr as _, time::Duration};
 
-use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 #[cfg(test)]
@@ -14,21 +11,27 @@ use super::simulated::Database;
 use super::{
     entry::Table,
     location::Location,
+    session::{Sessions, Transaction},
     sql::{Error, Record, Value, postgres},
     sqlite::OpenError,
 };
 
-/// How long somebody waits for a connection before the server counts as out of reach.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long a turn is kept for a process that says nothing in the midst of it, because it is stopped or out of reach. Then the server
 /// ends its session: nothing of the transaction holds, and the next one has its turn. Well within [`Member::LEASE`](super::members::Member::LEASE),
 /// so that whoever takes over from such a process doesn't have to wait for it.
 const TURN: Duration = Duration::from_secs(4);
 /// The turn that is held for as long as somebody is at work in a schema of its own.
 const OCCUPIED: &str = "occupied";
-/// The ways of finding rows that are never meant. Tables are read by key or in the order of an index; but a plan is made while a table
-/// is small, when to read all of it is as quick as any, and is kept when it has grown.
-const PLANS: [&str; 3] = ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"];
+/// How rows are found. Tables are read by key or in the order of an index, but a plan is made while a table is small, when to read all of it
+/// is as quick as any, and is kept when it has grown: the other ways are never meant. A plan made once serves whatever is bound, and none is
+/// worth being compiled, however dear the server thinks a way is that it has no other for.
+const PLANS: [(&str, &str); 5] = [
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("jit", "off"),
+];
 /// What durability stands on.
 const SETTINGS: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 
@@ -42,13 +45,10 @@ pub(super) struct Server {
 /// The way to a server.
 #[derive(Clone, Debug)]
 enum Way {
-    Postgres(PgPool),
+    Postgres(Sessions),
     #[cfg(test)]
     Simulated(std::sync::Arc<dyn Database>),
 }
-
-/// A transaction on a server.
-pub(super) type Transaction = sqlx::Transaction<'static, Postgres>;
 
 impl Server {
     /// Reaches a schema for writing: makes it and these tables where they are missing, and asks what durability is promised.
@@ -57,13 +57,16 @@ impl Server {
     /// When the server can't be reached, or doesn't promise that a commit outlives a crash.
     pub(super) async fn open(
         location: &Location,
-        connections: u32,
+        connections: usize,
         tables: &[&'static Table],
     ) -> Result<Option<Self>, OpenError> {
         let Some(server) = Self::connect(location, connections, false)? else { return Ok(None) };
         let failed = |source| OpenError::Database { location: location.clone(), source };
-        server.check(location).await?;
-        server.create(tables).await.map_err(failed)?;
+        // Two that begin at once would both find nothing, and both make it.
+        let mut transaction = server.begin("create").await.map_err(failed)?;
+        server.check(&mut transaction, location).await?;
+        server.create(&mut transaction, tables).await.map_err(failed)?;
+        transaction.commit().await.map_err(|error| failed(error.into()))?;
         Ok(Some(server))
     }
 
@@ -71,11 +74,11 @@ impl Server {
     ///
     /// # Errors
     /// When the address is wrong.
-    pub(super) fn readers(location: &Location, connections: u32) -> Result<Option<Self>, OpenError> {
+    pub(super) fn readers(location: &Location, connections: usize) -> Result<Option<Self>, OpenError> {
         Self::connect(location, connections, true)
     }
 
-    fn connect(location: &Location, connections: u32, read_only: bool) -> Result<Option<Self>, OpenError> {
+    fn connect(location: &Location, connections: usize, read_only: bool) -> Result<Option<Self>, OpenError> {
         let Location::Postgres { url, schema } = location else { return Ok(None) };
         let failed = |error: sqlx::Error| OpenError::Database { location: location.clone(), source: error.into() };
         let name = format!("trellis {schema}");
@@ -84,18 +87,17 @@ impl Server {
         let turn = TURN.as_millis().to_string();
         let options =
             options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", &turn)]);
-        let options = options.options(PLANS.map(|way| (way, "off")));
+        let options = options.options(PLANS);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
-        let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT);
-        Ok(Some(Self { way: Way::Postgres(pool.connect_lazy_with(options)), schema: schema.clone() }))
+        Ok(Some(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() }))
     }
 
     /// Asks for the settings that durability stands on. A server that doesn't sync loses what it answered.
-    async fn check(&self, location: &Location) -> Result<(), OpenError> {
+    async fn check(&self, connection: &mut PgConnection, location: &Location) -> Result<(), OpenError> {
         let failed = |source| OpenError::Database { location: location.clone(), source };
         for pragma in SETTINGS {
             let sql = format!("SELECT current_setting('{pragma}')");
-            let records = self.fetch(&sql, &[]).await.map_err(failed)?;
+            let records = postgres::query(connection, &sql, &[]).await.map_err(failed)?;
             let found = records.first().map_or(Ok(String::new()), |record| record.text(0)).map_err(failed)?;
             if matches!(&*found, "off" | "") {
                 return Err(OpenError::NotDurable { location: location.clone(), pragma, found, wanted: "on" });
@@ -105,15 +107,13 @@ impl Server {
         Ok(())
     }
 
-    async fn create(&self, tables: &[&'static Table]) -> Result<(), Error> {
-        // Two that begin at once would both find nothing, and both make it.
-        let mut transaction = self.begin("create").await?;
+    async fn create(&self, connection: &mut PgConnection, tables: &[&'static Table]) -> Result<(), Error> {
         let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
-        postgres::execute(&mut transaction, &schema, &[]).await?;
+        postgres::execute(connection, &schema, &[]).await?;
         for statement in tables.iter().flat_map(|table| table.create) {
-            postgres::execute(&mut transaction, &translate(statement), &[]).await?;
+            postgres::execute(connection, &translate(statement), &[]).await?;
         }
-        Ok(transaction.commit().await?)
+        Ok(())
     }
 
     /// Says that somebody is at work in a schema, for as long as this session lasts.
@@ -124,12 +124,12 @@ impl Server {
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let server = Self::connect(location, 1, false)?.ok_or_else(|| failed(Error::Closed))?;
         let mut session = match &server.way {
-            Way::Postgres(pool) => pool.acquire().await.map_err(|error| failed(error.into()))?.detach(),
+            Way::Postgres(sessions) => sessions.connect().await.map_err(|error| failed(error.into()))?,
             #[cfg(test)]
             Way::Simulated(_) => return Err(failed(Error::Closed)),
         };
         let sql = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
-        postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED)]).await.map_err(failed)?;
+        postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED).into()]).await.map_err(failed)?;
         Ok(session)
     }
 
@@ -143,7 +143,7 @@ impl Server {
             let schema = record.text(0)?;
             let mut transaction = session.begin().await?;
             let free = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))::int";
-            let free = postgres::query(&mut transaction, free, &[turn_of(&schema, OCCUPIED)]).await?;
+            let free = postgres::query(&mut transaction, free, &[turn_of(&schema, OCCUPIED).into()]).await?;
             if !free.first().is_some_and(|free| matches!(free.int(0), Ok(1))) {
                 continue;
             }
@@ -185,19 +185,23 @@ impl Server {
 
     /// Begins a transaction in which nobody else of this schema has the same turn.
     pub(super) async fn begin(&self, turn: &str) -> Result<Transaction, Error> {
-        let mut transaction = match &self.way {
-            Way::Postgres(pool) => pool.begin().await?,
+        match &self.way {
+            Way::Postgres(sessions) => Ok(sessions.begin(&turn_of(&self.schema, turn)).await?),
             #[cfg(test)]
-            Way::Simulated(_) => return Err(Error::Closed),
-        };
-        let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-        postgres::execute(&mut transaction, sql, &[turn_of(&self.schema, turn)]).await?;
-        Ok(transaction)
+            Way::Simulated(_) => Err(Error::Closed),
+        }
     }
 
+    /// Runs a statement that may be run twice.
     pub(super) async fn execute(&self, sql: &str, values: &[Value]) -> Result<(), Error> {
         match &self.way {
-            Way::Postgres(pool) => postgres::execute(&mut *pool.acquire().await?, sql, values).await,
+            Way::Postgres(sessions) => loop {
+                let mut lent = sessions.lend().await?;
+                let end = postgres::execute(lent.session()?, sql, values).await;
+                if let Some(end) = lent.ended(end) {
+                    break end;
+                }
+            },
             #[cfg(test)]
             Way::Simulated(database) => database.execute(sql, values).await,
         }
@@ -205,7 +209,13 @@ impl Server {
 
     pub(super) async fn fetch(&self, sql: &str, values: &[Value]) -> Result<Vec<Record>, Error> {
         match &self.way {
-            Way::Postgres(pool) => postgres::query(&mut *pool.acquire().await?, sql, values).await,
+            Way::Postgres(sessions) => loop {
+                let mut lent = sessions.lend().await?;
+                let end = postgres::query(lent.session()?, sql, values).await;
+                if let Some(end) = lent.ended(end) {
+                    break end;
+                }
+            },
             #[cfg(test)]
             Way::Simulated(database) => database.fetch(sql, values).await,
         }
@@ -213,7 +223,13 @@ impl Server {
 
     pub(super) async fn fetch_keys(&self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
         match &self.way {
-            Way::Postgres(pool) => postgres::fetch_keys(&mut *pool.acquire().await?, table, keys).await,
+            Way::Postgres(sessions) => loop {
+                let mut lent = sessions.lend().await?;
+                let end = postgres::fetch_keys(lent.session()?, table, keys).await;
+                if let Some(end) = lent.ended(end) {
+                    break end;
+                }
+            },
             #[cfg(test)]
             Way::Simulated(database) => database.fetch_keys(table, keys).await,
         }
@@ -221,7 +237,7 @@ impl Server {
 
     pub(super) async fn close(&self) {
         match &self.way {
-            Way::Postgres(pool) => pool.close().await,
+            Way::Postgres(sessions) => sessions.close().await,
             #[cfg(test)]
             Way::Simulated(_) => {}
         }
@@ -229,8 +245,8 @@ impl Server {
 }
 
 /// A turn's name, of which the server makes a number: the same one for every version of this program.
-fn turn_of(schema: &str, turn: &str) -> Value {
-    format!("trellis/{schema}/{turn}").into()
+fn turn_of(schema: &str, turn: &str) -> String {
+    format!("trellis/{schema}/{turn}")
 }
 
 /// A name, as SQL writes it.

@@ -25,7 +25,7 @@ enum Kind {
 pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
     match location {
         Location::Sqlite(path) => sqlite::readers(path, count),
-        Location::Postgres { .. } => match Server::readers(location, count.try_into().unwrap_or(1))? {
+        Location::Postgres { .. } => match Server::readers(location, count)? {
             Some(server) => Ok(Reader::postgres(server)),
             None => Err(OpenError::Database { location: location.clone(), source: Error::Closed }),
         },

@@ -96,6 +96,7 @@ impl Schema {
     pub(crate) async fn trouble(&self, when: When, times: u32, what: &str) {
         let mut connection = self.connect().await;
         let (trigger, deferred) = match when {
+            When::Begun => ("CREATE TRIGGER trouble BEFORE INSERT ON requests", ""),
             When::Written => ("CREATE TRIGGER trouble AFTER INSERT ON events", ""),
             When::Changed => ("CREATE TRIGGER trouble AFTER INSERT OR UPDATE ON aggregates", ""),
             When::Committed => {
@@ -152,6 +153,8 @@ impl Schema {
 /// When the server makes trouble.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum When {
+    /// A request is about to be written.
+    Begun,
     /// An event is written.
     Written,
     /// An aggregate is.

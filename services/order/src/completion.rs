@@ -32,11 +32,17 @@ impl Completion {
     /// Waits until an order has ended, and writes a token that tells of its end.
     async fn ended(&self, order_id: &str, metadata: &mut MetadataMap) -> Result<Document, Refusal> {
         let (_, here) = self.coordinator.finished_by(order_id).await?;
-        let ended = self.side.state::<Order>(order_id).await?.order.ok_or_else(|| order::unknown(order_id))?;
-        match here {
-            true => self.side.stamp_own(metadata),
-            false => self.side.stamp(metadata).await?,
-        }
+        let state = match here {
+            true => {
+                self.side.stamp_own(metadata);
+                self.side.own_state::<Order>(order_id).await?
+            }
+            false => {
+                self.side.stamp(metadata).await?;
+                self.side.state::<Order>(order_id).await?
+            }
+        };
+        let ended = state.order.ok_or_else(|| order::unknown(order_id))?;
         Ok(Document { order_id: order_id.to_owned(), ..ended })
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, watch},
@@ -16,10 +17,12 @@ use super::{AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all
 use crate::journal::{
     Committed,
     batch::World,
+    cache::Cache,
     entry::{Forgotten, SubmitError, Table},
     log::EVENTS,
-    postgres::{Server, Transaction},
+    postgres::Server,
     requests::REQUESTS,
+    session::Transaction,
     sql::{Error, Record, Value, Write, postgres},
 };
 
@@ -37,6 +40,7 @@ const PASSING: [&str; 4] = ["40001", "40P01", "57P01", "57P02"];
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
     pub(in crate::journal) server: Server,
+    pub(in crate::journal) cache: Arc<RwLock<Cache>>,
     pub(in crate::journal) waiting: mpsc::Receiver<Waiting>,
     pub(in crate::journal) head: watch::Sender<i64>,
     pub(in crate::journal) counters: Arc<Counters>,
@@ -59,6 +63,29 @@ struct Seen {
 }
 
 impl Seen {
+    /// Reads all of it in one statement. Answers the transaction's id beside.
+    async fn read(connection: &mut PgConnection, named: &Named) -> Result<(String, Self), Error> {
+        const SQL: &str = "
+            SELECT 0, pg_current_xact_id()::text, NULL, COALESCE(MAX(position), 0), NULL::bigint, NULL::bytea, NULL::bytea
+                FROM events
+            UNION ALL SELECT 1, key, NULL, outcome, time, hash, reply
+                FROM UNNEST($1::text[]) AS wanted(k) JOIN requests ON key = k
+            UNION ALL SELECT 2, kind, id, version, NULL, state, NULL
+                FROM UNNEST($2::text[], $3::text[]) AS wanted(k, i) JOIN aggregates ON kind = k AND id = i";
+        let texts = [(&named.requests, 0), (&named.aggregates, 0), (&named.aggregates, 1)];
+        let mut begun = None;
+        let (mut requests, mut aggregates) = (Vec::new(), Vec::new());
+        for record in postgres::query_texts(connection, SQL, texts).await? {
+            match record.int(0)? {
+                0 => begun = Some((record.text(1)?, record.int(3)?)),
+                1 => requests.push(record.columns([1, 5, 3, 6, 4])),
+                _ => aggregates.push(record.columns([1, 2, 3, 5])),
+            }
+        }
+        let (id, head) = begun.ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
+        Ok((id, Self { head, requests, aggregates }))
+    }
+
     fn world(&self, named: &Named) -> Result<World, Error> {
         let mut world = World::default();
         world.learn_requests(&self.requests)?;
@@ -95,10 +122,16 @@ impl Committer {
         };
         let (mut head, now_micros) = (turn.seen.head, now_micros());
         let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch, &self.counters);
-        if !writes.is_empty() {
+        if writes.is_empty() {
+            // There is nothing to roll back; the session is kept for the next batch.
+            let _ = turn.transaction.rollback().await;
+        } else {
             let sets = Sets::of(&world, writes, now_micros);
             match self.write_patiently(turn, &named, &sets).await? {
-                Ok(forgotten) => self.counters.committed(forgotten),
+                Ok(forgotten) => {
+                    self.cache.write().learn(&world, sets.changed);
+                    self.counters.committed(forgotten);
+                }
                 Err(error) => {
                     refuse(ended.into_iter().map(|(_, answer)| answer), &error);
                     return Ok(());
@@ -122,14 +155,9 @@ impl Committer {
 
     /// Takes the turn, and reads all that the batch names, once.
     async fn begin(&self, named: &Named) -> Result<Turn, Error> {
-        const SQL: &str = "SELECT COALESCE(MAX(position), 0), pg_current_xact_id()::text FROM events";
         let mut transaction = self.server.begin("journal").await?;
-        let records = postgres::query(&mut transaction, SQL, &[]).await?;
-        let begun = records.first().ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
-        let (head, id) = (begun.int(0)?, begun.text(1)?);
-        let requests = postgres::fetch_keys(&mut transaction, &REQUESTS, &named.requests).await?;
-        let aggregates = postgres::fetch_keys(&mut transaction, &AGGREGATES, &named.aggregates).await?;
-        Ok(Turn { transaction, id, seen: Seen { head, requests, aggregates } })
+        let (id, seen) = Seen::read(&mut transaction, named).await?;
+        Ok(Turn { transaction, id, seen })
     }
 
     /// Writes what was decided, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
@@ -198,10 +226,15 @@ impl Committer {
 }
 
 async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error> {
-    postgres::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates).await?;
-    postgres::write(connection, &EVENTS, Write::Insert, &sets.events).await?;
-    postgres::write(connection, &REQUESTS, Write::Insert, &sets.requests).await?;
-    postgres::upsert(connection, &sets.rows).await?;
+    let own = [
+        (&AGGREGATES, Write::Upsert, &sets.aggregates),
+        (&EVENTS, Write::Insert, &sets.events),
+        (&REQUESTS, Write::Insert, &sets.requests),
+    ];
+    let own = own.map(|(table, how, rows)| (table, how, rows.iter().map(Vec::as_slice).collect()));
+    let mut all = Vec::from(own);
+    all.extend(postgres::upserts(&sets.rows));
+    postgres::write(connection, &all).await?;
     let mut forgotten = 0;
     for Forgotten { keys, stored_before_micros } in &sets.forgotten {
         forgotten += postgres::delete_older(connection, &REQUESTS, "time", keys, *stored_before_micros).await?;

@@ -122,6 +122,11 @@ impl Record {
         }
     }
 
+    /// Some of its columns, in this order.
+    pub(super) fn columns<const N: usize>(&self, columns: [usize; N]) -> Self {
+        Self(columns.iter().filter_map(|column| self.0.get(*column)).cloned().collect())
+    }
+
     /// True if these are its values.
     pub(super) fn is(&self, values: &[Value]) -> bool {
         self.0 == values

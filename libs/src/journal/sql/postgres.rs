@@ -1,5 +1,7 @@
 //! The same sets of rows on PostgreSQL: each column of a set is one array, so every statement has one shape.
 
+use std::fmt::Write as _;
+
 use sqlx::{
     AssertSqlSafe, Column as _, PgConnection, Postgres, Row as _, TypeInfo as _, postgres::PgArguments, query::Query,
 };
@@ -27,36 +29,72 @@ pub(in crate::journal) async fn query(
     rows.iter().map(read).collect()
 }
 
-/// Writes a set of rows. No two may have one key.
-pub(in crate::journal) async fn write(
+/// Runs a SELECT over columns of texts: of each of these keys one.
+pub(in crate::journal) async fn query_texts<const N: usize>(
     connection: &mut PgConnection,
-    table: &'static Table,
-    how: Write,
-    rows: &[impl AsRef<[Value]>],
-) -> Result<(), Error> {
-    let Some(first) = rows.first() else { return Ok(()) };
-    let types = first.as_ref().iter().map(array_type).collect::<Result<Vec<_>, _>>()?;
-    let arrays: Vec<String> = types.iter().enumerate().map(|(at, name)| format!("${}::{name}", at + 1)).collect();
-    let columns = table.columns.join(",");
-    let mut sql = format!("INSERT INTO {} ({columns}) SELECT * FROM UNNEST({})", table.name, arrays.join(","));
-    if how == Write::Upsert {
-        sql.push(' ');
-        sql.push_str(&statements::or_replace_sql(table));
+    sql: &'static str,
+    columns: [(&Vec<Vec<Value>>, usize); N],
+) -> Result<Vec<Record>, Error> {
+    let mut query = sqlx::query(sql);
+    for (keys, column) in columns {
+        let text = |key: &'_ Vec<Value>| match key.get(column) {
+            Some(Value::Text(text)) => Ok(text.as_ref().to_owned()),
+            _ => Err(mixed()),
+        };
+        query = query.bind(keys.iter().map(text).collect::<Result<Vec<String>, _>>()?);
     }
+    query.fetch_all(connection).await?.iter().map(read).collect()
+}
+
+/// Rows of one table, no two with one key, and how they are written.
+pub(in crate::journal) type Set<'r> = (&'static Table, Write, Vec<&'r [Value]>);
+
+/// Writes sets of rows in one statement. No table may come twice.
+pub(in crate::journal) async fn write(connection: &mut PgConnection, sets: &[Set<'_>]) -> Result<(), Error> {
+    let sets: Vec<(&Set<'_>, &[Value])> = sets.iter().filter_map(|set| Some((set, *set.2.first()?))).collect();
+    let (mut inserts, mut bound) = (Vec::with_capacity(sets.len()), 0);
+    for ((table, how, _), first) in &sets {
+        inserts.push(insert_sql(table, *how, first, bound)?);
+        bound += first.len();
+    }
+    let Some(last) = inserts.pop() else { return Ok(()) };
+    let mut sql = String::new();
+    for (at, insert) in inserts.iter().enumerate() {
+        let _ = write!(sql, "{} set{at} AS ({insert})", if at == 0 { "WITH" } else { "," });
+    }
+    sql.push_str(&last);
     let mut query = sqlx::query(AssertSqlSafe(sql));
-    for column in 0..types.len() {
-        query = bind_array(query, rows.iter().filter_map(|row| row.as_ref().get(column)))?;
+    for ((_, _, rows), first) in &sets {
+        for column in 0..first.len() {
+            query = bind_array(query, rows.iter().filter_map(|row| row.get(column)))?;
+        }
     }
     query.execute(connection).await?;
     Ok(())
 }
 
-/// Inserts or replaces rows of any tables, a table at a time; of two rows with one key the later stays.
-pub(in crate::journal) async fn upsert(connection: &mut PgConnection, rows: &[Row]) -> Result<(), Error> {
-    for (table, set) in statements::by_table(rows) {
-        write(connection, table, Write::Upsert, &statements::last_of_each_key(table, set)).await?;
+/// What writes a set whose first row is this, after so many placeholders.
+fn insert_sql(table: &Table, how: Write, first: &[Value], bound: usize) -> Result<String, Error> {
+    let array = |(at, value)| array_type(value).map(|name| format!("${}::{name}", bound + at + 1));
+    let arrays = first.iter().enumerate().map(array).collect::<Result<Vec<_>, _>>()?.join(",");
+    let columns = table.columns.join(",");
+    let mut sql = format!(" INSERT INTO {} ({columns}) SELECT * FROM UNNEST({arrays})", table.name);
+    if how == Write::Upsert {
+        sql.push(' ');
+        sql.push_str(&statements::or_replace_sql(table));
     }
-    Ok(())
+    Ok(sql)
+}
+
+/// Inserts or replaces rows of any tables; of two rows with one key the later stays.
+pub(in crate::journal) async fn upsert(connection: &mut PgConnection, rows: &[Row]) -> Result<(), Error> {
+    write(connection, &upserts(rows)).await
+}
+
+/// Rows of any tables, a set a table; of two rows with one key the later.
+pub(in crate::journal) fn upserts(rows: &[Row]) -> Vec<Set<'_>> {
+    let set = |(table, rows)| (table, Write::Upsert, statements::last_of_each_key(table, rows));
+    statements::by_table(rows).into_iter().map(set).collect()
 }
 
 /// Reads the rows with these keys, all columns in the table's order.

@@ -3,7 +3,10 @@
 use rusqlite::Connection;
 
 use super::{Error, Record, Value, execute, fetch_keys, postgres, query, upsert};
-use crate::journal::entry::{Row, Table};
+use crate::journal::{
+    entry::{Row, Table},
+    session,
+};
 
 /// A transaction over somebody's own tables. Dropped before its end, it changes nothing.
 ///
@@ -14,7 +17,23 @@ pub struct Transaction<'c>(Kind<'c>);
 #[derive(Debug)]
 enum Kind<'c> {
     Sqlite(Sqlite<'c>),
-    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+    Postgres(Postgres),
+}
+
+/// A transaction that is rolled back when it is dropped, and the rows that are written before its tables are read or it ends: together,
+/// in one statement.
+#[derive(Debug)]
+struct Postgres {
+    transaction: session::Transaction,
+    unwritten: Vec<Row>,
+}
+
+impl Postgres {
+    /// Writes what is still unwritten.
+    async fn write(&mut self) -> Result<(), Error> {
+        let rows = std::mem::take(&mut self.unwritten);
+        postgres::upsert(&mut self.transaction, &rows).await
+    }
 }
 
 /// A transaction that is rolled back when it is dropped.
@@ -32,8 +51,8 @@ impl<'c> Transaction<'c> {
     }
 
     /// One that was begun on PostgreSQL.
-    pub(in crate::journal) const fn postgres(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Self {
-        Self(Kind::Postgres(transaction))
+    pub(in crate::journal) const fn postgres(transaction: session::Transaction) -> Self {
+        Self(Kind::Postgres(Postgres { transaction, unwritten: Vec::new() }))
     }
 
     /// Makes all of it durable, or none.
@@ -47,7 +66,10 @@ impl<'c> Transaction<'c> {
                 transaction.ended = true;
                 Ok(())
             }
-            Kind::Postgres(transaction) => Ok(transaction.commit().await?),
+            Kind::Postgres(mut postgres) => {
+                postgres.write().await?;
+                Ok(postgres.transaction.commit().await?)
+            }
         }
     }
 
@@ -61,7 +83,18 @@ impl<'c> Transaction<'c> {
                 transaction.ended = true;
                 roll_back(transaction.connection)
             }
-            Kind::Postgres(transaction) => Ok(transaction.rollback().await?),
+            Kind::Postgres(postgres) => Ok(postgres.transaction.rollback().await?),
+        }
+    }
+
+    /// Has the database take all that was written so far.
+    ///
+    /// # Errors
+    /// When a row can't be written.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        match &mut self.0 {
+            Kind::Sqlite(_) => Ok(()),
+            Kind::Postgres(postgres) => postgres.write().await,
         }
     }
 
@@ -72,7 +105,10 @@ impl<'c> Transaction<'c> {
     pub async fn execute(&mut self, sql: &str, values: Vec<Value>) -> Result<(), Error> {
         match &mut self.0 {
             Kind::Sqlite(transaction) => execute(transaction.connection, sql, &values),
-            Kind::Postgres(transaction) => postgres::execute(transaction, sql, &values).await,
+            Kind::Postgres(postgres) => {
+                postgres.write().await?;
+                postgres::execute(&mut postgres.transaction, sql, &values).await
+            }
         }
     }
 
@@ -83,7 +119,10 @@ impl<'c> Transaction<'c> {
     pub async fn fetch(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<Record>, Error> {
         match &mut self.0 {
             Kind::Sqlite(transaction) => query(transaction.connection, sql, &values),
-            Kind::Postgres(transaction) => postgres::query(transaction, sql, &values).await,
+            Kind::Postgres(postgres) => {
+                postgres.write().await?;
+                postgres::query(&mut postgres.transaction, sql, &values).await
+            }
         }
     }
 
@@ -94,18 +133,26 @@ impl<'c> Transaction<'c> {
     pub async fn fetch_keys(&mut self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
         match &mut self.0 {
             Kind::Sqlite(transaction) => fetch_keys(transaction.connection, table, keys),
-            Kind::Postgres(transaction) => postgres::fetch_keys(transaction, table, keys).await,
+            Kind::Postgres(postgres) => {
+                if postgres.unwritten.iter().any(|row| row.table.name == table.name) {
+                    postgres.write().await?;
+                }
+                postgres::fetch_keys(&mut postgres.transaction, table, keys).await
+            }
         }
     }
 
     /// Inserts rows, or replaces those whose key is there. Of two rows with one key the later stays.
     ///
     /// # Errors
-    /// When a row can't be written.
+    /// When a row can't be written. A server may be told, and say so, only later: see [`flush`](Self::flush).
     pub async fn upsert(&mut self, rows: Vec<Row>) -> Result<(), Error> {
         match &mut self.0 {
             Kind::Sqlite(transaction) => upsert(transaction.connection, &rows),
-            Kind::Postgres(transaction) => postgres::upsert(transaction, &rows).await,
+            Kind::Postgres(postgres) => {
+                postgres.unwritten.extend(rows);
+                Ok(())
+            }
         }
     }
 }

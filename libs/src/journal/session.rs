@@ -1,0 +1,235 @@
+//! Sessions with a server, lent one after another.
+//!
+//! sqlx's own pool asks a connection whether it is still there when it is lent and again when it comes back: that is two round trips more
+//! for every statement, where one is all there is to do. Here a session is asked after a silence, or where somebody has left in the
+//! midst of a statement.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::sql::Error;
+
+/// How long somebody waits for a session before the server counts as out of reach.
+const WAIT: Duration = Duration::from_secs(5);
+/// After such a silence a session is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Up to so many sessions. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Sessions(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    options: PgConnectOptions,
+    /// The one that came back last is lent first: its statements are prepared.
+    idle: Mutex<Vec<Idle>>,
+    turns: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    session: PgConnection,
+    /// Since when it has nothing to do. None if it may be in the midst of something.
+    since: Option<Instant>,
+}
+
+impl Sessions {
+    /// Sessions that are begun when they are needed.
+    pub(super) fn new(options: PgConnectOptions, most: usize) -> Self {
+        Self(Arc::new(Shared { options, idle: Mutex::default(), turns: Arc::new(Semaphore::new(most)) }))
+    }
+
+    /// A session of its own, not to come back.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        timeout(WAIT, PgConnection::connect_with(&self.0.options)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+    }
+
+    /// Lends a session for a statement.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or all sessions are at work for too long.
+    pub(super) async fn lend(&self) -> Result<Lent, sqlx::Error> {
+        let turn = self.turn().await?;
+        let (session, fresh) = match self.idle_session().await {
+            Some(session) => (session, false),
+            None => (self.connect().await?, true),
+        };
+        Ok(Lent { session: Some(session), fresh, done: false, of: Arc::clone(&self.0), _turn: turn })
+    }
+
+    /// Begins a transaction and waits for a turn in it, by its name.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub(super) async fn begin(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
+        let name = turn_name.replace('\'', "''");
+        let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('{name}', 0))");
+        let turn = self.turn().await?;
+        if let Some(mut session) = self.idle_session().await {
+            match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut session).await {
+                Ok(_) => return Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn }),
+                // It ended just now. Nothing was asked of it yet that could have had an effect.
+                Err(error) if is_lost(&error) => tracing::info!(%error, "a session was lost: another one"),
+                Err(error) => return Err(error),
+            }
+        }
+        let mut session = self.connect().await?;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session).await?;
+        Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn })
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, sqlx::Error> {
+        let turn = timeout(WAIT, Arc::clone(&self.0.turns).acquire_owned()).await;
+        turn.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)
+    }
+
+    /// An idle session that is there, as far as one can know.
+    async fn idle_session(&self) -> Option<PgConnection> {
+        loop {
+            let Idle { mut session, since } = self.0.idle.lock().pop()?;
+            if since.is_some_and(|since| since.elapsed() < SILENCE) {
+                return Some(session);
+            }
+            // What is left of a statement that nobody waited for is read on the way.
+            match timeout(WAIT, session.ping()).await {
+                Ok(Ok(())) => return Some(session),
+                Ok(Err(error)) => tracing::info!(%error, "an idle session was lost"),
+                Err(_) => tracing::info!("an idle session says nothing any more"),
+            }
+        }
+    }
+
+    /// Ends all sessions, and begins no more.
+    pub(super) async fn close(&self) {
+        self.0.turns.close();
+        let idle = std::mem::take(&mut *self.0.idle.lock());
+        for Idle { session, .. } in idle {
+            if let Err(error) = session.close().await {
+                tracing::info!(%error, "a session was lost before it was closed");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn take_back(&self, session: PgConnection, since: Option<Instant>) {
+        if !self.turns.is_closed() {
+            self.idle.lock().push(Idle { session, since });
+        }
+    }
+}
+
+/// Whether a session has ended: the way to it is gone, or the server has ended it.
+fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // Operator intervention, a broken connection.
+        sqlx::Error::Database(said) => {
+            said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+        }
+        _ => false,
+    }
+}
+
+/// A session for a statement. It goes back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Lent {
+    session: Option<PgConnection>,
+    /// True if it was begun for this.
+    fresh: bool,
+    done: bool,
+    of: Arc<Shared>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Lent {
+    /// The session.
+    ///
+    /// # Errors
+    /// Never, before it is dropped.
+    pub(super) fn session(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.session.as_mut().ok_or(sqlx::Error::PoolClosed)
+    }
+
+    /// Says how the statement has ended. None if it found the session lost that had been idle: if it may be asked twice, it is to be asked on
+    /// another one.
+    pub(super) fn ended<T>(mut self, end: Result<T, Error>) -> Option<Result<T, Error>> {
+        match &end {
+            Err(Error::Postgres(error)) if is_lost(error) => {
+                self.session = None;
+                self.fresh.then_some(end)
+            }
+            _ => {
+                self.done = end.is_ok();
+                Some(end)
+            }
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.of.take_back(session, self.done.then(Instant::now));
+        }
+    }
+}
+
+/// A transaction, and the session that it is in. Dropped before its end, it ends the session: nothing of it holds.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    session: PgConnection,
+    of: Arc<Shared>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Transaction {
+    /// Makes all of it durable.
+    ///
+    /// # Errors
+    /// When the server doesn't say so: it may have, all the same.
+    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+        self.end("COMMIT").await
+    }
+
+    /// Makes none of it.
+    ///
+    /// # Errors
+    /// When the server can't be told. Then the session is over, and the transaction with it.
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(how).execute(&mut self.session).await?;
+        self.of.take_back(self.session, Some(Instant::now()));
+        Ok(())
+    }
+}
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.session
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.session
+    }
+}
