@@ -62,11 +62,7 @@ impl Sessions {
     /// # Errors
     /// When the server can't be reached, or all sessions are at work for too long.
     pub(super) async fn lend(&self) -> Result<Lent, sqlx::Error> {
-        let turn = self.turn().await?;
-        let (session, fresh) = match self.idle_session().await {
-            Some(session) => (session, false),
-            None => (self.connect().await?, true),
-        };
+        let (turn, session, fresh) = self.ready().await?;
         Ok(Lent { session: Some(session), fresh, done: false, of: Arc::clone(&self.0), _turn: turn })
     }
 
@@ -77,26 +73,29 @@ impl Sessions {
     pub(super) async fn begin(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
         let name = turn_name.replace('\'', "''");
         let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('{name}', 0))");
-        let turn = self.turn().await?;
-        if let Some(mut session) = self.idle_session().await {
+        loop {
+            let (turn, mut session, fresh) = self.ready().await?;
             match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut session).await {
                 Ok(_) => return Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn }),
                 // It ended just now. Nothing was asked of it yet that could have had an effect.
-                Err(error) if is_lost(&error) => tracing::info!(%error, "a session was lost: another one"),
+                Err(error) if !fresh && is_lost(&error) => tracing::info!(%error, "a session was lost: another one"),
                 Err(error) => return Err(error),
             }
         }
-        let mut session = self.connect().await?;
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session).await?;
-        Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn })
     }
 
-    async fn turn(&self) -> Result<OwnedSemaphorePermit, sqlx::Error> {
-        let turn = timeout(WAIT, Arc::clone(&self.0.turns).acquire_owned()).await;
-        turn.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)
+    /// A session that is there, as far as one can know, and true if it was begun for this.
+    async fn ready(&self) -> Result<(OwnedSemaphorePermit, PgConnection, bool), sqlx::Error> {
+        let ready = async {
+            let turn = Arc::clone(&self.0.turns).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            if let Some(session) = self.idle_session().await {
+                return Ok((turn, session, false));
+            }
+            Ok((turn, PgConnection::connect_with(&self.0.options).await?, true))
+        };
+        timeout(WAIT, ready).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 
-    /// An idle session that is there, as far as one can know.
     async fn idle_session(&self) -> Option<PgConnection> {
         loop {
             let Idle { mut session, since } = self.0.idle.lock().pop()?;
@@ -104,10 +103,9 @@ impl Sessions {
                 return Some(session);
             }
             // What is left of a statement that nobody waited for is read on the way.
-            match timeout(WAIT, session.ping()).await {
-                Ok(Ok(())) => return Some(session),
-                Ok(Err(error)) => tracing::info!(%error, "an idle session was lost"),
-                Err(_) => tracing::info!("an idle session says nothing any more"),
+            match session.ping().await {
+                Ok(()) => return Some(session),
+                Err(error) => tracing::info!(%error, "an idle session was lost"),
             }
         }
     }
