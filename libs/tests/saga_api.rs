@@ -140,8 +140,8 @@ async fn a_watch_goes_on_from_where_it_was() {
     let mut all = watch("", 0).await.unwrap().into_inner();
     let seen = watch("a", 0).await.unwrap().into_inner().next().await.unwrap().unwrap();
     assert_eq!(seen.saga.unwrap().phase(), SagaPhase::Forward);
-    api.world.participants.on_call(|_| Fault::None);
     api.process.coordinator.cancel("a", "ann", "enough").await.unwrap();
+    api.world.participants.on_call(|_| Fault::None);
     api.process.coordinator.finished("a").await.unwrap();
     // Neither what was seen before, nor anything after the end.
     let rest: Vec<_> = watch("a", seen.position).await.unwrap().into_inner().collect().await;

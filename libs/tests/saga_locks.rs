@@ -81,8 +81,8 @@ fn hang(world: &World, hanging: &'static str) {
 }
 
 async fn let_go(world: &World, process: &Process, id: &str) {
-    world.participants.on_call(|_| Fault::None);
     process.coordinator.cancel(id, "ann", "enough").await.unwrap();
+    world.participants.on_call(|_| Fault::None);
 }
 
 async fn waits(process: &Process, id: &str) -> Saga {

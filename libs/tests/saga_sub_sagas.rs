@@ -149,8 +149,8 @@ async fn a_cancel_reaches_the_saga_below_and_what_is_done_below_is_cancelled_abo
             let flown = |saga: &Saga| saga.steps.iter().any(|s| s.name == "flight" && s.state() == StepState::Done);
             process.until("rome:book", flown).await;
         }
-        world.participants.on_call(|_| Fault::None);
         process.coordinator.cancel("rome", "ann", "changed my mind").await.unwrap();
+        world.participants.on_call(|_| Fault::None);
         assert_eq!(ended(&process, "rome").await.phase(), SagaPhase::Compensated);
         let below = process.until_phase("rome:book", SagaPhase::Compensated).await;
         assert!(below.history.iter().any(|line| line.actor == "saga rome"), "{below:#?}");
