@@ -57,13 +57,23 @@ impl Projection for Sums {
     const TABLES: &'static [&'static Table] = &[&SUMS];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut sums = Documents::<i64>::load(transaction, &SUMS, events.iter().map(|e| e.id.as_str())).await?;
-        for event in events {
-            let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
-            sums.update(&event.id, event.position, |sum| *sum += amount);
-        }
-        sums.save(transaction, |sum| vec![(sum % 2).into()]).await
+        sum_up(&SUMS, events, transaction, |sum| sum % 2).await
     }
+}
+
+/// Sums the counters up in a table whose last column is made of the sum.
+async fn sum_up(
+    table: &'static Table,
+    events: &[Event],
+    transaction: &mut Transaction<'_>,
+    column: fn(i64) -> i64,
+) -> Result<(), ProjectionError> {
+    let mut sums = Documents::<i64>::load(transaction, table, events.iter().map(|e| e.id.as_str())).await?;
+    for event in events {
+        let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
+        sums.update(&event.id, event.position, |sum| *sum += amount);
+    }
+    sums.save(transaction, |sum| vec![column(*sum).into()]).await
 }
 
 static SEEN: Table = Table {
@@ -267,12 +277,7 @@ impl Projection for Small {
     const TABLES: &'static [&'static Table] = &[&SMALL];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut sums = Documents::<i64>::load(transaction, &SMALL, events.iter().map(|e| e.id.as_str())).await?;
-        for event in events {
-            let amount: i64 = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
-            sums.update(&event.id, event.position, |sum| *sum += amount);
-        }
-        sums.save(transaction, |sum| vec![(*sum).into()]).await
+        sum_up(&SMALL, events, transaction, |sum| sum).await
     }
 }
 

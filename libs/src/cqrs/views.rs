@@ -294,7 +294,7 @@ impl Views {
             let last = events.last().map_or(last, |event| event.position);
             for attempt in 1..=TRIES {
                 let mut transaction = writer.begin().await?;
-                match fold_alone(state, shared, events, last, &mut transaction).await {
+                match try_fold(state, shared, events, last, &mut transaction).await {
                     Ok(checkpoint) => {
                         transaction.commit().await?;
                         state.moved(checkpoint);
@@ -339,7 +339,7 @@ async fn pause(error: &sql::Error) {
 }
 
 /// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.
-async fn fold_alone(
+async fn try_fold(
     state: &State,
     shared: bool,
     events: &[Event],

@@ -2,7 +2,7 @@
 
 use libs::{cqrs::CommandSide, refusal::Refusal, saga::Coordinator};
 use proto::order::v1::{
-    CancelOrderRequest, CancelOrderResponse, Order as Document, PlaceOrderRequest, PlaceOrderResponse,
+    CancelOrderRequest, CancelOrderResponse, Order as Document, OrderRecord, PlaceOrderRequest, PlaceOrderResponse,
     order_command_service_server::OrderCommandService,
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
@@ -32,16 +32,14 @@ impl Completion {
     /// Waits until an order has ended, and writes a token that tells of its end.
     async fn ended(&self, order_id: &str, metadata: &mut MetadataMap) -> Result<Document, Refusal> {
         let (_, here) = self.coordinator.finished_by(order_id).await?;
-        let state = match here {
-            true => {
-                self.side.stamp_own(metadata);
-                self.side.own_state::<Order>(order_id).await?
-            }
-            false => {
-                self.side.stamp(metadata).await?;
-                self.side.state::<Order>(order_id).await?
-            }
-        };
+        let mut state = if here { self.side.own_state::<Order>(order_id).await? } else { OrderRecord::default() };
+        if state.order.as_ref().is_some_and(order::is_closed) {
+            self.side.stamp_own(metadata);
+        } else {
+            // Another process has written the end.
+            self.side.stamp(metadata).await?;
+            state = self.side.state::<Order>(order_id).await?;
+        }
         let ended = state.order.ok_or_else(|| order::unknown(order_id))?;
         Ok(Document { order_id: order_id.to_owned(), ..ended })
     }
