@@ -6,6 +6,7 @@
 mod answers;
 mod barrier;
 mod board;
+mod checkpoints;
 pub mod command;
 mod decider;
 mod documents;

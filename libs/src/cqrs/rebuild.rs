@@ -9,9 +9,10 @@ use tokio::{runtime::Handle, task::JoinError};
 use super::{
     Log, Projections, Views,
     board::Telling,
-    views::{CHECKPOINTS, checkpoints_of, joined, lowest},
+    checkpoints,
+    views::{joined, lowest},
 };
-use crate::journal::{Beside, Location, OpenError, Row, sql, store};
+use crate::journal::{Beside, Location, OpenError, sql, store};
 
 /// Views under way beside others, and who is told.
 pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
@@ -137,7 +138,7 @@ impl Views {
         loop {
             let mut transaction = self.writer.begin().await?;
             let names = self.projections.iter().map(|state| state.fold.name());
-            let old = checkpoints_of(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
+            let old = checkpoints::stored(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
             if reached < old {
                 // The old ones went on while they were made: a query must not see less than before.
@@ -151,8 +152,7 @@ impl Views {
                         transaction.execute(&sql, Vec::new()).await?;
                     }
                 }
-                let values = vec![state.fold.name().into(), reached.into()];
-                transaction.upsert(vec![Row { table: &CHECKPOINTS, values }]).await?;
+                checkpoints::store(state.fold.name(), reached, &mut transaction).await?;
             }
             transaction.commit().await?;
             for state in &mut self.projections {

@@ -4,7 +4,7 @@
 //! transaction. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is parked
 //! with the event and the error, and the others go on.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -16,13 +16,14 @@ use tokio::{
 use super::{
     Board, Log, Projections, ReadSide,
     board::{Standing, Telling},
+    checkpoints::{self, CHECKPOINTS},
     projection::{Fold, ProjectionError},
     read::Kept,
     rebuild::Rebuilding,
 };
 use crate::journal::{
-    Event, Location, OpenError, Row, Table,
-    sql::{self, Reader, Transaction, Value},
+    Event, Location, OpenError,
+    sql::{self, Reader, Transaction},
     store::{self, Store},
 };
 
@@ -39,17 +40,6 @@ const GATHER: u32 = 4;
 const MOST_GATHER: Duration = Duration::from_millis(150);
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
-
-pub(super) static CHECKPOINTS: Table = Table {
-    name: "checkpoints",
-    create: &["CREATE TABLE IF NOT EXISTS checkpoints (
-        projection TEXT NOT NULL PRIMARY KEY,
-        position INTEGER
-    ) WITHOUT ROWID"],
-    columns: &["projection", "position"],
-    key: 1,
-    fixed: &[],
-};
 
 /// The read side's database, open for its one projector.
 #[derive(Debug)]
@@ -108,8 +98,7 @@ impl Views {
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
         for fold in &projections.0 {
-            let rows = reader.fetch_keys(&CHECKPOINTS, vec![vec![fold.name().into()]]).await.map_err(failed)?;
-            let checkpoint = rows.first().map_or(Ok(0), |row| row.int(1)).map_err(failed)?;
+            let checkpoint = checkpoints::read(fold.name(), &reader).await.map_err(failed)?;
             let standing = Standing::new(fold.name(), checkpoint, log.watched_head(), Arc::clone(&bell));
             states.push(State { fold: fold.clone(), checkpoint, parked: false, standing });
         }
@@ -271,7 +260,7 @@ impl Views {
         let shared = self.writer.is_shared();
         let mut transaction = self.writer.begin().await?;
         let moving = || self.projections.iter().filter(|state| !state.parked);
-        let stood = checkpoints(moving(), shared, &mut transaction).await?;
+        let stood = standing(moving(), shared, &mut transaction).await?;
         let mut passed = Vec::with_capacity(stood.len());
         for (state, checkpoint) in moving().zip(stood) {
             passed.push(fold(state, checkpoint, events, last, &mut transaction).await?);
@@ -346,7 +335,7 @@ async fn try_fold(
     last: i64,
     transaction: &mut Transaction<'_>,
 ) -> Result<i64, ProjectionError> {
-    let stood = checkpoints(std::iter::once(state), shared, transaction).await?;
+    let stood = standing(std::iter::once(state), shared, transaction).await?;
     let stood = stood.first().copied().unwrap_or(state.checkpoint);
     let passed = fold(state, stood, events, last, transaction).await?;
     transaction.flush().await?;
@@ -371,12 +360,12 @@ async fn fold(
         return Ok(checkpoint);
     }
     state.fold.fold(&events[seen..], transaction).await?;
-    transaction.upsert(vec![Row { table: &CHECKPOINTS, values: vec![name.into(), last.into()] }]).await?;
+    checkpoints::store(name, last, transaction).await?;
     Ok(last)
 }
 
 /// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.
-async fn checkpoints(
+async fn standing(
     states: impl Iterator<Item = &State> + Clone,
     shared: bool,
     transaction: &mut Transaction<'_>,
@@ -384,20 +373,7 @@ async fn checkpoints(
     if !shared {
         return Ok(states.map(|state| state.checkpoint).collect());
     }
-    checkpoints_of(states.map(|state| state.fold.name()), transaction).await
-}
-
-/// How far projections of these names are, as their database says.
-pub(super) async fn checkpoints_of(
-    names: impl Iterator<Item = &'static str> + Clone,
-    transaction: &mut Transaction<'_>,
-) -> Result<Vec<i64>, sql::Error> {
-    let keys: Vec<Vec<Value>> = names.clone().map(|name| vec![name.into()]).collect();
-    let mut found = HashMap::with_capacity(keys.len());
-    for record in transaction.fetch_keys(&CHECKPOINTS, &keys).await? {
-        found.insert(record.text(0)?, record.int(1)?);
-    }
-    Ok(names.map(|name| found.get(name).copied().unwrap_or_default()).collect())
+    checkpoints::stored(states.map(|state| state.fold.name()), transaction).await
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
