@@ -34,9 +34,9 @@ const READERS: usize = 4;
 /// How often a failing batch is tried before its projection is parked.
 const TRIES: u32 = 3;
 /// After a batch the log gathers for so many times as long as the batch took, but not longer than [`MOST_GATHER`]. A busy log is
-/// then folded in large batches that change a document once for many events, folding takes a bounded share of the machine, and
-/// the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
-const GATHER: u32 = 4;
+/// then folded in large batches that change a document once for many events, folding stays out of the way of what is being
+/// written, and the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
+const GATHER: u32 = 20;
 const MOST_GATHER: Duration = Duration::from_millis(150);
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
