@@ -189,15 +189,21 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
     (0..count).map(open).collect::<Result<_, Error>>().map(Reader::sqlite).map_err(failed)
 }
 
+/// A file that goes with a database, by what its name ends with: one of SQLite's own, or the lock.
+#[must_use]
+pub fn companion(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Removes a database, its write-ahead log and its lock. Nobody may have it open.
 ///
 /// # Errors
 /// When one of them is there and can't be removed.
 pub fn remove(path: &Path) -> io::Result<()> {
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match fs::remove_file(PathBuf::from(name)) {
+        match fs::remove_file(companion(path, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -206,9 +212,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
+    let lock_path = companion(path, ".lock");
     let failed = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;

@@ -10,7 +10,10 @@ use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
-    journal::{Journal, Location, OpenError, Table, sqlite::remove},
+    journal::{
+        Journal, Location, OpenError, Table,
+        sqlite::{companion, remove},
+    },
     rpc::client::Peer,
     telemetry,
 };
@@ -174,7 +177,7 @@ impl Stores {
         }
         let built = Views::open(&new, Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
         built.catch_up(tell).await?;
-        if fs::metadata(beside(&new, "-wal")).is_ok_and(|log| log.len() > 0) {
+        if fs::metadata(companion(&new, "-wal")).is_ok_and(|log| log.len() > 0) {
             return Err(format!("{} is not whole: somebody has it open", new.display()).into());
         }
         for source in views_of_others(path)? {
@@ -187,13 +190,6 @@ impl Stores {
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
     }
-}
-
-/// A file of SQLite's beside a database.
-fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Where a service keeps its data: on PostgreSQL in a schema of its own name.
