@@ -37,7 +37,7 @@ const TRIES: u32 = 3;
 /// then folded in large batches that change a document once for many events, folding stays out of the way of what is being
 /// written, and the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
 const GATHER: u32 = 20;
-const MOST_GATHER: Duration = Duration::from_millis(150);
+const MOST_GATHER: Duration = Duration::from_millis(120);
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
 
