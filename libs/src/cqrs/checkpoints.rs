@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::journal::{
     Row, Table,
-    sql::{self, Reader, Transaction, Value},
+    sql::{self, Reader, Record, Transaction, Value},
 };
 
 /// One row a projection.
@@ -19,20 +19,31 @@ pub(super) static CHECKPOINTS: Table = Table {
     fixed: &[],
 };
 
-/// How far a projection is: 0 before its first event.
-pub(super) async fn read(projection: &'static str, reader: &Reader) -> Result<i64, sql::Error> {
-    let rows = reader.fetch_keys(&CHECKPOINTS, vec![vec![projection.into()]]).await?;
-    rows.first().map_or(Ok(0), |row| row.int(1))
+/// How far these projections are, in their order: 0 before the first event.
+pub(super) async fn read(
+    projections: impl Iterator<Item = &'static str> + Clone,
+    reader: &Reader,
+) -> Result<Vec<i64>, sql::Error> {
+    let records = reader.fetch_keys(&CHECKPOINTS, keys(projections.clone())).await?;
+    positions(projections, &records)
 }
 
-/// How far these projections are, as their database says within a transaction.
-pub(super) async fn stored(
+/// The same, as it is within a transaction.
+pub(super) async fn read_within(
     projections: impl Iterator<Item = &'static str> + Clone,
     transaction: &mut Transaction<'_>,
 ) -> Result<Vec<i64>, sql::Error> {
-    let keys: Vec<Vec<Value>> = projections.clone().map(|projection| vec![projection.into()]).collect();
-    let mut found = HashMap::with_capacity(keys.len());
-    for record in transaction.fetch_keys(&CHECKPOINTS, &keys).await? {
+    let records = transaction.fetch_keys(&CHECKPOINTS, &keys(projections.clone())).await?;
+    positions(projections, &records)
+}
+
+fn keys(projections: impl Iterator<Item = &'static str>) -> Vec<Vec<Value>> {
+    projections.map(|projection| vec![projection.into()]).collect()
+}
+
+fn positions(projections: impl Iterator<Item = &'static str>, records: &[Record]) -> Result<Vec<i64>, sql::Error> {
+    let mut found = HashMap::with_capacity(records.len());
+    for record in records {
         found.insert(record.text(0)?, record.int(1)?);
     }
     Ok(projections.map(|projection| found.get(projection).copied().unwrap_or_default()).collect())

@@ -138,7 +138,7 @@ impl Views {
         loop {
             let mut transaction = self.writer.begin().await?;
             let names = self.projections.iter().map(|state| state.fold.name());
-            let old = checkpoints::stored(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
+            let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
             if reached < old {
                 // The old ones went on while they were made: a query must not see less than before.
