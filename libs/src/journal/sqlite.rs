@@ -138,8 +138,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// How many statements a connection keeps prepared.
 const PREPARED: usize = 256;
 /// A checkpoint every 64 MiB or so: a page that is written again and again is copied once, and the log stays small enough to be
-/// read within a moment after a crash. 16 MiB of pages are kept in memory.
-const SETTINGS: &str = "PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;";
+/// read within a moment after a crash. 4 MiB of pages are kept in memory, and no more: at a commit that had to move pages SQLite looks
+/// through all of them, and what isn't there is a copy away, in the system's cache.
+const SETTINGS: &str = "PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY;";
 
 /// A setting that durability stands on.
 struct Setting {
