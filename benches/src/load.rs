@@ -56,9 +56,14 @@ impl Figures {
     /// `p50/p99` in milliseconds.
     #[must_use]
     pub fn latencies(&self) -> String {
-        let at = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1_000.0;
-        format!("{:.2}/{:.2} ms", at(0.5), at(0.99))
+        told(&self.latency)
     }
+}
+
+/// `p50/p99` in milliseconds of what was recorded in microseconds.
+pub(crate) fn told(latency: &Histogram<u64>) -> String {
+    let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1_000.0;
+    format!("{:.2}/{:.2} ms", at(0.5), at(0.99))
 }
 
 /// The round in the middle.

@@ -30,7 +30,8 @@ async fn main() -> anyhow::Result<()> {
     if std::env::args().nth(1).as_deref() == Some("bare") {
         return bare::serve(arguments.skip(1)).await;
     }
-    println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn\n");
+    println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn");
+    println!("an order is seven commits, one after the other; a sync of this disk alone: {}\n", syncs::alone().await?);
     let (durable, bare) = (Shop::start_quietly().await?, bare::start().await?);
     load::prepare(&durable).await?;
     let (to_durable, to_bare) = (Front::Grpc(durable.clients().order), Front::Grpc(bare.channel()));

@@ -18,7 +18,7 @@ mod subject;
 use std::env;
 
 use anyhow::bail;
-use benches::bare;
+use benches::{bare, syncs};
 use clap::Parser;
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,7 +75,8 @@ async fn run(words: &Words) -> anyhow::Result<()> {
         "medians of {} rounds, in turn with the same calls bare, from process to process, nothing stored",
         rounds::ROUNDS
     );
-    println!("refused: the customer can't pay; the step before the pivot is refused, and the reservation undone\n");
+    println!("refused: the customer can't pay; the step before the pivot is refused, and the reservation undone");
+    println!("ours is seven commits, one after the other; a sync of this disk alone: {}\n", syncs::alone().await?);
     let mut told = Vec::new();
     for engine in Engine::ALL {
         if words.asks_for(engine.name()) {
