@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use proto::{
     google::r#type::PostalAddress,
     order::v1::{
-        Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest,
+        GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest,
         order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
     },
     saga::v1::{GetSagaRequest, Saga, SagaPhase, saga_query_service_client::SagaQueryServiceClient},
@@ -59,6 +59,20 @@ async fn ended(server: &Server, id: &str, token: &AsciiMetadataValue) -> anyhow:
     last.with_context(|| format!("nothing was said of order {id}"))
 }
 
+/// Looks until these orders are there, ended or not.
+async fn accepted(server: &Server, ids: impl Iterator<Item = &String>) -> anyhow::Result<()> {
+    let mut queries = OrderQueryServiceClient::new(server.channel());
+    for id in ids {
+        let there = async {
+            while queries.get_order(GetOrderRequest { order_id: id.clone(), include_shipment: false }).await.is_err() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, there).await.with_context(|| format!("order {id} is not accepted"))?;
+    }
+    Ok(())
+}
+
 /// Sagas as their view shows them once they are over: it is a moment behind.
 async fn sagas<T>(server: &Server, ids: &[(String, T)]) -> anyhow::Result<Vec<Saga>> {
     let mut queries = SagaQueryServiceClient::new(server.channel());
@@ -85,7 +99,12 @@ async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on
         eprintln!("skipped: needs PostgreSQL, and TEST_POSTGRES names none (tests/postgres.sh)");
         return Ok(());
     }
-    let mut shop = Shop::start().await?;
+    let mut shop = Shop::new()?;
+    for server in shop.servers_mut() {
+        // Those who wait do so for as long as a lease and more.
+        server.flag("--max-deadline", "120s");
+        server.start().await?;
+    }
     let folder = TempDir::new()?;
     let mut second = second(&mut shop, folder.path()).await?;
     let run = Uuid::new_v4();
@@ -109,6 +128,13 @@ async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on
         let placed = first.place_order(order(id, region, false)).await?;
         tokens.push(placed.metadata().get("consistency-token").context("a token")?.clone());
     }
+    let waited = ends.map(|(region, end)| {
+        let (id, mut first) =
+            (format!("{run}-waited-{region}"), OrderCommandServiceClient::new(shop.order().channel()));
+        let placed = order(&id, region, true);
+        (id, end, tokio::spawn(async move { first.place_order(placed).await }))
+    });
+    accepted(&second, waited.iter().map(|(id, ..)| id)).await?;
     shop.order().signal("STOP").await?;
     shop.shipping().signal("CONT").await?;
     for ((id, (_, end)), token) in held.iter().zip(&tokens) {
@@ -125,6 +151,11 @@ async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on
         }
     };
     timeout(PATIENCE, lets_go).await.context("it never noticed")?;
+    // Who waits at it is told how the other one ended their order.
+    for (id, end, placed) in waited {
+        let placed = timeout(PATIENCE, placed).await.with_context(|| format!("nobody is told of {id}"))???;
+        assert_eq!(placed.into_inner().order.unwrap_or_default().state(), end, "{id}");
+    }
     let after = format!("{run}-after");
     let placed = OrderCommandServiceClient::new(shop.order().channel()).place_order(order(&after, "CH", true)).await?;
     assert_eq!(placed.into_inner().order.unwrap_or_default().state(), OrderState::Completed);
