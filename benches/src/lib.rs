@@ -1,5 +1,6 @@
-//! What several benchmarks share: orders placed under load, the same calls bare, and what processes ask of the disk.
+//! What several benchmarks share: orders placed under load, the same calls bare, what a sync takes, and how many processes ask for.
 
 pub mod bare;
+pub mod disk;
 pub mod load;
 pub mod syncs;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use benches::{
-    bare,
+    bare, disk,
     load::{self, End, Front},
     syncs,
 };
@@ -31,7 +31,7 @@ async fn main() -> anyhow::Result<()> {
         return bare::serve(arguments.skip(1)).await;
     }
     println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn");
-    println!("an order is seven commits, one after the other; a sync of this disk alone: {}\n", syncs::alone().await?);
+    println!("an order is seven commits, one after the other; a sync of this disk alone: {}\n", disk::sync().await?);
     let (durable, bare) = (Shop::start_quietly().await?, bare::start().await?);
     load::prepare(&durable).await?;
     let (to_durable, to_bare) = (Front::Grpc(durable.clients().order), Front::Grpc(bare.channel()));

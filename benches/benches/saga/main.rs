@@ -18,7 +18,7 @@ mod subject;
 use std::env;
 
 use anyhow::bail;
-use benches::{bare, syncs};
+use benches::{bare, disk};
 use clap::Parser;
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,7 +76,7 @@ async fn run(words: &Words) -> anyhow::Result<()> {
         rounds::ROUNDS
     );
     println!("refused: the customer can't pay; the step before the pivot is refused, and the reservation undone");
-    println!("ours is seven commits, one after the other; a sync of this disk alone: {}\n", syncs::alone().await?);
+    println!("ours is seven commits, one after the other; a sync of this disk alone: {}\n", disk::sync().await?);
     let mut told = Vec::new();
     for engine in Engine::ALL {
         if words.asks_for(engine.name()) {
