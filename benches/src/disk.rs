@@ -15,7 +15,7 @@ use crate::load::told;
 /// What a small commit writes to SQLite's log: four pages.
 const COMMIT: usize = 4 * 4096;
 const COMMITS: u64 = 200;
-/// About as long as a service waits between two commits when one order is under way.
+/// About as long as the order service waits between two commits when one order is under way.
 const REST: Duration = Duration::from_millis(2);
 
 /// `p50/p99` in milliseconds of a write and a sync of a small commit's bytes, over bytes that are there already, which is what a log that
