@@ -15,7 +15,7 @@ use proto::{
 use tempfile::TempDir;
 use tests::{Server, Shop, facts::Facts, invariants};
 use tokio::time::{sleep, timeout};
-use tonic::{Request, metadata::AsciiMetadataValue};
+use tonic::{Code, Request, metadata::AsciiMetadataValue};
 use uuid::Uuid;
 
 /// Far more than anything here takes.
@@ -64,11 +64,15 @@ async fn accepted(server: &Server, ids: impl Iterator<Item = &String>) -> anyhow
     let mut queries = OrderQueryServiceClient::new(server.channel());
     for id in ids {
         let there = async {
-            while queries.get_order(GetOrderRequest { order_id: id.clone(), include_shipment: false }).await.is_err() {
-                sleep(Duration::from_millis(5)).await;
+            loop {
+                match queries.get_order(GetOrderRequest { order_id: id.clone(), include_shipment: false }).await {
+                    Ok(_) => return Ok(()),
+                    Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+                    Err(status) => return Err(status),
+                }
             }
         };
-        timeout(PATIENCE, there).await.with_context(|| format!("order {id} is not accepted"))?;
+        timeout(PATIENCE, there).await.with_context(|| format!("order {id} is not accepted"))??;
     }
     Ok(())
 }
@@ -100,9 +104,9 @@ async fn one_that_is_stopped_is_stood_in_for_and_changes_nothing_when_it_goes_on
         return Ok(());
     }
     let mut shop = Shop::new()?;
+    // Who waits at it does so for as long as a lease and more.
+    shop.order().flag("--max-deadline", "120s");
     for server in shop.servers_mut() {
-        // Those who wait do so for as long as a lease and more.
-        server.flag("--max-deadline", "120s");
         server.start().await?;
     }
     let folder = TempDir::new()?;
