@@ -238,7 +238,7 @@ impl ReadSide {
             let mut position = after_position;
             loop {
                 // Look at how far the views are before reading them: what comes between is read again, never missed.
-                let passed = *caught_up.borrow_and_update();
+                caught_up.mark_unchanged();
                 loop {
                     let mut conditions = Conditions::default();
                     conditions.filter(&filter);
@@ -264,8 +264,8 @@ impl ReadSide {
                         break;
                     }
                 }
-                // Where a parked view goes on they are further back at first.
-                if caught_up.wait_for(|now| *now != passed).await.is_err() {
+                // Every fold is news, also one that a parked view caught up by: the views are then together where they were without it.
+                if caught_up.changed().await.is_err() {
                     break;
                 }
             }

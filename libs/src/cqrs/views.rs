@@ -282,6 +282,9 @@ impl Views {
         }
         for events in std::iter::once(events).chain(events.chunks(1)) {
             let last = events.last().map_or(last, |event| event.position);
+            if state.checkpoint >= last {
+                continue;
+            }
             for attempt in 1..=TRIES {
                 let mut transaction = writer.begin().await?;
                 match try_fold(state, shared, events, last, &mut transaction).await {

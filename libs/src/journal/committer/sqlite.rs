@@ -60,10 +60,13 @@ impl Committer {
             let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);
             let forgotten = self.write(&sets)?;
-            self.cache.write().learn(&world, sets.changed);
+            // Whoever sees the new states finds the new head, too: a token that is made of both is never older than what it stands for.
+            let mut cache = self.cache.write();
+            cache.learn(&world, sets.changed);
             self.recent.learn(events);
             self.counters.committed(forgotten);
             self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
+            drop(cache);
         }
         self.counters.answer(ended);
         Ok(())
