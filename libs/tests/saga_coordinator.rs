@@ -222,6 +222,35 @@ async fn a_compensation_that_is_refused_waits_for_an_operator_while_others_are_u
 }
 
 #[tokio::test]
+async fn what_is_said_to_have_had_no_effect_while_a_call_of_it_is_under_way_is_undone_all_the_same() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let charge = |order: &String, _: libs::saga::Replies<'_>| Ok(order.clone());
+    saga.compensatable::<Charge>("charge", charge, |undo| undo.request);
+    saga.after(&[]);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| match (call.step.as_str(), call.op) {
+        ("reserve", Op::Action) => Fault::Hang,
+        ("charge", Op::Action) => Fault::Conflict,
+        _ => Fault::None,
+    });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until_phase("tea", SagaPhase::Stuck).await;
+    let skip = |name| process.coordinator.skip("tea", name, Op::Action, false, "bob", "no trace of it");
+    let saga = skip("reserve").await.unwrap();
+    assert_eq!(step(&saga, "reserve").state(), StepState::Abandoned);
+    // What the participant has answered is known: nothing of it comes any more.
+    skip("charge").await.unwrap();
+    let saga = process.coordinator.finished("tea").await.unwrap();
+    let states = ["reserve", "charge"].map(|name| step(&saga, name).state());
+    assert_eq!((saga.phase(), states), (SagaPhase::Compensated, [StepState::Compensated, StepState::Rejected]));
+    let calls = world.participants.calls();
+    let undone: Vec<_> = calls.iter().filter(|call| call.call.op == Op::Compensation).collect();
+    assert_eq!((undone.len(), undone[0].call.step.as_str()), (1, "reserve"));
+}
+
+#[tokio::test]
 async fn what_is_refused_after_the_pivot_can_be_tried_again_skipped_or_closed() {
     for way in ["retry", "skip", "close"] {
         let mut saga = Definition::builder::<String>("place-order", 1);
@@ -406,7 +435,7 @@ async fn an_action_that_may_still_come_where_no_barrier_is_holds_its_undoing_bac
     let saga = process.until("tea", |saga| step(saga, "reserve").state() == StepState::Compensating).await;
     let waits = step(&saga, "reserve").next_attempt_time.unwrap();
     let begun = saga.create_time.unwrap();
-    assert!(waits.seconds - begun.seconds >= 2 * 3600, "{saga:#?}");
+    assert!(waits.seconds - begun.seconds >= 3 * 3600, "{saga:#?}");
 
     // Neither a crash nor an operator's impatience makes the action less likely to come.
     process.crash().await;
@@ -418,6 +447,40 @@ async fn an_action_that_may_still_come_where_no_barrier_is_holds_its_undoing_bac
     let tried = process.coordinator.retry("tea", "ann", "now!").await.unwrap();
     assert_eq!(step(&tried, "reserve").next_attempt_time, Some(waits));
     assert!(world.participants.calls().iter().all(|call| call.call.op == Op::Action));
+}
+
+#[tokio::test]
+async fn where_no_barrier_is_an_action_that_was_not_answered_holds_its_undoing_back_although_the_next_was() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_secs(3600)).retry(quick()).without_barrier();
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    let mut lost = once("reserve", Op::Action, Fault::LoseRequest);
+    world.participants.on_call(move |call| if call.step == "ship" { Fault::Reject(no()) } else { lost(call) });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    let saga = process.until("tea", |saga| step(saga, "reserve").state() == StepState::Compensating).await;
+    let waits = step(&saga, "reserve").next_attempt_time.expect("it waits");
+    assert!(waits.seconds - saga.create_time.unwrap().seconds >= 3 * 3600, "{saga:#?}");
+}
+
+#[tokio::test]
+async fn a_call_waits_for_its_turn_no_longer_than_for_its_answer() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let charge = |order: &String, _: libs::saga::Replies<'_>| Ok(order.clone());
+    saga.compensatable::<Charge>("charge", charge, |undo| undo.request);
+    saga.after(&[]).attempt_timeout(Duration::from_millis(20));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::Hang);
+    let options = Options { most_calls: 1, ..Options::default() };
+    let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    process.place("tea").await.unwrap();
+    let saga = process.until("tea", |saga| !step(saga, "charge").last_error.is_empty()).await;
+    assert!(step(&saga, "charge").last_error.contains("too many calls"), "{saga:#?}");
+    let called: Vec<_> = world.participants.calls().iter().map(|call| call.call.step.clone()).collect();
+    assert_eq!(called, ["reserve"]);
 }
 
 #[tokio::test]

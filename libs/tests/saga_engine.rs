@@ -91,6 +91,9 @@ enum Say {
     Refused,
     Lost,
     Silent,
+    Cancelled,
+    /// Whoever carries the call breaks down.
+    Breaks,
 }
 
 /// Participants that follow a script by path, and say Done when it has run out. Every call is noted.
@@ -133,6 +136,12 @@ impl Transport for Participants {
                 }
                 Say::Lost => Err(Status::unavailable("lost")),
                 Say::Silent => std::future::pending().await,
+                Say::Cancelled => {
+                    let mut status = Refusal::precondition("GONE", "it was compensated").into_status("peer");
+                    Verdict::Cancelled.write_to(status.metadata_mut());
+                    Err(status)
+                }
+                Say::Breaks => panic!("the wire is cut"),
             }
         })
     }
@@ -292,17 +301,7 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
         let (journal, participants) = (journal(&folder).await, Participants::told(&script));
         let coordinator = coordinator(&journal, &participants);
         start(&journal, &coordinator).await;
-        let stuck = loop {
-            let events = libs::journal::events_after(journal.reader(), 0, 100).await.unwrap();
-            let mut saga = Saga::default();
-            for event in events.into_iter().filter(|event| event.kind == "saga") {
-                fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
-            }
-            if saga.phase() == SagaPhase::Stuck {
-                break saga;
-            }
-            tokio::task::yield_now().await;
-        };
+        let stuck = until(&journal, SagaPhase::Stuck).await;
         assert_eq!(states(&stuck)[1], StepState::Compensating);
         if skip {
             let op = libs::rpc::verdict::Op::Compensation;
@@ -316,6 +315,53 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
         assert_eq!(refunds, if skip { 1 } else { 2 });
         assert_eq!(participants.calls().last(), Some(&"/release"));
     }
+}
+
+/// Waits until the saga is in a phase.
+async fn until(journal: &Journal, phase: SagaPhase) -> Saga {
+    loop {
+        let events = libs::journal::events_after(journal.reader(), 0, 100).await.unwrap();
+        let mut saga = Saga::default();
+        for event in events.into_iter().filter(|event| event.kind == "saga") {
+            fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
+        }
+        if saga.phase() == phase {
+            return saga;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_took_effect_when_it_was_tried_again_is_undone_although_it_was_cancelled_before() {
+    let folder = TempDir::new().unwrap();
+    let script = [("/charge", Say::Cancelled), ("/ship", Say::Refused)];
+    let (journal, participants) = (journal(&folder).await, Participants::told(&script));
+    let coordinator = coordinator(&journal, &participants);
+    start(&journal, &coordinator).await;
+    until(&journal, SagaPhase::Stuck).await;
+    coordinator.retry("s-1", "bob", "the tombstone is removed").await.unwrap();
+    let saga = coordinator.finished("s-1").await.unwrap();
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+    assert_eq!(participants.calls(), ["/reserve", "/charge", "/charge", "/ship", "/refund", "/release"]);
+}
+
+#[tokio::test]
+async fn a_transport_that_panics_parks_its_saga_which_goes_on_when_an_operator_says_so() {
+    let folder = TempDir::new().unwrap();
+    let (journal, participants) = (journal(&folder).await, Participants::told(&[("/charge", Say::Breaks)]));
+    let coordinator = coordinator(&journal, &participants);
+    start(&journal, &coordinator).await;
+    let refusal = loop {
+        // Who waited while it was driven is told to ask again.
+        match coordinator.finished("s-1").await.unwrap_err() {
+            refusal if refusal.reason == "SAGA_NOT_DRIVEN" => {}
+            refusal => break refusal,
+        }
+    };
+    assert_eq!(refusal.reason, "SAGA_PARKED");
+    coordinator.retry("s-1", "bob", "the wire is mended").await.unwrap();
+    assert_eq!(coordinator.finished("s-1").await.unwrap().phase(), SagaPhase::Completed);
 }
 
 #[test]

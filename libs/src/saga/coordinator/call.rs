@@ -28,8 +28,10 @@ use crate::{
 
 /// How long after its timeout a call is dropped here, should nothing below have ended it.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long to wait where a participant asks for no more calls at all.
+/// How long to wait where a participant asks for no more calls at all, and the longest that it may ask for.
 const NO_MORE: Duration = Duration::from_secs(60);
+/// Why a call has not left.
+const CROWDED: &str = "too many calls are under way in this process: a participant is slow";
 /// What gRPC servers say about when to call again, in milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -87,15 +89,19 @@ impl Call {
     async fn answered(self) -> Attempt {
         let Self { shared, program, due, call, message, carried: mut metadata } = self;
         let plan = &program.plan.steps[due.step];
-        // Never closed, so it always opens.
-        let _turn = shared.calls.acquire().await;
         let timeout = plan.options.attempt_timeout;
+        // It waits for its turn no longer than for its answer: its saga counts on nothing leaving later.
+        let Ok(_turn) = tokio::time::timeout(timeout, shared.calls.acquire()).await else {
+            let refusal = Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
+            let Due { step, op } = due;
+            return Attempt { step, op, ruling: None, reply: Bytes::new(), refusal, roll: shared.roll() };
+        };
         call.write_to(&mut metadata);
         let begin = Instant::now();
         let sent =
             transport::Attempt { peer: plan.participant, path: plan.path(due.op), request: message, metadata, timeout };
         let answer = shared.transport.call(sent);
-        let answer = tokio::time::timeout(timeout + GRACE, answer).await;
+        let answer = tokio::time::timeout(timeout.saturating_add(GRACE), answer).await;
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
@@ -122,7 +128,7 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
             let mut refusal = Refusal::from_status(&status);
             refusal.retry_after = match &not_sent {
                 Some(open) => Some(open.retry_after),
-                None => refusal.retry_after.or_else(|| pushback(&status)),
+                None => refusal.retry_after.or_else(|| pushback(&status)).map(|asked| asked.min(NO_MORE)),
             };
             let ruling = not_sent.is_none().then_some(ruling);
             Attempt { step, op, ruling, reply: Bytes::new(), refusal, roll }
@@ -133,5 +139,5 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
 fn pushback(status: &Status) -> Option<Duration> {
     let text = status.metadata().get(PUSHBACK)?.to_str().ok()?;
     let millis: i64 = text.parse().ok()?;
-    Some(u64::try_from(millis).map_or(NO_MORE, Duration::from_millis).min(NO_MORE))
+    Some(u64::try_from(millis).map_or(NO_MORE, Duration::from_millis))
 }

@@ -87,6 +87,9 @@ impl Turn<'_> {
         let spent = retry.attempts.is_some_and(|most| calls >= most);
         let line = Line { what, step: Some(*step), op: Some(*op), attempt: calls, ..Line::default() };
         self.note(Line { detail: &refusal.message, ..line });
+        if *op == Op::Action {
+            self.may_come_late(*step);
+        }
         if *op == Op::Action && plan.can_abort() && spent && !slowly {
             let refusal = Refusal { reason: "ATTEMPTS_SPENT".into(), ..refusal.clone() };
             self.abandon(*step, &refusal);

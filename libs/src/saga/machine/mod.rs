@@ -237,16 +237,22 @@ impl Turn<'_> {
         self.set_state(step, state);
     }
 
-    /// Whether a step's action took effect will not be found out any more. A participant with our barrier stops it if it comes
-    /// late; of another one the undoing waits until nothing can come.
+    /// Whether a step's action took effect will not be found out any more.
     fn leave_open(&mut self, step: usize) {
-        let options = &self.plan.steps[step].options;
-        if options.plain {
-            let nothing_comes = later(self.moment.now, options.attempt_timeout * 2);
-            self.record.kept.steps[step].compensation_not_before_micros = nothing_comes;
-        }
+        self.may_come_late(step);
         self.record.step_mut(step).next_attempt_time = None;
         self.set_state(step, StepState::Abandoned);
+    }
+
+    /// A call of a step's action was not answered, and may be on its way. A participant with our barrier stops it if it comes after its
+    /// undoing; of another one the undoing waits until nothing can come: a call waits for its turn, and then for its answer, as long as its
+    /// timeout each, and as long again is left to the way.
+    fn may_come_late(&mut self, step: usize) {
+        let options = &self.plan.steps[step].options;
+        if options.plain {
+            let nothing_comes = later(self.moment.now, options.attempt_timeout.saturating_mul(3));
+            self.record.kept.steps[step].compensation_not_before_micros = nothing_comes;
+        }
     }
 }
 

@@ -119,8 +119,14 @@ impl Turn<'_> {
         self.record.call_at_once(self.moment.now);
         self.record.kept.ending_held = false;
         for step in 0..self.plan.steps.len() {
-            if std::mem::take(&mut self.record.kept.steps[step].held) && self.state(step) == StepState::Rejected {
-                self.begin_again(step);
+            if !std::mem::take(&mut self.record.kept.steps[step].held) {
+                continue;
+            }
+            match self.state(step) {
+                StepState::Rejected => self.begin_again(step),
+                // It leaves once more, and what was known to have had no effect may have one now.
+                StepState::Started => self.record.kept.steps[step].may_have_run = true,
+                _ => {}
             }
         }
         if self.phase() == SagaPhase::Stuck {
@@ -177,18 +183,22 @@ impl Turn<'_> {
     }
 
     fn settle(&mut self, step: usize, op: Op, settled: Settled, command: &Command) {
-        let retriable = self.plan.steps[step].kind == StepKind::Retriable;
+        let kind = self.plan.steps[step].kind;
         self.record.step_mut(step).next_attempt_time = None;
         let kept = &mut self.record.kept.steps[step];
-        kept.held = false;
+        let held = std::mem::take(&mut kept.held);
         match (op, settled) {
             (Op::Action, Settled::Done) => {
                 kept.may_have_run = true;
                 self.set_state(step, StepState::Skipped);
             }
+            // A call of it may be on its way yet. Undoing it costs nothing where there was no effect, and keeps a late one out.
+            (Op::Action, Settled::Rejected) if kind == StepKind::Compensatable && !held => {
+                self.abandon(step, &Refusal::precondition("SKIPPED", command.reason.as_str()));
+            }
             (Op::Action, Settled::Rejected) => {
                 kept.may_have_run = false;
-                if retriable {
+                if kind == StepKind::Retriable {
                     self.set_state(step, StepState::Skipped);
                 } else {
                     // As if its participant had refused it: the saga turns back.

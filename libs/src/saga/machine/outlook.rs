@@ -62,7 +62,9 @@ pub(in crate::saga) fn next_wake(plan: &Plan, record: &Record, in_flight: impl F
     let phase = record.saga.phase();
     let start = (phase == SagaPhase::Scheduled && !record.queued).then_some(record.kept.start_micros);
     let turns_back = matches!(phase, SagaPhase::Scheduled | SagaPhase::Forward) && pivot_not_begun(plan, record);
-    let deadline = (turns_back && record.kept.deadline_micros > 0).then_some(record.kept.deadline_micros);
+    // What has done all of its own keeps its deadline for nothing: only the saga above can have it turn back.
+    let bound = record.kept.deadline_micros > 0 && !record.kept.awaits_parent;
+    let deadline = (turns_back && bound).then_some(record.kept.deadline_micros);
     let started = in_states(record, &[StepState::Started]);
     let steps = each(if turns_back { started } else { 0 }).filter_map(|step| step_deadline(plan, record, step));
     calls.chain(start).chain(deadline).chain(steps).min()
@@ -76,4 +78,27 @@ pub(super) fn step_deadline(plan: &Plan, record: &Record, step: usize) -> Option
 
 fn pivot_not_begun(plan: &Plan, record: &Record) -> bool {
     plan.pivot().is_none_or(|pivot| record.saga.steps[pivot].state() == StepState::Unspecified)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::saga::{Definition, LocalWork};
+
+    #[test]
+    fn what_waits_for_the_saga_above_is_not_woken_by_its_own_deadline() {
+        let mut saga = Definition::builder::<i64>("pack", 1);
+        saga.deadline(Duration::from_secs(30));
+        saga.retriable_local("note", |_, _| Ok(LocalWork::nothing()));
+        let definition = saga.build().expect("a definition");
+        let mut record = definition.new_record("s:pack", Vec::new(), 1, 0);
+        record.saga.set_phase(SagaPhase::Forward);
+        record.kept.deadline_micros = 30_000_000;
+        assert_eq!(next_wake(&definition.plan, &record, |_| false), Some(30_000_000));
+        record.step_mut(0).set_state(StepState::Done);
+        record.kept.awaits_parent = true;
+        assert_eq!(next_wake(&definition.plan, &record, |_| false), None);
+    }
 }
