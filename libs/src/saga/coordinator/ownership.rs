@@ -159,10 +159,13 @@ impl Coordinator {
             // Until the last call has ended this process is there; it only takes up nothing new.
             let adopted = match member.beat().await {
                 Ok(()) if self.0.draining.load(Ordering::Acquire) => Ok(0),
-                Ok(()) => match self.let_go(member, &mut last).await {
-                    Ok(()) => self.adopt().await,
-                    Err(error) => Err(error),
-                },
+                Ok(()) => {
+                    let shared = async {
+                        self.let_go(member, &mut last).await?;
+                        self.adopt().await
+                    };
+                    beating(member, shared).await
+                }
                 Err(error) => Err(error.into()),
             };
             match adopted {
@@ -276,6 +279,24 @@ impl Coordinator {
             }
         }
         Ok(taken)
+    }
+}
+
+/// Does what may take long, and says meanwhile that this process is there: who has many sagas to take over is not gone.
+pub(super) async fn beating<T>(member: &Member, work: impl Future<Output = T>) -> T {
+    let beats = async {
+        loop {
+            tokio::time::sleep(Member::BEAT).await;
+            if let Err(error) = member.beat().await {
+                tracing::warn!(%error, "no word to the others");
+            }
+        }
+    };
+    tokio::select! {
+        // In this order, so that what happens at once happens in one order: a simulation can be repeated.
+        biased;
+        done = work => done,
+        never = beats => never,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start};
+use super::{Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start, ownership::beating};
 use crate::{
     refusal::Refusal,
     saga::{Definition, record::Record, store},
@@ -23,11 +23,15 @@ impl Coordinator {
     /// A saga that can't be read, or whose definition is not among this coordinator's, is parked: left as it is and reported.
     /// The others go on.
     ///
+    /// It comes before anything else is asked of a coordinator: a saga that ends while they are read could be taken up once more.
+    ///
     /// # Errors
     /// When the sagas can't be read at all.
     pub async fn recover(&self) -> Result<usize, RecoverError> {
-        if self.join().await? {
-            return self.adopt().await;
+        if self.join().await?
+            && let Some(member) = self.0.member.get()
+        {
+            return beating(member, self.adopt()).await;
         }
         let (mut last, mut resumed) = (String::new(), 0);
         loop {
@@ -35,7 +39,7 @@ impl Coordinator {
             let Some((id, _)) = page.last() else { return Ok(resumed) };
             last.clone_from(id);
             for (saga_id, stored) in page {
-                // A saga started since is under way already.
+                // One that an operator asked about is under way already.
                 if self.0.live.contains(&saga_id) {
                     continue;
                 }

@@ -4,11 +4,12 @@ mod in_flight;
 mod transition;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
@@ -19,7 +20,7 @@ use tokio::spawn;
 #[cfg(test)]
 use crate::saga::simulation::process::spawn;
 
-use self::in_flight::InFlight;
+use self::{in_flight::InFlight, transition::said};
 use super::{
     Shared,
     admission::Admission,
@@ -83,7 +84,10 @@ enum End {
     /// The process is going down. The saga goes on at the next start.
     Leaving,
     /// Another process has taken the saga over.
-    Taken,
+    Taken {
+        /// Since then it has become this one's once more.
+        mine_again: bool,
+    },
     /// The saga can't be driven. It alone stops.
     Parked(String),
 }
@@ -151,11 +155,16 @@ impl Driver {
     async fn run(mut self: Box<Self>, again: bool) {
         // What is new has its locks or queues for them, unless the decision that started it saw neither.
         let again = again || machine::asks_for_locks(&self.record);
-        let begun = if again { Box::pin(self.begin_again()).await } else { Ok(()) };
-        let end = match begun {
-            Err(Stopped::End(end)) => end,
-            Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
+        let driven = async {
+            let begun = if again { Box::pin(self.begin_again()).await } else { Ok(()) };
+            match begun {
+                Err(Stopped::End(end)) => end,
+                Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
+            }
         };
+        // What a transport does, and a layer under it, is not ours. Whoever asks about the saga must not wait for a task that is gone.
+        let end = AssertUnwindSafe(driven).catch_unwind().await;
+        let end = end.unwrap_or_else(|panic| End::Parked(format!("its task panicked: {}", said(&*panic))));
         self.leave(end);
     }
 
@@ -311,7 +320,7 @@ impl Driver {
                     self.above.retain(|above| !above.is_closed());
                     self.above.push(tell);
                 }
-                Mail::Taken => return Err(Stopped::End(End::Taken)),
+                Mail::Taken => return Err(Stopped::End(End::Taken { mine_again: false })),
                 Mail::Woken => {
                     self.ask_parent().await?;
                     self.step(Input::Woken).await?;
@@ -339,11 +348,15 @@ impl Driver {
                 self.shared.live.park(Arc::clone(&self.saga_id), why);
                 false
             }
-            End::Over | End::Leaving | End::Taken => {
-                if matches!(end, End::Taken) {
+            End::Over | End::Leaving | End::Taken { .. } => {
+                if matches!(end, End::Taken { .. }) {
                     tracing::info!(saga.id = &*self.saga_id, "taken over by another process");
                 }
                 self.shared.live.leave(&self.saga_id);
+                if matches!(end, End::Taken { mine_again: true }) {
+                    // Not before its place is free: whoever takes it up finds none else, and forgets it.
+                    self.shared.claimed.lock().insert(self.saga_id.to_string());
+                }
                 matches!(end, End::Over)
             }
         };

@@ -1,6 +1,7 @@
 //! What happened becomes a transition, and is committed before anything follows from it.
 
 use std::{
+    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -147,10 +148,7 @@ impl Driver {
         match self.shared.journal.submit_admitted(entry).await {
             Ok(_) if fence.as_ref().is_some_and(Fence::was_taken) => {
                 // It was another's in between, and nothing of what that one did is known here: it is read anew.
-                if fence.is_some_and(|fence| fence.is_mine_again()) {
-                    self.shared.claimed.lock().insert(self.saga_id.to_string());
-                }
-                Err(Stopped::End(End::Taken))
+                Err(Stopped::End(End::Taken { mine_again: fence.is_some_and(|fence| fence.is_mine_again()) }))
             }
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
@@ -182,9 +180,12 @@ type Beside = Box<dyn FnOnce(&Loaded<'_>, Decided) -> Decided + Send>;
 
 /// Runs a definition's code. If it panics, its saga alone is parked.
 fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Stopped> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| {
-        let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
-        let said: String = said.unwrap_or_default();
-        Stopped::End(End::Parked(format!("its definition panicked: {said}")))
-    })
+    catch_unwind(AssertUnwindSafe(code))
+        .map_err(|panic| Stopped::End(End::Parked(format!("its definition panicked: {}", said(&*panic)))))
+}
+
+/// What a panic said.
+pub(super) fn said(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
+    said.unwrap_or_default()
 }
