@@ -7,7 +7,7 @@ mod database;
 use bytes::Bytes;
 use libs::journal::{
     AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Outcome, RequestKey, Role,
-    SubmitError, events_after,
+    SubmitError, events_after, sqlite::companion,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -80,6 +80,25 @@ async fn what_was_answered_is_there_after_a_restart() {
     assert_eq!(seen, [(1, 1, "Added"), (2, 2, "Added")]);
     // Positions go on where they ended.
     assert_eq!(journal.submit(add("a", 1, None)).await.unwrap().position, 3);
+}
+
+/// A process that was killed leaves a log that was written and maybe never synced. Nobody may be told of anything in it before it is.
+#[tokio::test]
+async fn what_a_killed_process_left_in_the_log_is_settled_before_it_is_read() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("killed.db");
+    let killed = Journal::open(path.as_path(), &[]).await.unwrap();
+    killed.submit(add("a", 5, key("k"))).await.unwrap();
+    let (left, settled) = (folder.path().join("left.db"), folder.path().join("settled.db"));
+    for suffix in ["", "-wal"] {
+        std::fs::copy(companion(&path, suffix), companion(&left, suffix)).unwrap();
+    }
+    assert!(std::fs::metadata(companion(&left, "-wal")).unwrap().len() > 0, "it is in the log");
+    let journal = Journal::open(left.as_path(), &[]).await.unwrap();
+    assert_eq!(std::fs::metadata(companion(&left, "-wal")).unwrap().len(), 0);
+    std::fs::copy(&left, &settled).unwrap();
+    assert_eq!(value(&Journal::open(settled.as_path(), &[]).await.unwrap(), "a").await, 5);
+    assert_eq!(value(&journal, "a").await, 5);
 }
 
 #[tokio::test]

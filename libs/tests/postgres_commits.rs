@@ -28,6 +28,8 @@ enum Cut {
     Before,
     /// It arrives, and its answer doesn't.
     After,
+    /// From what it says on nothing goes over its link any more, and nobody is told: the host is gone, or the cable.
+    Silent(&'static str),
     /// So long after it went by, its backend is ended.
     Ended(Duration),
     /// It doesn't arrive, and whoever asks for it is answered as by a server that has crashed and begun again: see [`Cut::Crashed`].
@@ -75,6 +77,16 @@ async fn carry(
             read = near.read(&mut up) => {
                 let count = read.unwrap_or(0);
                 answer_otherwise(&mut up[..count], &cut);
+                let silent = match *cut.lock().unwrap() {
+                    Cut::Silent(from) => up[..count].windows(from.len()).any(|word| word == from.as_bytes()),
+                    _ => false,
+                };
+                if silent {
+                    *cut.lock().unwrap() = Cut::Never;
+                    // Both ends stay open for as long as the near one is.
+                    while near.read(&mut up).await.is_ok_and(|count| count > 0) {}
+                    return;
+                }
                 let commits = up[..count].windows(6).any(|word| word == b"COMMIT");
                 let broken = if commits { std::mem::replace(&mut *cut.lock().unwrap(), Cut::Never) } else { Cut::Never };
                 if let Cut::Lost(instead) | Cut::Crashed(instead) = broken {
@@ -87,7 +99,7 @@ async fn carry(
                     return;
                 }
                 match broken {
-                    Cut::Never | Cut::Before | Cut::Lost(_) | Cut::Crashed(_) | Cut::Asked(_) => {}
+                    Cut::Never | Cut::Before | Cut::Silent(_) | Cut::Lost(_) | Cut::Crashed(_) | Cut::Asked(_) => {}
                     Cut::After => {
                         // It was committed once there is an answer.
                         let _ = far.read(&mut down).await;
@@ -157,6 +169,31 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
         }
     }
     assert_eq!(noted(&journal).await, keys);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_without_a_word_holds_nobody_for_ever() {
+    let Some(schema) = Schema::new() else { return };
+    let falls_silent = async |from: &'static str| {
+        let (journal, cut) = linked(&schema).await;
+        journal.submit(note(&format!("before {from}"))).await.unwrap();
+        *cut.lock().unwrap() = Cut::Silent(from);
+        let answer = timeout(Duration::from_secs(60), journal.submit(note(from))).await.expect("an answer");
+        assert_eq!(*cut.lock().unwrap(), Cut::Never, "it fell silent");
+        assert_eq!(answer.unwrap().outcome, Outcome::Done, "once more, by another link: {from}");
+        assert_eq!(journal.submit(note(from)).await.unwrap().outcome, Outcome::Replayed);
+    };
+    tokio::join!(falls_silent("BEGIN"), falls_silent("UNION ALL"), falls_silent("INSERT INTO"), falls_silent("COMMIT"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_in_a_turn_is_as_new_as_the_turn_whatever_the_server_is_set_to() {
+    let Some(schema) = Schema::new() else { return };
+    let url = format!("{}?options[default_transaction_isolation]=serializable", schema.url);
+    let location = Location::Postgres { url, schema: schema.name.clone() };
+    let journal = Journal::open(location, &[]).await.unwrap();
+    let set = journal.reader().fetch("SELECT current_setting('transaction_isolation')", Vec::new()).await.unwrap();
+    assert_eq!(set[0].text(0).unwrap(), "read committed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use libs::{
-    journal::{Journal, Member},
+    journal::{Journal, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
@@ -20,6 +20,7 @@ use libs::{
 };
 use proto::saga::v1::SagaPhase;
 use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order, place_order_version};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{runtime::Runtime, sync::watch};
 use tonic::{Code, Status, metadata::MetadataMap};
 
@@ -283,6 +284,39 @@ async fn what_a_killed_process_leaves_is_taken_up_by_another() {
         assert_eq!(world.participants.done_for(order), ["reserve", "charge", "ship"]);
     }
     assert!(begin.elapsed() > Member::BEAT, "not before the lease was over");
+}
+
+/// Taking over many sagas takes long, and here it is held up: whoever does so is there all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_over_for_longer_than_a_lease_is_not_taken_for_gone() {
+    let Location::Postgres { url, schema } = database::location(std::path::Path::new("adopting"), "order") else {
+        database::has_server();
+        return;
+    };
+    let world = World::new();
+    let open = async || Journal::open(Location::Postgres { url: url.clone(), schema: schema.clone() }, TABLES).await;
+    let on = |journal| Process::on(journal, vec![place_order()], world.participants.clone(), Options::default());
+    world.participants.on_call(|_| Fault::Hang);
+    let gone = on(open().await.unwrap());
+    gone.coordinator.recover().await.unwrap();
+    gone.place("tea").await.unwrap();
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let sql = format!("UPDATE {schema}.members SET seen_until = 0");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
+    // The turn that a claim needs.
+    let turn = format!("SELECT pg_advisory_lock(hashtextextended('trellis/{schema}/journal', 0))");
+    let two = on(open().await.unwrap());
+    sqlx::raw_sql(AssertSqlSafe(turn)).execute(&mut server).await.unwrap();
+    let adopting = tokio::spawn(async move { two.coordinator.recover().await });
+    tokio::time::sleep(Member::LEASE + Duration::from_secs(1)).await;
+    assert!(!adopting.is_finished(), "it is held up");
+    let there = format!(
+        "SELECT count(*) FROM {schema}.members WHERE seen_until > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    );
+    let there: i64 = sqlx::query_scalar(AssertSqlSafe(there)).fetch_one(&mut server).await.unwrap();
+    assert_eq!(there, 1);
+    sqlx::raw_sql("SELECT pg_advisory_unlock_all()").execute(&mut server).await.unwrap();
+    assert_eq!(adopting.await.unwrap().unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

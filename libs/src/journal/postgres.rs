@@ -87,7 +87,12 @@ impl Server {
         let turn = TURN.as_millis().to_string();
         let options =
             options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", &turn)]);
-        let options = options.options(PLANS);
+        let options = options.options(PLANS).options([
+            // Or what is read in a turn is as old as the wait for it, where the server's own default is a stricter one.
+            ("default_transaction_isolation", "read committed"),
+            // The turn's limit counts while the process is to speak; this one while it is to listen.
+            ("tcp_user_timeout", &turn),
+        ]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         Ok(Some(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() }))
     }
@@ -197,7 +202,7 @@ impl Server {
         match &self.way {
             Way::Postgres(sessions) => loop {
                 let mut lent = sessions.lend().await?;
-                let end = postgres::execute(lent.session()?, sql, values).await;
+                let end = postgres::answered(postgres::execute(lent.session()?, sql, values)).await;
                 if let Some(end) = lent.ended(end) {
                     break end;
                 }

@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::sql::Error;
+use super::sql::{Error, postgres::answered};
 
 /// How long somebody waits for a session before the server counts as out of reach.
 const WAIT: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub(super) struct Sessions(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     options: PgConnectOptions,
-    /// The one that came back last is lent first: its statements are prepared.
+    /// The last one is lent first: it came back last, and its statements are prepared.
     idle: Mutex<Vec<Idle>>,
     turns: Arc<Semaphore>,
 }
@@ -75,7 +75,7 @@ impl Sessions {
         let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('{name}', 0))");
         loop {
             let (turn, mut session, fresh) = self.ready().await?;
-            match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut session).await {
+            match answered(sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut session)).await {
                 Ok(_) => return Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn }),
                 // It ended just now. Nothing was asked of it yet that could have had an effect.
                 Err(error) if !fresh && is_lost(&error) => tracing::info!(%error, "a session was lost: another one"),
@@ -115,7 +115,7 @@ impl Sessions {
         self.0.turns.close();
         let idle = std::mem::take(&mut *self.0.idle.lock());
         for Idle { session, .. } in idle {
-            if let Err(error) = session.close().await {
+            if let Err(error) = answered(session.close()).await {
                 tracing::info!(%error, "a session was lost before it was closed");
             }
         }
@@ -124,9 +124,13 @@ impl Sessions {
 
 impl Shared {
     fn take_back(&self, session: PgConnection, since: Option<Instant>) {
-        if !self.turns.is_closed() {
-            self.idle.lock().push(Idle { session, since });
+        if self.turns.is_closed() {
+            return;
         }
+        let mut idle = self.idle.lock();
+        // One that may be in the midst of something is lent last: whoever gets it waits for the rest of that.
+        let place = if since.is_some() { idle.len() } else { 0 };
+        idle.insert(place, Idle { session, since });
     }
 }
 
@@ -134,9 +138,9 @@ impl Shared {
 fn is_lost(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        // Operator intervention, a broken connection.
+        // Operator intervention, a broken connection, a turn that was kept for too long.
         sqlx::Error::Database(said) => {
-            said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+            said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08") || code == "25P03")
         }
         _ => false,
     }
@@ -212,7 +216,7 @@ impl Transaction {
     }
 
     async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(how).execute(&mut self.session).await?;
+        answered(sqlx::raw_sql(how).execute(&mut self.session)).await?;
         self.of.take_back(self.session, Some(Instant::now()));
         Ok(())
     }

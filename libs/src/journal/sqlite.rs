@@ -100,6 +100,7 @@ impl Writer {
             script.push(';');
         }
         connection.execute_batch(&script).map_err(|error| failed(error.into()))?;
+        settle(&connection, path)?;
         let (journal_mode, synchronous) = (journal_mode.value, synchronous.value);
         let sqlite = rusqlite::version();
         tracing::info!(path = %path.display(), journal_mode, synchronous, sqlite, "database open");
@@ -165,6 +166,20 @@ impl Setting {
         })?;
         Ok(found)
     }
+}
+
+/// Has the disk take what an earlier process left in the log, before anybody reads it. SQLite finds there what was written, though it
+/// may never have been synced, or in vain: what is told of it would be lost with the power.
+fn settle(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |source: rusqlite::Error| OpenError::Database { location: path.into(), source: source.into() };
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;
+    if busy != 0 {
+        // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
+        let log = companion(path, "-wal");
+        let synced = File::open(&log).and_then(|file| file.sync_all());
+        synced.map_err(|source| OpenError::File { path: log, source })?;
+    }
+    Ok(())
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {

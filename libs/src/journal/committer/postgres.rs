@@ -35,7 +35,7 @@ const TRIES: u32 = 3;
 /// What the server says of a transaction that it has never heard of.
 const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
-const PASSING: [&str; 4] = ["40001", "40P01", "57P01", "57P02"];
+const PASSING: [&str; 5] = ["40001", "40P01", "57P01", "57P02", "25P03"];
 
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {

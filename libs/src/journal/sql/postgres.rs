@@ -1,15 +1,31 @@
 //! The same sets of rows on PostgreSQL: each column of a set is one array, so every statement has one shape.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, io, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, Column as _, PgConnection, Postgres, Row as _, TypeInfo as _, postgres::PgArguments, query::Query,
 };
 
+use tokio::time::timeout;
+
 use super::{Error, Record, Value, Write, statements};
 use crate::journal::entry::{Row, Table};
 
-/// Runs a statement. Placeholders are `$1`, `$2`, ….
+/// How long a statement may take. After that the way to the server counts as cut: a host that is gone says nothing, and whoever waits
+/// for what it was sent would wait for ever.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Waits for what a server was asked, within bounds.
+///
+/// # Errors
+/// As where the link is cut, when there is no answer. The session must not be used again.
+pub(in crate::journal) async fn answered<T, E: From<sqlx::Error>>(
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into()))
+}
+
+/// Runs a statement, however long that takes. Placeholders are `$1`, `$2`, ….
 pub(in crate::journal) async fn execute(
     connection: &mut PgConnection,
     sql: &str,
@@ -25,7 +41,7 @@ pub(in crate::journal) async fn query(
     sql: &str,
     values: &[Value],
 ) -> Result<Vec<Record>, Error> {
-    let rows = bind(sqlx::query(AssertSqlSafe(sql)), values).fetch_all(connection).await?;
+    let rows = answered(bind(sqlx::query(AssertSqlSafe(sql)), values).fetch_all(connection)).await?;
     rows.iter().map(read).collect()
 }
 
@@ -43,7 +59,7 @@ pub(in crate::journal) async fn query_texts<const N: usize>(
         };
         query = query.bind(keys.iter().map(text).collect::<Result<Vec<String>, _>>()?);
     }
-    query.fetch_all(connection).await?.iter().map(read).collect()
+    answered(query.fetch_all(connection)).await?.iter().map(read).collect()
 }
 
 /// Rows of one table, no two with one key, and how they are written.
@@ -69,7 +85,7 @@ pub(in crate::journal) async fn write(connection: &mut PgConnection, sets: &[Set
             query = bind_array(query, rows.iter().filter_map(|row| row.get(column)))?;
         }
     }
-    query.execute(connection).await?;
+    answered(query.execute(connection)).await?;
     Ok(())
 }
 
@@ -121,7 +137,7 @@ pub(in crate::journal) async fn fetch_keys(
     for column in 0..types.len() {
         query = bind_array(query, keys.iter().filter_map(|key| key.get(column)))?;
     }
-    let rows = query.fetch_all(connection).await?;
+    let rows = answered(query.fetch_all(connection)).await?;
     rows.iter().map(read).collect()
 }
 
@@ -134,7 +150,7 @@ pub(in crate::journal) async fn delete_older(
     before: i64,
 ) -> Result<u64, Error> {
     let sql = format!("DELETE FROM {} WHERE {} = ANY($1) AND {time} < $2", table.name, table.columns[0]);
-    let deleted = sqlx::query(AssertSqlSafe(sql)).bind(keys).bind(before).execute(connection).await?;
+    let deleted = answered(sqlx::query(AssertSqlSafe(sql)).bind(keys).bind(before).execute(connection)).await?;
     Ok(deleted.rows_affected())
 }
 
