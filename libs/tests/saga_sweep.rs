@@ -273,6 +273,29 @@ async fn an_ended_saga_is_forgotten_after_the_time_and_not_before() {
     assert!(services.told().is_empty());
 }
 
+/// A clock that was a year ahead for a while doesn't keep all that came after it for a year.
+#[tokio::test]
+async fn what_claims_to_be_later_than_now_is_as_old_as_what_comes_after_it() {
+    if database::is_shared() {
+        return;
+    }
+    let world = World::new(place_order()).await;
+    let process = world.open().await;
+    run(&process, "ahead").await;
+    let path = world.folder.path().join("order.db");
+    let ahead = rusqlite::Connection::open(path).unwrap();
+    ahead.execute("UPDATE events SET time = time + ?1", [365 * DAY]).unwrap();
+    world.clock.later(8 * DAY);
+    assert_eq!(process.coordinator.forget_ended().await, 0, "nothing says how old it is");
+    world.clock.later(-8 * DAY);
+    run(&process, "after").await;
+    world.clock.later(6 * DAY);
+    assert_eq!(process.coordinator.forget_ended().await, 0, "what came after it is not old yet");
+    world.clock.later(2 * DAY);
+    assert_eq!(process.coordinator.forget_ended().await, 6);
+    assert!(world.services.known("ahead").await.is_empty() && world.services.known("after").await.is_empty());
+}
+
 /// Charge, ship, and then something that can't be refused.
 fn with_a_last_step() -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("place-order", 1);

@@ -41,6 +41,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Answers {
     journal: Journal,
     keep: Duration,
+    /// When this began, by the wall and by a clock that nobody sets.
+    begun: (SystemTime, Instant),
     kept: Arc<Kept>,
 }
 
@@ -77,7 +79,7 @@ impl Answers {
     /// The answers of a journal. A client that repeats its command within `keep` gets the same one.
     #[must_use]
     pub fn new(journal: Journal, keep: Duration) -> Self {
-        Self { journal, keep, kept: Arc::default() }
+        Self { journal, keep, begun: (SystemTime::now(), Instant::now()), kept: Arc::default() }
     }
 
     /// Has them observed by a meter.
@@ -107,7 +109,8 @@ impl Answers {
     /// None: a database that is out of reach comes back.
     pub async fn run(self) -> Result<(), WalkError> {
         loop {
-            match self.forget_before(before(self.keep)).await {
+            let (begun, since) = self.begun;
+            match self.forget_before(before(SystemTime::now(), begun + since.elapsed(), self.keep)).await {
                 Ok(Walked { forgotten: 0, .. }) => {}
                 Ok(Walked { forgotten, clients, sagas }) => {
                     tracing::info!(forgotten, clients, sagas, "old answers are forgotten");
@@ -174,8 +177,25 @@ impl Answers {
     }
 }
 
-/// So long ago, in microseconds since 1970.
-fn before(keep: Duration) -> i64 {
-    let then = SystemTime::now().checked_sub(keep).and_then(|then| then.duration_since(SystemTime::UNIX_EPOCH).ok());
+/// So long ago, in microseconds since 1970, by the one of two clocks that is behind. Where the wall's was set right since this began,
+/// what was stored before that looks older than it is.
+fn before(wall: SystemTime, counted: SystemTime, keep: Duration) -> i64 {
+    let then = wall.min(counted).checked_sub(keep).and_then(|then| then.duration_since(SystemTime::UNIX_EPOCH).ok());
     then.map_or(0, |then| i64::try_from(then.as_micros()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_makes_nothing_older() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let keep = Duration::from_secs(100);
+        assert_eq!(before(at(1_000), at(1_000), keep), 900_000_000);
+        // It was far behind until a moment ago: what was stored then counts as new by it.
+        assert_eq!(before(at(1_000_000), at(1_000), keep), 900_000_000);
+        assert_eq!(before(at(1_000), at(1_000_000), keep), 900_000_000);
+        assert_eq!(before(at(10), at(10), keep), 0);
+    }
 }

@@ -108,26 +108,31 @@ pub(super) struct EndedPage {
     pub(super) position: i64,
 }
 
-/// The log after a position, as far as it is older than this, and at most `limit` events of it.
+/// The log after a position, as far as it is older than `before_micros`, and at most `limit` events of it. What claims to be later than now
+/// was written by a clock that was ahead: it is as old as what comes after it.
 pub(super) async fn ended_after(
     journal: &Journal,
     position: i64,
-    before_micros: i64,
+    (before_micros, now_micros): (i64, i64),
     limit: i64,
 ) -> Result<EndedPage, sql::Error> {
     const SQL: &str =
         "SELECT position, time, kind, id, name FROM events WHERE position > $1 ORDER BY position LIMIT $2";
     let records = journal.reader().fetch(SQL, vec![position.into(), limit.into()]).await?;
     let mut page = EndedPage { position, ..EndedPage::default() };
+    let mut ended = Vec::new();
     for record in records {
         let time_micros = record.int(1)?;
-        if time_micros >= before_micros {
+        if (before_micros..=now_micros).contains(&time_micros) {
             break;
         }
-        page.first_micros.get_or_insert(time_micros);
-        page.position = record.int(0)?;
         if record.text(2)? == KIND && ENDS.map(event_name).contains(&&*record.text(4)?) {
-            page.ended.push(record.text(3)?);
+            ended.push(record.text(3)?);
+        }
+        if time_micros < before_micros {
+            page.first_micros.get_or_insert(time_micros);
+            page.position = record.int(0)?;
+            page.ended.append(&mut ended);
         }
     }
     Ok(page)

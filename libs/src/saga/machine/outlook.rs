@@ -85,15 +85,28 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::saga::{Definition, LocalWork};
+    use crate::saga::{Compensated, Definition, Operation};
+
+    struct Note;
+
+    impl Operation for Note {
+        const PEER: &'static str = "peer";
+        const PATH: &'static str = "/note";
+        type Request = i64;
+        type Reply = i64;
+    }
+
+    impl Compensated for Note {
+        type Compensation = Self;
+    }
 
     #[test]
     fn what_waits_for_the_saga_above_is_not_woken_by_its_own_deadline() {
         let mut saga = Definition::builder::<i64>("pack", 1);
         saga.deadline(Duration::from_secs(30));
-        saga.retriable_local("note", |_, _| Ok(LocalWork::nothing()));
+        saga.compensatable::<Note>("note", |input, _| Ok(*input), |undo| undo.request);
         let definition = saga.build().expect("a definition");
-        let mut record = definition.new_record("s:pack", Vec::new(), 1, 0);
+        let mut record = definition.plan.new_record("s:pack", Vec::new(), 1, 0);
         record.saga.set_phase(SagaPhase::Forward);
         record.kept.deadline_micros = 30_000_000;
         assert_eq!(next_wake(&definition.plan, &record, |_| false), Some(30_000_000));
