@@ -439,6 +439,36 @@ async fn a_watcher_of_a_parked_view_sees_it_go_on_and_nobody_is_told_more_than_i
     }
 }
 
+#[tokio::test]
+async fn a_watcher_is_told_of_a_view_that_catches_up_with_the_others_though_nothing_more_comes() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let squeamish = Squeamish::default();
+    let mended = Arc::clone(&squeamish.mended);
+    let location = database::location(folder.path(), "test").views();
+    let projections = Projections::new().with(squeamish).with(Sums);
+    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    // The others are at the end, so going on alone brings the views no further.
+    read.wait_for_token(&token(3)).await.unwrap();
+    let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
+    assert_eq!(changes.next().await.unwrap().unwrap(), (1, 1));
+    assert!(futures::poll!(changes.next()).is_pending());
+
+    mended.store(true, Ordering::SeqCst);
+    let request = ResumeProjectionRequest { name: "squeamish".to_owned() };
+    board.service("test").resume_projection(Request::new(request)).await.unwrap();
+    for position in [2, 3] {
+        let change = tokio::time::timeout(PATIENCE, changes.next()).await.expect("it is told");
+        assert_eq!(change.unwrap().unwrap(), (position, 1));
+    }
+}
+
 /// What a gauge says of a projection over the events of `test`.
 fn observed(exporter: &InMemoryMetricExporter, name: &str, projection: &str) -> i64 {
     let exported = exporter.get_finished_metrics().unwrap();
