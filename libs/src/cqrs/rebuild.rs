@@ -184,7 +184,7 @@ impl Plan {
 }
 
 /// The views, if each of them could fold every event.
-fn whole(views: Views) -> Result<Views, RebuildError> {
+pub(super) fn whole(views: Views) -> Result<Views, RebuildError> {
     match views.projections.iter().find_map(|state| state.standing.parked()) {
         Some(parked) => Err(RebuildError::Poison(parked.error)),
         None => Ok(views),

@@ -19,7 +19,7 @@ use super::{
     checkpoints::{self, CHECKPOINTS},
     projection::{Fold, ProjectionError},
     read::Kept,
-    rebuild::Rebuilding,
+    rebuild::{RebuildError, Rebuilding, whole},
 };
 use crate::journal::{
     Event, Location, OpenError,
@@ -190,12 +190,10 @@ impl Views {
     /// Folds all that the log holds now, telling after each batch how far it is: (done, all).
     ///
     /// # Errors
-    /// As [`run`](Self::run).
-    pub async fn catch_up(self, progress: impl FnMut(i64, i64)) -> Result<(), ViewsError> {
-        let location = self.location.clone();
-        let failed = |source| ViewsError { location: location.clone(), source };
-        let all = self.log.head().await.map_err(failed)?;
-        let Self { writer, reader, .. } = self.fold_to(all, progress).await.map_err(failed)?;
+    /// When the database or the log fails, or an event can't be folded: such views must take nobody's place.
+    pub async fn catch_up(self, progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        let all = self.log.head().await?;
+        let Self { writer, reader, .. } = whole(self.fold_to(all, progress).await?)?;
         // The last connection to a file is the one that leaves all in it, and nothing beside it.
         drop(reader);
         writer.close().await;

@@ -157,7 +157,7 @@ impl Stores {
     /// serving queries.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then.
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         let location = location(store, service);
         let Location::Sqlite(path) = &location else {

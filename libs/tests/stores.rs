@@ -1,0 +1,104 @@
+//! What a service keeps in files, made anew by its own program.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use libs::{
+    cli::{BoxError, DatabaseUrl, Store},
+    cqrs::{Documents, Log, Projection, ProjectionError, Projections, Views},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction},
+    service::Stores,
+};
+use tempfile::TempDir;
+
+static SEEN: Table = Table {
+    name: "seen",
+    create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
+    columns: &["id", "position", "document"],
+    key: 1,
+    fixed: &[],
+};
+
+/// Counts the events of each id, and can't fold those of `poison` until it is mended.
+struct Squeamish {
+    mended: Arc<AtomicBool>,
+}
+
+impl Projection for Squeamish {
+    const NAME: &'static str = "squeamish";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut seen = Documents::<i64>::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            if event.id == "poison" && !self.mended.load(Ordering::SeqCst) {
+                let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
+                return Err(ProjectionError::Decode { what: "poison".to_owned(), source });
+            }
+            seen.update(&event.id, event.position, |count| *count += 1);
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+/// Writes an event of each id.
+async fn write(journal: &Journal, ids: &[&str]) {
+    for id in ids {
+        let aggregate = AggregateId::new("thing", *id);
+        let event = NewEvent { name: "Happened", payload: Vec::new().into() };
+        let change = Change { aggregate, state: None, version: 1, events: vec![event] };
+        let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+        let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+        journal.submit(entry).await.unwrap();
+    }
+}
+
+/// Does what a stopped service's `rebuild` does.
+async fn rebuild(journal: &Path, mended: &Arc<AtomicBool>) -> Result<(), BoxError> {
+    let projections = Projections::new().with(Squeamish { mended: Arc::clone(mended) });
+    let stores = Stores { projections, ..Stores::default() };
+    stores.rebuild("test", &Store { database_url: DatabaseUrl::Sqlite(journal.to_owned()) }).await
+}
+
+/// What the views say of these ids.
+async fn seen<const N: usize>(journal: &Path, ids: [&str; N]) -> [Option<i64>; N] {
+    let projections = Projections::new().with(Squeamish { mended: Arc::default() });
+    let log = Log::open(journal).unwrap();
+    let views = Views::open(&journal.with_extension("views.db"), log, &projections).await.unwrap();
+    let read = views.read_side("test", Duration::ZERO);
+    let seen = futures::future::join_all(ids.map(|id| read.document(&SEEN, id))).await;
+    drop(read);
+    // It lets go of the file: nothing is left to fold.
+    views.catch_up(|_, _| {}).await.unwrap();
+    seen.into_iter().map(Result::unwrap).collect::<Vec<_>>().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn views_that_can_not_fold_every_event_take_nobodys_place() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    let journal = Journal::open(&path, &[]).await.unwrap();
+    write(&journal, &["a", "poison", "b"]).await;
+    rebuild(&path, &mended).await.unwrap();
+    let others = folder.path().join("test.views.other.db");
+    std::fs::write(&others, "another service's").unwrap();
+
+    mended.store(false, Ordering::SeqCst);
+    let error = rebuild(&path, &mended).await.unwrap_err().to_string();
+    assert!(error.contains("are as they were") && error.contains("poison") && !error.contains('\n'), "{error}");
+    assert_eq!(seen(&path, ["a", "poison", "b"]).await, [Some(1); 3]);
+    assert!(others.exists());
+
+    mended.store(true, Ordering::SeqCst);
+    rebuild(&path, &mended).await.unwrap();
+    assert_eq!(seen(&path, ["a", "poison", "b"]).await, [Some(1); 3]);
+    assert!(!others.exists());
+}
