@@ -7,7 +7,7 @@ mod database;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,8 +16,8 @@ use futures::StreamExt as _;
 use libs::{
     breaker::Registry,
     cqrs::{
-        Aggregate, CommandSide, Decision, Documents, Event, Log, Method, Outbox, Outgoing, Projection, ProjectionError,
-        Projections, State, Upcasters, Views,
+        Aggregate, Board, CommandSide, Decision, Documents, Event, Log, Method, Outbox, Outgoing, Projection,
+        ProjectionError, Projections, State, Upcasters, Views,
     },
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
@@ -26,14 +26,25 @@ use libs::{
     rpc::client::{Peer, PeerOptions, Peers},
 };
 use prost::Message as _;
-use proto::events::v1::{
-    self as pb, SubscribeRequest, SubscribeResponse,
-    event_service_client::EventServiceClient,
-    event_service_server::{EventService, EventServiceServer},
+use proto::{
+    events::v1::{
+        self as pb, SubscribeRequest, SubscribeResponse,
+        event_service_client::EventServiceClient,
+        event_service_server::{EventService, EventServiceServer},
+    },
+    projections::v1::{
+        ListProjectionsRequest, ResumeProjectionRequest,
+        projection_command_service_server::ProjectionCommandService as _,
+        projection_query_service_server::ProjectionQueryService as _,
+    },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Server};
 
@@ -119,10 +130,10 @@ impl Projection for Seen {
     }
 }
 
-async fn peer(seed: u64) -> Peer {
+async fn peer(service: impl EventService) -> Peer {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
-    let service = EventServiceServer::new(Unreliable { seed: Arc::new(AtomicU64::new(seed)) });
+    let service = EventServiceServer::new(service);
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
     let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
     // A link as bad as this one would open any breaker: what comes over it is what is tested here.
@@ -139,7 +150,7 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
     for seed in [1, 1000, 2000] {
         let folder = TempDir::new().unwrap();
         let location = database::location(folder.path(), "seen");
-        let peer = peer(seed).await;
+        let peer = peer(Unreliable { seed: Arc::new(AtomicU64::new(seed)) }).await;
         let mut random = StdRng::seed_from_u64(seed);
         // The consumer is killed again and again, at any moment: between receiving, folding, committing and asking for more.
         loop {
@@ -152,7 +163,7 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
             };
             let read = views.read_side("test", Duration::from_secs(1));
             let running = tokio::spawn(views.run());
-            tokio::time::sleep(Duration::from_millis(random.random_range(1..60))).await;
+            sleep(Duration::from_millis(random.random_range(1..60))).await;
             running.abort();
             let _ = running.await;
             if read.position() < EVENTS {
@@ -165,6 +176,77 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
             break;
         }
     }
+}
+
+/// Sends three events, ends, and tells after which position it was asked.
+struct Brief {
+    asked: mpsc::UnboundedSender<i64>,
+}
+
+#[tonic::async_trait]
+impl EventService for Brief {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let after = request.into_inner().after_position;
+        self.asked.send(after).unwrap();
+        let left = (after < 3).then(|| Ok(stretch(after, 3)));
+        Ok(Response::new(futures::stream::iter(left).boxed()))
+    }
+}
+
+/// As [`Seen`], but can't fold the second event until it is mended.
+struct Squeamish {
+    mended: Arc<AtomicBool>,
+}
+
+impl Projection for Squeamish {
+    const NAME: &'static str = "seen";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        if !self.mended.load(Ordering::SeqCst) && events.iter().any(|event| event.position == 2) {
+            let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
+            return Err(ProjectionError::Decode { what: "the second".to_owned(), source });
+        }
+        Seen.project(events, transaction).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_are_parked_nothing_is_asked_for_and_nothing_that_came_is_let_go() {
+    let folder = TempDir::new().unwrap();
+    let (asked, mut told) = mpsc::unbounded_channel();
+    let (log, mended) = (Log::of_service(peer(Brief { asked }).await, &[]), Arc::<AtomicBool>::default());
+    let projections = Projections::new().with(Squeamish { mended: Arc::clone(&mended) });
+    let views = Views::open(database::location(folder.path(), "parked"), log, &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", Duration::from_secs(10)), Board::default());
+    views.show_on(&board, "source");
+    let running = tokio::spawn(views.run());
+    let service = board.service("test");
+    let parked = async || {
+        let listed = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+        listed.projections[0].parked.is_some()
+    };
+    while !parked().await {
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(told.recv().await, Some(0));
+    // Longer than a service that is out is left alone.
+    let again = timeout(Duration::from_secs(1), told.recv()).await;
+    assert!(again.is_err(), "it was asked for what comes after {again:?}");
+
+    mended.store(true, Ordering::SeqCst);
+    let request = ResumeProjectionRequest { name: "seen".to_owned() };
+    service.resume_projection(Request::new(request)).await.unwrap();
+    read.wait_for_position(3).await.unwrap();
+    for id in 1..=3 {
+        let seen: Option<String> = read.document(&SEEN, &format!("id-{id}")).await.unwrap();
+        assert_eq!(seen, Some(format!("{id} ")));
+    }
+    // What came had been kept: it is asked for what comes next.
+    assert_eq!(told.recv().await, Some(3));
+    running.abort();
 }
 
 static SOURCES: Table = Table {

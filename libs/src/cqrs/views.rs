@@ -141,8 +141,12 @@ impl Views {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
         loop {
+            let reached = lowest(&self.projections);
+            // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
+            // tells of its end.
+            let listens = reached < i64::MAX || !self.log.is_remote();
             let news = tokio::select! {
-                news = self.log.news(lowest(&self.projections)) => news,
+                news = self.log.news(reached), if listens => news,
                 () = self.bell.notified() => {
                     self.resume();
                     continue;
