@@ -181,13 +181,4 @@ impl Log {
             Source::Service(_) | Source::Stream(_) => None,
         }
     }
-
-    /// The head, where it is known without a look.
-    pub(super) fn known_head(&self) -> Option<i64> {
-        match &self.source {
-            Source::Database { head, .. } => head.as_ref().map(|head| *head.borrow()),
-            Source::Service(subscription) => Some(subscription.reached()),
-            Source::Stream(consumer) => Some(consumer.reached()),
-        }
-    }
 }

@@ -33,10 +33,11 @@ const MOST_EVENTS: i64 = 4096;
 const READERS: usize = 4;
 /// How often a failing batch is tried before its projection is parked.
 const TRIES: u32 = 3;
-/// After a batch the log gathers for so many times as long as the batch took, but not longer than [`MOST_GATHER`]. A busy log is
-/// then folded in large batches that change a document once for many events, folding stays out of the way of what is being
+/// After all that there was, the log gathers for so many times as long as folding it took, but not longer than [`MOST_GATHER`]. A busy
+/// log is then folded in large batches that change a document once for many events, folding stays out of the way of what is being
 /// written, and the first event after a silence is folded at once. Whoever waits for a write they made ends the gathering.
-/// The bound is meant to keep a view within a quarter of a second of its log, its own fold included.
+/// The bound is meant to keep a view within a quarter of a second of its log, its own fold included: after a full batch, which may
+/// not have been all, the next one follows at once.
 const GATHER: u32 = 20;
 const MOST_GATHER: Duration = Duration::from_millis(120);
 /// How long to leave a server alone that is out of reach.
@@ -140,6 +141,7 @@ impl Views {
     pub async fn run(mut self) -> Result<(), ViewsError> {
         let location = self.location.clone();
         let failed = |source| ViewsError { location: location.clone(), source };
+        let mut took = Duration::ZERO;
         loop {
             let reached = lowest(&self.projections);
             // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
@@ -170,18 +172,24 @@ impl Views {
                 Err(error) => return Err(failed(error)),
             }
             let begin = Instant::now();
-            if self.writer.is_shared() {
-                if let Err(error) = self.take_turn().await {
-                    pause(&error).await;
-                    continue;
+            let full = if self.writer.is_shared() {
+                match self.take_turn().await {
+                    Ok(full) => full,
+                    Err(error) => {
+                        pause(&error).await;
+                        continue;
+                    }
                 }
             } else {
-                self = self.catch_up_once().await.map_err(failed)?;
-            }
-            if !self.is_near() {
+                let (caught_up, full) = self.catch_up_once().await.map_err(failed)?;
+                self = caught_up;
+                full
+            };
+            took += begin.elapsed();
+            if full {
                 continue;
             }
-            let gathered = tokio::time::sleep((begin.elapsed() * GATHER).min(MOST_GATHER));
+            let gathered = tokio::time::sleep((std::mem::take(&mut took) * GATHER).min(MOST_GATHER));
             tokio::select! {
                 () = gathered => {}
                 () = self.wanted.notified() => {}
@@ -213,36 +221,30 @@ impl Views {
             if self.writer.is_shared() {
                 self.take_turn().await?;
             } else {
-                self = self.catch_up_once().await?;
+                (self, _) = self.catch_up_once().await?;
             }
             progress(lowest(&self.projections).min(all), all);
         }
         Ok(self)
     }
 
-    /// True if the next batch holds all that the log has now.
-    fn is_near(&self) -> bool {
-        let head = self.log.known_head();
-        head.is_none_or(|head| head.saturating_sub(lowest(&self.projections)) < MOST_EVENTS)
+    /// Takes one batch to every projection that is not parked, on a server. True if it was full, so that the log may hold more.
+    async fn take_turn(&mut self) -> Result<bool, sql::Error> {
+        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(false) };
+        self.fold(&events, last).await?;
+        Ok(is_full(&events))
     }
 
-    /// Takes one batch to every projection that is not parked, on a server.
-    async fn take_turn(&mut self) -> Result<(), sql::Error> {
+    /// As [`take_turn`](Self::take_turn), in a file. The folds run where they hold up no other task, in one go.
+    async fn catch_up_once(mut self) -> Result<(Self, bool), sql::Error> {
         let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
-        let Some(last) = events.last().map(|event| event.position) else { return Ok(()) };
-        self.fold(&events, last).await
-    }
-
-    /// Takes one batch to every projection that is not parked, in a file. The folds run where they hold up no other task, in one
-    /// go.
-    async fn catch_up_once(mut self) -> Result<Self, sql::Error> {
-        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
-        let Some(last) = events.last().map(|event| event.position) else { return Ok(self) };
+        let Some(last) = events.last().map(|event| event.position) else { return Ok((self, false)) };
         let runtime = Handle::current();
         let folding = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
                 self.fold(&events, last).await?;
-                Ok(self)
+                Ok((self, is_full(&events)))
             })
         });
         joined(folding.await)
@@ -331,6 +333,11 @@ pub(super) fn joined<T>(ended: Result<Result<T, sql::Error>, JoinError>) -> Resu
 async fn pause(error: &sql::Error) {
     tracing::warn!(%error, "the views stand still until the database is back");
     tokio::time::sleep(PAUSE).await;
+}
+
+/// True if a batch holds as much as one may.
+fn is_full(events: &[Event]) -> bool {
+    i64::try_from(events.len()).is_ok_and(|events| events >= MOST_EVENTS)
 }
 
 /// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.
