@@ -298,6 +298,45 @@ async fn what_the_stream_does_not_hold_the_service_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_from_the_midst_of_the_stream_the_service_is_asked_for() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(700, 100).await;
+    until("700 are published", || async { shown(&board).await.position == 700 }).await;
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    // More than the service sends at a time lie between the first holes and the last.
+    for position in (2..6).chain([50, 52, 640]) {
+        stream.delete_message(position).await.unwrap();
+    }
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    source.write(20, 100).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_publishes_and_who_reads_go_on_behind_a_last_message_that_was_deleted() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(20, 100).await;
+    until("20 are published", || async { shown(&board).await.position == 20 }).await;
+    source.relay.take().unwrap().abort();
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    for position in 15..=20 {
+        stream.delete_message(position).await.unwrap();
+    }
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    let board = source.publish(&broker).await;
+    source.write(20, 100).await;
+    until("40 are published", || async { shown(&board).await.position == 40 }).await;
+    assert_eq!(shown(&board).await.parked, None);
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_again_and_in_another_order_is_passed_over() {
     let Some(broker) = Broker::start() else { return };
     let mut source = Source::start().await;

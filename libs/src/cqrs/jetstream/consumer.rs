@@ -42,6 +42,8 @@ pub(in super::super) struct Consumer {
     left_out: Option<i64>,
     /// What the server remembers of this reader is not to be relied on.
     anew: bool,
+    /// The consumer was made to begin with what comes next, and nothing has come yet: what it passes over is not in the stream.
+    begins: bool,
     service: Subscription,
     out: bool,
 }
@@ -95,6 +97,7 @@ impl Consumer {
             unacknowledged: VecDeque::new(),
             left_out: None,
             anew: false,
+            begins: false,
             service,
             out: false,
         }
@@ -173,6 +176,10 @@ impl Consumer {
             }
             // A server that was killed may think that it has delivered what never came, and so may one whose messages another reader takes.
             let (last, reached) = (self.jetstream.last_position(self.service.source()).await?, self.inbox.reached());
+            if last > reached && self.begins {
+                self.leave_out(reached + 1);
+                return Ok(());
+            }
             if last > reached {
                 return Err(format!("the stream is at {last}, and nothing came after {reached}").into());
             }
@@ -211,6 +218,7 @@ impl Consumer {
             // It may not be there, and one that can't be deleted can't be made either.
             let _ = stream.delete_consumer(name).await;
         }
+        self.begins = !goes_on;
         let config = pull::Config {
             durable_name: Some(name.to_owned()),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
@@ -247,7 +255,13 @@ impl Consumer {
         let (message, acker) = message.split();
         let reached = self.inbox.reached();
         self.unacknowledged.push_back((position, acker));
+        let begins = std::mem::take(&mut self.begins);
         if position <= reached {
+            return Ok(());
+        }
+        if position > reached + 1 && begins {
+            // Deleted from the midst of it.
+            self.leave_out(reached + 1);
             return Ok(());
         }
         if position > reached + 1 {
@@ -262,11 +276,14 @@ impl Consumer {
                 }
             }
             // Too large to be published, or somebody else's. The service has it.
-            _ => {
-                self.left_out = Some(position);
-                self.close();
-            }
+            _ => self.leave_out(position),
         }
         Ok(())
+    }
+
+    /// Has the service asked for what is at a position.
+    fn leave_out(&mut self, position: i64) {
+        self.left_out = Some(position);
+        self.close();
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
-    stream::Stream,
+    stream::{RawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
 use prost::Message as _;
@@ -121,7 +121,11 @@ impl Relay {
             return Err(foreign(format!("it ends at {last} and the log at {head}")).into());
         }
         if info.state.messages > 0 {
-            let message = stream.get_raw_message(info.state.last_sequence).await?;
+            let message = match stream.get_raw_message(info.state.last_sequence).await {
+                // An operator deleted it: the stream ends there all the same, and a reader asks the service for what is missing.
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(last),
+                message => message?,
+            };
             let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned());
             if id.as_deref() != Some(&*message_id(self.service, last)) {
                 return Err(foreign(format!("somebody else published message {last}")).into());
