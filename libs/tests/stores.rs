@@ -1,4 +1,4 @@
-//! What a service keeps in files, made anew by its own program.
+//! What a service keeps in files, made anew by its own program and found by it when it starts.
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -14,7 +14,10 @@ use std::{
 use libs::{
     cli::{BoxError, DatabaseUrl, Store},
     cqrs::{Documents, Log, Projection, ProjectionError, Projections, Views},
-    journal::{AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction,
+        sqlite::remove,
+    },
     service::Stores,
 };
 use tempfile::TempDir;
@@ -61,11 +64,17 @@ async fn write(journal: &Journal, ids: &[&str]) {
     }
 }
 
+fn stores(mended: &Arc<AtomicBool>) -> Stores {
+    Stores { projections: Projections::new().with(Squeamish { mended: Arc::clone(mended) }), ..Stores::default() }
+}
+
+fn kept(journal: &Path) -> Store {
+    Store { database_url: DatabaseUrl::Sqlite(journal.to_owned()) }
+}
+
 /// Does what a stopped service's `rebuild` does.
 async fn rebuild(journal: &Path, mended: &Arc<AtomicBool>) -> Result<(), BoxError> {
-    let projections = Projections::new().with(Squeamish { mended: Arc::clone(mended) });
-    let stores = Stores { projections, ..Stores::default() };
-    stores.rebuild("test", &Store { database_url: DatabaseUrl::Sqlite(journal.to_owned()) }).await
+    stores(mended).rebuild("test", &kept(journal)).await
 }
 
 /// What the views say of these ids.
@@ -101,4 +110,28 @@ async fn views_that_can_not_fold_every_event_take_nobodys_place() {
     rebuild(&path, &mended).await.unwrap();
     assert_eq!(seen(&path, ["a", "poison", "b"]).await, [Some(1); 3]);
     assert!(!others.exists());
+}
+
+#[tokio::test]
+async fn views_that_went_further_than_a_restored_log_are_refused_until_they_are_made_anew() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    let migrate = async || stores(&mended).migrate("test", &kept(&path)).await;
+    let begin = async |ids: &[&str]| {
+        let journal = Journal::open(&path, &[]).await.unwrap();
+        write(&journal, ids).await;
+        journal.close();
+        journal.ended().await.unwrap();
+    };
+    begin(&["a", "b", "c"]).await;
+    migrate().await.unwrap();
+    remove(&path).unwrap();
+    begin(&["a"]).await;
+
+    let error = migrate().await.unwrap_err().to_string();
+    assert!(error.contains("the views are at 3 and the log ends at 1") && error.contains("`rebuild`"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+    rebuild(&path, &mended).await.unwrap();
+    migrate().await.unwrap();
+    assert_eq!(seen(&path, ["a", "b", "c"]).await, [Some(1), None, None]);
 }

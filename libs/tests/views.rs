@@ -701,6 +701,41 @@ async fn views_made_anew_in_place_are_the_same_and_are_never_seen_half_made() {
     assert_eq!(sum(&read, "a").await, Some(42));
 }
 
+#[tokio::test]
+async fn views_of_a_log_that_went_further_are_refused_and_can_be_made_anew_of_the_one_that_is_there() {
+    let folder = TempDir::new().unwrap();
+    let lost = journal(&folder).await;
+    let restored = Journal::open(database::location(folder.path(), "restored"), &[]).await.unwrap();
+    for _ in 0..5 {
+        add(&lost, "a", 1).await;
+    }
+    for _ in 0..3 {
+        add(&restored, "a", 10).await;
+    }
+    let open = async |journal: &Journal| loop {
+        let projections = Projections::new().with(Sums);
+        let location = database::location(folder.path(), "test").views();
+        match Views::open(location, Log::of(journal), &projections).await {
+            // The one before has not let go of the file yet.
+            Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+            opened => break opened.unwrap(),
+        }
+    };
+    open(&lost).await.catch_up(|_, _| {}).await.unwrap();
+    let refused = tokio::time::timeout(PATIENCE, open(&restored).await.run()).await.expect("it ends");
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("the views are at 5 and the log ends at 3"), "{refused}");
+
+    let rebuilt = tokio::time::timeout(PATIENCE, open(&restored).await.rebuild(|_, _| {})).await;
+    rebuilt.expect("it ends").unwrap();
+    let views = open(&restored).await;
+    let read = views.read_side("test", PATIENCE);
+    tokio::spawn(async { views.run().await.unwrap() });
+    let position = add(&restored, "a", 10).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!((position, sum(&read, "a").await), (4, Some(40)));
+}
+
 /// As [`Sums`], but who folds the first event waits until it may.
 struct Held {
     gate: Arc<Semaphore>,

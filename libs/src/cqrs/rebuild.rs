@@ -140,6 +140,8 @@ impl Views {
             let names = self.projections.iter().map(|state| state.fold.name());
             let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
+            // The old ones may be of another log, which went further than this one does.
+            let old = if rebuilt.log.is_remote() { old } else { old.min(rebuilt.log.head().await?) };
             if reached < old {
                 // The old ones went on while they were made: a query must not see less than before.
                 transaction.rollback().await?;

@@ -137,10 +137,11 @@ impl Views {
     /// Folds until the journal closes, then closes the views.
     ///
     /// # Errors
-    /// When the log can't be read or the views can't be written: the process should end.
+    /// When the log can't be read or is another one, or the views can't be written: the process should end.
     pub async fn run(mut self) -> Result<(), ViewsError> {
         let location = self.location.clone();
-        let failed = |source| ViewsError { location: location.clone(), source };
+        let failed = |source| ViewsError::Database { location: location.clone(), source };
+        self.know_the_log().await?;
         let mut took = Duration::ZERO;
         loop {
             let reached = lowest(&self.projections);
@@ -197,6 +198,24 @@ impl Views {
         }
         self.writer.close().await;
         Ok(())
+    }
+
+    /// Refuses a log that ends before what was folded. Its next events would count as folded, and tokens of them as passed.
+    async fn know_the_log(&mut self) -> Result<(), ViewsError> {
+        let reached = self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default();
+        // Another service refuses by itself.
+        if self.log.is_remote() {
+            return Ok(());
+        }
+        let location = self.location.clone();
+        loop {
+            match self.log.head().await {
+                Ok(head) if head < reached => return Err(ViewsError::OtherLog { location, reached, head }),
+                Ok(_) => return Ok(()),
+                Err(error) if self.writer.is_shared() => pause(&error).await,
+                Err(source) => return Err(ViewsError::Database { location, source }),
+            }
+        }
     }
 
     /// Folds all that the log holds now, telling after each batch how far it is: (done, all).
@@ -400,10 +419,28 @@ fn passed(states: &[State]) -> i64 {
     if states.iter().all(|state| state.parked) { parked() } else { lowest(states) }
 }
 
-/// The read side's database or the log failed.
+/// Why the views stand still.
 #[derive(Debug, thiserror::Error)]
-#[error("{location}: {source}: the views stand still; start again to go on from the last checkpoint")]
-pub struct ViewsError {
-    location: Location,
-    source: sql::Error,
+pub enum ViewsError {
+    /// The read side's database or the log failed.
+    #[error("{location}: {source}: the views stand still; start again to go on from the last checkpoint")]
+    Database {
+        /// The read side's database.
+        location: Location,
+        /// What became of it.
+        source: sql::Error,
+    },
+    /// The log ends before what was folded.
+    #[error(
+        "{location}: the views are at {reached} and the log ends at {head}: it is not the one they were made of, as after a restored \
+         backup; make them anew with the service's `rebuild` command"
+    )]
+    OtherLog {
+        /// The read side's database.
+        location: Location,
+        /// How far the furthest view is.
+        reached: i64,
+        /// How far the log is.
+        head: i64,
+    },
 }
