@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use http::Uri;
 use tokio::time::{sleep, timeout};
 
 use super::{
     PeerOptions, Peers,
     endpoints::{Endpoint, Endpoints, Shared},
-    place::{self, Place},
+    place::{self, Lookup, Place},
 };
 
 /// Between two lookups while all addresses answer, and the least time while one is out.
@@ -22,32 +23,39 @@ const SOON: Duration = Duration::from_secs(1);
 pub(super) struct Follower {
     peers: Peers,
     name: String,
-    uris: Vec<Uri>,
+    uris: Vec<Known>,
     options: PeerOptions,
     /// Breakers of addresses that are gone, while calls to them are under way.
     gone: Vec<String>,
 }
 
+/// What one address of the peer, as it was typed, was last found to stand for.
+struct Known {
+    uri: Uri,
+    places: Vec<Place>,
+    /// Its name cannot be looked up at present.
+    lost: bool,
+}
+
 impl Follower {
     pub(super) fn new(peers: &Peers, name: &str, uris: &[Uri], options: &PeerOptions) -> Self {
-        let (peers, name, uris, options) = (peers.clone(), name.to_owned(), uris.to_vec(), options.clone());
-        Self { peers, name, uris, options, gone: Vec::new() }
+        let (peers, name, options) = (peers.clone(), name.to_owned(), options.clone());
+        let typed = |uri: &Uri| Known { uri: uri.clone(), places: vec![Place::typed(uri.clone())], lost: false };
+        Self { peers, name, uris: uris.iter().map(typed).collect(), options, gone: Vec::new() }
     }
 
     /// Follows from now on, as long as anybody holds the endpoints. Without a name there is nothing to follow.
     pub(super) fn start(self, endpoints: &Endpoints) {
-        if self.uris.iter().any(|uri| place::name(uri).is_some()) {
+        if self.uris.iter().any(|known| place::name(&known.uri).is_some()) {
             tokio::spawn(self.run(Arc::downgrade(endpoints.shared())));
         }
     }
 
     async fn run(mut self, endpoints: Weak<Shared>) {
         loop {
-            let found = self.look().await;
+            let places = self.look().await;
             let Some(shared) = endpoints.upgrade() else { return };
-            if let Some(places) = found {
-                self.move_to(&shared, &places);
-            }
+            self.move_to(&shared, &places);
             drop(shared);
             sleep(SOON).await;
             let Some(shared) = endpoints.upgrade() else { return };
@@ -56,19 +64,11 @@ impl Follower {
         }
     }
 
-    /// All places, or none while a name cannot be looked up: then those that are known stay.
-    async fn look(&self) -> Option<Vec<Place>> {
-        let mut all = Vec::new();
-        for uri in &self.uris {
-            match place::places(uri, self.peers.lookup()).await {
-                Ok(places) => all.extend(places),
-                Err(error) => {
-                    tracing::debug!(peer = self.name, %uri, %error, "a name cannot be looked up");
-                    return None;
-                }
-            }
-        }
-        Some(all)
+    /// All places. Those of a name that cannot be looked up stay as they are known, and hold up no other's.
+    async fn look(&mut self) -> Vec<Place> {
+        let (peer, lookup) = (&self.name, self.peers.lookup());
+        join_all(self.uris.iter_mut().map(|known| known.look(peer, lookup))).await;
+        self.uris.iter().flat_map(|known| known.places.clone()).collect()
     }
 
     fn move_to(&mut self, endpoints: &Shared, places: &[Place]) {
@@ -98,6 +98,27 @@ impl Follower {
         let used: Vec<Arc<str>> =
             endpoints.all().iter().map(|endpoint| Arc::clone(endpoint.ejection.breaker().name())).collect();
         self.gone.retain(|name| used.iter().all(|used| **used != **name));
+    }
+}
+
+impl Known {
+    async fn look(&mut self, peer: &str, lookup: &Lookup) {
+        let (uri, lost) = (&self.uri, self.lost);
+        match place::places(uri, lookup).await {
+            Ok(places) => {
+                if lost {
+                    tracing::info!(peer, %uri, "a name can be looked up again");
+                }
+                (self.places, self.lost) = (places, false);
+            }
+            // Told once: the next try is soon, and many may follow.
+            Err(error) => {
+                if !lost {
+                    tracing::warn!(peer, %uri, %error, "a name cannot be looked up: what it stood for is kept");
+                }
+                self.lost = true;
+            }
+        }
     }
 }
 
@@ -148,6 +169,24 @@ mod tests {
         *answer.lock() = Some(vec![3]);
         assert_eq!(after(period, &endpoints).await, "[pod:1]");
         assert_eq!(names(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_cannot_be_looked_up_holds_up_no_other() {
+        let pods = Arc::new(Mutex::new(vec![1, 2]));
+        let found = Arc::clone(&pods);
+        let lookup = move |host: String, port: u16| -> Answer {
+            let numbers = if host == "pod" { found.lock().clone() } else { Vec::new() };
+            let addresses = numbers.into_iter().map(|number| SocketAddr::from(([10, 0, 0, number], port)));
+            if host == "pod" { Ok(addresses.collect()) } else { Err(io::Error::other("no such name")) }
+        };
+        let given = vec!["pod=http://lost:1,http://pod:1".parse().expect("well formed")];
+        let peers = Peers::new(Registry::new(), &[("pod", "http://pod:1")], given).expect("well formed");
+        let peers = peers.looked_up_by(Arc::new(move |host, port| Box::pin(std::future::ready(lookup(host, port)))));
+        let endpoints = peers.endpoints("pod", &PeerOptions::saga()).expect("known");
+        assert_eq!(after(SOON, &endpoints).await, "[lost:1, 10.0.0.1:1, 10.0.0.2:1]");
+        *pods.lock() = vec![2, 3];
+        assert_eq!(after(PERIOD + SOON, &endpoints).await, "[lost:1, 10.0.0.2:1, 10.0.0.3:1]");
     }
 
     #[tokio::test(start_paused = true)]
