@@ -2,7 +2,10 @@
 
 use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use super::{BoxError, Program, Serve, Store, health};
 use crate::{rpc::client::PeerError, service::App, telemetry};
@@ -97,8 +100,17 @@ async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
 }
 
 fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
-    let matches = command_line::<P>().try_get_matches_from(arguments)?;
-    Line::from_arg_matches(&matches)
+    let matches = command_line::<P>().try_get_matches_from(arguments).map_err(without_passwords)?;
+    Line::from_arg_matches(&matches).map_err(without_passwords)
+}
+
+/// Clap tells a wrong value, and a URL that is wrong may hold a password all the same.
+fn without_passwords(mut error: clap::Error) -> clap::Error {
+    let of = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    if ["--database-url", "--nats-url"].iter().any(|flag| of(ContextKind::InvalidArg).starts_with(flag)) {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("…".to_owned()));
+    }
+    error
 }
 
 /// The shared line with this service's own name and defaults.
@@ -229,6 +241,22 @@ mod tests {
         for (words, says) in wrong {
             let line = one_line(&typed(words).expect_err("wrong"));
             assert!(line.contains(says) && !line.contains('\n') && !line.starts_with("error"), "{words:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let wrong: &[(&[&str], &str)] = &[
+            (&["--database-url", "postgresql+psycopg://me:secret@db/x"], "--database-url"),
+            (&["serve", "--nats-url", "nat://me:secret@host"], "--nats-url"),
+            (&["migrate", "--database-url=mysql://me:secret@db/x"], "--database-url"),
+            (&["rebuild", "--database-url", "secret"], "--database-url"),
+        ];
+        for (words, says) in wrong {
+            let error = typed(words).expect_err("wrong");
+            let line = one_line(&error);
+            assert!(!line.contains("secret") && !format!("{error:?}").contains("secret"), "{words:?}: {line}");
+            assert!(line.contains(says) && line.contains("://"), "what would be right is told: {line}");
         }
     }
 
