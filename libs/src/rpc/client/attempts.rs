@@ -102,7 +102,8 @@ where
     retry.begin();
     let (mut attempt, mut sent_again) = (1, false);
     loop {
-        let (answer, late) = one_attempt(&mut circuit, &retry, &parts, &body, attempt, deadline).await;
+        let sent = Sent { attempt, before: attempt > 1 || sent_again };
+        let (answer, late) = one_attempt(&mut circuit, &retry, &parts, &body, sent, deadline).await;
         // The first attempt in all but name: nobody has worked on it.
         if !sent_again && answer.as_ref().is_err_and(|error| was_not_processed(&**error)) {
             sent_again = true;
@@ -127,13 +128,20 @@ where
     }
 }
 
+/// Which attempt it is, and whether the request was sent before: one that nobody has worked on is no attempt.
+#[derive(Clone, Copy)]
+struct Sent {
+    attempt: u32,
+    before: bool,
+}
+
 /// One attempt, and whether it was given up for being late.
 async fn one_attempt<S, B>(
     circuit: &mut S,
     retry: &Retry,
     parts: &Parts,
     body: &Bytes,
-    attempt: u32,
+    sent: Sent,
     deadline: Option<Instant>,
 ) -> (Result<Response<B>, BoxError>, bool)
 where
@@ -141,9 +149,9 @@ where
 {
     let until = retry.attempt_timeout.map(|timeout| Instant::now() + timeout);
     let ends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
-    // The first attempt carries the whole call's timeout already.
-    let timeout = if attempt > 1 { ends.or(deadline) } else { ends };
-    let call = circuit.call(request_again(parts, body, attempt, timeout));
+    // What is sent first carries the whole call's timeout already.
+    let timeout = if sent.before { ends.or(deadline) } else { ends };
+    let call = circuit.call(request_again(parts, body, sent.attempt, timeout));
     match ends {
         None => (call.await.map(in_grpc), false),
         Some(ends) => match timeout_at(ends, call).await {
@@ -224,4 +232,35 @@ fn joined(frames: &[Bytes]) -> Bytes {
 fn after(taken: Vec<Bytes>, next: Option<Result<Frame<Bytes>, Status>>, rest: Body) -> Body {
     let taken = taken.into_iter().map(|data| Ok(Frame::data(data))).chain(next);
     Body::new(StreamBody::new(futures::stream::iter(taken).chain(BodyStream::new(rest))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Mutex, time::Duration};
+
+    use tokio::time::sleep;
+    use tower::service_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_sent_again_unprocessed_carries_what_is_left_of_its_time() {
+        let carried = Mutex::new(Vec::new());
+        let server = service_fn(|request: Request<Body>| {
+            let mut carried = carried.lock().expect("no panic");
+            carried.push(request.headers().get(GRPC_TIMEOUT).cloned());
+            let first = carried.len() == 1;
+            async move {
+                sleep(Duration::from_secs(2)).await;
+                if first { Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()) } else { Ok(Response::new(())) }
+            }
+        });
+        let mut request = Request::new(Body::new(Full::new(Bytes::new())));
+        request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(Duration::from_secs(5)));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let answer: Result<_, BoxError> = call(server, Arc::new(Retry::new()), request, Some(deadline)).await;
+        answer.expect("the second is answered");
+        let carried = carried.into_inner().expect("no panic");
+        assert_eq!(carried, [5, 3].map(|seconds| Some(format_grpc_timeout(Duration::from_secs(seconds)))));
+    }
 }
