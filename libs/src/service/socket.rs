@@ -41,7 +41,8 @@ impl Socket {
 
     /// Nobody waits for a socket but by reading: there is always a read under way on an HTTP/2 connection.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
-        self.is_cut = self.is_cut || matches!(Pin::new(&mut self.cut).poll(cx), Poll::Ready(Ok(())));
+        // A cord that is gone is a cut as well: nobody else ends the connection, and what has resolved is not asked again.
+        self.is_cut = self.is_cut || Pin::new(&mut self.cut).poll(cx).is_ready();
         self.is_cut
     }
 }
@@ -86,5 +87,40 @@ impl Connected for Socket {
 
     fn connect_info(&self) -> TcpConnectInfo {
         self.stream.connect_info()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn connected() -> io::Result<(TcpStream, Socket, Cord)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let client = TcpStream::connect(listener.local_addr()?).await?;
+        let (socket, cord) = Socket::new(listener.accept().await?.0);
+        Ok((client, socket, cord))
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_cord_is_cut_or_gone_is_cut_for_good() -> io::Result<()> {
+        for told in [true, false] {
+            let (mut client, mut socket, Cord { cut, gone: _gone }) = connected().await?;
+            client.write_all(b"more").await?;
+            if told {
+                cut.send(()).expect("the socket is there")
+            } else {
+                drop(cut)
+            }
+            for _ in 0..3 {
+                let read = socket.read_u8().await.map_err(|error| error.kind());
+                assert_eq!(read, Err(io::ErrorKind::ConnectionAborted), "told: {told}");
+            }
+        }
+        Ok(())
     }
 }
