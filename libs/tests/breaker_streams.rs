@@ -8,7 +8,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::StreamBody;
 use libs::breaker::{
-    Breaker, BreakerLayer, Class, Config, Rate, State, TokioClock, Totals,
+    Breaker, BreakerLayer, Class, Config, ConfigBuilder, Rate, SlowCalls, State, TokioClock, Totals,
     layer::{BoxError, CircuitBody, GRPC_TIMEOUT},
 };
 use tokio::{sync::mpsc, time::advance};
@@ -21,8 +21,12 @@ type Frames = Result<Frame<Bytes>, BoxError>;
 type Stream = Pin<Box<CircuitBody<StreamBody<ReceiverStream<Frames>>>>>;
 
 fn breaker() -> Arc<Breaker> {
+    breaker_with(|config| config)
+}
+
+fn breaker_with(more: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> Arc<Breaker> {
     let config = Config::builder().consecutive_failures(1).probes(1, 1).open_for(SECOND, 1, SECOND);
-    let config = config.jitter(Rate::percent(0)).build().unwrap();
+    let config = more(config.jitter(Rate::percent(0))).build().unwrap();
     Arc::new(Breaker::with_clock("peer", config, Arc::new(TokioClock::new())))
 }
 
@@ -105,6 +109,29 @@ async fn a_long_stream_that_probes_does_not_keep_the_circuit_half_open() {
     end(server, "13").await;
     reading.await.unwrap().unwrap().unwrap();
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_works_is_not_slow_however_long_it_lives() {
+    let slow = SlowCalls { threshold: SECOND, rate: Rate::percent(1) };
+    for probes in [false, true] {
+        let breaker = breaker_with(|config| config.slow_calls(slow).min_calls(1));
+        if probes {
+            breaker.admit().unwrap().finish(Class::Failure);
+            advance(SECOND).await;
+        }
+        let (mut stream, server) = open(&breaker, None).await;
+        send(&server).await;
+        read(&mut stream).unwrap();
+        advance(SECOND * 6).await;
+        send(&server).await;
+        read(&mut stream).unwrap();
+        assert_eq!((totals(&breaker).success, breaker.state()), (1, State::Closed), "probes: {probes}");
+        advance(SECOND * 60).await;
+        end(server, "0").await;
+        read(&mut stream).unwrap();
+        assert_eq!((breaker.snapshot().window_slow, breaker.state()), (0, State::Closed), "probes: {probes}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

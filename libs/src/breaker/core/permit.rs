@@ -11,6 +11,8 @@ use super::{admission::NEVER, breaker::Breaker, class::Class, clock::nanos};
 pub(super) enum Role {
     /// The window.
     Counted,
+    /// The window once more, after a commit: how long that which goes on takes says nothing.
+    Committed,
     /// The half-open verdict.
     Probe,
     /// The totals only: it would have been refused.
@@ -47,6 +49,11 @@ impl Ticket {
 
     pub(super) const fn unseen() -> Self {
         Self { started: NEVER, deadline: NEVER, generation: 0, lease: 0, role: Role::Unseen }
+    }
+
+    /// The same, not timed.
+    pub(super) const fn untimed(self) -> Self {
+        Self { started: NEVER, ..self }
     }
 
     /// Whether the deadline has come, but for a small margin: whoever enforced it may have a finer clock.
@@ -110,12 +117,13 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     }
 
     /// Tells a first verdict about a call that goes on, such as a stream that works, and keeps the permit for a second
-    /// one. A probe gives its lease back.
+    /// one. A probe gives its lease back. Neither verdict is ever slow: it is for how long the call lasts, not for how long an
+    /// answer took.
     pub fn commit(&mut self, class: Class) {
-        let ticket = self.ticket;
-        self.tell(class, None);
-        if ticket.role == Role::Counted {
-            self.ticket = ticket;
+        let role = std::mem::replace(&mut self.ticket.role, Role::Spent);
+        self.breaker.record(role, &self.ticket.untimed(), class, 0);
+        if matches!(role, Role::Counted | Role::Committed) {
+            self.ticket.role = Role::Committed;
         }
     }
 

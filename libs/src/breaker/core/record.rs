@@ -28,8 +28,11 @@ impl Breaker {
     fn record_unusual(&self, role: Role, ticket: &Ticket, class: Class, pause: u64) {
         match role {
             Role::Counted if class != Class::Neutral => self.record_counted(ticket, class, pause),
-            Role::Counted if self.word().generation() == ticket.generation => self.counters.neutral.add(1),
-            Role::Counted => self.counters.stale.add(1),
+            Role::Committed if class != Class::Neutral => self.record_counted(&ticket.untimed(), class, pause),
+            Role::Counted | Role::Committed if self.word().generation() == ticket.generation => {
+                self.counters.neutral.add(1);
+            }
+            Role::Counted | Role::Committed => self.counters.stale.add(1),
             Role::Probe => self.record_probe(ticket, class, pause),
             Role::Shadow => self.count(class, true),
             Role::Unseen | Role::Spent => {}
