@@ -7,9 +7,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::StreamBody;
-use libs::breaker::{
-    Breaker, BreakerLayer, Class, Config, ConfigBuilder, Rate, SlowCalls, State, TokioClock, Totals,
-    layer::{BoxError, CircuitBody, GRPC_TIMEOUT},
+use libs::{
+    breaker::{
+        Breaker, BreakerLayer, Class, Config, ConfigBuilder, Rate, SlowCalls, State, TokioClock, Totals,
+        layer::{BoxError, CircuitBody, GRPC_TIMEOUT},
+    },
+    refusal::Refusal,
 };
 use tokio::{sync::mpsc, time::advance};
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,6 +55,14 @@ async fn send(server: &mpsc::Sender<Frames>) {
 
 async fn end(server: mpsc::Sender<Frames>, code: &'static str) {
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), code.parse().unwrap())]);
+    server.send(Ok(Frame::trailers(trailers))).await.unwrap();
+}
+
+/// Ends it as a server does that is about to stop.
+async fn drain(server: mpsc::Sender<Frames>) {
+    let mut trailers = HeaderMap::new();
+    let refusal = Refusal::unavailable("DRAINING", "this server is about to stop", Duration::ZERO);
+    refusal.into_status("inventory").add_header(&mut trailers).unwrap();
     server.send(Ok(Frame::trailers(trailers))).await.unwrap();
 }
 
@@ -131,6 +142,24 @@ async fn a_stream_that_works_is_not_slow_however_long_it_lives() {
         end(server, "0").await;
         read(&mut stream).unwrap();
         assert_eq!((breaker.snapshot().window_slow, breaker.state()), (0, State::Closed), "probes: {probes}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_a_draining_server_ends_says_nothing() {
+    for probes in [false, true] {
+        let breaker = breaker();
+        if probes {
+            breaker.admit().unwrap().finish(Class::Failure);
+            advance(SECOND).await;
+        }
+        let (mut stream, server) = open(&breaker, None).await;
+        let state = breaker.state();
+        drain(server).await;
+        read(&mut stream).unwrap();
+        let failures = u64::from(probes);
+        assert_eq!((totals(&breaker).failure, totals(&breaker).neutral), (failures, 1), "probes: {probes}");
+        assert_eq!(breaker.state(), state);
     }
 }
 

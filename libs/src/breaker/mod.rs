@@ -13,6 +13,8 @@ mod rejection;
 pub mod service;
 mod window;
 
+#[cfg(feature = "rpc")]
+pub(crate) use self::rejection::DRAINING;
 pub use self::{
     changes::Change,
     classify::Classes,

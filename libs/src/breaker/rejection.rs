@@ -11,6 +11,9 @@ use super::{Breaker, Cause, Reason, Rejected};
 /// The ErrorInfo domain of a breaker's refusals.
 pub const DOMAIN: &str = "trellis.breaker";
 
+/// The ErrorInfo reason by which a server that is about to stop ends streams, stable for ever.
+pub(crate) const DRAINING: &str = "DRAINING";
+
 /// A call was refused by a circuit breaker and never sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("circuit open: {breaker}")]
@@ -116,6 +119,14 @@ pub(crate) fn is_our_refusal(status: &Status) -> bool {
         Code::ResourceExhausted => ours(status),
         _ => false,
     }
+}
+
+/// Whether a server says this that ends its streams in order, to stop or to have them made anew: it works as it should.
+pub(crate) fn is_draining(status: &Status) -> bool {
+    status.code() == Code::Unavailable
+        && status
+            .get_details_error_info()
+            .is_some_and(|info| info.reason == DRAINING && info.domain.starts_with("trellis."))
 }
 
 /// Makes statuses of refusals, and encodes each kind once: a circuit that refuses thousands says the same to all for a while.

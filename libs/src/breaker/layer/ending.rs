@@ -7,7 +7,10 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::{Code, Status, TimeoutExpired, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
-use super::super::{Class, Classes, rejection::is_our_refusal};
+use super::super::{
+    Class, Classes,
+    rejection::{is_draining, is_our_refusal},
+};
 use super::watch::{Watch, rules};
 
 static STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -52,6 +55,7 @@ fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
     }
     match rules(&watch).judged(|| whole_status(headers)) {
         Some(class) => finish_as(watch, class, || pause(headers)),
+        None if ends_streams_in_order(code, headers) => watch.finish(Class::Neutral),
         None => finish(watch, code, || pause(headers)),
     }
 }
@@ -116,6 +120,7 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
             if status.source().is_none() {
                 return match rules(&watch).judged(|| Some(status.clone())) {
                     Some(class) => finish_as(watch, class, || pause_of(status)),
+                    None if is_draining(status) => watch.finish(Class::Neutral),
                     None => finish(watch, status.code(), || pause_of(status)),
                 };
             }
@@ -146,6 +151,10 @@ fn pause_of(status: &Status) -> Option<Duration> {
 pub(crate) fn was_refused_on_the_way(code: Code, headers: &HeaderMap) -> bool {
     matches!(code, Code::Unavailable | Code::ResourceExhausted)
         && status_with_details(headers).is_some_and(|status| is_our_refusal(&status))
+}
+
+fn ends_streams_in_order(code: Code, headers: &HeaderMap) -> bool {
+    code == Code::Unavailable && status_with_details(headers).is_some_and(|status| is_draining(&status))
 }
 
 /// The status with all it says.

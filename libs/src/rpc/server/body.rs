@@ -14,7 +14,7 @@ use http_body::{Frame, SizeHint};
 use tonic::{Status, body::Body};
 
 use super::call::Call;
-use crate::refusal::Refusal;
+use crate::{breaker::DRAINING, refusal::Refusal};
 
 /// An answer's body: its trailers say what became of the call. A stream that waits when its server drains ends UNAVAILABLE,
 /// so that its client goes on elsewhere.
@@ -73,7 +73,7 @@ impl http_body::Body for ServerBody {
             Err(_) => this.end(Refusal::internal()),
             // What was to be said is said before the stream ends.
             Ok(Poll::Pending) if this.must_end(cx) => {
-                this.end(Refusal::unavailable("DRAINING", "this server is about to stop: call again", Duration::ZERO))
+                this.end(Refusal::unavailable(DRAINING, "this server is about to stop: call again", Duration::ZERO))
             }
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_trailers() {
