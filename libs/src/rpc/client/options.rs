@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::Retry;
-use crate::breaker::{BreakerLayer, Class, Classes, Config, layer::Judge};
+use crate::breaker::{BreakerLayer, Class, Classes, Config, ProbeTimeout, layer::Judge};
 
 /// How a peer is called.
 #[derive(Clone, Debug)]
@@ -60,9 +60,10 @@ impl PeerOptions {
     }
 
     /// For a stream that is to last: no timeout, and whoever reads it opens it again. Its breaker is one of its own, `PEER/streams`: a
-    /// stream on which nothing happens says nothing about calls.
+    /// stream on which nothing happens says nothing about calls. One probe decides, as there may be but one stream, and one that
+    /// waits for something to happen is not hung.
     pub fn stream() -> Self {
-        Self { timeout: None, apart: Some("streams"), asks: true, ..Self::saga() }
+        Self { timeout: None, apart: Some("streams"), asks: true, breaker: of_streams(), ..Self::saga() }
     }
 
     /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.
@@ -156,12 +157,19 @@ fn ejection() -> Config {
     Config::builder().consecutive_failures(3).probes(1, 1).build().unwrap_or_default()
 }
 
+fn of_streams() -> Config {
+    // Checked by a test as well.
+    let config = Config::builder().probes(1, 1).on_probe_timeout(ProbeTimeout::Neutral);
+    config.build().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_settings_of_ejection_make_sense() {
+    fn the_settings_of_ejection_and_streams_make_sense() {
         assert_ne!(ejection(), Config::default());
+        assert_ne!(PeerOptions::stream().breaker, Config::default());
     }
 }
