@@ -29,6 +29,9 @@ const CONTENDED: u64 = 256;
 /// Before tags could repeat, all cells are emptied: after so many epochs at rest, and every so many generations.
 const EPOCHS_AT_REST: u64 = 1 << (EPOCH - 1);
 const GENERATIONS: u32 = 1 << (GENERATION - 2);
+/// Once in so many epochs, as a power of two, what was left alone is emptied: a cell may go unused for ever, but its tag must
+/// never be so old that it could be taken for a newer one.
+const SWEEP: u32 = EPOCH - 2;
 
 /// Buckets over the last stretch of time.
 #[derive(Debug)]
@@ -118,7 +121,7 @@ impl TimeWindow {
     /// Begins a generation. Its tag alone empties the window, unless it was in disuse for so many that tags repeat.
     pub(crate) fn begin(&self, generation: u32, disused: bool) {
         if disused || generation.is_multiple_of(GENERATIONS) {
-            self.empty();
+            self.empty(|_| true);
         }
     }
 
@@ -171,11 +174,20 @@ impl TimeWindow {
         if epoch <= newest {
             return head;
         }
+        // Before the head moves: whoever sees the new one finds the cells emptied.
         if epoch - newest >= EPOCHS_AT_REST {
-            self.empty();
+            self.empty(|_| true);
+        } else if epoch >> SWEEP != newest >> SWEEP {
+            self.empty(|cell| self.is_left(cell, epoch));
         }
         let next = (epoch << BUCKET) | (epoch % self.buckets);
         self.head.fetch_max(next, SeqCst).max(next)
+    }
+
+    /// Whether the window that ends with the epoch has left the cell behind. One that another thread has just begun is ahead.
+    fn is_left(&self, cell: Cell, epoch: u64) -> bool {
+        let age = epoch.wrapping_sub(cell.tag()) & 0xffff;
+        (self.buckets..EPOCHS_AT_REST + EPOCHS_AT_REST / 2 + self.buckets).contains(&age)
     }
 
     fn bucket(&self, epoch: u64) -> usize {
@@ -295,15 +307,15 @@ impl TimeWindow {
         live + self.folded.load(SeqCst)
     }
 
-    /// Empties every cell, keeping the totals.
+    /// Empties the cells that are over, keeping the totals.
     #[cold]
-    fn empty(&self) {
+    fn empty(&self, over: impl Fn(Cell) -> bool) {
+        let take =
+            |cell: &AtomicU64| cell.fetch_update(SeqCst, SeqCst, |held| over(Cell(held)).then_some(0)).unwrap_or(0);
         for bucket in 0..self.buckets as usize {
             for stripe in self.stripes() {
-                self.fold(Cell(stripe.calls(bucket).swap(0, SeqCst)).successes());
-                if let Some(cell) = stripe.slow_if_any(bucket) {
-                    cell.swap(0, SeqCst);
-                }
+                self.fold(Cell(take(stripe.calls(bucket))).successes());
+                stripe.slow_if_any(bucket).map(take);
             }
         }
     }
@@ -320,12 +332,17 @@ mod tests {
 
     use super::*;
 
+    /// Short ones and long ones, and such as leave a bucket alone until its tag could be taken for a newer one.
+    fn pause() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), 0_u64..30, 0_u64..1000, 20_000_u64..40_000, Just(u64::from(u32::MAX) * 40)]
+    }
+
     proptest! {
         #[test]
         fn it_equals_a_list_of_what_happened_when(
             buckets in 1_u32..20,
             width in 1_u64..50,
-            steps in prop::collection::vec((prop_oneof![Just(0), 0_u64..30, 0_u64..1000, Just(u64::from(u32::MAX) * 40)], any::<bool>(), any::<bool>()), 0..200),
+            steps in prop::collection::vec((pause(), any::<bool>(), any::<bool>()), 0..200),
         ) {
             let window = TimeWindow::new(width, buckets);
             let (mut list, mut now) = (Vec::new(), 0);
@@ -370,6 +387,23 @@ mod tests {
         assert_eq!(window.record(0, 5, Mark { failed: true, slow: false }), None);
         assert_eq!(window.sum(1, 0), (1, 0, 0));
         assert!(!window.suspect(1, 0));
+    }
+
+    #[test]
+    fn a_bucket_that_was_left_alone_for_long_counts_again_and_nothing_of_old() {
+        let bad = Mark { failed: true, slow: true };
+        for at in [30_001, 32_769, 40_001, 65_536, 70_000, 327_681] {
+            let window = TimeWindow::new(1, 10);
+            let record = |epoch, mark| assert!(window.record(0, epoch, mark).is_some());
+            (0..10).for_each(|epoch| record(epoch, bad));
+            // One bucket is in use all the time, the others are not.
+            (10..at).step_by(10).for_each(|epoch| record(epoch, Mark::CLEAN));
+            let recent = u64::from(at % 10 != 0);
+            assert_eq!(window.sum_now(0, at), (recent, 0, 0), "at {at}");
+            record(at, bad);
+            assert_eq!(window.sum(0, at), (recent + 1, 1, 1), "at {at}");
+            assert_eq!(window.successes(), at.div_ceil(10) - 1);
+        }
     }
 
     #[test]
