@@ -1,6 +1,10 @@
 //! Processes that start, end and come back: orderly, by a kill, or not at all.
 
-use std::{path::Path, process::Output, time::Duration};
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use futures::future::join_all;
@@ -10,7 +14,11 @@ use proto::{
     order::v1::{GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest},
 };
 use tests::{Clients, Server, Shop, facts::Facts, invariants, program, refusal::Refused};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    net::TcpListener,
+    process::Command,
+    time::{sleep, timeout},
+};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -219,6 +227,24 @@ async fn every_server_ends_with_0_when_asked_to() -> anyhow::Result<()> {
         server.terminate().await?;
         assert_eq!(server.ended().await?.code(), Some(0), "{}", server.log_end());
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_its_database_ends_with_0_when_asked_to() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    // It takes connections and says nothing.
+    let database = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("postgres://me@{}/db", database.local_addr()?);
+    let mut command = program::command("inventory", shop.folder())?;
+    command.args(["serve", "--listen", "127.0.0.1:0", "--database-url", &url]);
+    let mut server = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let _connection = timeout(PATIENCE, database.accept()).await.context("it never asks its database")??;
+    let id = server.id().context("it has ended")?.to_string();
+    ensure!(Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &id]).status().await?.success());
+    // Far less than the patience it has with its database.
+    let ended = timeout(Duration::from_secs(10), server.wait()).await.context("it does not end")??;
+    assert_eq!(ended.code(), Some(0));
     Ok(())
 }
 

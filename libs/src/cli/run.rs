@@ -1,6 +1,6 @@
 //! From what was typed to an exit code: 0 done, 1 failed, 2 wrong flags.
 
-use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
+use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, pin::pin, process::ExitCode};
 
 use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
@@ -90,13 +90,25 @@ async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
     flags.check_peers(P::PEERS)?;
     let telemetry = telemetry::init(P::NAME, &flags.telemetry)?;
-    let shutdown = super::shutdown()?;
-    let mut app = App::bind(P::NAME, flags).await?;
-    P::assemble(&mut app, flags).await?;
-    let ended = app.run_until(shutdown).await;
+    let mut shutdown = pin!(super::shutdown()?);
+    let assembled = tokio::select! {
+        assembled = assemble::<P>(flags) => Some(assembled?),
+        // A database or a broker may let it wait for long. It has answered nobody yet, so there is nothing to drain.
+        () = &mut shutdown => None,
+    };
+    let ended = match assembled {
+        Some(app) => app.run_until(shutdown).await,
+        None => Ok(()),
+    };
     // Last of all, so that what the draining said goes out too; and whether or not it went well.
     telemetry.flush().await;
     Ok(ended?)
+}
+
+async fn assemble<P: Program>(flags: &Serve) -> Result<App, BoxError> {
+    let mut app = App::bind(P::NAME, flags).await?;
+    P::assemble(&mut app, flags).await?;
+    Ok(app)
 }
 
 fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {

@@ -2,23 +2,32 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
-/// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once.
+/// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once, whether or not anybody has
+/// looked at the first. Call it inside a tokio runtime.
 ///
 /// # Errors
 /// When the process cannot listen for signals.
 pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    // Listening begins here, not when first polled: a signal during the start is not lost.
     let mut signals =
         Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-    Ok(async move {
+    let (tell, told) = oneshot::channel();
+    // In a task, not when first polled: nobody may come to that while a service still starts.
+    tokio::spawn(async move {
         signals.next().await;
         tracing::info!("told to stop; once more ends it at once");
-        tokio::spawn(async move {
-            signals.next().await;
-            end();
-        });
+        // Whoever is to be told may have ended by itself.
+        let _ = tell.send(());
+        signals.next().await;
+        end();
+    });
+    Ok(async move {
+        // An error is a runtime that is going down, which is an end as well.
+        let _ = told.await;
     })
 }
 
