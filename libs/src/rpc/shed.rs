@@ -8,24 +8,48 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
+
+/// How often refusals are told of at the most: a flood of calls must not become one of lines.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Bounds the calls being worked on. Clones share the bound, so one layer serves all connections.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
     overloaded: Status,
+    refused: Arc<Refused>,
 }
+
+/// The calls that found no place.
+#[derive(Debug)]
+struct Refused {
+    service: String,
+    calls: AtomicU64,
+    /// When they were told of last.
+    told: Mutex<Option<Instant>>,
+}
+
+/// Marks an answer that says nothing but that there was no place.
+#[derive(Clone, Copy, Debug)]
+struct NoPlace;
 
 impl ShedLayer {
     /// No more than so many calls at once, and those refused should come back after `pause`. `service` is the bare name, such
@@ -33,7 +57,8 @@ impl ShedLayer {
     #[must_use]
     pub fn new(service: &str, calls: usize, pause: Duration) -> Self {
         let places = Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { places, overloaded: overloaded(service, pause) }
+        let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Mutex::new(None) };
+        Self { places, overloaded: overloaded(service, pause), refused: Arc::new(refused) }
     }
 
     /// Places that are free.
@@ -41,6 +66,25 @@ impl ShedLayer {
     pub fn free(&self) -> usize {
         self.places.available_permits()
     }
+}
+
+impl Refused {
+    /// Counts a call that is refused, and tells of it, unless one was told of just now.
+    fn count(&self, path: &str) {
+        let refused = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut told = self.told.lock();
+        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let (service, method) = (&self.service, path.trim_start_matches('/'));
+        tracing::warn!(service, method, refused, "too many calls are being worked on: others are refused");
+    }
+}
+
+/// Whether an answer says nothing but that there was no place. Such refusals are told of here.
+pub(super) fn was_shed<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<NoPlace>().is_some()
 }
 
 /// The answer to what does not fit, made once.
@@ -87,7 +131,10 @@ where
         }
         match Arc::clone(&self.layer.places).try_acquire_owned() {
             Ok(place) => ShedFuture { place: Some(place), kind: Kind::Working { call: self.inner.call(request) } },
-            Err(_) => ShedFuture { place: None, kind: Kind::Refused { status: Some(self.layer.overloaded.clone()) } },
+            Err(_) => {
+                self.layer.refused.count(request.uri().path());
+                ShedFuture { place: None, kind: Kind::Refused { status: Some(self.layer.overloaded.clone()) } }
+            }
         }
     }
 }
@@ -136,7 +183,9 @@ where
             }),
             KindProjected::Refused { status } => {
                 let status = status.take().unwrap_or_else(|| Status::internal("polled after it was done"));
-                Poll::Ready(Ok(status.into_http()))
+                let mut response = status.into_http();
+                response.extensions_mut().insert(NoPlace);
+                Poll::Ready(Ok(response))
             }
         }
     }

@@ -170,6 +170,7 @@ impl App {
             routes: routes.routes().prepare(),
             phase: phases,
             metrics: ServerMetrics::new(),
+            methods: reflection::methods(&services)?,
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,

@@ -17,7 +17,7 @@ use tonic::{service::Routes, transport::Server};
 use super::socket::{Cord, Socket};
 use crate::{
     rpc::{
-        server::{CatchLayer, DeadlineLayer, ObserveLayer},
+        server::{CatchLayer, DeadlineLayer, Methods, ObserveLayer},
         shed::ShedLayer,
     },
     telemetry::ServerMetrics,
@@ -41,6 +41,7 @@ pub(super) struct Connections {
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) metrics: Option<ServerMetrics>,
+    pub(super) methods: Methods,
     /// The bound on calls, of all connections together.
     pub(super) shed: ShedLayer,
     pub(super) max_deadline: Duration,
@@ -51,7 +52,7 @@ pub(super) struct Connections {
 impl Connections {
     /// Serves a connection to its end.
     pub(super) async fn serve(self, stream: TcpStream) {
-        let Self { service, server, routes, phase, metrics, shed, max_deadline, max_age, grace } = self;
+        let Self { service, server, routes, phase, metrics, methods, shed, max_deadline, max_age, grace } = self;
         // Small messages each way: waiting for more to send costs a round trip.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost before it was served");
@@ -63,7 +64,7 @@ impl Connections {
         let (end_streams, draining) = watch::channel(false);
         let mut server = server
             // Outermost, so that whatever becomes of a call is seen.
-            .layer(ObserveLayer::new(service, metrics, draining))
+            .layer(ObserveLayer::new(service, metrics, methods, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
             .layer(CatchLayer::new(service))
             // What finds no place costs neither a timer nor a surface.

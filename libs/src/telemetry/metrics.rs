@@ -32,14 +32,18 @@ impl ServerMetrics {
     /// The instruments, or none where nobody collects metrics, so that nothing is spent on them.
     #[must_use]
     pub fn new() -> Option<Self> {
-        meter().map(|meter| Self {
-            duration: meter
-                .f64_histogram("rpc.server.call.duration")
-                .with_unit("s")
-                .with_description("How long calls took, streams to their end.")
-                .with_boundaries(SECONDS.to_vec())
-                .build(),
-        })
+        meter().map(|meter| Self::of(&meter))
+    }
+
+    /// The instruments of this meter.
+    pub(crate) fn of(meter: &Meter) -> Self {
+        let duration = meter
+            .f64_histogram("rpc.server.call.duration")
+            .with_unit("s")
+            .with_description("How long calls took, streams to their end.")
+            .with_boundaries(SECONDS.to_vec())
+            .build();
+        Self { duration }
     }
 
     /// Records a call by its method, such as `inventory.v1.InventoryQueryService/GetStock`, and its code's name.

@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
 use tracing::Span;
 
-use super::details;
+use super::{Methods, details};
 use crate::telemetry::{ServerMetrics, propagation};
 
 /// The header that names a request, chosen by the client or here.
@@ -18,6 +18,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) struct Shared {
     pub(super) service: &'static str,
     pub(super) metrics: Option<ServerMetrics>,
+    pub(super) methods: Methods,
     /// Becomes true when streams that have no end of their own must end.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -30,6 +31,8 @@ pub(super) struct Call {
     path: Option<PathAndQuery>,
     request_id: Option<HeaderValue>,
     start: Instant,
+    /// It was refused with many others, which is told of for all of them together.
+    pub(super) shed: bool,
     finished: bool,
 }
 
@@ -38,7 +41,7 @@ impl Call {
         let path = request.uri().path_and_query().cloned();
         let request_id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= 128).cloned();
         let span = propagation::server_span(method(path.as_ref()), request.headers());
-        Self { shared, span, path, request_id, start: Instant::now(), finished: false }
+        Self { shared, span, path, request_id, start: Instant::now(), shed: false, finished: false }
     }
 
     /// Ends the call with the status in headers or trailers, which it completes.
@@ -68,9 +71,8 @@ impl Call {
         let elapsed = self.start.elapsed();
         let name = details::name(code);
         if let Some(metrics) = &self.shared.metrics {
-            // Paths that nobody serves are without number.
-            let method = if code == Code::Unimplemented { "_OTHER" } else { method };
-            metrics.record(method, name, elapsed);
+            // A call may end before anybody has looked whether its path is served.
+            metrics.record(self.shared.methods.label(method), name, elapsed);
         }
         propagation::end_server_span(&self.span, name, is_fault(code));
         let service = self.shared.service;
@@ -81,6 +83,7 @@ impl Call {
             Code::Ok | Code::Cancelled => {
                 tracing::debug!(service, method, code = name, elapsed_ms, request_id, "answered")
             }
+            _ if self.shed => tracing::debug!(service, method, code = name, elapsed_ms, request_id, "shed"),
             code if is_fault(code) => {
                 tracing::warn!(service, method, code = name, elapsed_ms, request_id, why, "failed")
             }

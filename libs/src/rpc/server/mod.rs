@@ -13,11 +13,13 @@ mod call;
 mod catch;
 mod deadline;
 mod details;
+mod methods;
 mod observe;
 
 pub use self::{
     body::ServerBody,
     catch::{Catch, CatchFuture, CatchLayer},
     deadline::{Deadline, DeadlineFuture, DeadlineLayer},
+    methods::Methods,
     observe::{Observe, ObserveFuture, ObserveLayer},
 };

@@ -14,21 +14,26 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
-    ServerBody,
+    Methods, ServerBody,
     call::{Call, Shared},
     details,
 };
-use crate::telemetry::ServerMetrics;
+use crate::{rpc::shed, telemetry::ServerMetrics};
 
 /// Traces, logs and measures calls, completes their errors, and ends their streams when the server drains.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer(Arc<Shared>);
 
 impl ObserveLayer {
-    /// A layer for the service of this bare name. Streams end once `draining` is true.
+    /// A layer for the service of this bare name, which serves these methods. Streams end once `draining` is true.
     #[must_use]
-    pub fn new(service: &'static str, metrics: Option<ServerMetrics>, draining: watch::Receiver<bool>) -> Self {
-        Self(Arc::new(Shared { service, metrics, draining }))
+    pub fn new(
+        service: &'static str,
+        metrics: Option<ServerMetrics>,
+        methods: Methods,
+        draining: watch::Receiver<bool>,
+    ) -> Self {
+        Self(Arc::new(Shared { service, metrics, methods, draining }))
     }
 }
 
@@ -86,12 +91,90 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveF
             None => ready!(this.inner.poll(cx)),
         };
         let Ok(mut response) = response;
-        let Some(call) = this.call.take() else { return Poll::Ready(Ok(response.map(ServerBody::finished))) };
+        let Some(mut call) = this.call.take() else { return Poll::Ready(Ok(response.map(ServerBody::finished))) };
+        call.shed = shed::was_shed(&response);
         // A status among the headers is the whole answer: tonic sends the errors of unary calls so.
         if details::code(response.headers()).is_some() {
             call.finish(response.headers_mut());
             return Poll::Ready(Ok(response.map(ServerBody::finished)));
         }
         Poll::Ready(Ok(response.map(|body| ServerBody::watched(body, call))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use opentelemetry::metrics::MeterProvider as _;
+    use opentelemetry_sdk::metrics::{
+        InMemoryMetricExporter, SdkMeterProvider,
+        data::{AggregatedMetrics, MetricData},
+    };
+    use tower::service_fn;
+    use tracing::{Event, Level, Subscriber};
+    use tracing_subscriber::layer::{self, SubscriberExt as _};
+
+    use super::*;
+    use crate::rpc::shed::ShedLayer;
+
+    /// Counts warnings.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl<S: Subscriber> layer::Layer<S> for Warnings {
+        fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+            self.0.fetch_add(usize::from(*event.metadata().level() == Level::WARN), Ordering::Relaxed);
+        }
+    }
+
+    fn call(path: &str) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = path.parse().expect("a path");
+        request
+    }
+
+    /// The methods that calls were counted under.
+    fn methods(exporter: &InMemoryMetricExporter) -> BTreeSet<String> {
+        let finished = exporter.get_finished_metrics().expect("kept");
+        let metrics = finished.iter().flat_map(|of| of.scope_metrics()).flat_map(|scope| scope.metrics());
+        let attributes = metrics.flat_map(|metric| match metric.data() {
+            AggregatedMetrics::F64(MetricData::Histogram(calls)) => {
+                calls.data_points().flat_map(|point| point.attributes().cloned().collect::<Vec<_>>()).collect()
+            }
+            _ => Vec::new(),
+        });
+        attributes.filter(|pair| pair.key.as_str() == "rpc.method").map(|pair| pair.value.to_string()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_calls_that_are_shed_floods_neither_the_log_nor_the_metrics() {
+        let exporter = InMemoryMetricExporter::default();
+        let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+        let warnings = Warnings::default();
+        let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+        let metrics = ServerMetrics::of(&provider.meter("tea"));
+        let served = Methods::new(["tea.v1.Tea/Brew".to_owned()]);
+        let (_draining, draining) = watch::channel(false);
+        let brewing = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
+        let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);
+        let mut server = ObserveLayer::new("tea", Some(metrics), served, draining).layer(shed);
+
+        let _brewing = server.call(call("/tea.v1.Tea/Brew"));
+        for second in 1..=2 {
+            for at in 0..50 {
+                server.call(call(&format!("/tea.v1.Tea/Brew{at}"))).await.expect("an answer");
+                server.call(call("/tea.v1.Tea/Brew")).await.expect("an answer");
+            }
+            assert_eq!(warnings.0.load(Ordering::Relaxed), second, "one a second");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        provider.force_flush().expect("exported");
+        assert_eq!(methods(&exporter).into_iter().collect::<Vec<_>>(), ["_OTHER", "tea.v1.Tea/Brew"]);
     }
 }
