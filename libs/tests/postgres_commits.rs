@@ -44,6 +44,8 @@ enum Cut {
 const ASKED: &str = "SELECT pg_xact_status($1::xid8)";
 /// The id was given to another transaction since, and that one is committed.
 const GIVEN_AGAIN: &str = "SELECT 'committed'||left($1,0) ";
+/// The transaction waits for the server's disk, or for a standby.
+const IN_PROGRESS: &str = "SELECT'in progress'||left($1,0)";
 /// No transaction has the id yet.
 const UNHEARD_OF: &str = "SELECT pg_xact_status('999999')";
 
@@ -184,6 +186,41 @@ async fn a_server_that_is_gone_without_a_word_holds_nobody_for_ever() {
         assert_eq!(journal.submit(note(from)).await.unwrap().outcome, Outcome::Replayed);
     };
     tokio::join!(falls_silent("BEGIN"), falls_silent("UNION ALL"), falls_silent("INSERT INTO"), falls_silent("COMMIT"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answer() {
+    let Some(schema) = Schema::new() else { return };
+    let (journal, cut) = linked(&schema).await;
+    *cut.lock().unwrap() = Cut::Lost(IN_PROGRESS);
+    let submitted = tokio::spawn(async move { journal.submit(note("slow")).await });
+    // For longer than a server may say nothing at all.
+    tokio::time::sleep(Duration::from_secs(33)).await;
+    assert!(!submitted.is_finished());
+    *cut.lock().unwrap() = Cut::Never;
+    // The session has the other question prepared.
+    let asks = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1";
+    sqlx::query(asks).bind(IN_PROGRESS).execute(&mut schema.connect().await).await.unwrap();
+    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    assert_eq!(answer.unwrap().outcome, Outcome::Done, "it was lost, and is made once more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_turn_for_too_long_leaves_nothing_waiting_at_the_server() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let mut other = schema.connect().await;
+    let turn = format!("SELECT pg_advisory_lock(hashtextextended('trellis/{}/journal', 0))", schema.name);
+    other.execute(sqlx::AssertSqlSafe(turn)).await.unwrap();
+    let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
+    tokio::time::sleep(Duration::from_secs(18)).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND (classid, objid) IN
+        (SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid())";
+    let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut other).await.unwrap();
+    assert_eq!(waiting, 1);
+    other.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    assert_eq!(answer.unwrap().outcome, Outcome::Done);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -466,12 +466,27 @@ async fn where_no_barrier_is_an_action_that_was_not_answered_holds_its_undoing_b
 }
 
 #[tokio::test]
-async fn a_call_waits_for_its_turn_no_longer_than_for_its_answer() {
+async fn where_no_barrier_is_an_action_is_made_again_at_once_all_the_same() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let hour = Duration::from_secs(3600);
+    saga.attempt_timeout(hour).retry(Retry { initial: hour, most: hour, ..Retry::default() }).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(once("reserve", Op::Action, Fault::LoseRequest));
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| !step(saga, "reserve").last_error.is_empty()).await;
+    process.coordinator.retry("tea", "ann", "now!").await.unwrap();
+    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn where_no_barrier_is_an_action_waits_for_its_turn_no_longer_than_for_its_answer() {
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
     let charge = |order: &String, _: libs::saga::Replies<'_>| Ok(order.clone());
     saga.compensatable::<Charge>("charge", charge, |undo| undo.request);
-    saga.after(&[]).attempt_timeout(Duration::from_millis(20));
+    saga.after(&[]).attempt_timeout(Duration::from_millis(20)).without_barrier();
     let world = World::with(saga.build().unwrap());
     world.participants.on_call(|_| Fault::Hang);
     let options = Options { most_calls: 1, ..Options::default() };

@@ -20,6 +20,8 @@ use super::{
 /// ends its session: nothing of the transaction holds, and the next one has its turn. Well within [`Member::LEASE`](super::members::Member::LEASE),
 /// so that whoever takes over from such a process doesn't have to wait for it.
 const TURN: Duration = Duration::from_secs(4);
+/// How long a statement waits for a lock or a turn. A little less than anybody here waits for the statement.
+const LOCK: &str = "14s";
 /// The turn that is held for as long as somebody is at work in a schema of its own.
 const OCCUPIED: &str = "occupied";
 /// How rows are found. Tables are read by key or in the order of an index, but a plan is made while a table is small, when to read all of it
@@ -63,7 +65,12 @@ impl Server {
         let Some(server) = Self::connect(location, connections, false)? else { return Ok(None) };
         let failed = |source| OpenError::Database { location: location.clone(), source };
         // Two that begin at once would both find nothing, and both make it.
-        let mut transaction = server.begin("create").await.map_err(failed)?;
+        let mut transaction = match &server.way {
+            Way::Postgres(sessions) => sessions.begin_patiently(&turn_of(&server.schema, "create")).await,
+            #[cfg(test)]
+            Way::Simulated(_) => Err(sqlx::Error::PoolClosed),
+        }
+        .map_err(|error| failed(error.into()))?;
         server.check(&mut transaction, location).await?;
         server.create(&mut transaction, tables).await.map_err(failed)?;
         transaction.commit().await.map_err(|error| failed(error.into()))?;
@@ -92,6 +99,8 @@ impl Server {
             ("default_transaction_isolation", "read committed"),
             // The turn's limit counts while the process is to speak; this one while it is to listen.
             ("tcp_user_timeout", &turn),
+            // Sooner than it is given up here: the server knows nothing of that, and one who waits for a lock would stay.
+            ("lock_timeout", LOCK),
         ]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         Ok(Some(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() }))
@@ -133,6 +142,7 @@ impl Server {
             #[cfg(test)]
             Way::Simulated(_) => return Err(failed(Error::Closed)),
         };
+        postgres::execute(&mut session, "SET lock_timeout = 0", &[]).await.map_err(failed)?;
         let sql = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
         postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED).into()]).await.map_err(failed)?;
         Ok(session)

@@ -5,6 +5,7 @@
 //! midst of a statement.
 
 use std::{
+    io,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::{Duration, Instant},
@@ -71,17 +72,29 @@ impl Sessions {
     /// # Errors
     /// When the server can't be reached.
     pub(super) async fn begin(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
-        let name = turn_name.replace('\'', "''");
-        let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('{name}', 0))");
+        let sql = format!("BEGIN; {}", turn(turn_name));
         loop {
             let (turn, mut session, fresh) = self.ready().await?;
             match answered(sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut session)).await {
                 Ok(_) => return Ok(Transaction { session, of: Arc::clone(&self.0), _turn: turn }),
                 // It ended just now. Nothing was asked of it yet that could have had an effect.
-                Err(error) if !fresh && is_lost(&error) => tracing::info!(%error, "a session was lost: another one"),
+                Err(error) if !fresh && is_lost(&error) && !is_late(&error) => {
+                    tracing::info!(%error, "a session was lost: another one");
+                }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Begins a transaction for what may take long, such as making an index, and waits for a turn in it as long as that takes.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
+        let sql = format!("BEGIN; SET LOCAL lock_timeout = 0; {}", turn(turn_name));
+        let (permit, mut session, _) = self.ready().await?;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session).await?;
+        Ok(Transaction { session, of: Arc::clone(&self.0), _turn: permit })
     }
 
     /// A session that is there, as far as one can know, and true if it was begun for this.
@@ -134,6 +147,16 @@ impl Shared {
     }
 }
 
+/// Waits for a turn, by its name.
+fn turn(name: &str) -> String {
+    format!("SELECT pg_advisory_xact_lock(hashtextextended('{}', 0))", name.replace('\'', "''"))
+}
+
+/// Whether there was no answer in time. Another session would be asked for the same, and the server may still be at work on it.
+fn is_late(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
+}
+
 /// Whether a session has ended: the way to it is gone, or the server has ended it.
 fn is_lost(error: &sqlx::Error) -> bool {
     match error {
@@ -172,7 +195,7 @@ impl Lent {
         match &end {
             Err(Error::Postgres(error)) if is_lost(error) => {
                 self.session = None;
-                self.fresh.then_some(end)
+                (self.fresh || is_late(error)).then_some(end)
             }
             _ => {
                 self.done = end.is_ok();

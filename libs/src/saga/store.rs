@@ -108,7 +108,7 @@ pub(super) struct EndedPage {
     pub(super) position: i64,
 }
 
-/// The log after a position, as far as it is older than `before_micros`, and at most `limit` events of it. What claims to be later than now
+/// The log after a position, as far as it is older than `before_micros`, read `limit` events at a time. What claims to be later than now
 /// was written by a clock that was ahead: it is as old as what comes after it.
 pub(super) async fn ended_after(
     journal: &Journal,
@@ -118,24 +118,31 @@ pub(super) async fn ended_after(
 ) -> Result<EndedPage, sql::Error> {
     const SQL: &str =
         "SELECT position, time, kind, id, name FROM events WHERE position > $1 ORDER BY position LIMIT $2";
-    let records = journal.reader().fetch(SQL, vec![position.into(), limit.into()]).await?;
     let mut page = EndedPage { position, ..EndedPage::default() };
-    let mut ended = Vec::new();
-    for record in records {
-        let time_micros = record.int(1)?;
-        if (before_micros..=now_micros).contains(&time_micros) {
-            break;
+    let (mut last, mut ended) = (position, Vec::new());
+    loop {
+        let records = journal.reader().fetch(SQL, vec![last.into(), limit.into()]).await?;
+        for record in &records {
+            let time_micros = record.int(1)?;
+            if (before_micros..=now_micros).contains(&time_micros) {
+                return Ok(page);
+            }
+            last = record.int(0)?;
+            if record.text(2)? == KIND && ENDS.map(event_name).contains(&&*record.text(4)?) {
+                ended.push(record.text(3)?);
+            }
+            if time_micros < before_micros {
+                page.first_micros.get_or_insert(time_micros);
+                page.position = last;
+                page.ended.append(&mut ended);
+            }
         }
-        if record.text(2)? == KIND && ENDS.map(event_name).contains(&&*record.text(4)?) {
-            ended.push(record.text(3)?);
-        }
-        if time_micros < before_micros {
-            page.first_micros.get_or_insert(time_micros);
-            page.position = record.int(0)?;
-            page.ended.append(&mut ended);
+        // Nothing but what claims to be later than now: what comes after it is to say how old it is.
+        let more = i64::try_from(records.len()).is_ok_and(|found| found == limit);
+        if page.first_micros.is_some() || !more {
+            return Ok(page);
         }
     }
-    Ok(page)
 }
 
 /// The phases in which nothing happens to a saga any more.
@@ -166,10 +173,12 @@ pub(super) async fn open_after(
     records.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(1)?)))).collect()
 }
 
-/// These sagas, in any order.
+/// These sagas, each once, in any order.
 pub(super) async fn load_all(journal: &Journal, ids: &[String]) -> Result<Vec<(String, Stored)>, sql::Error> {
     let keys = ids.iter().map(|id| vec![Value::from(id.as_str())]).collect();
-    let found = journal.reader().fetch_keys(&SAGAS, keys).await?;
+    let mut found = journal.reader().fetch_keys(&SAGAS, keys).await?;
+    // The last one may come more than once.
+    found.dedup();
     found.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(2)?)))).collect()
 }
 

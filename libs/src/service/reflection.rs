@@ -31,18 +31,19 @@ pub(super) fn add(routes: &mut RoutesBuilder, services: &[&'static str]) -> Resu
 /// The methods of `services`, and those that every server has.
 pub(super) fn methods(services: &[&str]) -> Result<Methods, Error> {
     let served = |name: &str| services.contains(&name) || OF_ALL.contains(&name);
-    let mut names = Vec::new();
+    let (mut names, mut undescribed) = (Vec::new(), services.to_vec());
     for contracts in CONTRACTS {
         for file in FileDescriptorSet::decode(contracts)?.file {
             for service in &file.service {
                 let full = format!("{}.{}", file.package(), service.name());
                 if served(&full) {
+                    undescribed.retain(|name| *name != full);
                     names.extend(service.method.iter().map(|method| format!("{full}/{}", method.name())));
                 }
             }
         }
     }
-    Ok(Methods::new(names))
+    Ok(Methods::new(names, undescribed.into_iter().map(str::to_owned)))
 }
 
 fn builder(services: &[&'static str]) -> Builder<'static> {

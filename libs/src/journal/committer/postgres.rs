@@ -35,7 +35,7 @@ const TRIES: u32 = 3;
 /// What the server says of a transaction that it has never heard of.
 const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
-const PASSING: [&str; 5] = ["40001", "40P01", "57P01", "57P02", "25P03"];
+const PASSING: [&str; 6] = ["40001", "40P01", "55P03", "57P01", "57P02", "25P03"];
 
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
@@ -199,13 +199,19 @@ impl Committer {
     /// gives the same id again, so what is said to be committed is looked for, too.
     async fn is_committed(&self, id: &str, sets: &Sets, error: &sqlx::Error) -> Result<bool, Error> {
         tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
-        let deadline = Instant::now() + ASK;
+        let mut deadline = Instant::now() + ASK;
         loop {
             let asked = self.server.fetch("SELECT pg_xact_status($1::xid8)", &[id.into()]).await;
             let status = asked.and_then(|records| records.first().map_or(Ok(String::new()), |record| record.text(0)));
             let became = match status.as_deref() {
                 Ok("committed") => self.stands(sets).await,
                 Ok("aborted") => Ok(false),
+                // It waits for the server's disk or for a standby, and there is an answer as long as that takes.
+                Ok("in progress") => {
+                    deadline = Instant::now() + ASK;
+                    sleep(PAUSE).await;
+                    continue;
+                }
                 Err(error) if code(error).as_deref() == Some(UNHEARD_OF) => Ok(false),
                 Ok(status) => Err(Error::Corrupt(format!("transaction {id} is {status}"))),
                 Err(_) => status.map(|_| false),

@@ -1,23 +1,53 @@
 //! The methods that a server serves. A metric has their names alone: those that strangers ask for are without number.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What stands for a method that nobody serves.
 const OTHER: &str = "_OTHER";
 
 /// The methods that a server serves. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Methods(Arc<BTreeSet<String>>);
+pub struct Methods(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    methods: BTreeSet<String>,
+    /// What stands for all methods of a service whose contract is not known.
+    undescribed: BTreeMap<String, String>,
+}
 
 impl Methods {
-    /// These methods, as `package.Service/Method`.
+    /// These methods, as `package.Service/Method`, and all that services of these names may have.
     #[must_use]
-    pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        Self(Arc::new(names.into_iter().collect()))
+    pub fn new(names: impl IntoIterator<Item = String>, undescribed: impl IntoIterator<Item = String>) -> Self {
+        let label = |service: String| (service.clone(), format!("{service}/{OTHER}"));
+        let undescribed = undescribed.into_iter().map(label).collect();
+        Self(Arc::new(Known { methods: names.into_iter().collect(), undescribed }))
     }
 
     /// The method itself if it is served.
-    pub(super) fn label<'a>(&self, method: &'a str) -> &'a str {
-        if self.0.contains(method) { method } else { OTHER }
+    pub(super) fn label<'a>(&'a self, method: &'a str) -> &'a str {
+        let Known { methods, undescribed } = &*self.0;
+        if methods.contains(method) {
+            return method;
+        }
+        let service = method.rsplit_once('/').map_or(method, |(service, _)| service);
+        undescribed.get(service).map_or(OTHER, String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_served_has_no_name_of_its_own() {
+        let methods = Methods::new(["tea.v1.Tea/Brew".to_owned()], ["milk.v1.Milk".to_owned()]);
+        let asked = ["tea.v1.Tea/Brew", "tea.v1.Tea/Spill", "milk.v1.Milk/Pour", "milk.v1.Milk/Spill", "x"];
+        let labels = asked.map(|method| methods.label(method));
+        assert_eq!(labels, ["tea.v1.Tea/Brew", OTHER, "milk.v1.Milk/_OTHER", "milk.v1.Milk/_OTHER", OTHER]);
     }
 }

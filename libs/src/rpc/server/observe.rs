@@ -159,7 +159,7 @@ mod tests {
         let warnings = Warnings::default();
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
         let metrics = ServerMetrics::of(&provider.meter("tea"));
-        let served = Methods::new(["tea.v1.Tea/Brew".to_owned()]);
+        let served = Methods::new(["tea.v1.Tea/Brew".to_owned()], []);
         let (_draining, draining) = watch::channel(false);
         let brewing = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
         let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);

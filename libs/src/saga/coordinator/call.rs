@@ -90,8 +90,10 @@ impl Call {
         let Self { shared, program, due, call, message, carried: mut metadata } = self;
         let plan = &program.plan.steps[due.step];
         let timeout = plan.options.attempt_timeout;
-        // It waits for its turn no longer than for its answer: its saga counts on nothing leaving later.
-        let Ok(_turn) = tokio::time::timeout(timeout, shared.calls.acquire()).await else {
+        // Where no barrier is, an action waits for its turn no longer than for its answer: its undoing counts on nothing leaving later.
+        let bounded = plan.options.plain && due.op == Op::Action;
+        let most = if bounded { timeout } else { Duration::MAX };
+        let Ok(_turn) = tokio::time::timeout(most, shared.calls.acquire()).await else {
             let refusal = Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
             let Due { step, op } = due;
             return Attempt { step, op, ruling: None, reply: Bytes::new(), refusal, roll: shared.roll() };

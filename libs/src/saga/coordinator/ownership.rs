@@ -164,7 +164,7 @@ impl Coordinator {
                         self.let_go(member, &mut last).await?;
                         self.adopt().await
                     };
-                    beating(member, shared).await
+                    beating(&self.0, member, shared).await
                 }
                 Err(error) => Err(error.into()),
             };
@@ -283,10 +283,13 @@ impl Coordinator {
 }
 
 /// Does what may take long, and says meanwhile that this process is there: who has many sagas to take over is not gone.
-pub(super) async fn beating<T>(member: &Member, work: impl Future<Output = T>) -> T {
+pub(super) async fn beating<T>(shared: &Shared, member: &Member, work: impl Future<Output = T>) -> T {
     let beats = async {
         loop {
             tokio::time::sleep(Member::BEAT).await;
+            if shared.left.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
             if let Err(error) = member.beat().await {
                 tracing::warn!(%error, "no word to the others");
             }

@@ -31,7 +31,7 @@ impl Coordinator {
         if self.join().await?
             && let Some(member) = self.0.member.get()
         {
-            return beating(member, self.adopt()).await;
+            return beating(&self.0, member, self.adopt()).await;
         }
         let (mut last, mut resumed) = (String::new(), 0);
         loop {

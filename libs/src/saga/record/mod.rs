@@ -5,7 +5,9 @@ mod encode;
 use bytes::Bytes;
 use prost::{DecodeError, Message as _, encoding::message};
 use prost_types::Timestamp;
-use proto::saga::v1::{HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, SagaTransition, Step, StepChange};
+use proto::saga::v1::{
+    HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, SagaTransition, Step, StepChange, StepState,
+};
 use tonic::Code;
 
 use super::plan::Steps;
@@ -109,9 +111,12 @@ impl Record {
     /// Ends every wait between calls, but for an undoing that waits until an action can't come any more.
     pub(super) fn call_at_once(&mut self, now: i64) {
         for step in 0..self.saga.steps.len() {
-            if self.saga.steps[step].next_attempt_time.is_some() {
+            let shown = &self.saga.steps[step];
+            if shown.next_attempt_time.is_some() {
+                let undoing = shown.state() == StepState::Compensating;
                 let not_before = self.kept.steps[step].compensation_not_before_micros;
-                self.step_mut(step).next_attempt_time = (not_before > now).then(|| timestamp(not_before));
+                let waits = undoing && not_before > now;
+                self.step_mut(step).next_attempt_time = waits.then(|| timestamp(not_before));
             }
         }
     }
