@@ -5,13 +5,17 @@
 mod database;
 mod saga_world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use libs::{
+    cqrs::Decision,
     journal::{Cause, Decided, Entry, Journal, Loaded},
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::{Coordinator, Definition, Options, TABLES, testing::Fault},
+    saga::{Coordinator, Definition, LocalWork, Options, TABLES, testing::Fault},
 };
 use parking_lot::Mutex;
 use proto::saga::v1::{Saga, SagaPhase};
@@ -206,6 +210,41 @@ async fn a_saga_that_an_operator_closes_gives_its_keys_back() {
     assert_eq!(waits(&process, "two").await.waits_for_saga_id, "one");
     process.coordinator.force_close("one", "ann", "mended by hand").await.unwrap();
     assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Completed);
+}
+
+/// One whose last work starts a saga that locks the same key.
+fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("move", 1);
+    saga.lock(|input: &String| vec![input.clone()]);
+    saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.retriable_local("go-on", move |it, _| {
+        let (coordinator, it) = (Arc::clone(&coordinator), it.clone());
+        Ok(LocalWork::new(Vec::new(), move |state| {
+            let next = coordinator.get().unwrap().start("patient", "two", &it, state.loaded())?;
+            Ok(Decision::reply(()).beside(next))
+        }))
+    });
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
+    let world = World::new();
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let coordinator = Arc::new(OnceLock::new());
+    let definitions = vec![going_on(Arc::clone(&coordinator)), locking("patient", false), other()];
+    let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+    assert!(coordinator.set(process.coordinator.clone()).is_ok());
+    process.coordinator.recover().await.unwrap();
+    hang(&world, "two");
+    start(&process, "move", "one", "customer/ada", true).await.unwrap();
+    assert_eq!(ended(&process, "one").await.phase(), SagaPhase::Completed);
+    // It has the lock: who comes now waits for it, and for nobody else.
+    start(&process, "close-account", "three", "customer/ada", true).await.unwrap();
+    assert_eq!(waits(&process, "three").await.waits_for_saga_id, "two");
+    let_go(&world, &process, "two").await;
+    assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Compensated);
+    assert_eq!(ended(&process, "three").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]

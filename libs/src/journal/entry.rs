@@ -105,6 +105,25 @@ impl<'a> Loaded<'a> {
         self
     }
 
+    /// The aggregates as they are after these changes, for [`seeing`](Self::seeing).
+    pub(crate) fn after(&self, changes: &[Change]) -> Vec<(AggregateId, Aggregate)> {
+        let mut aggregates = self.aggregates.to_vec();
+        for Change { aggregate: changed, state, version, .. } in changes {
+            if let Some((_, aggregate)) = aggregates.iter_mut().find(|(name, _)| name == changed) {
+                *aggregate = Aggregate { version: *version, state: state.clone().unwrap_or_default() };
+            }
+        }
+        aggregates
+    }
+
+    /// The same, but for the aggregates.
+    pub(crate) fn seeing<'b>(&self, aggregates: &'b [(AggregateId, Aggregate)]) -> Loaded<'b>
+    where
+        'a: 'b,
+    {
+        Loaded { aggregates, ..*self }
+    }
+
     /// The aggregate as it stands, the batch's earlier decisions included. None if the entry didn't name it.
     #[must_use]
     pub fn aggregate(&self, kind: &str, id: &str) -> Option<&'a Aggregate> {

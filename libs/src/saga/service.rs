@@ -279,7 +279,11 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
             pb::SkipOutcome::Rejected => Ok(false),
             pb::SkipOutcome::Unspecified => Err(Refusal::invalid("outcome", "must be DONE or REJECTED")),
         };
-        let ordered = async { self.coordinator.skip(saga_id, &request.step, op?, done?, actor, reason).await };
+        let step = match request.step.len() {
+            1..=64 => Ok(&request.step),
+            _ => Err(Refusal::invalid("step", "must be 1 to 64 characters")),
+        };
+        let ordered = async { self.coordinator.skip(saga_id, step?, op?, done?, actor, reason).await };
         let saga = self.obeyed(saga_id, actor, reason, ordered).await?;
         Ok(Response::new(pb::SkipStepResponse { saga: Some(saga) }))
     }

@@ -211,7 +211,11 @@ fn check_options(step: &StepPlan) -> Result<(), Fault> {
     if let Some(code) = options.trusted.iter().find(|code| !TRUSTABLE.contains(code)) {
         return Err(Fault::Untrustworthy(name(), *code));
     }
-    let times = [(options.attempt_timeout, "its attempt timeout"), (options.retry.initial, "its first wait")];
+    let times = [
+        (options.attempt_timeout, "its attempt timeout"),
+        (options.retry.initial, "its first wait"),
+        (options.retry.most, "its longest wait"),
+    ];
     match times.into_iter().find(|(time, _)| time.is_zero()) {
         Some((_, what)) => Err(Fault::NoTime(name(), what)),
         None => Ok(()),

@@ -125,12 +125,17 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
             Attempt { step, op, ruling: Some(ruling), reply, refusal, roll }
         }
         Err(status) => {
-            let not_sent = CircuitOpen::from_status(&status);
+            // A participant may pass on that a circuit of its own is open: it was called all the same.
+            let not_sent = CircuitOpen::from_status(&status).filter(|open| is_circuit_to(plan.participant, open));
             let ruling = rule(op, status.code(), Verdict::from_metadata(status.metadata()), trusted);
             let mut refusal = Refusal::from_status(&status);
             refusal.retry_after = match &not_sent {
                 Some(open) => Some(open.retry_after),
-                None => refusal.retry_after.or_else(|| pushback(&status)).map(|asked| asked.min(NO_MORE)),
+                None => {
+                    let asked = refusal.retry_after.or_else(|| pushback(&status));
+                    // Who asks to be called at once is called as soon as one who doesn't.
+                    asked.map(|asked| asked.max(plan.options.retry.initial).min(NO_MORE))
+                }
             };
             let ruling = not_sent.is_none().then_some(ruling);
             Attempt { step, op, ruling, reply: Bytes::new(), refusal, roll }
@@ -138,8 +143,65 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
     }
 }
 
+/// Whether a circuit is one to this participant, or to a part of it, such as one of its addresses.
+fn is_circuit_to(participant: &str, open: &CircuitOpen) -> bool {
+    let rest = open.breaker.strip_prefix(participant);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn pushback(status: &Status) -> Option<Duration> {
     let text = status.metadata().get(PUSHBACK)?.to_str().ok()?;
     let millis: i64 = text.parse().ok()?;
     Some(u64::try_from(millis).map_or(NO_MORE, Duration::from_millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        breaker::Reason,
+        saga::{Definition, Operation, reply::Ruling},
+    };
+
+    struct Pay;
+
+    impl Operation for Pay {
+        const PEER: &'static str = "payment";
+        const PATH: &'static str = "/pay";
+        type Request = i64;
+        type Reply = i64;
+    }
+
+    fn judged(status: Status) -> Attempt {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.pivot::<Pay>("pay", |input, _| Ok(*input));
+        let definition = saga.build().expect("a definition");
+        judge(Due { step: 0, op: Op::Action }, &definition.plan.steps[0], Err(status), 0.5)
+    }
+
+    #[test]
+    fn only_a_circuit_on_the_way_to_the_participant_says_that_it_was_not_called() {
+        let open = |breaker: &str| {
+            let retry_after = Duration::from_secs(86_400);
+            CircuitOpen { breaker: breaker.into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }
+        };
+        for ours in ["payment", "payment/10.0.0.1:50052"] {
+            assert_eq!(judged(open(ours).into_status()).ruling, None, "{ours}");
+        }
+        for its in ["bank", "payments"] {
+            let attempt = judged(open(its).into_status());
+            assert_eq!((attempt.ruling, attempt.refusal.retry_after), (Some(Ruling::Retry), Some(NO_MORE)), "{its}");
+        }
+    }
+
+    #[test]
+    fn who_asks_to_be_called_at_once_or_never_is_called_in_time() {
+        let asking = |wait| {
+            let status = Refusal::unavailable("BUSY", "not now", wait).into_status("payment");
+            judged(status).refusal.retry_after
+        };
+        assert_eq!(asking(Duration::ZERO), Some(Duration::from_millis(100)));
+        assert_eq!(asking(Duration::from_secs(5)), Some(Duration::from_secs(5)));
+        assert_eq!(asking(Duration::from_secs(86_400)), Some(NO_MORE));
+    }
 }

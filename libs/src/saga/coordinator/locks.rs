@@ -130,10 +130,22 @@ impl Release {
         names(&self.keys)
     }
 
-    /// Takes the saga out of its queues, and tells those who are first now.
-    pub(super) fn decide(self, shared: Arc<Shared>, loaded: &Loaded<'_>) -> Decided {
+    /// Takes the saga out of its queues, does what ends it, and tells those who are first now. A saga that is started with the last work of
+    /// this one finds the queues without it.
+    pub(super) fn decide(
+        self,
+        shared: Arc<Shared>,
+        loaded: &Loaded<'_>,
+        end: impl FnOnce(&Loaded<'_>) -> Decided,
+    ) -> Decided {
         let (changes, next) = self.leave(loaded);
+        let ended = end(&loaded.seeing(&loaded.after(&changes)));
+        if ended.rejected {
+            return ended;
+        }
+        // In this order: of two changes of a queue the later one counts.
         let mut decided = Decided { changes, ..Decided::default() };
+        decided.absorb(ended);
         if !next.is_empty() {
             decided.on_commit.push(Box::new(move || shared.wake(&next)));
         }

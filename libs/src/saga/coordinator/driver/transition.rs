@@ -128,11 +128,7 @@ impl Driver {
             Some(release) => {
                 aggregates.extend(release.names());
                 let shared = Arc::clone(&self.shared);
-                Box::new(move |loaded: &Loaded<'_>| {
-                    let mut decided = decide(loaded);
-                    decided.absorb(release.decide(shared, loaded));
-                    decided
-                })
+                Box::new(move |loaded: &Loaded<'_>| release.decide(shared, loaded, decide))
             }
         };
         let fence = self.shared.fence(&self.saga_id, self.since);
