@@ -42,6 +42,22 @@ impl SagaQueries {
         SagaQueryServiceServer::new(self)
     }
 
+    /// Waits until the views show that a saga has ended, and answers it; None if they close before. What was decided beside its end is
+    /// then in every other view that is not parked, or about to be.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when the database can't be reached, or the view is parked before the caller's token; INTERNAL when the views can't be
+    /// read.
+    pub async fn ended(read: &ReadSide, saga_id: &str) -> Result<Option<pb::Saga>, Refusal> {
+        let mut changes = pin!(read.follow::<SagaView>(&SAGA_VIEWS, vec![("id", saga_id.into())], 0));
+        while let Some((_, view)) = changes.try_next().await? {
+            if let Some(saga) = view.saga.filter(|saga| is_final(saga.phase())) {
+                return Ok(Some(saga));
+            }
+        }
+        Ok(None)
+    }
+
     /// The transitions of all sagas, or of one until it has ended.
     fn changes(read: &ReadSide, request: pb::WatchSagasRequest) -> Result<Changes<pb::WatchSagasResponse>, Refusal> {
         let pb::WatchSagasRequest { saga_id, after_position } = request;

@@ -52,6 +52,10 @@ impl Commands {
         if order::is_cancelled(&ended) {
             return Ok(CancelOrderResponse { order_id: order_id.clone() });
         }
+        // Its saga's end and its own are one transaction: what is open by now stays so.
+        if !order::is_closed(&ended) {
+            return Err(order::left_open(order_id));
+        }
         Err(order::closed(order_id, ended.state()))
     }
 }

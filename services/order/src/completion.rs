@@ -41,6 +41,9 @@ impl Completion {
             state = self.side.state::<Order>(order_id).await?;
         }
         let ended = state.order.ok_or_else(|| order::unknown(order_id))?;
+        if !order::is_closed(&ended) {
+            return Err(order::left_open(order_id));
+        }
         Ok(Document { order_id: order_id.to_owned(), ..ended })
     }
 }

@@ -7,6 +7,7 @@ use libs::{
     cqrs::{Changes, PageOrder, PageQuery, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
+    saga::SagaQueries,
 };
 use proto::order::v1::{
     GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, OrderState, OrderView, WatchOrderRequest,
@@ -14,7 +15,8 @@ use proto::order::v1::{
 };
 
 use crate::{
-    domain::order, neighbours::Neighbours, projections::orders::ORDERS, shipments::Shipments, surface::OrderQueries,
+    domain::order, neighbours::Neighbours, projections::orders::ORDERS, sagas::place_order, shipments::Shipments,
+    surface::OrderQueries,
 };
 
 /// The orders' queries.
@@ -81,8 +83,8 @@ impl OrderQueries for Queries {
     }
 }
 
-/// Every change of one order after a position, until the order has ended.
-fn until_closed(
+/// Every change of one order after a position, until the order has ended, or its saga was closed and never ends it.
+pub fn until_closed(
     read: ReadSide,
     id: String,
     after_position: i64,
@@ -92,12 +94,31 @@ fn until_closed(
         let view = read.document::<OrderView>(&ORDERS, &id).await?;
         let OrderView { order, position, .. } = view.ok_or_else(|| order::unknown(&id))?;
         let mut closed = order.as_ref().is_some_and(order::is_closed) && position <= after_position;
-        let mut changes = pin!(changes(&read, vec![("id", id.into())], after_position));
+        let mut shown = after_position;
+        let changes = changes(&read, vec![("id", id.as_str().into())], after_position);
+        let mut changes = pin!(changes.take_until(left_open(&read, &id)));
         while !closed {
             let Some(change) = changes.try_next().await? else { break };
             closed = change.order.as_ref().is_some_and(order::is_closed);
+            shown = change.position;
             yield change;
         }
+        if !closed {
+            // Its saga's end may have been seen before the order's last change was.
+            let view = read.document::<OrderView>(&ORDERS, &id).await?;
+            if let Some(OrderView { order, position, .. }) = view.filter(|view| view.position > shown) {
+                yield WatchOrderResponse { order, position };
+            }
+        }
+    }
+}
+
+/// Comes back once an operator has closed an order's saga and left the order open; never else.
+async fn left_open(read: &ReadSide, id: &str) {
+    match SagaQueries::ended(read, id).await {
+        Ok(Some(saga)) if place_order::left_open(&saga) => {}
+        // The order tells of its end by itself, whether the view of sagas is parked or not.
+        _ => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,8 @@
 //! PENDING ────┤
 //!             └── REJECTED    refused by a step or cancelled, and undone
 //! ```
+//!
+//! It stays PENDING where an operator closes its saga by hand.
 
 use libs::{
     cqrs::{Aggregate, Decision, State},
@@ -144,6 +146,16 @@ pub fn unknown(order_id: &str) -> Refusal {
 pub fn closed(order_id: &str, state: OrderState) -> Refusal {
     let how = if state == OrderState::Completed { "completed" } else { "rejected" };
     Refusal::precondition("ORDER_CLOSED", format!("order {order_id} is {how}")).with("order_id", order_id)
+}
+
+/// An operator has closed its saga as it was, and nothing ends the order any more.
+#[must_use]
+pub fn left_open(order_id: &str) -> Refusal {
+    let message = format!(
+        "order {order_id} stays pending: its saga was closed by an operator; GetSaga tells what was done and why: settle that by hand, \
+         and place the order again under another id"
+    );
+    Refusal::precondition("SAGA_CLOSED_BY_OPERATOR", message).with("order_id", order_id)
 }
 
 fn stands(state: &State<'_>, order_id: &str) -> Result<OrderState, Refusal> {

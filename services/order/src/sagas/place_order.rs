@@ -21,6 +21,7 @@ use proto::{
     inventory::v1::{Item, ReleaseStockRequest, ReserveStockRequest},
     order::v1::{Order, OrderItem, Rejection},
     payment::v1::{ChargeCustomerRequest, RefundChargeRequest},
+    saga::v1::{Saga, SagaPhase, Step, StepState},
     shipping::v1::{CreateShipmentRequest, Parcel},
 };
 
@@ -31,6 +32,9 @@ use crate::{
 
 /// The definition's name, stable for ever.
 pub const PLACE_ORDER: &str = "place-order";
+
+/// The step that ends the order well.
+const COMPLETE_ORDER: &str = "complete_order";
 
 /// The definition. A saga starts from the order as it was placed.
 ///
@@ -77,7 +81,7 @@ pub fn definition() -> Result<Arc<Definition>, DefinitionError> {
             ..CreateShipmentRequest::default()
         })
     });
-    saga.retriable_local("complete_order", move |order, replies| {
+    saga.retriable_local(COMPLETE_ORDER, move |order, replies| {
         let (id, total) = (order.order_id.clone(), replies.get(reserved)?.total);
         Ok(on_order(&id.clone(), move |state| order::complete(state, &id, total)))
     });
@@ -88,6 +92,18 @@ pub fn definition() -> Result<Arc<Definition>, DefinitionError> {
         Ok(on_order(&id.clone(), move |state| order::reject(state, &id, rejection)))
     });
     saga.build()
+}
+
+/// True if an operator has closed the saga in such a way that nothing ends its order any more: as it was, or by skipping the step that
+/// would have.
+#[must_use]
+pub fn left_open(saga: &Saga) -> bool {
+    let skipped = |step: &Step| step.name == COMPLETE_ORDER && step.state() == StepState::Skipped;
+    match saga.phase() {
+        SagaPhase::ForceClosed => true,
+        SagaPhase::Completed => saga.steps.iter().any(skipped),
+        _ => false,
+    }
 }
 
 /// A decision over the order, in the transaction of the saga's own step.
@@ -120,5 +136,18 @@ mod tests {
         let definition = definition().expect("legal");
         assert_eq!(definition.name(), PLACE_ORDER);
         assert_eq!(definition.peers().collect::<Vec<_>>(), ["inventory", "payment", "shipping"]);
+    }
+
+    #[test]
+    fn a_saga_that_an_operator_closed_leaves_its_order_open() {
+        let saga = |phase: SagaPhase, last: StepState| {
+            let step = Step { name: "complete_order".to_owned(), state: last.into(), ..Step::default() };
+            left_open(&Saga { phase: phase.into(), steps: vec![step], ..Saga::default() })
+        };
+        assert!(saga(SagaPhase::ForceClosed, StepState::Unspecified));
+        assert!(saga(SagaPhase::Completed, StepState::Skipped));
+        assert!(!saga(SagaPhase::Completed, StepState::Done));
+        assert!(!saga(SagaPhase::Compensated, StepState::Unspecified));
+        assert!(!saga(SagaPhase::Stuck, StepState::Unspecified));
     }
 }
