@@ -129,10 +129,11 @@ pub fn is_closed(order: &Document) -> bool {
     matches!(order.state(), OrderState::Completed | OrderState::Rejected)
 }
 
-/// True if it ended because somebody cancelled it, rather than by a step's refusal.
+/// True if it ended because somebody cancelled it, rather than by a step's refusal. A deadline that passed names no step either, and a
+/// step may be refused as CANCELLED.
 #[must_use]
 pub fn is_cancelled(order: &Document) -> bool {
-    order.rejection.as_ref().is_some_and(|rejection| rejection.step.is_empty())
+    order.rejection.as_ref().is_some_and(|rejection| rejection.step.is_empty() && rejection.reason == "CANCELLED")
 }
 
 /// There is no such order.
@@ -258,6 +259,19 @@ mod tests {
         assert_eq!(done.when(|state| reject(state, "o1", no_money())).expect_err("final").reason, "ORDER_CLOSED");
         let undone = world.event::<Order>("o1", &rejected());
         assert_eq!(undone.when(|state| complete(state, "o1", total())).expect_err("final").reason, "ORDER_CLOSED");
+    }
+
+    #[test]
+    fn only_what_somebody_cancelled_is_cancelled() {
+        let rejected = |step: &str, reason: &str| {
+            let rejection = Rejection { step: step.to_owned(), reason: reason.to_owned(), message: String::new() };
+            is_cancelled(&Document { rejection: Some(rejection), ..Document::default() })
+        };
+        assert!(rejected("", "CANCELLED"));
+        assert!(!rejected("", "DEADLINE_PASSED"));
+        assert!(!rejected("charge_customer", "INSUFFICIENT_FUNDS"));
+        assert!(!rejected("charge_customer", "CANCELLED"));
+        assert!(!is_cancelled(&Document::default()));
     }
 
     #[test]
