@@ -306,6 +306,26 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_variable_of_another_program_is_not_read_where_a_flag_is_typed() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    let url = format!("sqlite:{}", shop.folder().join("typed.db").display());
+    let cases: [(&[&str], i32); 3] = [
+        (&["migrate", "--database-url", &url], 0),
+        // Nobody listens there.
+        (&["health", "--listen", "127.0.0.1:1"], 1),
+        (&["migrate"], 2),
+    ];
+    for (words, code) in cases {
+        let mut command = program::command("inventory", shop.folder())?;
+        command.args(words).env("DATABASE_URL", "mysql://me@host/db");
+        let output = program::output(command).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_database_that_can_not_be_opened_is_one_line_and_exit_1() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     let file = shop.folder().join("file");

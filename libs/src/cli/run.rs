@@ -112,7 +112,16 @@ async fn assemble<P: Program>(flags: &Serve) -> Result<App, BoxError> {
 }
 
 fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
-    let matches = command_line::<P>().try_get_matches_from(arguments).map_err(without_passwords)?;
+    parse_as(command_line::<P>(), arguments)
+}
+
+fn parse_as(command: clap::Command, arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Flags and subcommands exclude each other, so the first word tells. With a subcommand only its own flags count, and what another
+    // program's variable holds must not be found wrong by those beside it.
+    let is_subcommand = arguments.get(1).is_some_and(|word| command.find_subcommand(word).is_some());
+    let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
+    let matches = command.try_get_matches_from(arguments).map_err(without_passwords)?;
     Line::from_arg_matches(&matches).map_err(without_passwords)
 }
 
@@ -254,6 +263,22 @@ mod tests {
             let line = one_line(&typed(words).expect_err("wrong"));
             assert!(line.contains(says) && !line.contains('\n') && !line.starts_with("error"), "{words:?}: {line}");
         }
+    }
+
+    #[test]
+    fn what_a_subcommand_is_not_told_by_is_not_read() {
+        // No test may set a variable: others read them at the same time. This one is set everywhere, and is no database.
+        let foreign = || command_line::<Tea>().mut_arg("database_url", |arg| arg.env("PATH"));
+        let typed = |words: &[&str]| parse_as(foreign(), words.iter().copied().map(OsString::from));
+        let (url, sqlite) = ("--database-url", "sqlite:x");
+        let right: [&[&str]; 3] =
+            [&["tea", "serve", url, sqlite], &["tea", "migrate", url, sqlite], &["tea", "health"]];
+        for words in right {
+            assert!(typed(words).is_ok(), "{words:?}");
+        }
+        assert!(typed(&["tea", url, sqlite]).is_ok(), "what is typed comes first");
+        let line = one_line(&typed(&["tea"]).expect_err("it is read where nothing is typed"));
+        assert!(line.contains(url), "{line}");
     }
 
     #[test]
