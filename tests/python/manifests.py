@@ -9,6 +9,10 @@ import yaml
 # How long a service may take to end its calls (--drain-timeout) before it leaves by itself.
 DRAIN_SECONDS = 20
 
+# The most memory that a service may have. Order's sagas stay in it while they wait for a peer.
+MEMORY = {"order": "512Mi"}
+MEMORY_OF_OTHERS = "256Mi"
+
 documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
 findings = []
 
@@ -34,14 +38,15 @@ def check_pod(where, pod):
         expect(where, f"claim {claim} exists", claim is None or claim in of_kind("PersistentVolumeClaim"))
 
 
-def check_container(where, container):
+def check_container(where, container, memory):
     security = container.get("securityContext", {})
     expect(where, "read-only root", security.get("readOnlyRootFilesystem") is True)
     expect(where, "no privilege escalation", security.get("allowPrivilegeEscalation") is False)
     expect(where, "drops all capabilities", security.get("capabilities") == {"drop": ["ALL"]})
     resources = container.get("resources", {})
     expect(where, "requests processor and memory", {"cpu", "memory"} <= resources.get("requests", {}).keys())
-    expect(where, "limits memory", "memory" in resources.get("limits", {}))
+    limit = resources.get("limits", {}).get("memory")
+    expect(where, f"limits memory to {memory}, not {limit}", limit == memory)
     expect(where, "its image is tagged", re.search(r":[^/]+$", container["image"]))
     ports = [port["containerPort"] for port in container.get("ports", [])]
     environment = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
@@ -70,7 +75,8 @@ for name, deployment in of_kind("Deployment").items():
     pod = deployment["spec"]["template"]["spec"]
     check_pod(f"Deployment {name}", pod)
     for container in pod["containers"]:
-        check_container(f"Deployment {name}, container {container['name']}", container)
+        memory = MEMORY.get(name, MEMORY_OF_OTHERS)
+        check_container(f"Deployment {name}, container {container['name']}", container, memory)
     on_claim = any("persistentVolumeClaim" in volume for volume in pod.get("volumes", []))
     alone = deployment["spec"].get("replicas") == 1 and deployment["spec"].get("strategy") == {"type": "Recreate"}
     expect(f"Deployment {name}", "is one pod at a time, as it keeps an embedded database", alone or not on_claim)
