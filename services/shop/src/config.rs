@@ -40,10 +40,11 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
     /// The folder of the four databases; made when it is missing.
-    #[arg(long, env = "DATA_DIR", default_value = "data")]
+    #[arg(long, env = "SHOP_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// The address to listen on, at ports 50051 (inventory) to 50054 (order).
-    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    // Not HOST: csh, conda and some distributions put the machine's name there.
+    #[arg(long, env = "SHOP_HOST", default_value = "127.0.0.1")]
     pub host: IpAddr,
     /// How to log.
     #[command(flatten)]
@@ -145,6 +146,16 @@ mod tests {
     #[test]
     fn flags_are_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn how_to_serve_is_read_from_variables_that_are_the_shops_own() {
+        let command = Cli::command();
+        for flag in ["data_dir", "host"] {
+            let argument = command.get_arguments().find(|argument| argument.get_id() == flag).unwrap();
+            let variable = argument.get_env().unwrap().to_str().unwrap();
+            assert_eq!(variable, format!("SHOP_{}", flag.to_uppercase()));
+        }
     }
 
     #[test]
