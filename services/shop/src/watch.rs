@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use anyhow::bail;
-use proto::saga::v1::WatchSagasRequest;
+use libs::refusal::Refusal;
+use proto::saga::v1::{WatchSagasRequest, WatchSagasResponse};
+use tonic::{Code, Status, Streaming};
 
 use crate::{
     clients::{Orders, sentence},
@@ -25,12 +27,22 @@ pub async fn run(asked: &config::Watch, screen: Screen) -> anyhow::Result<()> {
 }
 
 async fn show(orders: &Orders, screen: Screen) -> anyhow::Result<()> {
-    let everything = WatchSagasRequest::default();
-    let changes = orders.sagas.clone().watch_sagas(everything).await;
-    let mut changes = changes.map_err(|status| sentence(&status))?.into_inner();
+    // Until the first change: from now on.
+    let mut position = 0;
+    let mut changes = changes_after(orders, position).await?;
     screen.line(screen.paint(Tone::Faint, "watching; Ctrl-C ends"))?;
     let mut timelines: HashMap<String, Timeline> = HashMap::new();
-    while let Some(change) = changes.message().await.map_err(|status| sentence(&status))? {
+    loop {
+        let change = match changes.message().await {
+            Ok(Some(change)) => change,
+            Ok(None) => bail!("the order service has ended the watch"),
+            Err(status) if is_to_be_made_anew(&status) => {
+                changes = changes_after(orders, position).await?;
+                continue;
+            }
+            Err(status) => return Err(sentence(&status)),
+        };
+        position = change.position;
         let Some(saga) = change.saga else { continue };
         let timeline = timelines.entry(saga.saga_id.clone()).or_default();
         for line in timeline.news(&saga, screen) {
@@ -41,5 +53,31 @@ async fn show(orders: &Orders, screen: Screen) -> anyhow::Result<()> {
             screen.line(format!("{}  {:?}", screen.paint(Tone::Title, &saga.saga_id), saga.phase()))?;
         }
     }
-    bail!("the order service has ended the watch");
+}
+
+async fn changes_after(orders: &Orders, after_position: i64) -> anyhow::Result<Streaming<WatchSagasResponse>> {
+    let everything = WatchSagasRequest { after_position, ..WatchSagasRequest::default() };
+    let changes = orders.sagas.clone().watch_sagas(everything).await;
+    Ok(changes.map_err(|status| sentence(&status))?.into_inner())
+}
+
+/// Whether the stream was ended in order: its connection is old, as each is after a quarter of an hour, or its server stops. Asking
+/// again tells which, for a server that has stopped does not answer.
+fn is_to_be_made_anew(status: &Status) -> bool {
+    status.code() == Code::Unavailable && Refusal::from_status(status).reason == "DRAINING"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_a_stream_that_drains_is_made_anew() {
+        let refused = |reason| Refusal::unavailable(reason, "call again", Duration::ZERO).into_status("order");
+        assert!(is_to_be_made_anew(&refused("DRAINING")));
+        assert!(!is_to_be_made_anew(&refused("NOT_CAUGHT_UP")));
+        assert!(!is_to_be_made_anew(&Status::unavailable("gone")));
+    }
 }
