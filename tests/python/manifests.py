@@ -6,8 +6,9 @@ import sys
 
 import yaml
 
-# How long a service may take to end its calls (--drain-timeout) before it leaves by itself.
-DRAIN_SECONDS = 20
+# How long a service may take to leave by itself: --drain-grace, --drain-timeout, a second for calls that are cut off, then five
+# each for sagas, the journal, traces and metrics.
+LEAVE_SECONDS = 0.5 + 20 + 1 + 4 * 5
 
 # The most memory that a service may have. Order's sagas stay in it while they wait for a peer.
 MEMORY = {"order": "512Mi"}
@@ -32,7 +33,7 @@ def check_pod(where, pod):
     expect(where, "seccomp profile is RuntimeDefault", security.get("seccompProfile") == {"type": "RuntimeDefault"})
     expect(where, "no service-account token", pod.get("automountServiceAccountToken") is False)
     expect(where, "its service account is its own and exists", pod.get("serviceAccountName") in of_kind("ServiceAccount"))
-    expect(where, f"has more than {DRAIN_SECONDS} s to drain", pod.get("terminationGracePeriodSeconds", 0) > DRAIN_SECONDS)
+    expect(where, f"has more than {LEAVE_SECONDS} s to leave", pod.get("terminationGracePeriodSeconds", 0) > LEAVE_SECONDS)
     for volume in pod.get("volumes", []):
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         expect(where, f"claim {claim} exists", claim is None or claim in of_kind("PersistentVolumeClaim"))
