@@ -71,7 +71,11 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
+    use libs::cli::Program as _;
+
     use super::*;
+
+    const README: &str = include_str!("../../../README.md");
 
     #[test]
     fn a_line_is_quoted_for_a_shell() {
@@ -81,5 +85,16 @@ mod tests {
             r#"grpcurl -plaintext -d '{"order_id":"try-1"}' localhost:4 order.v1.OrderQueryService/GetOrder"#
         );
         assert!(RECIPES.iter().all(|recipe| !recipe.request.contains('\'')));
+    }
+
+    #[test]
+    fn the_readme_holds_what_is_printed_by_default() {
+        let ports = [inventory::Service::PORT, payment::Service::PORT, shipping::Service::PORT, order::Service::PORT];
+        let authorities = ports.map(|port| format!("127.0.0.1:{port}"));
+        let mut printed = String::new();
+        for recipe in &RECIPES {
+            printed.push_str(&format!("# {}\n{}\n", recipe.about, recipe.line(&authorities)));
+        }
+        assert!(README.contains(&format!("```sh\n{printed}```\n")), "these lines are not in the README:\n{printed}");
     }
 }
