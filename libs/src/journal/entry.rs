@@ -106,6 +106,7 @@ impl<'a> Loaded<'a> {
     }
 
     /// The aggregates as they are after these changes, for [`seeing`](Self::seeing).
+    #[cfg(feature = "saga")]
     pub(crate) fn after(&self, changes: &[Change]) -> Vec<(AggregateId, Aggregate)> {
         let mut aggregates = self.aggregates.to_vec();
         for Change { aggregate: changed, state, version, .. } in changes {
@@ -117,6 +118,7 @@ impl<'a> Loaded<'a> {
     }
 
     /// The same, but for the aggregates.
+    #[cfg(feature = "saga")]
     pub(crate) fn seeing<'b>(&self, aggregates: &'b [(AggregateId, Aggregate)]) -> Loaded<'b>
     where
         'a: 'b,
