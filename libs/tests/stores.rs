@@ -2,6 +2,8 @@
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod squeamish;
+
 use std::{
     path::Path,
     sync::{
@@ -13,44 +15,12 @@ use std::{
 
 use libs::{
     cli::{BoxError, DatabaseUrl, Store},
-    cqrs::{Documents, Log, Projection, ProjectionError, Projections, Views},
-    journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction,
-        sqlite::remove,
-    },
+    cqrs::{Log, Projections, Views},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, sqlite::remove},
     service::Stores,
 };
+use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
-
-static SEEN: Table = Table {
-    name: "seen",
-    create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
-    columns: &["id", "position", "document"],
-    key: 1,
-    fixed: &[],
-};
-
-/// Counts the events of each id, and can't fold those of `poison` until it is mended.
-struct Squeamish {
-    mended: Arc<AtomicBool>,
-}
-
-impl Projection for Squeamish {
-    const NAME: &'static str = "squeamish";
-    const TABLES: &'static [&'static Table] = &[&SEEN];
-
-    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut seen = Documents::<i64>::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
-        for event in events {
-            if event.id == "poison" && !self.mended.load(Ordering::SeqCst) {
-                let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
-                return Err(ProjectionError::Decode { what: "poison".to_owned(), source });
-            }
-            seen.update(&event.id, event.position, |count| *count += 1);
-        }
-        seen.save(transaction, |_| Vec::new()).await
-    }
-}
 
 /// Writes an event of each id.
 async fn write(journal: &Journal, ids: &[&str]) {

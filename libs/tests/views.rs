@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod squeamish;
 
 use std::{
     sync::{
@@ -31,6 +32,7 @@ use proto::projections::v1::{
     projection_command_service_server::ProjectionCommandService as _,
     projection_query_service_server::ProjectionQueryService as _,
 };
+use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tonic::{Request, metadata::MetadataMap};
@@ -76,37 +78,6 @@ async fn sum_up(
     sums.save(transaction, |sum| vec![column(*sum).into()]).await
 }
 
-static SEEN: Table = Table {
-    name: "seen",
-    create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
-    columns: &["id", "position", "document"],
-    key: 1,
-    fixed: &[],
-};
-
-/// Can't fold the event of counter `poison`, until it is mended.
-#[derive(Default)]
-struct Squeamish {
-    mended: Arc<AtomicBool>,
-}
-
-impl Projection for Squeamish {
-    const NAME: &'static str = "squeamish";
-    const TABLES: &'static [&'static Table] = &[&SEEN];
-
-    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut seen = Documents::<i64>::load(transaction, &SEEN, Vec::<String>::new()).await?;
-        for event in events {
-            if event.id == "poison" && !self.mended.load(Ordering::SeqCst) {
-                let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
-                return Err(ProjectionError::Decode { what: "poison".to_owned(), source });
-            }
-            seen.update(&event.id, event.position, |count| *count += 1);
-        }
-        seen.save(transaction, |_| Vec::new()).await
-    }
-}
-
 async fn journal(folder: &TempDir) -> Journal {
     Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
 }
@@ -123,6 +94,23 @@ async fn add(journal: &Journal, name: &str, amount: i64) -> i64 {
     let cause = Cause::default();
     let entry = Entry { request: None, aggregates: vec![id], cause, decide: Box::new(decide), size: 10 };
     journal.submit(entry).await.unwrap().position
+}
+
+/// Views of which one can't fold `poison`, those beside it, where they are shown, and what mends the one.
+async fn squeamish_views(
+    folder: &TempDir,
+    journal: &Journal,
+    beside: fn(Projections) -> Projections,
+) -> (ReadSide, Board, Arc<AtomicBool>) {
+    let squeamish = Squeamish::default();
+    let mended = Arc::clone(&squeamish.mended);
+    let location = database::location(folder.path(), "test").views();
+    let projections = beside(Projections::new().with(squeamish));
+    let views = Views::open(location, Log::of(journal), &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    (read, board, mended)
 }
 
 async fn views(folder: &TempDir, log: Log, projections: Projections) -> (ReadSide, tokio::task::JoinHandle<()>) {
@@ -331,14 +319,7 @@ async fn a_server_that_can_do_nothing_just_now_is_no_events_fault_and_parks_nobo
 async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;
-    let squeamish = Squeamish::default();
-    let mended = Arc::clone(&squeamish.mended);
-    let location = database::location(folder.path(), "test").views();
-    let projections = Projections::new().with(squeamish).with(Sums);
-    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
-    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
-    views.show_on(&board, "test");
-    tokio::spawn(async { views.run().await.unwrap() });
+    let (read, board, mended) = squeamish_views(&folder, &journal, |squeamish| squeamish.with(Sums)).await;
     for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
         add(&journal, name, amount).await;
     }
@@ -406,13 +387,7 @@ async fn a_parked_projection_is_shown_and_goes_on_when_it_is_told_to() {
 async fn a_watcher_of_a_parked_view_sees_it_go_on_and_nobody_is_told_more_than_it_has_seen() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;
-    let squeamish = Squeamish::default();
-    let mended = Arc::clone(&squeamish.mended);
-    let location = database::location(folder.path(), "test").views();
-    let views = Views::open(location, Log::of(&journal), &Projections::new().with(squeamish)).await.unwrap();
-    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
-    views.show_on(&board, "test");
-    tokio::spawn(async { views.run().await.unwrap() });
+    let (read, board, mended) = squeamish_views(&folder, &journal, |squeamish| squeamish).await;
     let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
     for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
         add(&journal, name, amount).await;
@@ -443,14 +418,7 @@ async fn a_watcher_of_a_parked_view_sees_it_go_on_and_nobody_is_told_more_than_i
 async fn a_watcher_is_told_of_a_view_that_catches_up_with_the_others_though_nothing_more_comes() {
     let folder = TempDir::new().unwrap();
     let journal = journal(&folder).await;
-    let squeamish = Squeamish::default();
-    let mended = Arc::clone(&squeamish.mended);
-    let location = database::location(folder.path(), "test").views();
-    let projections = Projections::new().with(squeamish).with(Sums);
-    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
-    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
-    views.show_on(&board, "test");
-    tokio::spawn(async { views.run().await.unwrap() });
+    let (read, board, mended) = squeamish_views(&folder, &journal, |squeamish| squeamish.with(Sums)).await;
     for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
         add(&journal, name, amount).await;
     }

@@ -65,12 +65,7 @@ impl Server {
         let Some(server) = Self::connect(location, connections, false)? else { return Ok(None) };
         let failed = |source| OpenError::Database { location: location.clone(), source };
         // Two that begin at once would both find nothing, and both make it.
-        let mut transaction = match &server.way {
-            Way::Postgres(sessions) => sessions.begin_patiently(&turn_of(&server.schema, "create")).await,
-            #[cfg(test)]
-            Way::Simulated(_) => Err(sqlx::Error::PoolClosed),
-        }
-        .map_err(|error| failed(error.into()))?;
+        let mut transaction = server.begin_patiently("create").await.map_err(failed)?;
         server.check(&mut transaction, location).await?;
         server.create(&mut transaction, tables).await.map_err(failed)?;
         transaction.commit().await.map_err(|error| failed(error.into()))?;
@@ -202,6 +197,15 @@ impl Server {
     pub(super) async fn begin(&self, turn: &str) -> Result<Transaction, Error> {
         match &self.way {
             Way::Postgres(sessions) => Ok(sessions.begin(&turn_of(&self.schema, turn)).await?),
+            #[cfg(test)]
+            Way::Simulated(_) => Err(Error::Closed),
+        }
+    }
+
+    /// The same, for what may take long: the turn is waited for as long as that takes.
+    async fn begin_patiently(&self, turn: &str) -> Result<Transaction, Error> {
+        match &self.way {
+            Way::Postgres(sessions) => Ok(sessions.begin_patiently(&turn_of(&self.schema, turn)).await?),
             #[cfg(test)]
             Way::Simulated(_) => Err(Error::Closed),
         }

@@ -15,6 +15,7 @@ use super::{
     plan::{StepPlan, each},
     projection::SAGA_VIEWS,
     record::is_final,
+    shape::LONGEST,
 };
 use crate::{
     cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
@@ -296,7 +297,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
             pb::SkipOutcome::Unspecified => Err(Refusal::invalid("outcome", "must be DONE or REJECTED")),
         };
         let step = match request.step.len() {
-            1..=64 => Ok(&request.step),
+            1..=LONGEST => Ok(&request.step),
             _ => Err(Refusal::invalid("step", "must be 1 to 64 characters")),
         };
         let ordered = async { self.coordinator.skip(saga_id, step?, op?, done?, actor, reason).await };

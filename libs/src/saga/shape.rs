@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 /// The most steps a saga has: a set of steps is one word.
 const MOST_STEPS: usize = 64;
 /// The longest name.
-const LONGEST: usize = 64;
+pub(super) const LONGEST: usize = 64;
 
 /// Why a definition can't be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -113,7 +113,8 @@ pub(super) struct EndedPage {
 pub(super) async fn ended_after(
     journal: &Journal,
     position: i64,
-    (before_micros, now_micros): (i64, i64),
+    before_micros: i64,
+    now_micros: i64,
     limit: i64,
 ) -> Result<EndedPage, sql::Error> {
     const SQL: &str =

@@ -176,11 +176,11 @@ impl Consumer {
             }
             // A server that was killed may think that it has delivered what never came, and so may one whose messages another reader takes.
             let (last, reached) = (self.jetstream.last_position(self.service.source()).await?, self.inbox.reached());
-            if last > reached && self.begins {
-                self.leave_out(reached + 1);
-                return Ok(());
-            }
             if last > reached {
+                if self.begins {
+                    self.leave_out(reached + 1);
+                    return Ok(());
+                }
                 return Err(format!("the stream is at {last}, and nothing came after {reached}").into());
             }
         };
@@ -259,12 +259,12 @@ impl Consumer {
         if position <= reached {
             return Ok(());
         }
-        if position > reached + 1 && begins {
-            // Deleted from the midst of it.
-            self.leave_out(reached + 1);
-            return Ok(());
-        }
         if position > reached + 1 {
+            if begins {
+                // Deleted from the midst of it.
+                self.leave_out(reached + 1);
+                return Ok(());
+            }
             return Err(format!("after {reached} came {position}").into());
         }
         match pb::Event::decode(message.payload) {

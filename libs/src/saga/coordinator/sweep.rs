@@ -138,7 +138,7 @@ impl Shared {
             #[cfg(test)]
             let ended_before =
                 if crate::saga::simulation::Mutant::SweptAtOnce.is_left_out() { self.now() } else { ended_before };
-            let page = store::ended_after(&self.journal, place.position, (ended_before, self.now()), PAGE).await;
+            let page = store::ended_after(&self.journal, place.position, ended_before, self.now(), PAGE).await;
             let page = page.map_err(|error| error.refusal())?;
             let Some(first_micros) = page.first_micros else {
                 self.telling.told(peer, 0, 0);
