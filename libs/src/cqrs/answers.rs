@@ -18,6 +18,7 @@ use std::{
 
 use opentelemetry::{KeyValue, metrics::Meter};
 
+use super::clocks::Clocks;
 use crate::{
     journal::{Answered, Forgotten, Journal, SubmitError, answered_after, sql},
     rpc::verdict::OPERATION_KEYS,
@@ -176,37 +177,6 @@ impl Answers {
     }
 }
 
-/// The wall's clock, and one that nobody sets. Where the wall's was set right since they were compared, what was stored before that looks
-/// older than it is, until it is gone.
-struct Clocks {
-    /// The wall's time when they were compared, and that moment by the other.
-    compared: (SystemTime, Instant),
-    /// Since when the wall's is ahead of what the other one has counted.
-    ahead: Option<Instant>,
-}
-
-impl Clocks {
-    /// How far the wall's may be ahead without having been set.
-    const SLACK: Duration = Duration::from_secs(60);
-
-    const fn new(wall: SystemTime, now: Instant) -> Self {
-        Self { compared: (wall, now), ahead: None }
-    }
-
-    /// The time by the one that is behind. Once all is gone that was stored before the wall's was set, that one is believed again.
-    fn now(&mut self, wall: SystemTime, now: Instant, keep: Duration) -> SystemTime {
-        let (then, since) = self.compared;
-        let counted = then + now.duration_since(since);
-        if wall <= counted + Self::SLACK {
-            self.ahead = None;
-        } else if now.duration_since(*self.ahead.get_or_insert(now)) >= keep {
-            *self = Self::new(wall, now);
-            return wall;
-        }
-        wall.min(counted)
-    }
-}
-
 /// So long before, in microseconds since 1970.
 fn before(now: SystemTime, keep: Duration) -> i64 {
     let then = now.checked_sub(keep).and_then(|then| then.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -217,27 +187,9 @@ fn before(now: SystemTime, keep: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn a_clock_that_was_set_makes_nothing_older_until_all_of_before_is_gone() {
-        let (keep, begin) = (Duration::from_secs(100), Instant::now());
-        let later = |seconds| begin + Duration::from_secs(seconds);
-        let mut clocks = Clocks::new(at(1_000), begin);
-        assert_eq!(clocks.now(at(1_010), later(10), keep), at(1_010));
-        // It was far behind until a moment ago.
-        assert_eq!(clocks.now(at(1_000_020), later(20), keep), at(1_020));
-        assert_eq!(clocks.now(at(1_000_119), later(119), keep), at(1_119));
-        assert_eq!(clocks.now(at(1_000_120), later(120), keep), at(1_000_120));
-        assert_eq!(clocks.now(at(1_000_130), later(130), keep), at(1_000_130));
-        // It is set back.
-        assert_eq!(clocks.now(at(2_000), later(140), keep), at(2_000));
-    }
-
     #[test]
     fn so_long_before_is_never_before_1970() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let keep = Duration::from_secs(100);
         assert_eq!((before(at(1_000), keep), before(at(10), keep)), (900_000_000, 0));
     }

@@ -7,6 +7,7 @@ mod answers;
 mod barrier;
 mod board;
 mod checkpoints;
+mod clocks;
 pub mod command;
 mod decider;
 mod documents;
