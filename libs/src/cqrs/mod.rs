@@ -12,6 +12,7 @@ pub mod command;
 mod decider;
 mod documents;
 mod envelope;
+mod folding;
 mod inbox;
 mod jetstream;
 mod log;

@@ -1,0 +1,143 @@
+//! One batch of events handed to the projections: to all in one transaction, and where that fails to one after the other. The one that
+//! goes on failing is parked with the event and the error.
+
+use super::{
+    Views, checkpoints,
+    projection::ProjectionError,
+    views::{State, lowest},
+};
+use crate::journal::{
+    Event,
+    sql::{self, Transaction},
+};
+
+/// How often a failing batch is tried before its projection is parked.
+const TRIES: u32 = 3;
+
+impl Views {
+    /// Takes a batch to every projection that is not parked, and tells how far they are.
+    pub(super) async fn fold(&mut self, events: &[Event], last: i64) -> Result<(), sql::Error> {
+        self.projections.iter().for_each(|state| state.standing.saw(last));
+        if self.fold_together(events, last).await.is_err() {
+            for at in 0..self.projections.len() {
+                self.fold_alone(at, events, last).await?;
+            }
+        }
+        self.caught_up.send_replace(passed(&self.projections));
+        Ok(())
+    }
+
+    async fn fold_together(&mut self, events: &[Event], last: i64) -> Result<(), ProjectionError> {
+        let shared = self.writer.is_shared();
+        let mut transaction = self.writer.begin().await?;
+        let moving = || self.projections.iter().filter(|state| !state.parked);
+        let stood = positions(moving(), shared, &mut transaction).await?;
+        let mut passed = Vec::with_capacity(stood.len());
+        for (state, checkpoint) in moving().zip(stood) {
+            passed.push(fold(state, checkpoint, events, last, &mut transaction).await?);
+        }
+        transaction.commit().await?;
+        let folded = self.projections.iter_mut().filter(|state| !state.parked);
+        folded.zip(passed).for_each(|(state, checkpoint)| state.moved(checkpoint));
+        Ok(())
+    }
+
+    /// Folds one projection's events, at last one by one, and parks it at the event it can't fold.
+    async fn fold_alone(&mut self, at: usize, events: &[Event], last: i64) -> Result<(), sql::Error> {
+        let Self { writer, projections, .. } = self;
+        let shared = writer.is_shared();
+        let state = &mut projections[at];
+        if state.parked {
+            return Ok(());
+        }
+        for events in std::iter::once(events).chain(events.chunks(1)) {
+            let last = events.last().map_or(last, |event| event.position);
+            if state.checkpoint >= last {
+                continue;
+            }
+            for attempt in 1..=TRIES {
+                let mut transaction = writer.begin().await?;
+                match try_fold(state, shared, events, last, &mut transaction).await {
+                    Ok(checkpoint) => {
+                        transaction.commit().await?;
+                        state.moved(checkpoint);
+                        break;
+                    }
+                    // Not the event's fault: another time all of them are folded.
+                    Err(ProjectionError::Database(error)) if error.is_passing() => return Err(error),
+                    Err(error) => {
+                        transaction.rollback().await?;
+                        if events.len() == 1 && attempt == TRIES {
+                            let projection = state.fold.name();
+                            tracing::error!(
+                                projection,
+                                position = last,
+                                %error,
+                                "projection parked: its view stands still at this event; mend it and restart, or have it try again by ResumeProjection"
+                            );
+                            state.parked = true;
+                            state.standing.park(last, error.to_string());
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.
+async fn try_fold(
+    state: &State,
+    shared: bool,
+    events: &[Event],
+    last: i64,
+    transaction: &mut Transaction<'_>,
+) -> Result<i64, ProjectionError> {
+    let stood = positions(std::iter::once(state), shared, transaction).await?;
+    let stood = stood.first().copied().unwrap_or(state.checkpoint);
+    let passed = fold(state, stood, events, last, transaction).await?;
+    transaction.flush().await?;
+    Ok(passed)
+}
+
+/// Folds what is new to a projection that stands at `checkpoint` and moves that, in one transaction. Answers how far it is then.
+async fn fold(
+    state: &State,
+    checkpoint: i64,
+    events: &[Event],
+    last: i64,
+    transaction: &mut Transaction<'_>,
+) -> Result<i64, ProjectionError> {
+    let name = state.fold.name();
+    if checkpoint < state.checkpoint {
+        let back = format!("the checkpoint of {name} went back from {} to {checkpoint}", state.checkpoint);
+        return Err(sql::Error::Corrupt(format!("{back}: somebody else begins anew")).into());
+    }
+    let seen = events.partition_point(|event| event.position <= checkpoint);
+    if seen == events.len() {
+        return Ok(checkpoint);
+    }
+    state.fold.fold(&events[seen..], transaction).await?;
+    checkpoints::store(name, last, transaction).await?;
+    Ok(last)
+}
+
+/// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.
+async fn positions(
+    states: impl Iterator<Item = &State> + Clone,
+    shared: bool,
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<i64>, sql::Error> {
+    if !shared {
+        return Ok(states.map(|state| state.checkpoint).collect());
+    }
+    checkpoints::read_within(states.map(|state| state.fold.name()), transaction).await
+}
+
+/// What queries are told: the lowest checkpoint of those that move. Where all are parked it is theirs, for nothing else was seen.
+fn passed(states: &[State]) -> i64 {
+    let parked = || states.iter().map(|state| state.checkpoint).min().unwrap_or(i64::MAX);
+    if states.iter().all(|state| state.parked) { parked() } else { lowest(states) }
+}
