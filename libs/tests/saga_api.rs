@@ -58,7 +58,7 @@ async fn open() -> Api {
     process.coordinator.recover().await.unwrap();
     let log = Log::of(&journal);
     let views = Views::open(location.views(), log, &Projections::new().with(SagasView)).await.unwrap();
-    let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [outer()]);
+    let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [outer()]).unwrap();
     let (queries, impatient) = (queries(Duration::from_secs(10)), queries(Duration::ZERO));
     tokio::spawn(views.run());
     let commands = SagaCommands::new("test", process.coordinator.clone());

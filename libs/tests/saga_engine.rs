@@ -152,7 +152,7 @@ async fn journal(folder: &TempDir) -> Journal {
 }
 
 fn coordinator(journal: &Journal, participants: &Participants) -> Coordinator {
-    Coordinator::new(journal.clone(), [definition()], participants.clone(), Options::default())
+    Coordinator::new(journal.clone(), [definition()], participants.clone(), Options::default()).unwrap()
 }
 
 async fn start(journal: &Journal, coordinator: &Coordinator) {

@@ -197,9 +197,9 @@ async fn a_saga_after_the_pivot_that_turned_back_is_begun_anew_by_an_operator() 
     assert_eq!(process.order("rome").await, "unpaid NO");
     process.coordinator.retry("rome", "bob", "the card works again").await.unwrap();
     let saga = ended(&process, "rome").await;
-    assert_eq!((saga.phase(), saga.steps[4].sub_saga_id.as_str()), (SagaPhase::Completed, "rome:thank:2"));
+    assert_eq!((saga.phase(), saga.steps[4].sub_saga_id.as_str()), (SagaPhase::Completed, "rome:thank#2"));
     assert_eq!(ended(&process, "rome:thank").await.phase(), SagaPhase::Compensated);
-    assert_eq!(ended(&process, "rome:thank:2").await.phase(), SagaPhase::Completed);
+    assert_eq!(ended(&process, "rome:thank#2").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]
@@ -273,6 +273,13 @@ fn a_step_that_cannot_be_that_saga_is_refused_when_it_is_built() {
     });
     assert_eq!(message, "saga above: go runs locking, which takes locks: take them in above, which holds them as long");
     let message = refused(|saga| {
+        const LONG: &str = "a-name-as-long-as-a-name-may-be-with-which-two-are-already-too-m";
+        let mut middle = Definition::builder::<String>("middle", 1);
+        middle.compensatable_saga::<String, String>(LONG, &book(), |it, _| Ok(it.clone()));
+        saga.compensatable_saga::<String, ()>(LONG, &middle.build().unwrap(), |it, _| Ok(it.clone()));
+    });
+    assert!(message.contains("runs middle, and the ids of the sagas below would be too long"), "{message}");
+    let message = refused(|saga| {
         saga.compensatable_saga::<String, String>("book", &book(), |it, _| Ok(it.clone()));
         saga.attempt_timeout(Duration::from_secs(1));
     });
@@ -280,12 +287,17 @@ fn a_step_that_cannot_be_that_saga_is_refused_when_it_is_built() {
 }
 
 #[tokio::test]
-async fn an_id_that_would_be_too_long_below_turns_the_saga_back() {
+async fn an_id_that_would_be_too_long_below_starts_no_saga() {
     let world = World::with(travel());
     let process = world.open().await;
-    let long = "x".repeat(125);
-    let saga = process.run(&long).await;
-    assert_eq!((saga.phase(), saga.reason.unwrap().reason.as_str()), (SagaPhase::Compensated, "SAGA_ID_TOO_LONG"));
+    // ":thank", and the longest count of one that is begun anew.
+    let most = 128 - 6 - 11;
+    let refusal = process.place(&"x".repeat(most + 1)).await.unwrap_err();
+    let [violation] = &refusal.violations[..] else { panic!("{refusal:?}") };
+    assert_eq!(violation.field, "saga_id");
+    assert_eq!(violation.description, format!("must be 1 to {most} visible ASCII characters"));
+    let saga = process.run(&"x".repeat(most)).await;
+    assert_eq!(saga.phase(), SagaPhase::Completed);
 }
 
 /// Whoever owns which: the sagas above and below may have been taken over apart.

@@ -220,7 +220,8 @@ impl World {
         let (definitions, clock) = ([Arc::clone(&self.definition)], self.clock.clone());
         let options = Options { keep_answers: self.keep, ..Options::default() };
         let clock: libs::saga::Clock = Arc::new(move || clock.now());
-        let coordinator = Coordinator::with_clock(journal.clone(), definitions, self.services.clone(), options, clock);
+        let coordinator =
+            Coordinator::with_clock(journal.clone(), definitions, self.services.clone(), options, clock).unwrap();
         coordinator.recover().await.unwrap();
         Process { journal, coordinator }
     }

@@ -7,8 +7,10 @@
 mod builder;
 mod coordinator;
 mod definition;
+mod definitions;
 #[cfg(test)]
 mod exploration;
+mod ids;
 mod local;
 mod machine;
 mod metrics;

@@ -12,10 +12,12 @@ use tonic::{Request, Response, Status};
 use super::{
     coordinator::Coordinator,
     definition::Definition,
+    definitions::Definitions,
+    ids,
     plan::{StepPlan, each},
     projection::SAGA_VIEWS,
     record::is_final,
-    shape::LONGEST,
+    shape::{DefinitionError, LONGEST},
 };
 use crate::{
     cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
@@ -28,13 +30,19 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct SagaQueries {
     read: ReadSide,
-    definitions: Arc<[Arc<Definition>]>,
+    definitions: Arc<Definitions>,
 }
 
 impl SagaQueries {
     /// Queries over views that [`SagasView`](super::SagasView) keeps.
-    pub fn new(read: ReadSide, definitions: impl IntoIterator<Item = Arc<Definition>>) -> Self {
-        Self { read, definitions: definitions.into_iter().flat_map(|definition| definition.family()).collect() }
+    ///
+    /// # Errors
+    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other steps.
+    pub fn new(
+        read: ReadSide,
+        definitions: impl IntoIterator<Item = Arc<Definition>>,
+    ) -> Result<Self, DefinitionError> {
+        Ok(Self { read, definitions: Arc::new(Definitions::new(definitions)?) })
     }
 
     /// The tonic server.
@@ -92,8 +100,7 @@ impl SagaQueries {
 
 /// The ids that a saga may have: its own service may have chosen more freely than callers choose other ids.
 fn must_be_id(saga_id: &str, violations: &mut Violations) {
-    let fits = (1..=128).contains(&saga_id.len()) && saga_id.bytes().all(|byte| byte.is_ascii_graphic());
-    violations.require(fits, "saga_id", "must be 1 to 128 visible ASCII characters");
+    violations.require(ids::is_id(saga_id, ids::LONGEST), "saga_id", "must be 1 to 128 visible ASCII characters");
 }
 
 fn unknown(saga_id: &str) -> Refusal {
@@ -156,12 +163,10 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
         request: Request<pb::DescribeSagaRequest>,
     ) -> Result<Response<pb::DescribeSagaResponse>, Status> {
         let name = request.into_inner().r#type;
-        let named = self.definitions.iter().filter(|definition| definition.name() == name);
-        match named.max_by_key(|definition| definition.version()) {
+        match self.definitions.newest(&name) {
             Some(definition) => Ok(Response::new(describe(definition))),
             None => {
-                let known: Vec<&str> = self.definitions.iter().map(|definition| definition.name()).collect();
-                let message = format!("there is no such saga; there are: {}", known.join(", "));
+                let message = format!("there is no such saga; there are: {}", self.definitions.types().join(", "));
                 Err(Refusal::not_found("UNKNOWN_SAGA_TYPE", message).into_status(self.read.service()))
             }
         }

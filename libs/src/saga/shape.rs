@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Definition,
     definition::Types,
+    ids,
     plan::{Plan, StepOptions, StepPlan, Steps, each},
     reply::TRUSTABLE,
 };
@@ -77,9 +78,17 @@ pub enum Fault {
     /// A saga that would wait for locks while the one above it holds others.
     #[error("{0} runs {1}, which takes locks: take them in {2}, which holds them as long")]
     LocksInside(&'static str, &'static str, &'static str),
+    /// Sagas so far below that their ids, which begin with those of all above them, would be too long.
+    #[error(
+        "{0} runs {1}, and the ids of the sagas below would be too long: take shorter names, or fewer sagas below each other"
+    )]
+    NoRoom(&'static str, &'static str),
     /// How to call what is not called.
     #[error("{0} is a saga and no call: how to call it has no meaning there")]
     NotCalled(&'static str),
+    /// Two definitions of one name and version, which sagas would be of by chance.
+    #[error("there are two of version {0} with other steps: raise the version of the newer one")]
+    Ambiguous(u32),
     /// A wait that is none.
     #[error("{0}: {1} must be longer than nothing")]
     NoTime(&'static str, &'static str),
@@ -246,6 +255,9 @@ pub(super) fn check_saga(above: &Plan, step: &StepPlan, below: &Definition, type
     }
     if plan.locks != LockPolicy::Unspecified {
         return Err(Fault::LocksInside(name, plan.name, above.name));
+    }
+    if ids::longest_above(below) <= ids::longer_below(name) {
+        return Err(Fault::NoRoom(name, plan.name));
     }
     match irrevocable(below).filter(|_| step.kind == StepKind::Compensatable) {
         Some(pivot) => Err(Fault::PivotInside(name, plan.name, pivot)),

@@ -127,7 +127,8 @@ impl Process {
         transport: impl Transport,
         options: Options,
     ) -> Self {
-        let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, tokio_clock());
+        let coordinator =
+            Coordinator::with_clock(journal.clone(), definitions, transport, options, tokio_clock()).unwrap();
         Self { journal, coordinator }
     }
 

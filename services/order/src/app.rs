@@ -45,7 +45,7 @@ impl Program for Service {
             serve_commands(app, flags, &peers, side, journal).await?;
         }
         if let Some(read) = sides.queries {
-            app.add(SagaQueries::new(read.clone(), [place_order::definition()?]).into_server());
+            app.add(SagaQueries::new(read.clone(), [place_order::definition()?])?.into_server());
             let neighbours = Neighbours::follow(Self::NAME, app, flags, &peers).await?;
             let queries = Queries::new(neighbours, Shipments::connect(&peers)?);
             app.add(
@@ -81,7 +81,7 @@ async fn serve_commands(
     let transport = Grpc::connect(&definitions, |peer| peers.connect(peer))?;
     let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
     let options = Options { most_live, keep_answers: flags.limits.keep_answers, ..Options::default() };
-    let coordinator = Coordinator::new(journal, definitions, transport, options);
+    let coordinator = Coordinator::new(journal, definitions, transport, options)?;
     if let Some(meter) = telemetry::meter() {
         coordinator.observe(&meter);
     }

@@ -45,7 +45,7 @@ impl World {
         // The reservation is known by another request: only a person can tell what is true.
         participants.on_call(|_| Fault::Conflict);
         let definitions = [place_order::definition().unwrap()];
-        let coordinator = Coordinator::new(journal.clone(), definitions, participants, Options::default());
+        let coordinator = Coordinator::new(journal.clone(), definitions, participants, Options::default()).unwrap();
         let surface = Completion::new(CommandSide::new("order", journal.clone()), coordinator.clone());
         surface.place_order(Request::new(request(false))).await.unwrap();
         Self { folder, journal, coordinator, surface }

@@ -19,7 +19,7 @@ mod sub_sagas;
 mod sweep;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc, OnceLock,
@@ -44,7 +44,9 @@ use self::{
     sweep::Telling,
 };
 use super::{
-    Definition, Transport,
+    Definition, DefinitionError, Transport,
+    definitions::Definitions,
+    ids,
     machine::{self, Input, Moment},
     metrics::Metrics,
     record::{Record, is_final},
@@ -93,8 +95,7 @@ struct Shared {
     /// This process among others, once it has entered; stays empty where there can't be others.
     member: OnceLock<Member>,
     transport: Box<dyn Transport>,
-    /// By the hash that is pinned in each saga.
-    definitions: HashMap<[u8; 32], Arc<Definition>>,
+    definitions: Definitions,
     live: Live,
     /// Sagas that this process has claimed and that have no task yet.
     claimed: Mutex<BTreeSet<String>>,
@@ -115,9 +116,8 @@ struct Shared {
 
 impl fmt::Debug for Coordinator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let definitions = self.0.definitions.values().map(|definition| definition.name());
         f.debug_struct("Coordinator")
-            .field("definitions", &definitions.collect::<Vec<_>>())
+            .field("definitions", &self.0.definitions.types())
             .field("live", &self.live())
             .finish_non_exhaustive()
     }
@@ -126,34 +126,34 @@ impl fmt::Debug for Coordinator {
 impl Coordinator {
     /// A coordinator over a journal that keeps [`TABLES`](super::TABLES). Of each type it starts sagas of the newest version;
     /// older versions take up the sagas that began under them. Call [`Coordinator::recover`] once the service is ready.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other steps.
     pub fn new(
         journal: Journal,
         definitions: impl IntoIterator<Item = Arc<Definition>>,
         transport: impl Transport,
         options: Options,
-    ) -> Self {
+    ) -> Result<Self, DefinitionError> {
         Self::with_clock(journal, definitions, transport, options, Arc::new(system_clock))
     }
 
     /// A coordinator that is told the time, for tests.
-    #[must_use]
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
     pub fn with_clock(
         journal: Journal,
         definitions: impl IntoIterator<Item = Arc<Definition>>,
         transport: impl Transport,
         options: Options,
         clock: Clock,
-    ) -> Self {
-        Self(Arc::new(Shared {
+    ) -> Result<Self, DefinitionError> {
+        Ok(Self(Arc::new(Shared {
             journal,
             member: OnceLock::new(),
             transport: Box::new(transport),
-            definitions: definitions
-                .into_iter()
-                .flat_map(|definition| definition.family())
-                .map(|definition| (definition.hash(), definition))
-                .collect(),
+            definitions: Definitions::new(definitions)?,
             live: Live::default(),
             claimed: Mutex::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
@@ -166,7 +166,7 @@ impl Coordinator {
             metrics: Metrics::default(),
             clock,
             chance: options.seed.map(|seed| Mutex::new(StdRng::seed_from_u64(seed))),
-        }))
+        })))
     }
 
     /// What must be committed for a saga to start, now and in the trace that `loaded` tells of, to go beside the decision that wants it (see
@@ -205,12 +205,13 @@ impl Coordinator {
         if shared.draining.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
-        let Some(definition) = shared.newest(saga_type) else {
+        let Some(definition) = shared.definitions.newest(saga_type).map(Arc::clone) else {
             tracing::error!(saga.r#type = saga_type, "no such saga is defined");
             return Err(Refusal::internal());
         };
-        if !(1..=128).contains(&saga_id.len()) || !saga_id.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Refusal::invalid("saga_id", "must be 1 to 128 visible ASCII characters"));
+        let longest = ids::longest_above(&definition);
+        if !ids::is_id(saga_id, longest) {
+            return Err(Refusal::invalid("saga_id", format!("must be 1 to {longest} visible ASCII characters")));
         }
         if shared.live.contains(saga_id) {
             return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {saga_id} is under way")));
@@ -252,7 +253,7 @@ impl Coordinator {
     /// # Errors
     /// INTERNAL for a type that is not defined; INVALID_ARGUMENT for keys that can't be locked.
     pub fn locks<I: Message>(&self, saga_type: &str, input: &I) -> Result<Vec<AggregateId>, Refusal> {
-        let Some(definition) = self.0.newest(saga_type) else {
+        let Some(definition) = self.0.definitions.newest(saga_type) else {
             tracing::error!(saga.r#type = saga_type, "no such saga is defined");
             return Err(Refusal::internal());
         };
@@ -342,11 +343,6 @@ impl Shared {
     /// The chance in a wait, 0 to 1.
     fn roll(&self) -> f64 {
         self.chance.as_ref().map_or_else(rand::random, |chance| chance.lock().random())
-    }
-
-    fn newest(&self, saga_type: &str) -> Option<Arc<Definition>> {
-        let named = self.definitions.values().filter(|definition| definition.name() == saga_type);
-        named.max_by_key(|definition| definition.version()).cloned()
     }
 
     /// What goes with every call of a saga that is begun now.

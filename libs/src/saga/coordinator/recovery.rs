@@ -82,8 +82,7 @@ impl Shared {
 
     /// The definition that a saga began under.
     pub(super) fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
-        let hash = <[u8; 32]>::try_from(&*record.kept.definition_hash).ok();
-        let definition = hash.and_then(|hash| self.definitions.get(&hash)).cloned();
+        let definition = self.definitions.pinned(&record.kept.definition_hash).map(Arc::clone);
         let saga = &record.saga;
         let definition = definition.ok_or_else(|| {
             let (name, version) = (&saga.r#type, saga.definition_version);

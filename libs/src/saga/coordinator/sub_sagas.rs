@@ -259,7 +259,7 @@ mod tests {
     async fn a_saga_that_is_done_and_cannot_be_read_is_left_alone_between_two_looks() {
         let out = Arc::new(Out::default());
         let (journal, _committer) = Journal::simulated(Arc::<Out>::clone(&out)).await.unwrap();
-        let Coordinator(shared) = Coordinator::new(journal, [], Nobody, Options::default());
+        let Coordinator(shared) = Coordinator::new(journal, [], Nobody, Options::default()).unwrap();
         let mut below = Definition::builder::<String>("below", 1);
         below.pivot::<Do>("do", |input, _| Ok(input.clone()));
         let below = below.build().unwrap();

@@ -124,7 +124,7 @@ impl Shared {
 
     /// The participants that have a barrier.
     fn barriers(&self) -> BTreeSet<&'static str> {
-        let steps = self.definitions.values().flat_map(|definition| definition.plan.steps.iter());
+        let steps = self.definitions.iter().flat_map(|definition| definition.plan.steps.iter());
         steps.filter(|step| step.is_remote() && !step.options.plain).map(|step| step.participant).collect()
     }
 

@@ -59,11 +59,8 @@ impl Turn<'_> {
                 return true;
             }
         };
-        if self.plan.steps[step].is_saga()
-            && let Err(refusal) = self.bear(step)
-        {
-            self.refused(step, &refusal);
-            return true;
+        if self.plan.steps[step].is_saga() {
+            self.bear(step);
         }
         let kept = &mut self.record.kept.steps[step];
         kept.request = request;

@@ -3,23 +3,18 @@
 use proto::saga::v1::SagaPhase;
 
 use super::{Line, Turn};
-use crate::{refusal::Refusal, saga::record::reason};
-
-/// The longest id.
-const LONGEST_ID: usize = 128;
+use crate::{
+    refusal::Refusal,
+    saga::{ids, record::reason},
+};
 
 impl Turn<'_> {
     /// Names the saga that takes a step. It is stored together with the step's start.
-    pub(super) fn bear(&mut self, step: usize) -> Result<(), Refusal> {
+    pub(super) fn bear(&mut self, step: usize) {
         let saga = &self.record.saga;
-        let id = next_id(&saga.saga_id, self.plan.steps[step].name, &saga.steps[step].sub_saga_id);
-        if id.len() > LONGEST_ID {
-            let message = format!("the id of its saga would be {id}, which is longer than {LONGEST_ID} characters");
-            return Err(Refusal::precondition("SAGA_ID_TOO_LONG", message));
-        }
+        let id = ids::next_below(&saga.saga_id, self.plan.steps[step].name, &saga.steps[step].sub_saga_id);
         self.record.step_mut(step).sub_saga_id = id;
         self.record.unborn |= 1 << step;
-        Ok(())
     }
 
     /// Every step is done, and all of it may have to be undone.
@@ -55,29 +50,5 @@ impl Turn<'_> {
         let saga = &self.record.saga;
         let message = format!("saga {} is done as a step of {}: cancel that one", saga.saga_id, saga.parent_saga_id);
         Refusal::precondition("PART_OF_SAGA", message).with("parent_saga_id", &saga.parent_saga_id)
-    }
-}
-
-/// The id of a step's saga; of the one after `before`, if the step began one before.
-fn next_id(parent: &str, step: &str, before: &str) -> String {
-    let first = format!("{parent}:{step}");
-    match before.strip_prefix(&*first) {
-        None => first,
-        Some(suffix) => {
-            let count = suffix.strip_prefix(':').and_then(|count| count.parse().ok()).unwrap_or(1_u32);
-            format!("{first}:{}", count.saturating_add(1))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::next_id;
-
-    #[test]
-    fn a_saga_begun_anew_has_another_id() {
-        assert_eq!(next_id("s", "pack", ""), "s:pack");
-        assert_eq!(next_id("s", "pack", "s:pack"), "s:pack:2");
-        assert_eq!(next_id("s", "pack", "s:pack:9"), "s:pack:10");
     }
 }

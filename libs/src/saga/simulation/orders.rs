@@ -82,7 +82,7 @@ async fn drive(world: Arc<World>, process: Process, host: &'static str, boots: u
     let seed = Some(world.seed ^ boots << 8 ^ u64::from(host.as_bytes()[host.len() - 1]));
     let options = Options { seed, keep_answers: world.keep_answers, ..Options::default() };
     let clock = Arc::new(world.clock(host));
-    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, clock);
+    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, clock)?;
     while coordinator.recover().await.is_err() {
         sleep(PAUSE).await;
     }

@@ -132,6 +132,7 @@ impl Rig {
         let journal = Journal::open(&path, TABLES).await.map_err(|error| Broken::setup(run, &error))?;
         let definitions = [Arc::clone(&self.definition)];
         let coordinator = Coordinator::new(journal.clone(), definitions, transport, Options::default());
+        let coordinator = coordinator.map_err(|error| Broken::setup(run, &error))?;
         Ok(Process { journal, coordinator })
     }
 }

@@ -1,0 +1,62 @@
+//! The ids of sagas: what they may be, and what those of the sagas below one are.
+
+use super::Definition;
+
+/// The longest id.
+pub(super) const LONGEST: usize = 128;
+/// What stands between an id, the step whose saga is meant, and which one of that step's. No step's name holds either, so no two sagas
+/// below one have the same id.
+const STEP: char = ':';
+const COUNT: char = '#';
+/// The longest count, with what stands before it.
+const LONGEST_COUNT: usize = "#4294967295".len();
+
+/// True for 1 to `longest` visible ASCII characters.
+pub(super) fn is_id(id: &str, longest: usize) -> bool {
+    (1..=longest).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The id of a step's saga; of the one after `before`, if the step began one before.
+pub(super) fn next_below(parent: &str, step: &str, before: &str) -> String {
+    let first = format!("{parent}{STEP}{step}");
+    match before.strip_prefix(&*first) {
+        None => first,
+        Some(suffix) => {
+            let count = suffix.strip_prefix(COUNT).and_then(|count| count.parse().ok()).unwrap_or(1_u32);
+            format!("{first}{COUNT}{}", count.saturating_add(1))
+        }
+    }
+}
+
+/// How long the id of a saga may be, so that those of the sagas below it have room.
+pub(super) fn longest_above(definition: &Definition) -> usize {
+    let below = definition
+        .sagas()
+        .map(|(step, below)| longest_above(below).saturating_sub(longer_below(definition.plan.steps[step].name)));
+    below.min().unwrap_or(LONGEST)
+}
+
+/// How much longer than an id that of a step's saga may get.
+pub(super) fn longer_below(step: &str) -> usize {
+    STEP.len_utf8() + step.len() + LONGEST_COUNT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saga_begun_anew_has_another_id() {
+        assert_eq!(next_below("s", "pack", ""), "s:pack");
+        assert_eq!(next_below("s", "pack", "s:pack"), "s:pack#2");
+        assert_eq!(next_below("s", "pack", "s:pack#9"), "s:pack#10");
+        let last = format!("s:pack#{}", u32::MAX);
+        assert_eq!(last.len(), "s:pack".len() + LONGEST_COUNT);
+    }
+
+    #[test]
+    fn a_step_whose_name_is_a_number_shares_no_id_with_another_turn() {
+        // The second saga of the step "a", and the one of step "2" of the first.
+        assert_ne!(next_below("s", "a", "s:a"), next_below("s:a", "2", ""));
+    }
+}
