@@ -48,8 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::prost_reflect::prost_types::FileDescriptorSet::decode(encoded.as_slice())?;
     // Absent in every saga under way, or in most: there may be a hundred thousand in memory.
     let boxed = [".saga.v1.SagaRecord.saga", ".saga.v1.StepRecord.refusal"];
-    let settings =
-        boxed.into_iter().fold(tonic_prost_build::configure().bytes("."), |settings, path| settings.boxed(path));
+    let settings = tonic_prost_build::configure()
+        .bytes(".")
+        // Maps in order: a command is known again by a hash of its bytes, which must be the same in whatever process encodes it.
+        .btree_map(".");
+    let settings = boxed.into_iter().fold(settings, |settings, path| settings.boxed(path));
     settings.compile_fds(descriptors)?;
     Ok(())
 }
