@@ -36,6 +36,16 @@ async fn ask(side: &CommandSide, call: SagaCall) -> Result<Verdict, (Verdict, St
 
 /// As [`ask`], of a request with which so much is wrong.
 async fn checked(side: &CommandSide, call: SagaCall, wrong: Violations) -> Result<Verdict, (Verdict, String)> {
+    submitted(side, call, wrong, None).await
+}
+
+/// As [`checked`], of a request that is refused for this before it is decided.
+async fn submitted(
+    side: &CommandSide,
+    call: SagaCall,
+    wrong: Violations,
+    beside: Option<Refusal>,
+) -> Result<Verdict, (Verdict, String)> {
     const METHODS: [Method; 2] = [
         Method { name: "test.v1.Test/Reserve", compensates: false },
         Method { name: "test.v1.Test/Release", compensates: true },
@@ -46,7 +56,10 @@ async fn checked(side: &CommandSide, call: SagaCall, wrong: Violations) -> Resul
     let told = |status: Status| {
         (Verdict::from_metadata(status.metadata()).unwrap(), Refusal::from_status(&status).reason.into_owned())
     };
-    let accepted = side.accept(method, &metadata, &"tea".to_owned(), "", wrong).await.map_err(told)?;
+    let mut accepted = side.accept(method, &metadata, &"tea".to_owned(), "", wrong).await.map_err(told)?;
+    if let Some(refusal) = beside {
+        accepted.refuse(refusal);
+    }
     let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
     answered.map(|reply| Verdict::from_metadata(reply.metadata()).unwrap()).map_err(told)
 }
@@ -101,4 +114,19 @@ async fn what_is_wrong_by_now_is_answered_as_when_it_was_right_and_undone_all_th
     let refused = (Verdict::Rejected, "INVALID_REQUEST".to_owned());
     assert_eq!(checked(&side, call("never", Op::Action, 0), wrong()).await, Err(refused.clone()));
     assert_eq!(ask(&side, call("never", Op::Action, 0)).await, Err(refused), "it was kept");
+}
+
+#[tokio::test]
+async fn what_names_no_aggregates_any_more_is_answered_as_before_and_refused_for_good() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let beside = |id| {
+        let too_many = Refusal::invalid("lock_keys", "must be at most 16");
+        submitted(&side, call(id, Op::Action, 0), Violations::default(), Some(too_many))
+    };
+    assert_eq!(ask(&side, call("old", Op::Action, 0)).await, Ok(Verdict::Applied));
+    assert_eq!(beside("old").await, Ok(Verdict::Replayed));
+    let refused = (Verdict::Rejected, "INVALID_REQUEST".to_owned());
+    assert_eq!(beside("new").await, Err(refused.clone()));
+    assert_eq!(ask(&side, call("new", Op::Action, 0)).await, Err(refused), "it was kept");
 }

@@ -57,6 +57,12 @@ impl Accepted {
     pub const fn is_refused(&self) -> bool {
         self.refused.is_some()
     }
+
+    /// Has it refused where it is [submitted](CommandSide::submit), rather than decided: what it was answered before it is answered again,
+    /// and a saga's call is told so by a verdict.
+    pub fn refuse(&mut self, refusal: Refusal) {
+        self.refused = Some(refusal);
+    }
 }
 
 impl CommandSide {

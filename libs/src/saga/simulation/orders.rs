@@ -142,11 +142,14 @@ async fn place(
     let method = Method { name: "order.v1.Order/Place", compensates: false };
     let order = request.get_ref().clone();
     let id = id_of(&order).to_owned();
-    let accepted = side.accept(&method, request.metadata(), &order, &id, Violations::default()).await?;
+    let mut accepted = side.accept(&method, request.metadata(), &order, &id, Violations::default()).await?;
     let kind = order.split(' ').nth(1).unwrap_or_default().to_owned();
     let mut names = vec![AggregateId::new(Order::KIND, id.as_str())];
     if !order.contains("blind") {
-        names.extend(coordinator.locks(&kind, &order).map_err(|refusal| refusal.into_status("order"))?);
+        match coordinator.locks(&kind, &order) {
+            Ok(locks) => names.extend(locks),
+            Err(refusal) => accepted.refuse(refusal),
+        }
     }
     let decide = move |state: &State<'_>| {
         let saga = coordinator.start(&kind, &id, &order, state.loaded())?;
