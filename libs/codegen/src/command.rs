@@ -2,13 +2,10 @@
 
 use std::fmt::Write as _;
 
-use heck::ToSnakeCase as _;
-
 use crate::contract::{AggregatePath, Method, Service, Shape, doc};
 
 pub(crate) fn surface(service: &Service) -> String {
-    let Service { stem, name, module, .. } = service;
-    let server = format!("{module}::{}_server::{name}", name.to_snake_case());
+    let Service { stem, server, .. } = service;
     let mut text = String::new();
 
     let _ = writeln!(text, "/// What the commands of [`{stem}CommandSurface`] come to: the service's own part.\n///");
@@ -31,7 +28,10 @@ pub(crate) fn surface(service: &Service) -> String {
         full = service.full_name
     );
 
-    let _ = writeln!(text, "#[tonic::async_trait]\nimpl<D: {stem}Decider> {server} for {stem}CommandSurface<D> {{");
+    let _ = writeln!(
+        text,
+        "#[allow(deprecated)]\n#[tonic::async_trait]\nimpl<D: {stem}Decider> {server} for {stem}CommandSurface<D> {{"
+    );
     for method in &service.methods {
         text.push_str(&handler(service, method));
     }
@@ -40,7 +40,7 @@ pub(crate) fn surface(service: &Service) -> String {
 }
 
 fn decision(method: &Method) -> String {
-    let Method { snake, request, response, name, .. } = method;
+    let Method { snake, function, request, response, name, .. } = method;
     format!(
         "    /// Notes what is wrong with the shape of a {name}, before anything is loaded.\n\
          \x20   fn check_{snake}(&self, request: &{request}, violations: &mut libs::refusal::Violations);\n\n\
@@ -53,31 +53,31 @@ fn decision(method: &Method) -> String {
          \x20       let _ = request;\n        Ok(Vec::new())\n    }}\n\n\
          {doc}\
          \x20   ///\n    /// # Errors\n    /// The refusal, which is kept and answered again to the same request.\n\
-         \x20   fn {snake}(\n        &self,\n        state: &libs::cqrs::State<'_>,\n        request: &{request},\n\
+         \x20   fn {function}(\n        &self,\n        state: &libs::cqrs::State<'_>,\n        request: &{request},\n\
          \x20   ) -> Result<libs::cqrs::Decision<{response}>, libs::refusal::Refusal>;\n\n",
         doc = doc(&method.comment, "    "),
     )
 }
 
 fn by_hand(method: &Method) -> String {
-    let Method { snake, request, response, .. } = method;
+    let Method { function, request, response, .. } = method;
     format!(
         "{doc}\
          \x20   ///\n    /// # Errors\n    /// The refusal.\n\
-         \x20   fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
+         \x20   fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> impl Future<Output = Result<tonic::Response<{response}>, tonic::Status>> + Send;\n\n",
         doc = doc(&method.comment, "    "),
     )
 }
 
 fn handler(service: &Service, method: &Method) -> String {
-    let Method { snake, request, response, .. } = method;
+    let Method { snake, function, request, response, .. } = method;
     let head = format!(
-        "    async fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
+        "    async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> Result<tonic::Response<{response}>, tonic::Status> {{\n"
     );
     if method.by_hand {
-        return format!("{head}        self.decider.{snake}(request).await\n    }}\n\n");
+        return format!("{head}        self.decider.{function}(request).await\n    }}\n\n");
     }
     let mut text = head;
     let _ = write!(
@@ -87,7 +87,7 @@ fn handler(service: &Service, method: &Method) -> String {
          \x20       let (metadata, _, mut request) = request.into_parts();\n\
          \x20       let mut violations = libs::refusal::Violations::default();\n\
          \x20       self.decider.check_{snake}(&request, &mut violations);\n\
-         \x20       let accepted = self.side.accept(&METHOD, &metadata, &request, &request.request_id, violations).await?;\n\
+         \x20       let mut accepted = self.side.accept(&METHOD, &metadata, &request, &request.request_id, violations).await?;\n\
          \x20       let mut aggregates = Vec::new();\n\
          \x20       if !accepted.is_refused() {{\n\
          \x20           self.decider.prepare_{snake}(&mut request);\n",
@@ -100,11 +100,13 @@ fn handler(service: &Service, method: &Method) -> String {
     }
     let _ = write!(
         text,
-        "            let beside = self.decider.beside_{snake}(&request);\n\
-         \x20           aggregates.extend(beside.map_err(|refusal| refusal.into_status(self.side.service()))?);\n\
+        "            match self.decider.beside_{snake}(&request) {{\n\
+         \x20               Ok(beside) => aggregates.extend(beside),\n\
+         \x20               Err(refusal) => accepted.refuse(refusal),\n\
+         \x20           }}\n\
          \x20       }}\n\
          \x20       let decider = std::sync::Arc::clone(&self.decider);\n\
-         \x20       self.side.submit(accepted, aggregates, move |state| decider.{snake}(state, &request)).await\n    }}\n\n"
+         \x20       self.side.submit(accepted, aggregates, move |state| decider.{function}(state, &request)).await\n    }}\n\n"
     );
     text
 }

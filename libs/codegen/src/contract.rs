@@ -1,12 +1,14 @@
 //! What a package declares, read from its descriptors and checked.
 
+use std::collections::HashMap;
+
 use heck::ToSnakeCase as _;
 use prost_reflect::{
-    Cardinality, DescriptorPool, DynamicMessage, FileDescriptor, Kind, MessageDescriptor, MethodDescriptor,
-    ServiceDescriptor, Value, prost_types::method_options::IdempotencyLevel,
+    Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
+    MethodDescriptor, ServiceDescriptor, Value, prost_types::method_options::IdempotencyLevel,
 };
 
-use crate::Error;
+use crate::{Error, names};
 
 /// A package's services.
 pub(crate) struct Package {
@@ -22,10 +24,10 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// `inventory.v1.InventoryCommandService`.
     pub(crate) full_name: String,
-    /// `inventory`, of package `inventory.v1`.
+    /// `inventory`, of package `inventory.v1` or `acme.inventory.v1`.
     pub(crate) peer: String,
-    /// `proto::inventory::v1`.
-    pub(crate) module: String,
+    /// `proto::inventory::v1::inventory_command_service_server::InventoryCommandService`.
+    pub(crate) server: String,
     pub(crate) comment: String,
     pub(crate) methods: Vec<Method>,
 }
@@ -34,8 +36,10 @@ pub(crate) struct Service {
 pub(crate) struct Method {
     /// `ReserveStock`.
     pub(crate) name: String,
-    /// `reserve_stock`.
+    /// `reserve_stock`, to stand in other names.
     pub(crate) snake: String,
+    /// `reserve_stock`, or `r#move`: its function.
+    pub(crate) function: String,
     /// `proto::inventory::v1::ReserveStockRequest`.
     pub(crate) request: String,
     pub(crate) response: String,
@@ -84,7 +88,10 @@ impl Package {
         let (mut commands, mut queries) = (Vec::new(), Vec::new());
         for service in services {
             if let Some(stem) = service.name().strip_suffix("CommandService") {
-                commands.push(read_service(pool, &service, stem, read_command)?);
+                let mut read = read_service(pool, &service, stem, read_command)?;
+                link_compensations(&service, &mut read)?;
+                check_names(&service, &read)?;
+                commands.push(read);
             } else if let Some(stem) = service.name().strip_suffix("QueryService") {
                 queries.push(read_service(pool, &service, stem, read_query)?);
             } else {
@@ -93,10 +100,22 @@ impl Package {
                 return Err(declaration(&service.parent_file(), &path, what));
             }
         }
-        for service in &mut commands {
-            link_compensations(pool, service)?;
-        }
         Ok(Self { commands, queries })
+    }
+
+    /// Refuses two command services with a method of one name: as a step, which has no other, it would be there twice.
+    pub(crate) fn check_steps(&self, pool: &DescriptorPool) -> Result<(), Error> {
+        let mut taken = HashMap::new();
+        for service in &self.commands {
+            for method in service.methods.iter().filter(|method| !method.by_hand) {
+                let Some(other) = taken.insert(&method.name, &service.name) else { continue };
+                let descriptor = pool.get_service_by_name(&service.full_name);
+                let descriptor = descriptor.and_then(|of| of.methods().find(|named| named.name() == method.name));
+                let what = format!("{other} has one, too, and a saga's step is named by its method alone");
+                return Err(descriptor.map_or(Error::NoPackage(what.clone()), |of| method_error(&of, &what)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -111,8 +130,9 @@ fn read_service(
         let mut method = Method {
             name: descriptor.name().to_owned(),
             snake: descriptor.name().to_snake_case(),
-            request: rust_path(&descriptor.input()),
-            response: rust_path(&descriptor.output()),
+            function: names::value(descriptor.name()),
+            request: message(&descriptor, &descriptor.input())?,
+            response: message(&descriptor, &descriptor.output())?,
             comment: comment(&descriptor.parent_service().parent_file(), descriptor.path()),
             streams: descriptor.is_server_streaming(),
             compensates: None,
@@ -125,11 +145,11 @@ fn read_service(
     }
     let package = service.package_name();
     Ok(Service {
-        stem: stem.to_owned(),
+        stem: names::item(stem),
         name: service.name().to_owned(),
         full_name: service.full_name().to_owned(),
-        peer: package.split('.').next().unwrap_or(package).to_owned(),
-        module: format!("proto::{}", package.replace('.', "::")),
+        peer: names::peer(package).to_owned(),
+        server: names::server(package, service.name()),
         comment: comment(&service.parent_file(), service.path()),
         methods,
     })
@@ -141,15 +161,13 @@ fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &m
     if descriptor.is_client_streaming() || descriptor.is_server_streaming() {
         return wrong("a command takes one message and answers one");
     }
-    let is_string = |field: &prost_reflect::FieldDescriptor| matches!(field.kind(), Kind::String) && !field.is_list();
+    let is_string = |field: &FieldDescriptor| {
+        matches!(field.kind(), Kind::String) && !field.is_list() && !field.supports_presence()
+    };
     if !descriptor.input().get_field_by_name("request_id").is_some_and(|field| is_string(&field)) {
         return wrong(&format!("{} has no `string request_id`: a command is keyed by it", descriptor.input().name()));
     }
-    let options = pool.get_extension_by_name("libs.v1.command").and_then(|extension| {
-        let options = descriptor.options();
-        options.has_extension(&extension).then(|| options.get_extension(&extension).into_owned())
-    });
-    let Some(Value::Message(options)) = options else {
+    let Some(Value::Message(options)) = command_options(pool, descriptor) else {
         return wrong("say `option (libs.v1.command)`: which aggregates it decides over, or `by_hand: true`");
     };
     method.by_hand = flag(&options, "by_hand");
@@ -161,6 +179,12 @@ fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &m
         if kind.is_empty() {
             return wrong(&format!("the aggregate named by {field} has no kind"));
         }
+        if !kind.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+            return wrong(&format!("the kind {kind:?} must be of a-z, 0-9 and '_'"));
+        }
+        if kind == "saga" || kind.starts_with("saga_") {
+            return wrong(&format!("the kind {kind} is taken: sagas are kept under it"));
+        }
         let path = read_path(descriptor, &field)?;
         method.aggregates.push(AggregatePath { kind, path });
     }
@@ -171,12 +195,21 @@ fn read_command(pool: &DescriptorPool, descriptor: &MethodDescriptor, method: &m
     }
 }
 
-fn read_query(_: &DescriptorPool, descriptor: &MethodDescriptor, _: &mut Method) -> Result<(), Error> {
+fn read_query(pool: &DescriptorPool, descriptor: &MethodDescriptor, _: &mut Method) -> Result<(), Error> {
     require_level(descriptor, IdempotencyLevel::NoSideEffects, "NO_SIDE_EFFECTS", "a query")?;
+    if command_options(pool, descriptor).is_some() {
+        return Err(method_error(descriptor, "a query has no `option (libs.v1.command)`"));
+    }
     if descriptor.is_client_streaming() {
         return Err(method_error(descriptor, "a query takes one message"));
     }
     Ok(())
+}
+
+fn command_options(pool: &DescriptorPool, descriptor: &MethodDescriptor) -> Option<Value> {
+    let extension = pool.get_extension_by_name("libs.v1.command")?;
+    let options = descriptor.options();
+    options.has_extension(&extension).then(|| options.get_extension(&extension).into_owned())
 }
 
 fn require_level(descriptor: &MethodDescriptor, level: IdempotencyLevel, name: &str, what: &str) -> Result<(), Error> {
@@ -213,25 +246,52 @@ fn read_path(descriptor: &MethodDescriptor, field: &str) -> Result<Vec<Segment>,
             (_, true) => return Err(wrong(&format!("`{field}` is not a string: ids are"))),
             (_, false) => return Err(wrong(&format!("`{name}` in `{field}` is not a message"))),
         };
-        path.push(Segment { field: name.to_snake_case(), shape });
+        if found.is_map() || found.containing_oneof().is_some_and(|of| !of.is_synthetic()) {
+            return Err(wrong(&format!("`{name}` in `{field}` is in a map or a oneof: an id always has its place")));
+        }
+        if shape == Shape::Id && found.supports_presence() {
+            return Err(wrong(&format!("`{field}` is optional: an id always is there")));
+        }
+        path.push(Segment { field: names::value(name), shape });
     }
     Ok(path)
 }
 
-fn link_compensations(pool: &DescriptorPool, service: &mut Service) -> Result<(), Error> {
-    let pairs: Vec<(String, String)> =
-        service.methods.iter().filter_map(|m| Some((m.name.clone(), m.compensates.clone()?))).collect();
-    for (undo, action) in pairs {
-        let Some(method) = service.methods.iter_mut().find(|method| method.name == action) else {
-            let what = format!("{undo} compensates {action}, which {} doesn't have", service.name);
-            let descriptor = pool.get_service_by_name(&service.full_name);
-            let method = descriptor.and_then(|service| service.methods().find(|method| method.name() == undo));
-            return Err(match method {
-                Some(method) => method_error(&method, &what),
-                None => Error::NoPackage(what),
-            });
+/// Finds out which method undoes which: both sides of a pair are to know.
+fn link_compensations(descriptor: &ServiceDescriptor, service: &mut Service) -> Result<(), Error> {
+    for (at, method) in descriptor.methods().enumerate() {
+        let Some(action) = service.methods[at].compensates.clone() else { continue };
+        let (undo, by_hand) = (service.methods[at].name.clone(), service.methods[at].by_hand);
+        let wrong = |what: String| Err(method_error(&method, &what));
+        let Some(undone) = service.methods.iter_mut().find(|method| method.name == action) else {
+            return wrong(format!("{undo} compensates {action}, which {} doesn't have", service.name));
         };
-        method.compensated_by = Some(undo);
+        if undone.name == undo {
+            return wrong(format!("{undo} compensates itself: done twice is not undone"));
+        }
+        if let Some(other) = &undone.compensated_by {
+            return wrong(format!("{undo} compensates {action}, which {other} does already"));
+        }
+        if undone.by_hand || by_hand {
+            return wrong(format!("{undo} compensates {action}: neither of a pair can be `by_hand`"));
+        }
+        undone.compensated_by = Some(undo);
+    }
+    Ok(())
+}
+
+/// Refuses methods whose decisions, or what goes before them, would have one name.
+fn check_names(descriptor: &ServiceDescriptor, service: &Service) -> Result<(), Error> {
+    let mut taken = HashMap::new();
+    for (method, descriptor) in service.methods.iter().zip(descriptor.methods()) {
+        let prefixes = if method.by_hand { &[""][..] } else { &["", "check_", "prepare_", "beside_"] };
+        for prefix in prefixes {
+            let name = format!("{prefix}{}", method.snake);
+            if let Some(other) = taken.insert(name.clone(), &method.name) {
+                let what = format!("the function `{name}` would be generated for {other}, too: take another name");
+                return Err(method_error(&descriptor, &what));
+            }
+        }
     }
     Ok(())
 }
@@ -245,8 +305,11 @@ fn text(options: &DynamicMessage, name: &str) -> String {
     value.as_deref().and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn rust_path(message: &MessageDescriptor) -> String {
-    format!("proto::{}::{}", message.package_name().replace('.', "::"), message.name())
+fn message(descriptor: &MethodDescriptor, message: &MessageDescriptor) -> Result<String, Error> {
+    names::message(message).ok_or_else(|| {
+        let what = format!("{} is not a message of yours: give it one that holds it", message.full_name());
+        method_error(descriptor, &what)
+    })
 }
 
 fn method_error(method: &MethodDescriptor, what: &str) -> Error {

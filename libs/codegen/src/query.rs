@@ -2,13 +2,10 @@
 
 use std::fmt::Write as _;
 
-use heck::ToSnakeCase as _;
-
 use crate::contract::{Method, Service, doc};
 
 pub(crate) fn surface(service: &Service) -> String {
-    let Service { stem, name, module, .. } = service;
-    let server = format!("{module}::{}_server::{name}", name.to_snake_case());
+    let Service { stem, server, .. } = service;
     let mut text = String::new();
 
     let _ = writeln!(text, "/// How the queries of [`{stem}QuerySurface`] are answered: the service's own part.\n///");
@@ -40,7 +37,7 @@ pub(crate) fn surface(service: &Service) -> String {
 }
 
 fn query(method: &Method) -> String {
-    let Method { snake, request, response, .. } = method;
+    let Method { function, request, response, .. } = method;
     let answer = if method.streams {
         format!("Result<libs::cqrs::Changes<{response}>, libs::refusal::Refusal>")
     } else {
@@ -48,25 +45,25 @@ fn query(method: &Method) -> String {
     };
     format!(
         "{doc}    ///\n    /// # Errors\n    /// The refusal.\n\
-         \x20   fn {snake}(&self, read: &libs::cqrs::ReadSide, request: {request}) -> {answer};\n\n",
+         \x20   fn {function}(&self, read: &libs::cqrs::ReadSide, request: {request}) -> {answer};\n\n",
         doc = doc(&method.comment, "    "),
     )
 }
 
 fn handler(method: &Method) -> String {
-    let Method { name, snake, request, response, .. } = method;
+    let Method { name, function, request, response, .. } = method;
     if method.streams {
         return format!(
             "    type {name}Stream = libs::cqrs::Outgoing<{response}>;\n\n\
-             \x20   async fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
+             \x20   async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
              \x20   ) -> Result<tonic::Response<Self::{name}Stream>, tonic::Status> {{\n\
-             \x20       self.read.stream(request, |read, request| self.queries.{snake}(read, request)).await\n    }}\n\n"
+             \x20       self.read.stream(request, |read, request| self.queries.{function}(read, request)).await\n    }}\n\n"
         );
     }
     format!(
-        "    async fn {snake}(\n        &self,\n        request: tonic::Request<{request}>,\n\
+        "    async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> Result<tonic::Response<{response}>, tonic::Status> {{\n\
-         \x20       self.read\n            .answer(request, |read, request| async move {{ self.queries.{snake}(&read, request).await }})\n\
+         \x20       self.read\n            .answer(request, |read, request| async move {{ self.queries.{function}(&read, request).await }})\n\
          \x20           .await\n    }}\n\n"
     )
 }

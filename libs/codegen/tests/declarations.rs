@@ -15,7 +15,7 @@ fn generate(body: &str) -> Result<String, Error> {
     }
     fs::copy("../../proto/libs/v1/options.proto", contracts.join("libs/v1/options.proto")).unwrap();
     let contract = format!(
-        "syntax = \"proto3\";\npackage toy.v1;\nimport \"libs/v1/options.proto\";\n\
+        "syntax = \"proto3\";\npackage toy.v1;\nimport \"libs/v1/options.proto\"; import \"google/protobuf/descriptor.proto\";\n\
          message Part {{ string id = 1; }}\n\
          message MoveRequest {{ string request_id = 1; string toy_id = 2; repeated Part parts = 3; int32 count = 4; }}\n\
          message MoveResponse {{}}\nservice ToyCommandService {{\n{body}\n}}\n"
@@ -50,7 +50,9 @@ fn a_right_declaration_becomes_a_surface_and_a_step() {
     let text = generate(RIGHT).unwrap();
     for expected in [
         "pub trait ToyDecider",
-        "self.decider.beside_move(&request)",
+        "match self.decider.beside_move(&request)",
+        "Err(refusal) => accepted.refuse(refusal)",
+        "fn r#move(",
         "AggregateId::new(\"toy\", request.toy_id.as_str())",
         "for part0 in &request.parts",
     ] {
@@ -91,6 +93,73 @@ fn a_compensation_of_nothing_is_refused() {
 }
 
 #[test]
+fn a_pair_that_is_none_is_refused() {
+    let method = |name: &str, options: &str| {
+        let more = RIGHT.replace("rpc Move", &format!("rpc {name}"));
+        more.replace("aggregates: [{kind: \"toy\"", &format!("{options} aggregates: [{{kind: \"toy\""))
+    };
+    let (line, what) = refused(&method("Move", "compensates: \"Move\""));
+    assert_eq!((line, what.as_str()), (8, "Move: Move compensates itself: done twice is not undone"));
+    let two = [RIGHT, &method("Back", "compensates: \"Move\""), &method("Expire", "compensates: \"Move\"")].join("\n");
+    let (line, what) = refused(&two);
+    assert_eq!((line, what.as_str()), (16, "Expire: Expire compensates Move, which Back does already"));
+    let by_hand = "rpc Fly(MoveRequest) returns (MoveResponse) {
+  option idempotency_level = IDEMPOTENT;
+  option (libs.v1.command) = { by_hand: true };
+}";
+    let said = "Back: Back compensates Fly: neither of a pair can be `by_hand`";
+    assert_eq!(refused(&format!("{by_hand}\n{}", method("Back", "compensates: \"Fly\""))), (12, said.to_owned()));
+    let undo = by_hand.replace("by_hand:", "compensates: \"Move\" by_hand:");
+    let said = "Fly: Fly compensates Move: neither of a pair can be `by_hand`";
+    assert_eq!(refused(&format!("{RIGHT}\n{undo}")), (12, said.to_owned()));
+}
+
+#[test]
+fn names_that_would_be_generated_twice_are_refused() {
+    let two = format!("{RIGHT}\n{}", RIGHT.replace("rpc Move", "rpc PrepareMove"));
+    let said = "PrepareMove: the function `prepare_move` would be generated for Move, too: take another name";
+    assert_eq!(refused(&two), (12, said.to_owned()));
+    let two = format!("{RIGHT}\n}}\nservice CarCommandService {{\n{RIGHT}");
+    let said = "Move: ToyCommandService has one, too, and a saga's step is named by its method alone";
+    assert_eq!(refused(&two), (14, said.to_owned()));
+}
+
+#[test]
+fn a_kind_that_is_none_or_taken_is_refused() {
+    for (kind, said) in [
+        ("Toy", "Move: the kind \"Toy\" must be of a-z, 0-9 and '_'"),
+        ("saga", "Move: the kind saga is taken: sagas are kept under it"),
+        ("saga_owner", "Move: the kind saga_owner is taken: sagas are kept under it"),
+    ] {
+        assert_eq!(refused(&RIGHT.replace("\"toy\"", &format!("\"{kind}\""))), (8, said.to_owned()));
+    }
+}
+
+#[test]
+fn an_id_that_may_be_absent_is_refused() {
+    let with = |fields: &str, field: &str| {
+        let own = format!("string request_id = 1; {fields}");
+        let own = format!("}}\nmessage OwnRequest {{ {own} }}\nservice OwnCommandService {{\n{RIGHT}");
+        refused(
+            &own.replace("Move(MoveRequest)", "Move(OwnRequest)")
+                .replace("toy_id", field)
+                .replace(", {kind: \"part\", field: \"parts.id\"}", ""),
+        )
+    };
+    let optional = (11, "Move: `toy` is optional: an id always is there".to_owned());
+    assert_eq!(with("optional string toy = 2;", "toy"), optional);
+    let map = "Move: `toys` in `toys.key` is in a map or a oneof: an id always has its place".to_owned();
+    assert_eq!(with("map<string, Part> toys = 2;", "toys.key"), (11, map));
+    let oneof = "Move: `toy` in `toy` is in a map or a oneof: an id always has its place".to_owned();
+    assert_eq!(with("oneof what { string toy = 2; Part part = 3; }", "toy"), (11, oneof));
+    let bare = "Move: OwnRequest has no `string request_id`: a command is keyed by it".to_owned();
+    let own = format!(
+        "}}\nmessage OwnRequest {{ optional string request_id = 1; string toy_id = 2; }}\nservice OwnCommandService {{\n{RIGHT}"
+    );
+    assert_eq!(refused(&own.replace("Move(MoveRequest)", "Move(OwnRequest)")), (11, bare));
+}
+
+#[test]
 fn a_field_that_is_not_there_or_not_an_id_is_refused() {
     let (_, what) = refused(&RIGHT.replace("parts.id", "parts.name"));
     assert_eq!(what, "Move: Part has no field `name` (in `parts.name`)");
@@ -103,4 +172,18 @@ fn a_query_that_may_have_effects_is_refused() {
     let body = "}\nservice ToyQueryService {\nrpc Get(MoveRequest) returns (MoveResponse);";
     let (line, what) = refused(body);
     assert_eq!((line, what.as_str()), (10, "Get: a query says `option idempotency_level = NO_SIDE_EFFECTS`"));
+}
+
+#[test]
+fn a_query_that_says_what_commands_say_is_refused() {
+    let query = RIGHT.replace("IDEMPOTENT", "NO_SIDE_EFFECTS");
+    let body = format!("}}\nservice ToyQueryService {{\n{query}");
+    assert_eq!(refused(&body), (10, "Move: a query has no `option (libs.v1.command)`".to_owned()));
+}
+
+#[test]
+fn a_message_of_googles_own_is_refused_where_prost_makes_none() {
+    let body = RIGHT.replace("returns (MoveResponse)", "returns (google.protobuf.MethodOptions)");
+    let said = "Move: google.protobuf.MethodOptions is not a message of yours: give it one that holds it";
+    assert_eq!(refused(&body), (8, said.to_owned()));
 }
