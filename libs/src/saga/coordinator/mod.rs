@@ -173,7 +173,8 @@ impl Coordinator {
     /// [`Decision::beside`](crate::cqrs::Decision::beside)). The first requests are frozen in it; once it is durable the saga is
     /// on its way, whoever leaves. If the decision comes to nothing, so does the saga.
     ///
-    /// The id is the caller's to keep unique: make it the id of an aggregate that the same decision creates.
+    /// The id is the caller's to keep unique: make it the id of an aggregate that the same decision creates. A participant that several
+    /// coordinators call knows a saga by its id alone, so there it must be unique among all of them: put the service's name before it.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
