@@ -16,7 +16,10 @@ use std::{
 use libs::{
     cli::{BoxError, DatabaseUrl, Store},
     cqrs::{Log, Projections, Views},
-    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, sqlite::remove},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent,
+        sqlite::{readers, remove},
+    },
     service::Stores,
 };
 use squeamish::{SEEN, Squeamish};
@@ -104,4 +107,17 @@ async fn views_that_went_further_than_a_restored_log_are_refused_until_they_are_
     rebuild(&path, &mended).await.unwrap();
     migrate().await.unwrap();
     assert_eq!(seen(&path, ["a", "b", "c"]).await, [Some(1), None, None]);
+}
+
+#[tokio::test]
+async fn what_follows_another_service_is_made_ready_too() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("test.db");
+    let projections = || Projections::new().with(Squeamish { mended: Arc::default() });
+    let both = Stores { others: vec![("other", projections())], ..Stores::default() };
+    both.migrate("test", &kept(&path)).await.unwrap();
+    // Anybody who may only read finds the tables.
+    let others = folder.path().join("test.views.other.db");
+    let read = readers(&others, 1).unwrap().fetch_keys(&SEEN, vec![vec!["a".into()]]).await.unwrap();
+    assert!(read.is_empty());
 }

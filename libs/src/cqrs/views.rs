@@ -22,7 +22,7 @@ use super::{
     rebuild::{RebuildError, Rebuilding, whole},
 };
 use crate::journal::{
-    Event, Location, OpenError,
+    Event, Location, OpenError, Table,
     sql::{self, Reader},
     store::{self, Store},
 };
@@ -91,9 +91,7 @@ impl Views {
     /// When the database is in use or can't be opened.
     pub async fn open(location: impl Into<Location>, log: Log, projections: &Projections) -> Result<Self, OpenError> {
         let location = location.into();
-        let mut tables = vec![&CHECKPOINTS];
-        tables.extend(projections.0.iter().flat_map(|fold| fold.tables()));
-        let writer = Store::open(&location, &tables).await?;
+        let writer = Store::open(&location, &tables(projections)).await?;
         let reader = store::readers(&location, READERS)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
@@ -106,6 +104,15 @@ impl Views {
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
         let rebuilding = JoinSet::new();
         Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds, rebuilding })
+    }
+
+    /// Makes what is missing of views that are not to be fed yet.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn make(location: &Location, projections: &Projections) -> Result<(), OpenError> {
+        Store::open(location, &tables(projections)).await?.close().await;
+        Ok(())
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
@@ -266,6 +273,12 @@ impl Views {
         });
         joined(folding.await)
     }
+}
+
+/// All that views need.
+fn tables(projections: &Projections) -> Vec<&'static Table> {
+    let own = projections.0.iter().flat_map(|fold| fold.tables());
+    std::iter::once(&CHECKPOINTS).chain(own.copied()).collect()
 }
 
 /// What a task came to that holds up no other.

@@ -27,6 +27,9 @@ pub struct Stores {
     pub projections: Projections,
     /// What brings old forms of events into the form of today.
     pub upcasters: Upcasters,
+    /// The folds over other services' events, by the service's name: what [`migrate`](Self::migrate) makes ready for
+    /// [`follow`](Self::follow).
+    pub others: Vec<(&'static str, Projections)>,
 }
 
 /// Another service whose events make views here.
@@ -140,7 +143,7 @@ impl Stores {
         Ok(read)
     }
 
-    /// Brings both databases to what this version needs.
+    /// Brings every database to what this version needs: who serves then need not be allowed to make anything.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -148,6 +151,9 @@ impl Stores {
         let location = location(store, service);
         let journal = Journal::open(&location, &self.tables).await?;
         let views = Views::open(location.views(), Log::of(&journal).upcast(self.upcasters), &self.projections).await?;
+        for (source, projections) in &self.others {
+            Views::make(&location.views_of(source), projections).await?;
+        }
         journal.close();
         journal.ended().await?;
         Ok(views.run().await?)

@@ -15,7 +15,7 @@ use proto::inventory::v1::{
 
 use crate::{
     commands::Commands,
-    neighbours::Neighbours,
+    neighbours::{self, Neighbours},
     projections::StockView,
     queries::Queries,
     surface::{InventoryCommandSurface, InventoryQuerySurface},
@@ -66,5 +66,5 @@ impl Program for Service {
 }
 
 fn stores() -> Stores {
-    Stores { projections: Projections::new().with(StockView), ..Stores::default() }
+    Stores { projections: Projections::new().with(StockView), others: neighbours::views(), ..Stores::default() }
 }

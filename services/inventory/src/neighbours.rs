@@ -22,6 +22,17 @@ pub struct Neighbours {
     shipping: ReadSide,
 }
 
+/// The folds over shipping's events.
+fn of_shipping() -> Projections {
+    Projections::new().with(ShippedStock)
+}
+
+/// The folds over other services' events, by the service's name.
+#[must_use]
+pub fn views() -> Vec<(&'static str, Projections)> {
+    vec![("shipping", of_shipping())]
+}
+
 impl Neighbours {
     /// Follows the peer `shipping`.
     ///
@@ -31,7 +42,7 @@ impl Neighbours {
         let shipping = Source {
             peer: peers.connect_with("shipping", &PeerOptions::stream())?,
             kinds: &[shipped::KIND],
-            projections: Projections::new().with(ShippedStock),
+            projections: of_shipping(),
         };
         Ok(Self { shipping: Stores::follow(service, shipping, app, flags).await? })
     }

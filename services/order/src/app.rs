@@ -18,8 +18,13 @@ use proto::order::v1::{
 };
 
 use crate::{
-    completion::Completion, neighbours::Neighbours, projections::OrdersView, queries::Queries, sagas::place_order,
-    shipments::Shipments, surface::OrderQuerySurface,
+    completion::Completion,
+    neighbours::{self, Neighbours},
+    projections::OrdersView,
+    queries::Queries,
+    sagas::place_order,
+    shipments::Shipments,
+    surface::OrderQuerySurface,
 };
 
 /// The service as a program.
@@ -106,5 +111,5 @@ async fn serve_commands(
 
 fn stores() -> Stores {
     let projections = Projections::new().with(OrdersView).with(SagasView);
-    Stores { tables: saga::TABLES.to_vec(), projections, ..Stores::default() }
+    Stores { tables: saga::TABLES.to_vec(), projections, others: neighbours::views(), ..Stores::default() }
 }

@@ -22,6 +22,22 @@ pub struct Neighbours {
     shipping: ReadSide,
 }
 
+/// The folds over payment's events.
+fn of_payment() -> Projections {
+    Projections::new().with(ChargesOfOrders)
+}
+
+/// The folds over shipping's events.
+fn of_shipping() -> Projections {
+    Projections::new().with(ShipmentsOfOrders)
+}
+
+/// The folds over other services' events, by the service's name.
+#[must_use]
+pub fn views() -> Vec<(&'static str, Projections)> {
+    vec![("payment", of_payment()), ("shipping", of_shipping())]
+}
+
 impl Neighbours {
     /// Follows the peers `payment` and `shipping`.
     ///
@@ -31,12 +47,12 @@ impl Neighbours {
         let payment = Source {
             peer: peers.connect_with("payment", &PeerOptions::stream())?,
             kinds: &[charges::KIND],
-            projections: Projections::new().with(ChargesOfOrders),
+            projections: of_payment(),
         };
         let shipping = Source {
             peer: peers.connect_with("shipping", &PeerOptions::stream())?,
             kinds: &[shipments::KIND],
-            projections: Projections::new().with(ShipmentsOfOrders),
+            projections: of_shipping(),
         };
         Ok(Self {
             payment: Stores::follow(service, payment, app, flags).await?,
