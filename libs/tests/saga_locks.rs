@@ -12,7 +12,7 @@ use std::{
 
 use libs::{
     cqrs::Decision,
-    journal::{Cause, Decided, Entry, Journal, Loaded},
+    journal::{Aggregate, Cause, Decided, Entry, Journal, Loaded},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{Coordinator, Definition, LocalWork, Options, TABLES, testing::Fault},
@@ -245,6 +245,22 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
     let_go(&world, &process, "two").await;
     assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Compensated);
     assert_eq!(ended(&process, "three").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn two_sagas_of_one_decision_cannot_both_take_a_key() {
+    let world = World::new();
+    let process = open(&world).await;
+    let decided = |inputs: [&'static str; 2]| {
+        let coordinator = &process.coordinator;
+        let names = inputs.iter().flat_map(|input| coordinator.locks("patient", &input.to_string()).unwrap());
+        let seen: Vec<_> = names.map(|name| (name, Aggregate::default())).collect();
+        let loaded = Loaded::new(&seen, None, 1_700_000_000_000_000);
+        let saga = |id| coordinator.start("patient", id, &inputs[id.len() - 1].to_owned(), &loaded).unwrap();
+        Decision::reply(()).beside(saga("a")).beside(saga("bb")).into_decided(&loaded)
+    };
+    decided(["sku/tea", "sku/jam"]).unwrap();
+    assert_eq!(decided(["sku/tea sku/jam", "sku/jam"]).unwrap_err().code, Code::Internal);
 }
 
 #[tokio::test]

@@ -156,7 +156,8 @@ impl<R: Message> Decision<R> {
     /// Folds the events into new states, in the form the journal commits.
     ///
     /// # Errors
-    /// INTERNAL when an event is for an aggregate that the command doesn't name, or stored state can't be read.
+    /// INTERNAL when an event is for an aggregate that the command doesn't name, two things beside it change the same one, such as two
+    /// sagas that take the same lock, or stored state can't be read.
     pub fn into_decided(self, loaded: &Loaded<'_>) -> Result<Decided, Refusal> {
         let mut changes: Vec<Change> = Vec::new();
         for Pending { aggregate, event, evolve } in self.events {
@@ -186,6 +187,18 @@ impl<R: Message> Decision<R> {
             change.state = Some(Bytes::from(next));
             change.version += 1;
             change.events.push(event);
+        }
+        let beside = &self.beside.changes;
+        let twice = |at: &usize| beside[..*at].iter().any(|change| change.aggregate == beside[*at].aggregate);
+        if let Some(at) = (1..beside.len()).find(twice) {
+            // Neither knows of the other: of both changes the later one would stay.
+            let AggregateId { kind, id } = &beside[at].aggregate;
+            tracing::error!(
+                aggregate.kind = kind,
+                aggregate.id = &**id,
+                "two of what is beside a decision change the same"
+            );
+            return Err(Refusal::internal());
         }
         let mut decided = Decided { reply: self.reply.encode_to_vec().into(), changes, ..Decided::default() };
         decided.absorb(self.beside);
