@@ -5,10 +5,12 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
 ARG SERVICE
-# The target folder is a cache, not a layer: the program is copied out of it in the same step.
+# The target folder is a cache, not a layer: the program is copied out of it in the same step. Every build here shares it, and cargo
+# goes by files' times: sources older than what another checkout left there would count as built. Hence they are touched first.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
     case "$SERVICE" in inventory|payment|shipping|order) ;; *) echo "--build-arg SERVICE=inventory|payment|shipping|order" >&2; exit 1 ;; esac \
+    && find . -path ./target -prune -o -type f -exec touch {} + \
     && cargo build --release --locked --package "$SERVICE" \
     && install -D --strip "target/release/$SERVICE" /out/usr/local/bin/service \
     && install -d -o 65532 -g 65532 /out/data
@@ -16,6 +18,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM debian:bookworm-slim
 # The program, and an empty /data that its user may write to.
 COPY --from=build /out /
+# The authorities that a broker at tls:// is trusted by; the slim image has none.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 USER 65532:65532
 ARG SERVICE
 # Inside a container the host's ports are the container's own to choose; the rest is in `service --help`.
