@@ -59,7 +59,7 @@ check: tools
     cargo clippy --workspace --all-targets --locked -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
     tests/contracts.sh
-    tests/manifests.sh k8s/overlays/local
+    tests/manifests.sh
 
 # Format the code
 [group('develop')]

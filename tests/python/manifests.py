@@ -1,8 +1,11 @@
 """Checks rendered Kubernetes manifests, read from standard input, beyond their schema: how pods are confined and probed, and
-that names lead somewhere. Prints each finding on a line; exits 1 when there are any."""
+that names lead somewhere, and what an API server would refuse all the same. Prints each finding on a line; exits 1 when there are
+any."""
 
 import re
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -10,9 +13,15 @@ import yaml
 # each for sagas, the journal, traces and metrics.
 LEAVE_SECONDS = 0.5 + 20 + 1 + 4 * 5
 
-# The most memory that a service may have. Order's sagas stay in it while they wait for a peer.
-MEMORY = {"order": "512Mi"}
-MEMORY_OF_OTHERS = "256Mi"
+# The memory that a service needs at least, in MiB. Order's sagas stay in it while they wait for a peer.
+MEMORY = {"order": 512}
+MEMORY_OF_OTHERS = 256
+
+# A quantity's unit, in bytes.
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+# An overlay of some of them leaves the others to another.
+BASES = {folder.name for folder in (Path(__file__).parents[2] / "k8s/base").iterdir()}
 
 documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
 findings = []
@@ -35,30 +44,75 @@ def check_pod(where, pod):
     expect(where, "its service account is its own and exists", pod.get("serviceAccountName") in of_kind("ServiceAccount"))
     expect(where, f"has more than {LEAVE_SECONDS} s to leave", pod.get("terminationGracePeriodSeconds", 0) > LEAVE_SECONDS)
     for volume in pod.get("volumes", []):
+        sources = sorted(volume.keys() - {"name"})
+        expect(where, f"volume {volume['name']} is one thing, not {' and '.join(sources)}", len(sources) <= 1)
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         expect(where, f"claim {claim} exists", claim is None or claim in of_kind("PersistentVolumeClaim"))
 
 
-def check_container(where, container, memory):
+def mebibytes(quantity):
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(quantity))
+    return float(match[1]) * UNITS[match[2]] / 2**20 if match and match[2] in UNITS else 0
+
+
+def check_container(where, container, volumes):
     security = container.get("securityContext", {})
     expect(where, "read-only root", security.get("readOnlyRootFilesystem") is True)
     expect(where, "no privilege escalation", security.get("allowPrivilegeEscalation") is False)
     expect(where, "drops all capabilities", security.get("capabilities") == {"drop": ["ALL"]})
     resources = container.get("resources", {})
     expect(where, "requests processor and memory", {"cpu", "memory"} <= resources.get("requests", {}).keys())
-    limit = resources.get("limits", {}).get("memory")
-    expect(where, f"limits memory to {memory}, not {limit}", limit == memory)
     expect(where, "its image is tagged", re.search(r":[^/]+$", container["image"]))
+    for variable in container.get("env", []):
+        expect(where, f"{variable['name']} has one of value and valueFrom", not (variable.get("value") and "valueFrom" in variable))
+    for mount in container.get("volumeMounts", []):
+        expect(where, f"volume {mount['name']}, which it mounts, exists", mount["name"] in volumes)
+
+
+def check_program(where, container, memory):
+    limit = container.get("resources", {}).get("limits", {}).get("memory")
+    expect(where, f"has {memory} MiB of memory or more, not {limit}", mebibytes(limit) >= memory)
     ports = [port["containerPort"] for port in container.get("ports", [])]
-    environment = {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
+    environment = values(container)
     listens = environment.get("LISTEN", "")
-    expect(where, f"listens on its port, not {listens!r}", [listens] == [f"0.0.0.0:{port}" for port in ports])
+    everywhere = [f"{address}:{port}" for address in ("0.0.0.0", "[::]") for port in ports]
+    expect(where, f"listens on its port, not {listens!r}", listens in everywhere)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         expect(where, f"{probe} asks for health at its port", container.get(probe, {}).get("grpc", {}).get("port") in ports)
-    for peer in filter(None, environment.get("PEER", "").split(",")):
-        match = re.fullmatch(r"\w+=http://([\w-]+):(\d+)", peer)
-        ports = [port["port"] for port in of_kind("Service").get(match[1], {}).get("spec", {}).get("ports", [])] if match else []
-        expect(where, f"peer {peer} is a Service and its port", match and int(match[2]) in ports)
+    check_peers(where, environment.get("PEER"))
+
+
+def values(container):
+    return {variable["name"]: variable["value"] for variable in container.get("env", []) if variable.get("value")}
+
+
+def check_peers(where, peers):
+    """The program's own rules: NAME=URI, a comma before each further peer, or each further address of the peer before it."""
+    parts = peers.split(",") if peers else []
+    expect(where, f"peers {peers} begin with NAME=", not parts or "=" in parts[0])
+    for part in parts:
+        name, named, address = part.rpartition("=")
+        plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name)
+        expect(where, f"peer {part} has a name such as inventory or inventory.queries", plain or not named)
+        try:
+            uri = urlsplit(address)
+            host, port = uri.hostname, uri.port or {"http": 80, "https": 443}.get(uri.scheme)
+        except ValueError:
+            host, port = None, None
+        well_formed = re.fullmatch(r"https?://[^/?#\s]+/?", address)
+        expect(where, f"peer {part} is http://HOST:PORT or https://HOST:PORT", well_formed and host and port)
+        if host and is_ours(host):
+            service = host.split(".")[0]
+            served = [its["port"] for its in of_kind("Service").get(service, {"spec": {}})["spec"].get("ports", [])]
+            elsewhere = service in BASES - of_kind("Service").keys()
+            expect(where, f"peer {part} is a Service and its port", port in served or elsewhere)
+
+
+def is_ours(host):
+    """True of a name in the pods' own namespace; any other is somebody else's, whom no manifest here tells of."""
+    labels = host.split(".")
+    namespaces = {deployment["metadata"].get("namespace") for deployment in of_kind("Deployment").values()}
+    return ":" not in host and (len(labels) == 1 or (labels[1] in namespaces and labels[2:3] in ([], ["svc"])))
 
 
 def check_service(where, service):
@@ -71,16 +125,25 @@ def check_service(where, service):
         expect(where, f"port {port['targetPort']} is a container's", port["targetPort"] in named)
 
 
-expect("manifests", "hold four Deployments", len(of_kind("Deployment")) == 4)
+expect("manifests", "hold a Deployment", of_kind("Deployment"))
 for name, deployment in of_kind("Deployment").items():
-    pod = deployment["spec"]["template"]["spec"]
-    check_pod(f"Deployment {name}", pod)
+    where, spec = f"Deployment {name}", deployment["spec"]
+    pod, strategy = spec["template"]["spec"], spec.get("strategy", {})
+    check_pod(where, pod)
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
-        memory = MEMORY.get(name, MEMORY_OF_OTHERS)
-        check_container(f"Deployment {name}, container {container['name']}", container, memory)
+        check_container(f"{where}, container {container['name']}", container, volumes)
+    # Others beside it are whatever an overlay wants.
+    program = next((container for container in pod["containers"] if container["name"] == "service"), None)
+    expect(where, "has the container service", program)
+    if program:
+        check_program(f"{where}, container service", program, MEMORY.get(name, MEMORY_OF_OTHERS))
     on_claim = any("persistentVolumeClaim" in volume for volume in pod.get("volumes", []))
-    alone = deployment["spec"].get("replicas") == 1 and deployment["spec"].get("strategy") == {"type": "Recreate"}
-    expect(f"Deployment {name}", "is one pod at a time, as it keeps an embedded database", alone or not on_claim)
+    embedded = bool(program) and values(program).get("DATABASE_URL", "").startswith("sqlite:")
+    alone = spec.get("replicas", 1) == 1 and strategy.get("type") == "Recreate"
+    expect(where, "keeps its embedded database on a claim", on_claim or not embedded)
+    expect(where, "is one pod at a time, as it keeps an embedded database", alone or not (on_claim or embedded))
+    expect(where, "has no rollingUpdate beside Recreate", strategy.get("type") != "Recreate" or not strategy.get("rollingUpdate"))
 for name, service in of_kind("Service").items():
     check_service(f"Service {name}", service)
 for name, account in of_kind("ServiceAccount").items():
