@@ -4,20 +4,40 @@
 # Installs the distribution's PostgreSQL when it is missing and it may.
 set -eu
 
+command -v "${1:-}" >/dev/null || {
+    echo "postgres: there is no command ${1:-to run}" >&2
+    exit 127
+}
+
+complete() {
+    [ -x "$1/initdb" ] && [ -x "$1/postgres" ]
+}
+# The newest of those that a distribution has side by side, else those on PATH.
 binaries() {
-    for folder in "${POSTGRES_BIN:-}" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin; do
-        [ -n "$folder" ] && [ -x "$folder/initdb" ] && [ -x "$folder/postgres" ] && echo "$folder" && return
-    done
+    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin; do
+        ! complete "$folder" || echo "$("$folder/postgres" --version | sed 's/.*(PostgreSQL) *//; s/[^0-9.].*//') $folder"
+    done | sort -n | tail -n 1 | cut -d ' ' -f 2- | grep . && return
     command -v initdb >/dev/null && command -v postgres >/dev/null && dirname "$(command -v initdb)"
 }
 
-bin=$(binaries || true)
+if [ -n "${POSTGRES_BIN:-}" ]; then
+    complete "$POSTGRES_BIN" || {
+        echo "postgres: POSTGRES_BIN is $POSTGRES_BIN, where initdb and postgres are not" >&2
+        exit 1
+    }
+    bin=$(cd "$POSTGRES_BIN" && pwd)
+else
+    bin=$(binaries || true)
+fi
 if [ -z "$bin" ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     echo "postgres: installing postgresql from the distribution" >&2
     log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+    trap 'exit 1' HUP INT TERM
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; } \
         >"$log" 2>&1 </dev/null || tail -n 5 "$log" >&2
     rm -f "$log"
+    trap - EXIT HUP INT TERM
     bin=$(binaries || true)
 fi
 [ -n "$bin" ] || {
@@ -25,20 +45,34 @@ fi
     exit 1
 }
 
-folder=$(mktemp -d /tmp/postgres.XXXXXX)
 # The server refuses to run as root.
 if [ "$(id -u)" -eq 0 ]; then
-    chown postgres "$folder"
+    id postgres >/dev/null 2>&1 || {
+        echo "postgres: as root the server is run as the user postgres, and there is none: add it, or be somebody else" >&2
+        exit 1
+    }
     as() { setpriv --reuid=postgres --regid=postgres --init-groups env HOME="$folder" "$@"; }
 else
     as() { "$@"; }
 fi
+child=
 stop() {
+    trap '' HUP INT TERM
     as "$bin/pg_ctl" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true
     rm -rf "$folder"
 }
+# Whoever is told to end tells the command, and ends when that has.
+pass() {
+    [ -n "$child" ] || exit 1
+    passed=yes
+    kill -s "$1" "$child" 2>/dev/null || true
+}
+folder=$(mktemp -d /tmp/postgres.XXXXXX)
 trap stop EXIT
-trap 'exit 1' INT TERM
+trap 'pass HUP' HUP
+trap 'pass INT' INT
+trap 'pass TERM' TERM
+[ "$(id -u)" -ne 0 ] || chown postgres "$folder"
 
 cd "$folder"
 as "$bin/initdb" -D "$folder/data" -U trellis --auth=trust --encoding=UTF8 >"$folder/log" 2>&1 || {
@@ -52,4 +86,22 @@ as "$bin/pg_ctl" -D "$folder/data" -w -l "$folder/data/log" \
     exit 1
 }
 cd - >/dev/null
-TEST_POSTGRES="postgres://trellis@127.0.0.1:$port/postgres" TEST_POSTGRES_BIN="$bin" "$@"
+export TEST_POSTGRES="postgres://trellis@127.0.0.1:$port/postgres" TEST_POSTGRES_BIN="$bin"
+
+# In the background, as a shell that waits for a command in the foreground hears no signal until that has ended. A shell takes standard
+# input and Ctrl-C from what it runs there: the one comes back as 3, the other by Python, which takes two more from what it runs.
+exec 3<&0
+python3 -c 'import os, signal, sys
+for name in "SIGINT", "SIGQUIT", "SIGPIPE", "SIGXFSZ":
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])' "$@" <&3 3<&- &
+child=$!
+exec 3<&-
+# A signal ends the wait, not the command.
+until
+    passed=
+    code=0
+    wait "$child" || code=$?
+    [ -z "$passed" ]
+do :; done
+exit "$code"

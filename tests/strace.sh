@@ -7,9 +7,12 @@ set -eu
 if ! command -v strace >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     echo "strace: installing strace from the distribution" >&2
     log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+    trap 'exit 1' HUP INT TERM
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends strace; } \
         >"$log" 2>&1 </dev/null || tail -n 5 "$log" >&2
     rm -f "$log"
+    trap - EXIT HUP INT TERM
 fi
 command -v strace >/dev/null || {
     echo "strace: install strace 5.3 or newer (Debian: strace)" >&2
@@ -19,4 +22,6 @@ strace -qq -e trace=none true || {
     echo "strace: this system doesn't let a process be traced; allow ptrace (in a container: --cap-add SYS_PTRACE)" >&2
     exit 1
 }
-TEST_STRACE=$(command -v strace) "$@"
+TEST_STRACE=$(command -v strace)
+export TEST_STRACE
+exec "$@"
