@@ -126,9 +126,13 @@ async fn a_walk_goes_through_all_that_is_stored_and_leaves_what_sagas_may_ask_fo
             tokio::spawn(async move { journal.submit(entry).await.unwrap() });
         }
     }
-    while world.journal.stats().entries < 2_201 {
-        tokio::task::yield_now().await;
-    }
+    let stored = async {
+        while world.journal.stats().entries < 2_201 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let stored = tokio::time::timeout(Duration::from_secs(60), stored).await;
+    assert!(stored.is_ok(), "only {} of 2201 entries are stored after a minute", world.journal.stats().entries);
     let all = world.answers().forget_before(now() + HOUR).await.unwrap();
     assert_eq!(all, Walked { forgotten: 2_200, clients: 0, sagas: 1 });
     assert_eq!(world.journal.stats().forgotten, 2_200);

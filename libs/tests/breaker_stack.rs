@@ -173,7 +173,7 @@ async fn an_attempt_that_hangs_is_given_up_and_another_made() {
     moody.fail_next(1, Code::Ok);
     moody.failing.1.store(HANG, Ordering::SeqCst);
     let patient = PeerOptions::query().timeout(Duration::from_secs(60));
-    let peer = peer_at(&moody.uri, &patient.clone().retry(quick_retry().attempt_timeout(50 * MS)));
+    let peer = peer_at(&moody.uri, &patient.clone().retry(quick_retry().attempt_timeout(500 * MS)));
     list(&peer).await.unwrap();
     assert_eq!(moody.calls.load(Ordering::SeqCst), 2);
     let totals = peer.breaker().snapshot().totals;
@@ -325,9 +325,13 @@ async fn an_overloaded_server_sheds_calls_and_breakers_rest_as_long_as_it_says()
             })
         })
         .collect();
-    while shed.free() > 0 {
-        tokio::task::yield_now().await;
-    }
+    let taken = async {
+        while shed.free() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_secs(60), taken).await;
+    assert!(taken.is_ok(), "{} places are still free after a minute", shed.free());
     for _ in 0..3 {
         let status = list(&peer).await.unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);

@@ -43,12 +43,14 @@ use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Server};
 
 const EVENTS: i64 = 400;
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Has events, and an unreliable way of sending them.
 #[derive(Clone)]
@@ -152,8 +154,10 @@ async fn each_event_counts_once_and_in_order_however_it_comes() {
         let location = database::location(folder.path(), "seen");
         let peer = peer(Unreliable { seed: Arc::new(AtomicU64::new(seed)) }).await;
         let mut random = StdRng::seed_from_u64(seed);
+        let begun = Instant::now();
         // The consumer is killed again and again, at any moment: between receiving, folding, committing and asking for more.
         loop {
+            assert!(begun.elapsed() < PATIENCE, "seed {seed}: it has not seen all after {PATIENCE:?}");
             let views =
                 Views::open(&location, Log::of_service(peer.clone(), &[]), &Projections::new().with(Seen)).await;
             let views = match views {

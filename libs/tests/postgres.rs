@@ -11,6 +11,10 @@ use libs::journal::{
     events_after,
 };
 use tempfile::TempDir;
+use tokio::time::{Instant, timeout};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn open(folder: &TempDir) -> Journal {
     Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap()
@@ -106,7 +110,8 @@ async fn sessions_that_ended_while_they_had_nothing_to_do_are_not_missed() {
             found[0].int(0).unwrap()
         };
         assert!(count("pg_terminate_backend(pid)").await >= 5);
-        while count("*").await > 0 {}
+        let gone = async { while count("*").await > 0 {} };
+        timeout(PATIENCE, gone).await.expect("the server's sessions end");
         tokio::time::sleep(silence).await;
         journal.submit(note(&format!("after {silence:?}"))).await.unwrap();
         futures::future::try_join_all((0..4).map(|_| read())).await.unwrap();
@@ -137,9 +142,11 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
         })
     };
     let mut answered = Vec::new();
+    let begun = Instant::now();
     while !killer.is_finished() {
         let key = format!("request {}", answered.len());
         let unsure = loop {
+            assert!(begun.elapsed() < PATIENCE, "it still breaks connections after {PATIENCE:?}: {key}");
             match journal.submit(note(&key)).await {
                 Ok(committed) => break committed,
                 Err(SubmitError::Unavailable) => {}
@@ -152,6 +159,7 @@ async fn connections_that_break_at_any_moment_lose_nothing_that_was_answered() {
     }
     killer.await.unwrap();
     let noted: Vec<_> = loop {
+        assert!(begun.elapsed() < 2 * PATIENCE, "it can't be read");
         if let Ok(events) = events_after(journal.reader(), 0, 1_000_000).await {
             break events.into_iter().map(|event| String::from_utf8(event.payload.to_vec()).unwrap()).collect();
         }

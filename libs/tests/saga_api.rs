@@ -108,7 +108,7 @@ async fn sagas_are_listed_by_phase_and_type_a_page_at_a_time_the_newest_first() 
     }
     api.start("outer", "d", 0).await.unwrap();
     for id in ["a", "b", "d", "d:prepare"] {
-        assert_eq!(api.process.coordinator.finished(id).await.unwrap().phase(), SagaPhase::Completed);
+        assert_eq!(api.process.finished(id).await.phase(), SagaPhase::Completed);
     }
     let list = |phases: &[SagaPhase], saga_type: &str| ListSagasRequest {
         phases: phases.iter().map(|phase| (*phase).into()).collect(),
@@ -142,7 +142,7 @@ async fn a_watch_goes_on_from_where_it_was() {
     assert_eq!(seen.saga.unwrap().phase(), SagaPhase::Forward);
     api.process.coordinator.cancel("a", "ann", "enough").await.unwrap();
     api.world.participants.on_call(|_| Fault::None);
-    api.process.coordinator.finished("a").await.unwrap();
+    api.process.finished("a").await;
     // Neither what was seen before, nor anything after the end.
     let rest: Vec<_> = watch("a", seen.position).await.unwrap().into_inner().collect().await;
     let rest: Vec<_> = rest.into_iter().map(|change| change.unwrap()).collect();
@@ -233,7 +233,7 @@ async fn a_saga_that_begins_later_is_scheduled_and_calls_nobody_before() {
     // It may be cancelled before it begins: nothing was done, nothing is undone.
     let cancelled = process.coordinator.cancel("never", "ann", "not after all").await.unwrap();
     assert_eq!(cancelled.phase(), SagaPhase::Compensated);
-    assert_eq!(process.coordinator.finished("soon").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("soon").await.phase(), SagaPhase::Completed);
     let saga = process.until_phase("soon", SagaPhase::Completed).await;
     let begun = saga.history.iter().find(|line| line.what == "begun").unwrap().time.unwrap();
     assert!(begun.seconds * 1_000_000 + i64::from(begun.nanos) / 1_000 >= soon);

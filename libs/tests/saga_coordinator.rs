@@ -100,7 +100,7 @@ async fn a_code_without_a_verdict_never_turns_a_saga_back() {
         process.place("tea").await.unwrap();
         process.until("tea", |saga| step(saga, "charge").last_error.contains("a proxy's word")).await;
         process.coordinator.retry("tea", "ann", "the proxy is mended").await.unwrap();
-        let saga = process.coordinator.finished("tea").await.unwrap();
+        let saga = process.finished("tea").await;
         assert_eq!(saga.phase(), SagaPhase::Completed, "{code}");
     }
 }
@@ -145,7 +145,7 @@ async fn a_crash_with_any_call_under_way_is_taken_up_with_one_effect_each() {
             );
             let process = world.open().await;
             process.coordinator.recover().await.unwrap();
-            let saga = process.coordinator.finished("tea").await.unwrap();
+            let saga = process.finished("tea").await;
             // A ship that took effect before the crash stays done: the barrier replays it.
             let done = !refused || (at == "ship" && taken);
             let expected = if done { SagaPhase::Completed } else { SagaPhase::Compensated };
@@ -168,7 +168,7 @@ async fn a_cancel_undoes_even_what_nobody_knows_and_stops_what_comes_late() {
     process.place("tea").await.unwrap();
     process.until("tea", |saga| step(saga, "charge").state() == StepState::Started).await;
     process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
-    let saga = process.coordinator.finished("tea").await.unwrap();
+    let saga = process.finished("tea").await;
     assert_eq!(saga.phase(), SagaPhase::Compensated);
     assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
     assert_eq!(process.order("tea").await, "Rejected  CANCELLED");
@@ -188,7 +188,7 @@ async fn nothing_turns_a_saga_back_once_its_pivot_has_started() {
     process.until("tea", |saga| step(saga, "ship").state() == StepState::Started).await;
     let refusal = process.coordinator.cancel("tea", "ann", "too late").await.unwrap_err();
     assert!(matches!(&*refusal.reason, "PAST_PIVOT" | "SAGA_CLOSED"), "{refusal:?}");
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn what_is_said_to_have_had_no_effect_while_a_call_of_it_is_under_way_is_u
     assert_eq!(step(&saga, "reserve").state(), StepState::Abandoned);
     // What the participant has answered is known: nothing of it comes any more.
     skip("charge").await.unwrap();
-    let saga = process.coordinator.finished("tea").await.unwrap();
+    let saga = process.finished("tea").await;
     let states = ["reserve", "charge"].map(|name| step(&saga, name).state());
     assert_eq!((saga.phase(), states), (SagaPhase::Compensated, [StepState::Compensated, StepState::Rejected]));
     let calls = world.participants.calls();
@@ -311,7 +311,7 @@ async fn a_paused_saga_calls_nobody_until_it_is_resumed() {
     process.coordinator.retry("tea", "ann", "still paused").await.unwrap();
     assert_eq!(world.participants.calls().len(), calls);
     process.coordinator.resume("tea", "ann", "go on").await.unwrap();
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]
@@ -335,7 +335,7 @@ async fn a_saga_of_an_unknown_definition_is_parked_alone_and_goes_on_when_it_is_
     let both = vec![new, Arc::clone(&world.definition)];
     let process = world.open_with(both, Options::default()).await;
     assert_eq!(process.coordinator.recover().await.unwrap(), 1);
-    let old = process.coordinator.finished("old").await.unwrap();
+    let old = process.finished("old").await;
     assert_eq!((old.phase(), old.definition_version), (SagaPhase::Completed, 1));
     assert_eq!(process.run("newer").await.definition_version, 2);
 }
@@ -386,7 +386,7 @@ async fn a_drain_lets_the_call_under_way_end_and_starts_no_other() {
     process.crash().await;
     let process = world.open().await;
     assert_eq!(process.coordinator.recover().await.unwrap(), 1);
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
     assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "ship"]);
 }
 
@@ -406,7 +406,7 @@ async fn too_many_sagas_are_refused_before_anything_is_written() {
     // A place is given back when its saga ends.
     process.coordinator.cancel("tea", "ann", "make room").await.unwrap();
     world.participants.on_call(|_| Fault::None);
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Compensated);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Compensated);
     assert_eq!(process.run("milk").await.phase(), SagaPhase::Completed);
 }
 
@@ -477,7 +477,7 @@ async fn where_no_barrier_is_an_action_is_made_again_at_once_all_the_same() {
     process.place("tea").await.unwrap();
     process.until("tea", |saga| !step(saga, "reserve").last_error.is_empty()).await;
     process.coordinator.retry("tea", "ann", "now!").await.unwrap();
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]
@@ -562,7 +562,7 @@ async fn work_of_our_own_that_is_refused_leaves_the_saga_stuck_and_can_be_tried_
     process.coordinator.resume("tea", "a", "b").await.unwrap();
     refuse.store(false, std::sync::atomic::Ordering::SeqCst);
     process.coordinator.retry("tea", "ann", "mended").await.unwrap();
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
     assert_eq!(process.order("tea").await, "Completed");
 }
 

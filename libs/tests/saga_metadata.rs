@@ -117,7 +117,7 @@ async fn what_is_named_goes_with_every_call_after_a_restart_too_and_nothing_else
     // Another saga has its own, or none.
     seen.calls.lock().clear();
     ask(&process, "milk", &metadata(&[("x-other", "no")])).await.unwrap();
-    process.coordinator.finished("milk").await.unwrap();
+    process.finished("milk").await;
     assert!(!seen.calls.lock().is_empty() && seen.calls.lock().iter().all(BTreeSet::is_empty));
 }
 

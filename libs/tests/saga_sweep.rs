@@ -238,7 +238,7 @@ async fn place(process: &Process, order: &str) {
 
 async fn run(process: &Process, order: &str) -> SagaPhase {
     place(process, order).await;
-    process.coordinator.finished(order).await.unwrap().phase()
+    process.finished(order).await.phase()
 }
 
 fn no() -> Refusal {
@@ -446,7 +446,7 @@ async fn a_saga_below_is_forgotten_by_its_own_id_once_both_have_ended() {
 
     services.on_call(|_| None);
     process.coordinator.retry("rome", "ada", "paying works again").await.unwrap();
-    assert_eq!(process.coordinator.finished("rome").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
     process.until_phase("rome:book", SagaPhase::Completed).await;
     assert_eq!(process.coordinator.forget_ended().await, 2);
     assert!(services.known("rome:book").await.is_empty() && services.known("rome").await.is_empty());
@@ -466,7 +466,7 @@ async fn a_call_that_waited_long_leaves_on_a_transition_of_today() {
     process.until("tea", |saga| saga.steps[0].attempts > 0).await;
     world.clock.later(2 * DAY);
     services.on_call(|_| None);
-    assert_eq!(process.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
     let sent = services.0.sent.lock().last().cloned().unwrap();
     let call = SagaCall::from_metadata(&sent.3).unwrap().unwrap();
     let left = call.expires_micros - world.clock.now();
@@ -509,7 +509,7 @@ async fn who_goes_on_after_its_sagas_were_forgotten_calls_nobody() {
     // The other takes it over and ends it, a week goes by, and it is forgotten, all while the first one waits to call again.
     services.on_call(|_| None);
     two.coordinator.retry("tea", "ada", "shipping works again").await.unwrap();
-    assert_eq!(two.coordinator.finished("tea").await.unwrap().phase(), SagaPhase::Completed);
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Completed);
     world.clock.later(8 * DAY);
     assert_eq!(two.coordinator.forget_ended().await, 1);
     let effects = services.effects();

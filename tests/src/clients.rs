@@ -22,8 +22,11 @@ use proto::{
         shipping_query_service_client::ShippingQueryServiceClient,
     },
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::{Code, Response, Status, transport::Channel};
+
+/// How long a view may be behind: far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The channels to a shop's services; they outlive its processes.
 #[derive(Clone, Debug)]
@@ -67,13 +70,17 @@ impl Clients {
     /// An order, once the query side knows it: its views are a moment behind the commands.
     ///
     /// # Errors
-    /// Whatever it is refused for but that it isn't there.
+    /// Whatever it is refused for but that it isn't there; DEADLINE_EXCEEDED when it isn't there after a minute.
     pub async fn shown(&self, asked: GetOrderRequest) -> Result<GetOrderResponse, Status> {
-        loop {
-            match self.order_queries().get_order(asked.clone()).await {
-                Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
-                answer => return answer.map(Response::into_inner),
+        let look = async {
+            loop {
+                match self.order_queries().get_order(asked.clone()).await {
+                    Err(status) if status.code() == Code::NotFound => sleep(Duration::from_millis(5)).await,
+                    answer => return answer.map(Response::into_inner),
+                }
             }
-        }
+        };
+        let late = || Status::deadline_exceeded(format!("order {} isn't shown after {PATIENCE:?}", asked.order_id));
+        timeout(PATIENCE, look).await.unwrap_or_else(|_| Err(late()))
     }
 }

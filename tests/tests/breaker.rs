@@ -59,11 +59,13 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
     let placed = shop.clients().order_commands().place_order(order("one", true)).await?.into_inner();
     assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Completed));
 
+    let deadline = Instant::now() + Duration::from_secs(60);
     let current = loop {
         let current = standing(&shop, "one").await?;
         if current.shipment.is_some() {
             break current;
         }
+        anyhow::ensure!(Instant::now() < deadline, "the shipment isn't shown after a minute: {current:?}");
         // Shipping's own view is a moment behind its command.
         sleep(Duration::from_millis(5)).await;
     };

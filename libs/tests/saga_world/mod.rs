@@ -1,7 +1,7 @@
 //! A saga over three participants, on a real journal in a folder of its own.
 #![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use libs::{
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Outcome},
@@ -14,6 +14,9 @@ use libs::{
 use prost::Message as _;
 use proto::saga::v1::{Saga, SagaPhase, SagaTransition};
 use tempfile::TempDir;
+
+/// Far more than anything here takes: what never comes fails its own test.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 macro_rules! operation {
     ($name:ident, $peer:literal) => {
@@ -169,7 +172,13 @@ impl Process {
     /// Places an order and waits for its end.
     pub async fn run(&self, order: &str) -> Saga {
         self.place(order).await.unwrap();
-        self.coordinator.finished(order).await.unwrap()
+        self.finished(order).await
+    }
+
+    /// Waits for a saga's end.
+    pub async fn finished(&self, saga_id: &str) -> Saga {
+        let ended = tokio::time::timeout(PATIENCE, self.coordinator.finished(saga_id)).await;
+        ended.unwrap_or_else(|_| panic!("{saga_id} has not ended after {PATIENCE:?}")).unwrap()
     }
 
     /// As `kill -9` leaves it: the journal's last commit stays, all else is gone.
@@ -186,17 +195,24 @@ impl Process {
 
     /// Waits until a saga is as wanted, and answers it.
     pub async fn until(&self, saga_id: &str, wanted: impl Fn(&Saga) -> bool) -> Saga {
+        let mut saga = Saga::default();
+        let found = tokio::time::timeout(PATIENCE, self.follow(saga_id, &mut saga, wanted)).await;
+        assert!(found.is_ok(), "after {PATIENCE:?} it still isn't as wanted: {saga:?}");
+        saga
+    }
+
+    /// Folds a saga as it goes on, until it is as wanted.
+    async fn follow(&self, saga_id: &str, saga: &mut Saga, wanted: impl Fn(&Saga) -> bool) {
         let mut head = self.journal.head();
         let mut position = 0;
-        let mut saga = Saga::default();
         loop {
             head.borrow_and_update();
             for event in libs::journal::events_after(self.journal.reader(), position, 10_000).await.unwrap() {
                 position = event.position;
                 if event.kind == "saga" && event.id == saga_id {
-                    fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
-                    if wanted(&saga) {
-                        return saga;
+                    fold(saga, SagaTransition::decode(event.payload).unwrap());
+                    if wanted(saga) {
+                        return;
                     }
                 }
             }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use libs::journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent};
 use prost::Message as _;
 use proto::{
@@ -41,13 +43,18 @@ async fn this_services_views_and_others_see_the_form_of_today() {
     write_old(&folder).await;
     let mut app = TestApp::start_on(folder).await;
     let request = GetShipmentRequest { shipment_id: "old".to_owned() };
-    let shipment = loop {
-        // Folded a moment after the start.
-        match app.queries.get_shipment(request.clone()).await {
-            Ok(found) => break found.into_inner().shipment.unwrap(),
-            Err(status) => assert_eq!(status.code(), tonic::Code::NotFound),
+    let folded = async {
+        loop {
+            // Folded a moment after the start.
+            match app.queries.get_shipment(request.clone()).await {
+                Ok(found) => return found.into_inner().shipment.unwrap(),
+                Err(status) => assert_eq!(status.code(), tonic::Code::NotFound),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
+    let shipment =
+        tokio::time::timeout(Duration::from_secs(60), folded).await.expect("the shipment is shown within a minute");
     assert_eq!(shipment.parcels, parcels());
 
     let mut events = app.events.subscribe(SubscribeRequest::default()).await.unwrap().into_inner();
