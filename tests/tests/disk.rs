@@ -10,7 +10,7 @@ use proto::inventory::v1::{
 };
 use tempfile::TempDir;
 use tests::{Server, shop::usd};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Request, Status};
 
 /// Far more than anything here takes.
@@ -33,7 +33,10 @@ async fn use_up(server: &mut Server, strace: &str, failure: &str) -> anyhow::Res
     let words: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
     server.spawn_under(&words)?;
     let mut answered = Vec::new();
+    // One that stays up and refuses would be asked for ever.
+    let deadline = Instant::now() + PATIENCE;
     let status = loop {
+        ensure!(Instant::now() < deadline, "{failure}: it still runs after {PATIENCE:?}\n{}", server.log_end());
         if let Some(status) = server.has_ended()? {
             break status;
         }
@@ -66,9 +69,11 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
         (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], "disk I/O error"),
     ] {
         for failure in failures {
+            // The log is that of every start: what an earlier failure left there says nothing of this one.
+            let before = server.log().len();
             answered.extend(use_up(&mut server, &strace, failure).await?);
             let log = server.log();
-            let last = log.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
+            let last = log[before..].lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
             ensure!(last.contains(says), "{failure}: {last}\n{}", server.log_end());
 
             server.start().await?;
