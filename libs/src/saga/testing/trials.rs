@@ -1,6 +1,12 @@
 //! The trials: each runs a saga once for everything that can go wrong in its way.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use proto::saga::v1::{SagaPhase, StepKind};
 
@@ -47,7 +53,8 @@ pub async fn fail_every_step(rig: &Rig) -> Result<Report, Broken> {
 }
 
 /// Delivers each call twice, then loses each request, then each answer: on the way there, and on the way back from the last step that
-/// can be refused. Each operation must take effect once, and the end must be the same.
+/// can be refused. Each operation must take effect once, and the end must be the same. Each run must begin the saga with the same id: calls
+/// are known by it.
 ///
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
@@ -72,11 +79,21 @@ pub async fn repeat_every_operation(rig: &Rig) -> Result<Report, Broken> {
                 }
                 let mut faults = refusing(way.refused);
                 let (operation, mut once) = (call.key(call.op), Some(fault));
+                let met = Arc::new(AtomicBool::new(false));
+                let meets = Arc::clone(&met);
                 let disturb = move |call: &SagaCall| match once.take_if(|_| call.key(call.op) == operation) {
-                    Some(fault) => fault,
+                    Some(fault) => {
+                        meets.store(true, Ordering::Relaxed);
+                        fault
+                    }
                     None => faults(call),
                 };
                 let ended = rig.run(&run, |participants: &Participants| participants.on_call(disturb)).await?;
+                // Nothing went wrong, so that it ended well says nothing.
+                if !met.load(Ordering::Relaxed) {
+                    let why = "no such call was made: does each run begin the saga with the same id?";
+                    return Err(Broken::rule(&run, why.to_owned(), ended.saga));
+                }
                 check(definition, &run, &ended, way.end())?;
                 report.0.push(run);
             }
