@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "shared by tests, each of which uses some")]
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicI32, AtomicUsize, Ordering},
@@ -23,7 +23,7 @@ use proto::breaker::v1::{
     breaker_query_service_client::BreakerQueryServiceClient,
     breaker_query_service_server::{BreakerQueryService, BreakerQueryServiceServer},
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{
     Code, Request, Response, Status,
@@ -127,6 +127,14 @@ pub async fn serve(router: Router) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
     address
+}
+
+/// An address where nobody listens, and nobody else will for as long as the socket is held.
+pub fn unheard() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// A saga channel whose breaker opens after three failures in a row.
