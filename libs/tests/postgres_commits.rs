@@ -7,7 +7,10 @@ mod database;
 mod schema;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +42,9 @@ enum Cut {
     /// It was asked, and goes on to be.
     Asked(&'static str),
 }
+
+/// The backends that were there to be ended.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
 
 /// As the committer asks.
 const ASKED: &str = "SELECT pg_xact_status($1::xid8)";
@@ -109,8 +115,9 @@ async fn carry(
                     }
                     Cut::Ended(delay) => {
                         tokio::time::sleep(delay).await;
-                        let ended = sqlx::query("SELECT pg_terminate_backend($1)").bind(backend.unwrap());
-                        ended.execute(&mut *killer.lock().await).await.unwrap();
+                        let end = sqlx::query_scalar("SELECT pg_terminate_backend($1)").bind(backend.unwrap());
+                        let was_there: bool = end.fetch_one(&mut *killer.lock().await).await.unwrap();
+                        ENDED.fetch_add(usize::from(was_there), Ordering::Relaxed);
                     }
                 }
             }
@@ -261,8 +268,10 @@ async fn a_backend_that_is_ended_in_its_commit_loses_nothing_and_doubles_nothing
         let two = format!("with it {at}");
         let (one, other) = tokio::join!(journal.submit(note(&key)), journal.submit(note(&two)));
         assert_eq!((one.unwrap().outcome, other.unwrap().outcome), (Outcome::Done, Outcome::Done), "{key}");
+        assert_eq!(*cut.lock().unwrap(), Cut::Never, "its commit went by");
         keys.extend([key, two]);
     }
+    assert!(ENDED.load(Ordering::Relaxed) > 0, "no backend was ended");
     let mut noted = noted(&journal).await;
     noted.sort();
     keys.sort();
