@@ -221,7 +221,14 @@ mod tests {
 
     #[test]
     fn every_verdict_survives_the_wire() {
-        for verdict in [Verdict::Applied, Verdict::Rejected, Verdict::Pending, Verdict::Conflict] {
+        for verdict in [
+            Verdict::Applied,
+            Verdict::Replayed,
+            Verdict::Rejected,
+            Verdict::Pending,
+            Verdict::Cancelled,
+            Verdict::Conflict,
+        ] {
             let mut metadata = MetadataMap::new();
             verdict.write_to(&mut metadata);
             assert_eq!(Verdict::from_metadata(&metadata), Some(verdict));

@@ -116,13 +116,16 @@ struct Pair {
     clock: Arc<ManualClock>,
     model: Model,
     calls: Vec<(Permit<Arc<Breaker>>, Call)>,
+    /// The shapes of window that it has had.
+    shapes: Vec<Window>,
 }
 
 impl Pair {
     fn new(settings: Settings) -> Self {
         let clock = Arc::new(ManualClock::default());
-        let breaker = Breaker::with_seed("peer", settings.config(), clock.clone(), 1);
-        Self { breaker: Arc::new(breaker), clock, model: Model::new(settings), calls: Vec::new() }
+        let (config, shapes) = (settings.config(), vec![settings.config().window()]);
+        let breaker = Breaker::with_seed("peer", config, clock.clone(), 1);
+        Self { breaker: Arc::new(breaker), clock, model: Model::new(settings), calls: Vec::new(), shapes }
     }
 
     fn admit(&mut self, budget: Option<u64>) -> Result<bool, TestCaseError> {
@@ -183,9 +186,17 @@ impl Pair {
                         settings.throttle_percent = None;
                     }
                 }
+                let shape = settings.config().window();
+                let is_new = !self.shapes.contains(&shape);
                 match self.breaker.reconfigure(settings.config()) {
-                    Ok(()) => self.model.reconfigure(settings),
-                    Err(error) => prop_assert_eq!(error, ConfigError::TooManyShapes(8)),
+                    Ok(()) => {
+                        self.shapes.extend(is_new.then_some(shape));
+                        self.model.reconfigure(settings);
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, ConfigError::TooManyShapes(8));
+                        prop_assert_eq!((is_new, self.shapes.len()), (true, 8), "refused with room left");
+                    }
                 }
             }
             Step::Reset => {
