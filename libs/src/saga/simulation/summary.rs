@@ -51,6 +51,11 @@ impl Summary {
         summary.into_inner()
     }
 
+    /// How often something was met.
+    pub(super) fn count(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or_default()
+    }
+
     fn add(&mut self, outcome: Outcome, is_wrong: bool) {
         self.seeds += 1;
         for (what, count) in &outcome.counts {
