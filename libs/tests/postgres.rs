@@ -7,8 +7,8 @@ mod database;
 use std::time::Duration;
 
 use libs::journal::{
-    AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, Outcome, RequestKey, Role, SubmitError,
-    events_after,
+    AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome, RequestKey, Role,
+    SubmitError, events_after,
 };
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
@@ -46,6 +46,19 @@ fn note(key: &str) -> Entry {
     let decide = move |_: &libs::journal::Loaded<'_>| Decided { changes: vec![change], ..Decided::default() };
     let request = Some(RequestKey { key: key.to_owned(), hash: [1; 32], role: Role::Action });
     Entry { request, aggregates: vec![aggregate], cause: Cause::default(), decide: Box::new(decide), size: 10 }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_before_it_has_synced_is_refused() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let Location::Postgres { url, schema } = database::location(folder.path(), "test") else { panic!("a server") };
+    let url = format!("{url}?options[synchronous_commit]=off");
+    let refused = Journal::open(Location::Postgres { url, schema }, &[]).await.map(drop);
+    let Err(OpenError::NotDurable { pragma, found, wanted, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!((pragma, &*found, wanted), ("synchronous_commit", "off", "on"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

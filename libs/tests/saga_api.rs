@@ -16,12 +16,15 @@ use libs::{
     testing::{refused, wrong_fields},
 };
 use proto::saga::v1::{
-    CancelSagaRequest, DescribeSagaRequest, GetSagaRequest, ListSagasRequest, LockPolicy, PauseSagaRequest, SagaPhase,
-    StepKind, WatchSagasRequest, saga_command_service_server::SagaCommandService as _,
-    saga_query_service_server::SagaQueryService as _,
+    self as pb, CancelSagaRequest, DescribeSagaRequest, ForceCloseSagaRequest, GetSagaRequest, ListSagasRequest,
+    LockPolicy, PauseSagaRequest, ResumeSagaRequest, RetrySagaRequest, SagaPhase, SkipOutcome, SkipStepRequest,
+    StepKind, WatchSagasRequest, saga_command_service_client::SagaCommandServiceClient,
+    saga_command_service_server::SagaCommandService as _, saga_query_service_server::SagaQueryService as _,
 };
 use saga_world::{Process, Reserve, Ship, World};
-use tonic::{Code, Request};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Request, transport::Server};
 
 /// The time at which every saga of a test is asked for.
 const NOW: i64 = 1_700_000_000_000_000;
@@ -215,6 +218,64 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
     assert_eq!(refused(api.queries.get_saga(api.ask(unknown)).await), (Code::NotFound, "UNKNOWN_SAGA".to_owned()));
     let cancel = CancelSagaRequest { saga_id: "nobody".to_owned(), actor: "ann".to_owned(), reason: "?".to_owned() };
     assert_eq!(refused(api.commands.cancel_saga(Request::new(cancel)).await).1, "UNKNOWN_SAGA");
+}
+
+#[tokio::test]
+async fn an_operator_settles_what_is_stuck_each_in_its_way() {
+    let api = open().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let router = Server::builder().add_service(api.commands.clone().into_server());
+    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    let mut operator = SagaCommandServiceClient::connect(address).await.unwrap();
+
+    api.world.participants.on_call(|_| Fault::Conflict);
+    for id in ["retried", "done", "rejected", "closed", "resumed"] {
+        api.start("inner", id, 0).await.unwrap();
+        api.process.until_phase(id, SagaPhase::Stuck).await;
+    }
+    api.world.participants.on_call(|_| Fault::None);
+    let (actor, reason) = ("ann".to_owned(), "I have looked".to_owned());
+    let skip = |saga_id: &str, operation: pb::Operation, outcome: SkipOutcome| SkipStepRequest {
+        saga_id: saga_id.to_owned(),
+        step: "reserve".to_owned(),
+        operation: operation.into(),
+        outcome: outcome.into(),
+        actor: actor.clone(),
+        reason: reason.clone(),
+    };
+
+    // Whoever doesn't say what he knows has nothing done for him.
+    let unsaid = skip("done", pb::Operation::Action, SkipOutcome::Unspecified);
+    assert_eq!(wrong_fields(operator.skip_step(unsaid).await), ["outcome"]);
+    let unsaid = skip("done", pb::Operation::Unspecified, SkipOutcome::Done);
+    assert_eq!(wrong_fields(operator.skip_step(unsaid).await), ["operation"]);
+    let (pause, resume) = (
+        PauseSagaRequest { saga_id: "resumed".to_owned(), actor: actor.clone(), reason: reason.clone() },
+        ResumeSagaRequest { saga_id: "resumed".to_owned(), actor: actor.clone(), reason: reason.clone() },
+    );
+    assert!(operator.pause_saga(pause).await.unwrap().into_inner().saga.unwrap().paused);
+    let resumed = operator.resume_saga(resume).await.unwrap().into_inner().saga.unwrap();
+    assert_eq!((resumed.paused, resumed.phase()), (false, SagaPhase::Stuck), "it stays what it was");
+
+    let retry = RetrySagaRequest { saga_id: "retried".to_owned(), actor: actor.clone(), reason: reason.clone() };
+    let close = ForceCloseSagaRequest { saga_id: "closed".to_owned(), actor: actor.clone(), reason: reason.clone() };
+    operator.retry_saga(retry).await.unwrap();
+    operator.skip_step(skip("done", pb::Operation::Action, SkipOutcome::Done)).await.unwrap();
+    operator.skip_step(skip("rejected", pb::Operation::Action, SkipOutcome::Rejected)).await.unwrap();
+    operator.force_close_saga(close).await.unwrap();
+    for (id, end, effects) in [
+        ("retried", SagaPhase::Completed, vec!["reserve"]),
+        ("done", SagaPhase::Completed, vec![]),
+        ("rejected", SagaPhase::Compensated, vec![]),
+        ("closed", SagaPhase::ForceClosed, vec![]),
+    ] {
+        let (ended, effects) = (api.process.finished(id).await, effects.into_iter().map(str::to_owned).collect());
+        assert_eq!((ended.phase(), api.world.participants.done_for(id)), (end, effects), "{id}");
+        // The history is the log's.
+        let history = api.process.until_phase(id, end).await.history;
+        assert!(history.iter().any(|line| line.actor == actor && line.detail.contains(&reason)), "{id}: {history:?}");
+    }
 }
 
 #[tokio::test]

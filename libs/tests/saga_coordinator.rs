@@ -616,7 +616,10 @@ fn exported(exporter: &InMemoryMetricExporter, name: &str, values: &[&str]) -> O
 
 #[tokio::test]
 async fn what_pages_somebody_at_night_is_a_metric() {
-    let world = World::new();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |order, _| if order == "bug" { panic!("boom") } else { Ok(order.clone()) });
+    let world = World::with(saga.build().unwrap());
     let process = world.open().await;
     let exporter = InMemoryMetricExporter::default();
     let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
@@ -635,11 +638,20 @@ async fn what_pages_somebody_at_night_is_a_metric() {
         provider.force_flush().unwrap();
         exported(&exporter, name, values)
     };
-    while shown("saga.driven", &["stuck"]) != Some(1.0) {
-        tokio::task::yield_now().await;
-    }
+    let becomes = async |name: &str, values: &[&str], wanted: f64| {
+        let waits = async {
+            while shown(name, values) != Some(wanted) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let became = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        assert!(became.is_ok(), "{name} {values:?} is {:?}", shown(name, values));
+    };
+    becomes("saga.driven", &["stuck"], 1.0).await;
     assert_eq!(shown("saga.driven", &["forward"]), Some(0.0));
     assert_eq!(shown("saga.parked", &[]), Some(0.0));
+    process.place("bug").await.unwrap();
+    becomes("saga.parked", &[], 1.0).await;
     assert_eq!(shown("saga.ended", &["place-order", "completed"]), Some(1.0));
     assert_eq!(shown("saga.retries", &["charge", "action"]), Some(1.0));
     assert_eq!(shown("saga.call.duration", &["charge", "action", "Unavailable"]), Some(1.0));
