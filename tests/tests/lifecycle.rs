@@ -11,7 +11,9 @@ use futures::future::join_all;
 use proto::{
     breaker::v1::{CircuitState, ListBreakersRequest},
     google::r#type::PostalAddress,
-    order::v1::{GetOrderRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest},
+    order::v1::{
+        GetOrderRequest, ListOrdersRequest, Order, OrderItem, OrderState, PlaceOrderRequest, WatchOrderRequest,
+    },
 };
 use tests::{Clients, Server, Shop, facts::Facts, invariants, program, refusal::Refused};
 use tokio::{
@@ -188,17 +190,30 @@ async fn a_server_that_is_asked_to_end_says_so_first_and_leaves_nothing_half_don
     let first = watched.message().await?.context("a status")?;
     assert_eq!(first.status(), ServingStatus::Serving);
 
-    // Orders are under way when the signal comes.
+    // Orders are under way when the signal comes: shipping stands still, so none of them ends.
+    shop.shipping().signal("STOP").await?;
     let under_way = join_all((0..50).map(|at| {
         let mut commands = clients.order_commands();
         async move {
             commands.place_order(PlaceOrderRequest { wait_for_completion: true, ..order(&format!("o-{at}")) }).await
         }
     }));
+    let pending = async {
+        loop {
+            let list = ListOrdersRequest { page_size: 100, ..ListOrdersRequest::default() };
+            let listed = clients.order_queries().list_orders(list).await?.into_inner().orders;
+            if listed.iter().filter(|order| order.state() == OrderState::Pending).count() == 50 {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
     let (answers, ended_as) = tokio::join!(under_way, async {
+        timeout(PATIENCE, pending).await.context("they are not all PENDING")??;
         shop.order().terminate().await?;
         let status = timeout(PATIENCE, watched.message()).await.context("the health stream says nothing")??;
         assert_eq!(status.map(|status| status.status()), Some(ServingStatus::NotServing));
+        shop.shipping().signal("CONT").await?;
         shop.order().ended().await
     });
     assert_eq!(ended_as?.code(), Some(0), "{}", shop.order().log_end());
