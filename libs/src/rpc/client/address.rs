@@ -38,6 +38,17 @@ pub enum PeerError {
         /// What was given.
         uri: String,
     },
+    /// What is behind the host is no port.
+    #[error("peer {name:?} has the address {uri:?}, whose port is no number up to 65535")]
+    Port {
+        /// The peer.
+        name: String,
+        /// What was given.
+        uri: String,
+    },
+    /// There is an `@`, so what was given may hold a password and is not told.
+    #[error("a peer's address has no @ in it: no user and no password is sent to a peer")]
+    User,
     /// There is something after host and port.
     #[error("peer {name:?} has the address {uri:?}, which must end after the port: gRPC knows no base path")]
     Path {
@@ -70,6 +81,7 @@ impl FromStr for PeerAddress {
     type Err = PeerError;
 
     fn from_str(text: &str) -> Result<Self, PeerError> {
+        nobodys(text)?;
         let not_named = || PeerError::NotNamed(text.to_owned());
         let (name, uri) = text.split_once('=').ok_or_else(not_named)?;
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -89,6 +101,8 @@ impl FromStr for PeerAddresses {
     type Err = PeerError;
 
     fn from_str(text: &str) -> Result<Self, PeerError> {
+        // Before it is taken apart: a comma or a = may be the password's.
+        nobodys(text)?;
         let mut peers: Vec<String> = Vec::new();
         for part in text.split(',') {
             match peers.last_mut() {
@@ -104,6 +118,11 @@ impl FromStr for PeerAddresses {
     }
 }
 
+/// Refuses a user and a password, which would be left out of calls and told in logs.
+fn nobodys(text: &str) -> Result<(), PeerError> {
+    if text.contains('@') { Err(PeerError::User) } else { Ok(()) }
+}
+
 fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
     let (name, given) = (name.to_owned(), text.to_owned());
     let uri = match Uri::from_str(text) {
@@ -112,6 +131,11 @@ fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
     };
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
         return Err(PeerError::Scheme { name, uri: given });
+    }
+    // `http` takes any text for a port, and tonic calls port 80 then.
+    let port = uri.authority().and_then(|authority| authority.as_str().strip_prefix(authority.host()));
+    if port != Some("") && uri.port_u16().is_none() {
+        return Err(PeerError::Port { name, uri: given });
     }
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(PeerError::Path { name, uri: given });
@@ -156,10 +180,25 @@ mod tests {
             ("inventory=localhost:50051", "must begin with http://"),
             ("inventory=ftp://localhost:50051", "must begin with http://"),
             ("inventory=http://localhost:50051/api", "must end after the port"),
+            ("inventory=http://localhost:5005l", "no number"),
+            ("inventory=http://localhost:99999", "no number"),
+            ("inventory=http://localhost:", "no number"),
+            ("inventory=https://[::1]:abc", "no number"),
         ];
         for (text, says) in wrong {
             let message = text.parse::<PeerAddress>().expect_err(text).to_string();
             assert!(message.contains(says) && !message.contains('\n'), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_refused_and_never_shown() {
+        let wrong =
+            ["inventory=http://me:secret@a:1", "a=http://a:1,b=http://me:secret,secret=@b:1", "http://secret@a"];
+        for text in wrong {
+            assert_eq!(text.parse::<PeerAddresses>(), Err(PeerError::User), "{text}");
+            assert_eq!(text.parse::<PeerAddress>(), Err(PeerError::User), "{text}");
+            assert!(!PeerError::User.to_string().contains("secret"));
         }
     }
 }
