@@ -110,7 +110,7 @@ impl Refusal {
         let details = status.get_error_details();
         let (reason, metadata) = match details.error_info() {
             Some(info) => (info.reason.clone(), info.metadata.clone()),
-            None => (format!("{:?}", status.code()).to_uppercase(), HashMap::new()),
+            None => (code_name(status.code()).to_owned(), HashMap::new()),
         };
         let violations = details.bad_request().map_or_else(Vec::new, |bad| {
             let violation = |v: &tonic_types::FieldViolation| Violation {
@@ -185,6 +185,29 @@ impl Violations {
     }
 }
 
+/// The code's name in the specification.
+pub(crate) const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +218,16 @@ mod tests {
         let status = refusal.clone().into_status("inventory");
         assert_eq!(Refusal::from_status(&status), refusal);
         assert_eq!(status.get_details_error_info().map(|info| info.domain), Some("trellis.inventory".to_owned()));
+    }
+
+    #[test]
+    fn a_bare_status_has_its_codes_name_for_a_reason() {
+        for code in (0..=16).map(Code::from_i32) {
+            let name = format!("{code:?}").to_uppercase();
+            let refusal = Refusal::from_status(&Status::new(code, "why"));
+            assert_eq!(refusal.reason.replace('_', ""), name);
+        }
+        assert_eq!(Refusal::from_status(&Status::failed_precondition("why")).reason, "FAILED_PRECONDITION");
     }
 
     #[test]

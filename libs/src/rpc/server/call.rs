@@ -8,7 +8,10 @@ use tonic::{Code, Status};
 use tracing::Span;
 
 use super::{Methods, details};
-use crate::telemetry::{ServerMetrics, propagation};
+use crate::{
+    refusal::code_name,
+    telemetry::{ServerMetrics, propagation},
+};
 
 /// The header that names a request, chosen by the client or here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -69,7 +72,7 @@ impl Call {
         self.finished = true;
         let method = method(self.path.as_ref());
         let elapsed = self.start.elapsed();
-        let name = details::name(code);
+        let name = code_name(code);
         if let Some(metrics) = &self.shared.metrics {
             // A call may end before anybody has looked whether its path is served.
             metrics.record(self.shared.methods.label(method), name, elapsed);

@@ -3,7 +3,10 @@
 use http::{HeaderMap, HeaderValue, header::HeaderName};
 use tonic::{Code, Status};
 
-use crate::{breaker::CircuitOpen, refusal::Refusal};
+use crate::{
+    breaker::CircuitOpen,
+    refusal::{Refusal, code_name},
+};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
@@ -29,33 +32,10 @@ pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Op
         Code::Unimplemented if status.message().is_empty() => format!("{path} is not served here"),
         _ => status.message().to_owned(),
     };
-    let complete = Refusal::new(status.code(), name(status.code()), message).into_status(service);
+    let complete = Refusal::new(status.code(), code_name(status.code()), message).into_status(service);
     // The metadata stands in the headers already.
     complete.add_header(headers).ok()?;
     Some(complete)
-}
-
-/// The code's name in the specification.
-pub(super) const fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 #[cfg(test)]
