@@ -17,6 +17,9 @@ static SAGA_OP: HeaderName = HeaderName::from_static("saga-op");
 static SAGA_ATTEMPT: HeaderName = HeaderName::from_static("saga-attempt");
 static SAGA_DEADLINE: HeaderName = HeaderName::from_static("saga-deadline");
 static SAGA_EXPIRES: HeaderName = HeaderName::from_static("saga-expires");
+/// Any of these makes a request a saga's.
+static SAGA_CALL: [&HeaderName; 7] =
+    [&SAGA_ID, &SAGA_TYPE, &SAGA_STEP, &SAGA_OP, &SAGA_ATTEMPT, &SAGA_DEADLINE, &SAGA_EXPIRES];
 
 /// The two operations of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,17 +114,16 @@ impl SagaCall {
     /// INVALID_ARGUMENT naming the keys that are missing or wrong.
     pub fn from_metadata(metadata: &MetadataMap) -> Result<Option<Self>, Refusal> {
         let headers: &HeaderMap = metadata.as_ref();
-        if !headers.contains_key(&SAGA_ID) {
+        // What has lost its saga-id on the way is no client's: it would be decided under a key that no saga asks for again.
+        if !SAGA_CALL.iter().any(|key| headers.contains_key(*key)) {
             return Ok(None);
         }
         let mut violations = Violations::default();
         let mut text = |key: &'static HeaderName| {
             let value = headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            violations.require(
-                (1..=128).contains(&value.len()),
-                key.as_str(),
-                "must be 1 to 128 visible ASCII characters",
-            );
+            // As narrow as where it is forgotten: what is kept under a key with a space in it would stay for ever.
+            let fits = (1..=128).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic());
+            violations.require(fits, key.as_str(), "must be 1 to 128 visible ASCII characters");
             value
         };
         let (saga_id, saga_type, step, op) = (text(&SAGA_ID), text(&SAGA_TYPE), text(&SAGA_STEP), text(&SAGA_OP));
@@ -217,6 +219,30 @@ mod tests {
         let refusal = SagaCall::from_metadata(&metadata).expect_err("three are wrong");
         let fields: Vec<_> = refusal.violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, [SAGA_STEP.as_str(), SAGA_OP.as_str(), SAGA_ATTEMPT.as_str()]);
+    }
+
+    #[test]
+    fn half_a_call_without_its_saga_is_not_a_clients() {
+        for key in SAGA_CALL.into_iter().filter(|key| *key != SAGA_ID) {
+            let mut metadata = MetadataMap::new();
+            call().write_to(&mut metadata);
+            let value = metadata.as_mut().remove(key).expect("written");
+            let mut alone = MetadataMap::new();
+            alone.as_mut().insert(key.clone(), value);
+            let refusal = SagaCall::from_metadata(&alone).expect_err(key.as_str());
+            assert_eq!(refusal.violations[0].field, SAGA_ID.as_str(), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_forgotten_is_refused() {
+        for (key, text) in [(&SAGA_ID, "o 1"), (&SAGA_STEP, "charge\tcustomer"), (&SAGA_ID, " ")] {
+            let mut metadata = MetadataMap::new();
+            call().write_to(&mut metadata);
+            metadata.as_mut().insert(key.clone(), HeaderValue::from_static(text));
+            let refusal = SagaCall::from_metadata(&metadata).expect_err(text);
+            assert_eq!(refusal.violations[0].field, key.as_str());
+        }
     }
 
     #[test]
