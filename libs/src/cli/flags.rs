@@ -139,7 +139,8 @@ pub struct Limits {
     #[arg(long, env = "KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration::parse_some)]
     pub keepalive_timeout: Duration,
 
-    /// The age, give or take a tenth, at which a connection is closed so that its client finds new servers.
+    /// The age, give or take a tenth, at which a connection is closed so that its client finds new servers. Its calls have the time
+    /// that they may take.
     #[arg(long, env = "MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "15m", value_parser = duration::parse_some)]
     pub max_connection_age: Duration,
 }

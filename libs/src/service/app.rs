@@ -174,7 +174,7 @@ impl App {
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
-            grace: limits.drain_timeout,
+            grace: limits.drain_timeout.max(limits.max_deadline),
         };
         health.serving().await;
         tracing::info!(service = name, %address, "serving");

@@ -46,6 +46,7 @@ pub(super) struct Connections {
     pub(super) shed: ShedLayer,
     pub(super) max_deadline: Duration,
     pub(super) max_age: Duration,
+    /// How long an aged connection's calls may take to end, and then its streams. It isn't in the way of a server that stops.
     pub(super) grace: Duration,
 }
 

@@ -213,10 +213,22 @@ async fn an_old_connection_is_left_for_a_new_one() {
     // Time enough to begin the stream, and to be answered on the new connection.
     flags.limits.max_connection_age = Duration::from_secs(1);
     flags.limits.drain_timeout = Duration::from_millis(20);
+    flags.limits.max_deadline = Duration::from_millis(20);
     let served = Served::start(&flags).await;
     let status = served.watch("").await.message().await.expect_err("the connection is old");
     assert_eq!(status.code(), Code::Unavailable);
     served.get("tea").await.expect("a new connection");
+}
+
+#[tokio::test]
+async fn an_old_connections_calls_have_all_the_time_that_a_call_has() {
+    let mut flags = flags();
+    flags.limits.max_connection_age = Duration::from_millis(20);
+    flags.limits.drain_timeout = Duration::ZERO;
+    flags.limits.max_deadline = Duration::from_millis(200);
+    let served = Served::start(&flags).await;
+    let status = served.get("wait").await.expect_err("nobody releases it");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "waited out, not cut off with its connection: {status}");
 }
 
 #[tokio::test]
