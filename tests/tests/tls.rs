@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use proto::order::v1::OrderState;
-use tests::{Shop, shop::order, tls::Secrets};
+use tests::{Shop, program, shop::order, tls::Secrets};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -29,5 +29,22 @@ async fn services_show_each_other_their_certificates_and_serve_nobody_who_has_no
     assert!(nobody.is_err(), "it shows no certificate: {nobody:?}");
     let plain = asked(endpoint(&uri.replace("https:", "http:"))?).await;
     assert!(plain.is_err(), "it does not even speak TLS: {plain:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_only_trusts_an_authority_is_asked_for_its_health_in_plain_text() -> anyhow::Result<()> {
+    let mut shop = Shop::new()?;
+    let secrets = Secrets::new(shop.folder())?;
+    let (_, authority) = secrets.flags().find(|(flag, _)| *flag == "--tls-ca").context("an authority")?;
+    let folder = shop.folder().to_owned();
+    shop.shipping().start().await?;
+    let listen = shop.shipping().address();
+    for (typed, code) in [(&[][..], 0), (&["--tls-ca", &authority][..], 1)] {
+        let mut command = program::command("shipping", &folder)?;
+        command.args(["health", "--listen", &listen]).args(typed).env("TLS_CA", &authority);
+        let output = program::output(command).await?;
+        assert_eq!(output.status.code(), Some(code), "{typed:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
     Ok(())
 }

@@ -34,6 +34,21 @@ pub(super) struct Health {
     tls: Tls,
 }
 
+impl Health {
+    /// A server without a certificate speaks plain text, whomever it trusts. An authority that comes from its environment is the one
+    /// that it trusts, and no word on how to ask it; one that is typed is.
+    pub(super) fn ask_as_it_serves(&mut self, is_authority_from_environment: bool) {
+        if is_authority_from_environment && self.tls.tls_cert.is_none() {
+            self.tls.tls_ca = None;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn asks_by_tls(&self) -> bool {
+        self.tls.tls_ca.is_some() || self.tls.tls_cert.is_some()
+    }
+}
+
 /// Prints the state; success is SERVING.
 pub(super) async fn ask(health: &Health) -> Result<ExitCode, BoxError> {
     let status = tokio::time::timeout(health.timeout, check(health))
@@ -62,7 +77,7 @@ async fn check(health: &Health) -> Result<ServingStatus, BoxError> {
 /// one. The name is not the address asked but what every certificate for such a probe names.
 fn client_tls(tls: &Tls) -> Result<Option<ClientTlsConfig>, BoxError> {
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    // A certificate without an authority vouches for itself.
+    // Without an authority the server's own file is trusted: that is enough if it signed itself, or has who signed it in its chain.
     let Some(authority) = tls.tls_ca.as_deref().or(tls.tls_cert.as_deref()) else { return Ok(None) };
     let config =
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authority)?)).domain_name("localhost");

@@ -5,6 +5,7 @@ use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, pin::pin
 use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
 
 use super::{BoxError, Program, Serve, Store, health};
@@ -122,7 +123,11 @@ fn parse_as(command: clap::Command, arguments: impl IntoIterator<Item = OsString
     let is_subcommand = arguments.get(1).is_some_and(|word| command.find_subcommand(word).is_some());
     let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
     let matches = command.try_get_matches_from(arguments).map_err(without_passwords)?;
-    Line::from_arg_matches(&matches).map_err(without_passwords)
+    let mut line = Line::from_arg_matches(&matches).map_err(without_passwords)?;
+    if let (Some(Command::Health(health)), Some(("health", matches))) = (&mut line.command, matches.subcommand()) {
+        health.ask_as_it_serves(matches.value_source("tls_ca") == Some(ValueSource::EnvVariable));
+    }
+    Ok(line)
 }
 
 /// Clap tells a wrong value, and a URL that is wrong may hold a password all the same.
@@ -281,6 +286,21 @@ mod tests {
         assert!(typed(&["tea", url, sqlite]).is_ok(), "what is typed comes first");
         let line = one_line(&typed(&["tea"]).expect_err("it is read where nothing is typed"));
         assert!(line.contains(url), "{line}");
+    }
+
+    #[test]
+    fn health_asks_as_the_server_serves() {
+        // No test may set a variable. This one is set everywhere, and names a file as well as any.
+        let with_variable =
+            || command_line::<Tea>().mut_subcommand("health", |health| health.mut_arg("tls_ca", |arg| arg.env("PATH")));
+        let pair = ["--tls-cert", "a.pem", "--tls-key", "a.key"];
+        let cases: [(&[&str], bool); 3] = [(&[], false), (&pair, true), (&["--tls-ca", "ca.pem"], true)];
+        for (words, by_tls) in cases {
+            let words = ["tea", "health"].iter().chain(words).copied().map(OsString::from);
+            let line = parse_as(with_variable(), words).expect("right flags");
+            let Some(Command::Health(health)) = line.command else { panic!("{line:?} is not health") };
+            assert_eq!(health.asks_by_tls(), by_tls, "{health:?}");
+        }
     }
 
     #[test]
