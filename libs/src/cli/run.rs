@@ -9,7 +9,11 @@ use clap::{
 };
 
 use super::{BoxError, Program, Serve, Store, health};
-use crate::{rpc::client::PeerError, service::App, telemetry};
+use crate::{
+    rpc::client::PeerError,
+    service::App,
+    telemetry::{self, TelemetryError},
+};
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, version)]
@@ -65,11 +69,19 @@ pub fn run<P: Program>() -> ExitCode {
     let ended = runtime.block_on(execute::<P>(command));
     // A blocking read that does not end must not keep the process.
     runtime.shutdown_background();
-    ended.unwrap_or_else(|error| match error.downcast_ref::<PeerError>() {
-        // Clap knows no service's peers, so these flags are found wrong after it.
-        Some(error) => wrong_flags(&format!("--peer: {error}")),
+    ended.unwrap_or_else(|error| match found_wrong(&error) {
+        Some(why) => wrong_flags(&why),
         None => failed(&*error),
     })
+}
+
+/// What is wrong with a flag or a variable that clap found nothing wrong with: it knows no service's peers, and only flags.
+fn found_wrong(error: &BoxError) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<PeerError>() {
+        return Some(format!("--peer: {error}"));
+    }
+    let telemetry = error.downcast_ref::<TelemetryError>().filter(|error| error.is_wrong_variable());
+    telemetry.map(ToString::to_string)
 }
 
 async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {

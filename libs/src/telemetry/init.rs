@@ -27,6 +27,9 @@ static METRICS: AtomicBool = AtomicBool::new(false);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TelemetryError {
+    /// RUST_LOG is a word, and no level.
+    #[error("RUST_LOG: {0:?} is not off, error, warn, info, debug or trace; for a part of the program write {0}=info")]
+    Level(String),
     /// RUST_LOG is wrong.
     #[error("RUST_LOG: {0}")]
     Filter(#[from] ParseError),
@@ -36,6 +39,14 @@ pub enum TelemetryError {
     /// It was set up before.
     #[error("telemetry is set up already")]
     Twice(#[from] TryInitError),
+}
+
+impl TelemetryError {
+    /// True if whoever set a variable has to mend it.
+    #[must_use]
+    pub const fn is_wrong_variable(&self) -> bool {
+        matches!(self, Self::Level(_) | Self::Filter(_) | Self::Exporter(ExporterBuildError::InvalidConfiguration(_)))
+    }
 }
 
 /// Keeps telemetry going; what it holds back goes out when it is flushed.
@@ -49,7 +60,7 @@ pub struct Guard(Exporters);
 /// When RUST_LOG or an `OTEL_*` variable is wrong, or when called twice.
 pub fn init(service_name: &str, args: &Args) -> Result<Guard, TelemetryError> {
     let filter = match env::var("RUST_LOG") {
-        Ok(directives) if !directives.trim().is_empty() => EnvFilter::try_new(directives)?,
+        Ok(directives) if !directives.trim().is_empty() => filter(&directives)?,
         _ => EnvFilter::new("info"),
     };
     let exporters = Exporters::from_env(service_name)?;
@@ -68,6 +79,16 @@ pub fn init(service_name: &str, args: &Args) -> Result<Guard, TelemetryError> {
     METRICS.store(exporters.has_metrics(), Ordering::Relaxed);
     panic::set_hook(Box::new(log_panic));
     Ok(Guard(exporters))
+}
+
+fn filter(directives: &str) -> Result<EnvFilter, TelemetryError> {
+    let text = directives.trim();
+    let is_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    // It would be taken for the name of a part, and nothing else would be logged: not even that the level is misspelt.
+    if is_word && text.parse::<LevelFilter>().is_err() {
+        return Err(TelemetryError::Level(text.to_owned()));
+    }
+    Ok(EnvFilter::try_new(text)?)
 }
 
 /// True if spans are exported.
@@ -98,4 +119,24 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
         _ => None,
     };
     tracing::error!(why, location, backtrace, "panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_no_filter() {
+        for right in ["info", "WARN", " off ", "3", "libs=debug", "hyper=off,info", "libs::rpc", "[order]", "a,b"] {
+            assert!(filter(right).is_ok(), "{right}");
+        }
+        for wrong in ["notalevel", "verbose", "6", "libs", "a=b=c", "libs=loud"] {
+            let error = filter(wrong).expect_err(wrong);
+            let line = error.to_string();
+            assert!(
+                error.is_wrong_variable() && line.starts_with("RUST_LOG") && !line.contains('\n'),
+                "{wrong}: {line}"
+            );
+        }
+    }
 }
