@@ -321,6 +321,40 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    std::fs::write(shop.folder().join("empty.pem"), "")?;
+    let cases: [(&str, &str, &str); 14] = [
+        ("RUST_LOG", "a=b=c", "RUST_LOG"),
+        ("RUST_LOG", "notalevel", "notalevel"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
+        ("DATABASE_URL", "postgres://me:secret@host:notaport/db", "--database-url"),
+        ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=nope", "--database-url"),
+        ("DATABASE_URL", "sqlite:a.db?mode=rwc", "--database-url"),
+        ("PEER", "inventory=http://localhost:5005l", "no number"),
+        ("PEER", "inventory=http://me:secret@localhost:50051", "--peer"),
+        ("PEER", "inventory=https://localhost:50051", "--tls-ca"),
+        ("TLS_CA", "missing.pem", "missing.pem"),
+        ("TLS_CA", "empty.pem", "empty.pem"),
+        ("TLS_CERT", "empty.pem", "--tls-cert"),
+        ("MAX_HEADER_BYTES", "0", "--max-header-bytes"),
+        ("MAX_MESSAGE_BYTES", "0", "--max-message-bytes"),
+    ];
+    for (variable, value, says) in cases {
+        let mut command = program::command("order", shop.folder())?;
+        command.env("LISTEN", "127.0.0.1:0").env(variable, value);
+        if variable == "TLS_CERT" {
+            command.env("TLS_KEY", "empty.pem");
+        }
+        let output = program::output(command).await?;
+        assert_one_line(&output, 2, &[says]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"), "{output:?}");
+    }
+    assert!(!shop.folder().join("data").exists(), "nothing is made before the values are known to be right");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_variable_of_another_program_is_not_read_where_a_flag_is_typed() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     let url = format!("sqlite:{}", shop.folder().join("typed.db").display());

@@ -1,13 +1,19 @@
 //! The flags. Their comments are what `--help` says, and every flag has a variable of the same name.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
 use super::{BoxError, DatabaseUrl, NatsUrl, duration};
 use crate::{
     breaker::{self, Registry},
-    rpc::client::{PeerAddress, PeerAddresses, PeerError, Peers},
+    rpc::client::{PeerAddress, PeerAddresses, Peers},
     telemetry::{self, propagation},
 };
 
@@ -106,11 +112,11 @@ pub struct Limits {
     pub max_staleness_wait: Duration,
 
     /// The largest message that a command or a query takes or answers, in bytes.
-    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20)]
+    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 10..))]
     pub max_message_bytes: usize,
 
-    /// The largest header list of a call, in bytes.
-    #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10)]
+    /// The largest header list of a call, in bytes. A saga's call has some 2000 with its trace.
+    #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(4 << 10..))]
     pub max_header_bytes: u32,
 
     /// The most calls in flight on one connection; more wait at the client.
@@ -161,12 +167,13 @@ impl Serve {
         }
     }
 
-    /// Checks the peers that were typed, before anything is made.
+    /// Checks the peers that were typed and how to trust them, before anything is made.
     ///
     /// # Errors
-    /// When an address is given for a peer that `defaults` does not name.
-    pub(super) fn check_peers(&self, defaults: &[(&str, &str)]) -> Result<(), PeerError> {
-        Peers::new(Registry::new(), defaults, self.typed_peers()).map(drop)
+    /// When an address is given for a peer that `defaults` does not name, an address asks for a TLS that cannot be had, or a file of the
+    /// TLS can't be used.
+    pub(super) fn check_peers(&self, defaults: &[(&str, &str)]) -> Result<(), BoxError> {
+        Ok(self.secured_peers(Registry::new(), defaults)?.check()?)
     }
 
     fn typed_peers(&self) -> Vec<PeerAddress> {
@@ -180,18 +187,44 @@ impl Serve {
     /// When an address is given for a peer that `defaults` does not name, or a file of the TLS can't be read.
     pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
         breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
-        let peers = Peers::new(registry, defaults, self.typed_peers())?.on_request(Arc::new(propagation::inject));
+        Ok(self.secured_peers(registry, defaults)?.on_request(Arc::new(propagation::inject)))
+    }
+
+    fn secured_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
+        let peers = Peers::new(registry, defaults, self.typed_peers())?;
         let Tls { tls_cert, tls_key, tls_ca } = &self.tls;
-        let read =
-            |flag: &str, path: &PathBuf| fs::read(path).map_err(|error| format!("{flag} {}: {error}", path.display()));
         let peers = match (tls_cert, tls_key) {
-            (Some(certificate), Some(key)) => peers.identify(read("--tls-cert", certificate)?, read("--tls-key", key)?),
+            (Some(certificate), Some(key)) => {
+                peers.identify(WrongFile::read("--tls-cert", certificate)?, WrongFile::read("--tls-key", key)?)
+            }
             _ => peers,
         };
-        Ok(match tls_ca {
-            Some(authority) => peers.trust(read("--tls-ca", authority)?),
-            None => peers,
-        })
+        let Some(path) = tls_ca else { return Ok(peers) };
+        let authority = WrongFile::read("--tls-ca", path)?;
+        // Who trusts nobody starts well, and then finds every peer wrong.
+        if !authority.windows(CERTIFICATE.len()).any(|words| words == CERTIFICATE) {
+            let why = "there is no certificate in it".to_owned();
+            return Err(WrongFile { flag: "--tls-ca", path: path.clone(), why }.into());
+        }
+        Ok(peers.trust(authority))
+    }
+}
+
+/// What a certificate begins with in a PEM file.
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// A file that a flag names, and that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{flag} {}: {why}", path.display())]
+pub(super) struct WrongFile {
+    flag: &'static str,
+    path: PathBuf,
+    why: String,
+}
+
+impl WrongFile {
+    fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, Self> {
+        fs::read(path).map_err(|error| Self { flag, path: path.to_owned(), why: error.to_string() })
     }
 }
 

@@ -8,10 +8,10 @@ use clap::{
     parser::ValueSource,
 };
 
-use super::{BoxError, Program, Serve, Store, health};
+use super::{BoxError, Program, Serve, Store, flags::WrongFile, health};
 use crate::{
     rpc::client::PeerError,
-    service::App,
+    service::{App, StartError},
     telemetry::{self, TelemetryError},
 };
 
@@ -75,10 +75,17 @@ pub fn run<P: Program>() -> ExitCode {
     })
 }
 
-/// What is wrong with a flag or a variable that clap found nothing wrong with: it knows no service's peers, and only flags.
+/// What is wrong with a flag or a variable that clap found nothing wrong with: it knows no service's peers, opens no file, and sees only
+/// the variables of flags.
 fn found_wrong(error: &BoxError) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PeerError>() {
         return Some(format!("--peer: {error}"));
+    }
+    if let Some(error) = error.downcast_ref::<WrongFile>() {
+        return Some(error.to_string());
+    }
+    if let Some(error @ (StartError::File { .. } | StartError::Tls(_))) = error.downcast_ref::<StartError>() {
+        return Some(error.to_string());
     }
     let telemetry = error.downcast_ref::<TelemetryError>().filter(|error| error.is_wrong_variable());
     telemetry.map(ToString::to_string)
@@ -275,6 +282,8 @@ mod tests {
             (&["--surface", "half"], "--surface"),
             (&["--tls-cert", "a.pem"], "--tls-key"),
             (&["--max-streams", "0"], "--max-streams"),
+            (&["--max-header-bytes", "0"], "--max-header-bytes"),
+            (&["--max-message-bytes", "0"], "--max-message-bytes"),
             (&["--nats-url", "localhost:4222"], "--nats-url"),
             (&["brew"], "brew"),
         ];
@@ -298,6 +307,29 @@ mod tests {
         assert!(typed(&["tea", url, sqlite]).is_ok(), "what is typed comes first");
         let line = one_line(&typed(&["tea"]).expect_err("it is read where nothing is typed"));
         assert!(line.contains(url), "{line}");
+    }
+
+    #[test]
+    fn what_tls_needs_is_asked_for_before_anything_is_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "-----BEGIN PRIVATE KEY-----").expect("written");
+        let empty = empty.to_str().expect("a path");
+        let wrong: &[(&[&str], &str)] = &[
+            (&["serve", "--tls-ca", "missing.pem"], "--tls-ca missing.pem: "),
+            (&["serve", "--tls-cert", "missing.pem", "--tls-key", "missing.key"], "--tls-cert missing.pem: "),
+            (&["serve", "--tls-ca", empty], "no certificate in it"),
+            (&["serve", "--peer", "a=https://a:1"], "--tls-ca"),
+        ];
+        for (words, says) in wrong {
+            let error = served(words).check_peers(&[("a", "http://localhost:1")]).expect_err("wrong");
+            let line = found_wrong(&error).unwrap_or_else(|| panic!("{words:?}: {error} is not a wrong flag"));
+            assert!(line.contains(says) && !line.contains('\n'), "{words:?}: {line}");
+        }
+        let file = StartError::File { flag: "--tls-cert", path: empty.into(), source: std::io::Error::other("gone") };
+        assert!(found_wrong(&file.into()).is_some());
+        let taken = StartError::Listen { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("taken") };
+        assert!(found_wrong(&taken.into()).is_none(), "what is typed is right");
     }
 
     #[test]

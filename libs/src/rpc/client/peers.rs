@@ -1,6 +1,6 @@
 //! The peers a service knows, by name.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error as _, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
 use tonic::transport::{self, Certificate, ClientTlsConfig, Identity};
@@ -112,6 +112,18 @@ impl Peers {
         self.addresses.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Checks that each address can be called as it asks to be, without calling any.
+    ///
+    /// # Errors
+    /// When one asks for a TLS that cannot be had.
+    pub fn check(&self) -> Result<(), PeerError> {
+        let every = self.addresses.iter().flat_map(|(name, uris)| uris.iter().map(move |uri| (name, uri)));
+        for (name, uri) in every {
+            self.transport(name, &Place::typed(uri.clone()), &PeerOptions::saga())?;
+        }
+        Ok(())
+    }
+
     /// A channel to a peer for a saga's steps: [`Peers::connect_with`] and [`PeerOptions::saga`].
     ///
     /// # Errors
@@ -199,7 +211,10 @@ impl Peers {
             (Some(_), Some(host)) => tls.domain_name(host),
             _ => tls,
         };
-        endpoint.tls_config(tls).map_err(|error| wrong(error.to_string()))
+        // Tonic's own word is "transport error"; what is wrong with a file is below it.
+        endpoint
+            .tls_config(tls)
+            .map_err(|error| wrong(error.source().map_or_else(|| error.to_string(), ToString::to_string)))
     }
 
     fn unknown(&self, name: &str) -> PeerError {
