@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod schema;
 
 use std::time::Duration;
 
 use libs::journal::{
     AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome, RequestKey, Role,
-    SubmitError, events_after,
+    SubmitError, Table, events_after,
 };
+use schema::Schema;
+use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
@@ -209,4 +212,49 @@ async fn one_who_stops_in_its_turn_is_not_waited_for() {
     go_on.send(()).unwrap();
     assert_eq!(standing.await.unwrap(), Err(SubmitError::Unavailable), "its turn was over");
     assert_eq!(stopped.submit(note("stopped")).await.unwrap().outcome, Outcome::Done, "and nothing of it was written");
+}
+
+/// The service's tables beside the journal's, as one that drives sagas has them: with an index.
+static LOANS: Table = Table {
+    name: "loans",
+    columns: &["id", "due"],
+    key: 1,
+    fixed: &[],
+    create: &[
+        "CREATE TABLE IF NOT EXISTS loans (id TEXT NOT NULL PRIMARY KEY, due INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS loans_by_due ON loans (due)",
+    ],
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_only_read_and_write_opens_what_its_owner_made() {
+    let Some(schema) = Schema::new() else { return };
+    let name = &schema.name;
+    let role = format!("{name}_clerk");
+    // It is another's session that has the clerk's rights, so the clerk needs no password.
+    let and = if schema.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-c%20role%3D{role}", schema.url);
+    let clerk = Location::Postgres { url, schema: name.clone() };
+    let owner = Location::Postgres { url: schema.url.clone(), schema: name.clone() };
+
+    drop(Journal::open(owner.clone(), &[]).await.unwrap());
+    let mut session = schema.connect().await;
+    let grant = format!(
+        "CREATE ROLE {role};
+        GRANT USAGE ON SCHEMA {name} TO {role};
+        ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {name} TO {role}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut session).await.unwrap();
+    let early = Journal::open(clerk.clone(), &[&LOANS]).await.expect_err("a table is missing").to_string();
+    assert!(early.contains("permission denied"), "{early}");
+
+    drop(Journal::open(owner, &[&LOANS]).await.unwrap());
+    let journal = Journal::open(clerk, &[&LOANS]).await.unwrap();
+    assert_eq!(journal.submit(note("clerk")).await.unwrap().outcome, Outcome::Done);
+    let who = journal.reader().fetch("SELECT current_user::text", Vec::new()).await.unwrap();
+    assert_eq!(who[0].text(0).unwrap(), role);
+    journal.close();
+    let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
 }

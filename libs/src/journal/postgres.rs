@@ -1,7 +1,7 @@
 //! Reaching PostgreSQL so that what is committed stays: `fsync`, `full_page_writes` and `synchronous_commit` read back, each
 //! service in a schema of its own.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{collections::HashSet, str::FromStr as _, time::Duration};
 
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
@@ -116,10 +116,20 @@ impl Server {
         Ok(())
     }
 
+    /// Makes what is missing. Of what is there nothing is asked: even with IF NOT EXISTS a schema takes the right to make one, a table the
+    /// schema's, and an index its owner's, and whoever serves may have none of them.
     async fn create(&self, connection: &mut PgConnection, tables: &[&'static Table]) -> Result<(), Error> {
-        let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
-        postgres::execute(connection, &schema, &[]).await?;
-        for statement in tables.iter().flat_map(|table| table.create) {
+        const THERE: &str = "SELECT COALESCE(relname::text, '') FROM pg_namespace AS schema
+            LEFT JOIN pg_class ON relnamespace = schema.oid WHERE nspname = $1";
+        let there = postgres::query(connection, THERE, &[self.schema.clone().into()]).await?;
+        let there = there.iter().map(|record| record.text(0)).collect::<Result<HashSet<_>, _>>()?;
+        // One that is empty has a row all the same.
+        if there.is_empty() {
+            let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
+            postgres::execute(connection, &schema, &[]).await?;
+        }
+        let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains(&name.to_lowercase()));
+        for statement in tables.iter().flat_map(|table| table.create).filter(missing) {
             postgres::execute(connection, &translate(statement), &[]).await?;
         }
         Ok(())
@@ -273,6 +283,12 @@ pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// The name of the table or index that a statement makes if it isn't there.
+fn made(statement: &str) -> Option<&str> {
+    let (_, rest) = statement.split_once(" IF NOT EXISTS ")?;
+    rest.split([' ', '(', '\n']).next()
+}
+
 /// A table's definition in PostgreSQL's words. Texts compare byte by byte, as SQLite's do.
 fn translate(statement: &str) -> String {
     statement
@@ -285,6 +301,19 @@ fn translate(statement: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_statement_makes_has_a_name() {
+        let names = [
+            ("CREATE TABLE IF NOT EXISTS notes (id TEXT)", Some("notes")),
+            ("CREATE TABLE IF NOT EXISTS notes(id TEXT)", Some("notes")),
+            ("CREATE UNIQUE INDEX IF NOT EXISTS notes_by_id ON notes (id)", Some("notes_by_id")),
+            ("CREATE TABLE notes (id TEXT)", None),
+        ];
+        for (statement, name) in names {
+            assert_eq!(made(statement), name, "{statement}");
+        }
+    }
 
     #[test]
     fn a_table_is_translated() {
