@@ -1,12 +1,6 @@
 //! The flags. Their comments are what `--help` says, and every flag has a variable of the same name.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
@@ -14,6 +8,7 @@ use super::{BoxError, DatabaseUrl, NatsUrl, duration};
 use crate::{
     breaker::{self, Registry},
     rpc::client::{PeerAddress, PeerAddresses, Peers},
+    service::{StartError, tls},
     telemetry::{self, propagation},
 };
 
@@ -195,16 +190,16 @@ impl Serve {
         let Tls { tls_cert, tls_key, tls_ca } = &self.tls;
         let peers = match (tls_cert, tls_key) {
             (Some(certificate), Some(key)) => {
-                peers.identify(WrongFile::read("--tls-cert", certificate)?, WrongFile::read("--tls-key", key)?)
+                peers.identify(tls::read("--tls-cert", certificate)?, tls::read("--tls-key", key)?)
             }
             _ => peers,
         };
         let Some(path) = tls_ca else { return Ok(peers) };
-        let authority = WrongFile::read("--tls-ca", path)?;
+        let authority = tls::read("--tls-ca", path)?;
         // Who trusts nobody starts well, and then finds every peer wrong.
         if !authority.windows(CERTIFICATE.len()).any(|words| words == CERTIFICATE) {
-            let why = "there is no certificate in it".to_owned();
-            return Err(WrongFile { flag: "--tls-ca", path: path.clone(), why }.into());
+            let source = io::Error::new(io::ErrorKind::InvalidData, "there is no certificate in it");
+            return Err(StartError::File { flag: "--tls-ca", path: path.clone(), source }.into());
         }
         Ok(peers.trust(authority))
     }
@@ -212,21 +207,6 @@ impl Serve {
 
 /// What a certificate begins with in a PEM file.
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
-
-/// A file that a flag names, and that can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{flag} {}: {why}", path.display())]
-pub(super) struct WrongFile {
-    flag: &'static str,
-    path: PathBuf,
-    why: String,
-}
-
-impl WrongFile {
-    fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, Self> {
-        fs::read(path).map_err(|error| Self { flag, path: path.to_owned(), why: error.to_string() })
-    }
-}
 
 impl Surface {
     /// True if commands are served.

@@ -8,7 +8,7 @@ use clap::{
     parser::ValueSource,
 };
 
-use super::{BoxError, Program, Serve, Store, flags::WrongFile, health};
+use super::{BoxError, Program, Serve, Store, health};
 use crate::{
     rpc::client::PeerError,
     service::{App, StartError},
@@ -80,9 +80,6 @@ pub fn run<P: Program>() -> ExitCode {
 fn found_wrong(error: &BoxError) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PeerError>() {
         return Some(format!("--peer: {error}"));
-    }
-    if let Some(error) = error.downcast_ref::<WrongFile>() {
-        return Some(error.to_string());
     }
     if let Some(error @ (StartError::File { .. } | StartError::Tls(_))) = error.downcast_ref::<StartError>() {
         return Some(error.to_string());

@@ -1,6 +1,7 @@
 //! Talking gRPC: what every server and client does.
 
 pub mod carried;
+pub(crate) mod cause;
 pub mod client;
 pub mod deadline;
 pub mod server;

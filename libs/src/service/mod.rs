@@ -15,7 +15,7 @@ mod socket;
 #[cfg(feature = "cqrs")]
 mod stores;
 mod tasks;
-mod tls;
+pub(crate) mod tls;
 
 #[cfg(feature = "cqrs")]
 pub use self::stores::{Sides, Source, Stores};

@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use super::StartError;
-use crate::cli::Tls;
+use crate::{cli::Tls, rpc::cause::root};
 
 /// A handshake takes two round trips: a client that needs longer is no client.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -18,14 +18,11 @@ pub(super) fn secure(server: Server, tls: &Tls) -> Result<Server, StartError> {
     if let Some(authority) = &tls.tls_ca {
         config = config.client_ca_root(Certificate::from_pem(read("--tls-ca", authority)?));
     }
-    server.tls_config(config).map_err(|error| StartError::Tls(deepest(&error)))
+    // Tonic's own word is "transport error"; what is wrong with the file is below it.
+    server.tls_config(config).map_err(|error| StartError::Tls(root(&error).to_string()))
 }
 
-fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
+/// Reads a file that a flag names.
+pub(crate) fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
     fs::read(path).map_err(|source| StartError::File { flag, path: path.to_owned(), source })
-}
-
-/// Tonic's own word is "transport error"; what is wrong with the file is below it.
-fn deepest(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), deepest)
 }

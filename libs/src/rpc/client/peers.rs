@@ -1,6 +1,6 @@
 //! The peers a service knows, by name.
 
-use std::{collections::BTreeMap, error::Error as _, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
 use tonic::transport::{self, Certificate, ClientTlsConfig, Identity};
@@ -11,7 +11,10 @@ use super::{
     follow::Follower,
     place::{Lookup, Place, system_lookup},
 };
-use crate::breaker::{Breaker, BreakerLayer, Methods, Registry};
+use crate::{
+    breaker::{Breaker, BreakerLayer, Methods, Registry},
+    rpc::cause::root,
+};
 
 /// Adds to the headers of every call: the trace context, for one.
 pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
@@ -212,9 +215,7 @@ impl Peers {
             _ => tls,
         };
         // Tonic's own word is "transport error"; what is wrong with a file is below it.
-        endpoint
-            .tls_config(tls)
-            .map_err(|error| wrong(error.source().map_or_else(|| error.to_string(), ToString::to_string)))
+        endpoint.tls_config(tls).map_err(|error| wrong(root(&error).to_string()))
     }
 
     fn unknown(&self, name: &str) -> PeerError {
