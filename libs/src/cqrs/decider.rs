@@ -156,8 +156,8 @@ impl<R: Message> Decision<R> {
     /// Folds the events into new states, in the form the journal commits.
     ///
     /// # Errors
-    /// INTERNAL when an event is for an aggregate that the command doesn't name, two things beside it change the same one, such as two
-    /// sagas that take the same lock, or stored state can't be read.
+    /// INTERNAL when an event is for an aggregate that the command doesn't name, what is beside the decision changes what something else in
+    /// it does, such as two sagas that take the same lock, or stored state can't be read.
     pub fn into_decided(self, loaded: &Loaded<'_>) -> Result<Decided, Refusal> {
         let mut changes: Vec<Change> = Vec::new();
         for Pending { aggregate, event, evolve } in self.events {
@@ -188,20 +188,17 @@ impl<R: Message> Decision<R> {
             change.version += 1;
             change.events.push(event);
         }
-        let beside = &self.beside.changes;
-        let twice = |at: &usize| beside[..*at].iter().any(|change| change.aggregate == beside[*at].aggregate);
-        if let Some(at) = (1..beside.len()).find(twice) {
-            // Neither knows of the other: of both changes the later one would stay.
-            let AggregateId { kind, id } = &beside[at].aggregate;
-            tracing::error!(
-                aggregate.kind = kind,
-                aggregate.id = &**id,
-                "two of what is beside a decision change the same"
-            );
-            return Err(Refusal::internal());
-        }
+        let own = changes.len();
         let mut decided = Decided { reply: self.reply.encode_to_vec().into(), changes, ..Decided::default() };
         decided.absorb(self.beside);
+        let changes = &decided.changes;
+        let twice = |at: &usize| changes[..*at].iter().any(|change| change.aggregate == changes[*at].aggregate);
+        if let Some(at) = (own..changes.len()).find(twice) {
+            // Neither knows of the other: of both changes the later one would stay.
+            let AggregateId { kind, id } = &changes[at].aggregate;
+            tracing::error!(aggregate.kind = kind, aggregate.id = &**id, "two parts of a decision change the same");
+            return Err(Refusal::internal());
+        }
         Ok(decided)
     }
 }
@@ -210,4 +207,41 @@ fn evolve<A: Aggregate>(state: &[u8], event: &[u8]) -> Result<Vec<u8>, prost::De
     let mut state = A::State::decode(state)?;
     A::evolve(&mut state, &A::Event::decode(event)?);
     Ok(state.encode_to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal;
+
+    struct Pot;
+
+    impl Aggregate for Pot {
+        const KIND: &'static str = "pot";
+        type State = i64;
+        type Event = i64;
+        fn event_name(_: &i64) -> &'static str {
+            "Poured"
+        }
+        fn evolve(state: &mut i64, event: &i64) {
+            *state += event;
+        }
+    }
+
+    #[test]
+    fn what_is_beside_a_decision_changes_nothing_that_it_changes_itself() {
+        let seen = ["tea", "milk"].map(|id| (AggregateId::new("pot", id), journal::Aggregate::default()));
+        let loaded = Loaded::new(&seen, None, 0);
+        let beside = |id: &str| {
+            let aggregate = AggregateId::new("pot", id);
+            let change = Change { aggregate, state: Some(Bytes::new()), version: 1, events: Vec::new() };
+            Decided { changes: vec![change], ..Decided::default() }
+        };
+        let decided = |other| {
+            let twice = Decision::reply(()).event::<Pot>("tea", &1).event::<Pot>("tea", &2);
+            twice.beside(beside(other)).into_decided(&loaded)
+        };
+        assert_eq!(decided("milk").unwrap().changes.len(), 2);
+        assert_eq!(decided("tea").unwrap_err().code, tonic::Code::Internal);
+    }
 }
