@@ -10,7 +10,7 @@ use super::not_submitted;
 use crate::{
     journal::{Forgotten, Journal},
     refusal::{Refusal, Violations},
-    rpc::verdict::{Op, operation_key},
+    rpc::verdict::{LONGEST_NAME, Op, is_name, operation_key},
 };
 
 /// The most steps that one call names.
@@ -43,8 +43,7 @@ impl Barrier {
         violations.require((1..=MOST_STEPS).contains(&steps.len()), "steps", "must be 1 to 1,000");
         for (at, EndedStep { saga_id, step }) in steps.iter().take(MOST_STEPS).enumerate() {
             for (name, text) in [("saga_id", saga_id), ("step", step)] {
-                let fits = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-                if !fits {
+                if !is_name(text, LONGEST_NAME) {
                     violations.add(format!("steps[{at}].{name}"), "must be 1 to 128 visible ASCII characters");
                 }
             }

@@ -21,6 +21,14 @@ static SAGA_EXPIRES: HeaderName = HeaderName::from_static("saga-expires");
 static SAGA_CALL: [&HeaderName; 7] =
     [&SAGA_ID, &SAGA_TYPE, &SAGA_STEP, &SAGA_OP, &SAGA_ATTEMPT, &SAGA_DEADLINE, &SAGA_EXPIRES];
 
+/// The longest name of a saga, a step or a type.
+pub(crate) const LONGEST_NAME: usize = 128;
+
+/// True for a name of a saga, a step or a type: 1 to `longest` visible ASCII characters.
+pub(crate) fn is_name(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// The two operations of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
@@ -122,8 +130,7 @@ impl SagaCall {
         let mut text = |key: &'static HeaderName| {
             let value = headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
             // As narrow as where it is forgotten: what is kept under a key with a space in it would stay for ever.
-            let fits = (1..=128).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic());
-            violations.require(fits, key.as_str(), "must be 1 to 128 visible ASCII characters");
+            violations.require(is_name(value, LONGEST_NAME), key.as_str(), "must be 1 to 128 visible ASCII characters");
             value
         };
         let (saga_id, saga_type, step, op) = (text(&SAGA_ID), text(&SAGA_TYPE), text(&SAGA_STEP), text(&SAGA_OP));

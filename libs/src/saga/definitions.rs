@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Definition, DefinitionError, Fault};
 
-/// Definitions, by what sagas pin and by what starts them. Clones share them.
-#[derive(Clone, Debug, Default)]
+/// Definitions, by what sagas pin and by what starts them.
+#[derive(Debug, Default)]
 pub(super) struct Definitions {
     by_hash: HashMap<[u8; 32], Arc<Definition>>,
     newest: HashMap<&'static str, Arc<Definition>>,

@@ -1,20 +1,14 @@
-//! The ids of sagas: what they may be, and what those of the sagas below one are.
+//! The ids of sagas: how long they may be, and what those of the sagas below one are.
 
 use super::Definition;
+use crate::rpc::verdict::LONGEST_NAME;
 
-/// The longest id.
-pub(super) const LONGEST: usize = 128;
 /// What stands between an id, the step whose saga is meant, and which one of that step's. No step's name holds either, so no two sagas
 /// below one have the same id.
 const STEP: char = ':';
 const COUNT: char = '#';
 /// The longest count, with what stands before it.
 const LONGEST_COUNT: usize = "#4294967295".len();
-
-/// True for 1 to `longest` visible ASCII characters.
-pub(super) fn is_id(id: &str, longest: usize) -> bool {
-    (1..=longest).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
-}
 
 /// The id of a step's saga; of the one after `before`, if the step began one before.
 pub(super) fn next_below(parent: &str, step: &str, before: &str) -> String {
@@ -33,7 +27,7 @@ pub(super) fn longest_above(definition: &Definition) -> usize {
     let below = definition
         .sagas()
         .map(|(step, below)| longest_above(below).saturating_sub(longer_below(definition.plan.steps[step].name)));
-    below.min().unwrap_or(LONGEST)
+    below.min().unwrap_or(LONGEST_NAME)
 }
 
 /// How much longer than an id that of a step's saga may get.

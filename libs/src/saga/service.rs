@@ -13,7 +13,6 @@ use super::{
     coordinator::Coordinator,
     definition::Definition,
     definitions::Definitions,
-    ids,
     plan::{StepPlan, each},
     projection::SAGA_VIEWS,
     record::is_final,
@@ -23,7 +22,7 @@ use crate::{
     cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
-    rpc::verdict::Op,
+    rpc::verdict::{LONGEST_NAME, Op, is_name},
 };
 
 /// The query side: sagas from the view, definitions as they are.
@@ -100,7 +99,7 @@ impl SagaQueries {
 
 /// The ids that a saga may have: its own service may have chosen more freely than callers choose other ids.
 fn must_be_id(saga_id: &str, violations: &mut Violations) {
-    violations.require(ids::is_id(saga_id, ids::LONGEST), "saga_id", "must be 1 to 128 visible ASCII characters");
+    violations.require(is_name(saga_id, LONGEST_NAME), "saga_id", "must be 1 to 128 visible ASCII characters");
 }
 
 fn unknown(saga_id: &str) -> Refusal {

@@ -55,7 +55,7 @@ use super::{
 use crate::{
     journal::{AggregateId, Decided, Journal, Loaded, Member},
     refusal::Refusal,
-    rpc::carried::CarriedKeys,
+    rpc::{carried::CarriedKeys, verdict::is_name},
 };
 
 /// How a coordinator behaves.
@@ -178,7 +178,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
-    /// this id is under way; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
+    /// this id is under way; INVALID_ARGUMENT for an id that is none, or that leaves the sagas below it no room for theirs; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
     /// what the first step's request is refused for. Nothing is written then.
     pub fn start<I: Message>(
         &self,
@@ -206,12 +206,12 @@ impl Coordinator {
         if shared.draining.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
-        let Some(definition) = shared.definitions.newest(saga_type).map(Arc::clone) else {
+        let Some(definition) = shared.definitions.newest(saga_type).cloned() else {
             tracing::error!(saga.r#type = saga_type, "no such saga is defined");
             return Err(Refusal::internal());
         };
         let longest = ids::longest_above(&definition);
-        if !ids::is_id(saga_id, longest) {
+        if !is_name(saga_id, longest) {
             return Err(Refusal::invalid("saga_id", format!("must be 1 to {longest} visible ASCII characters")));
         }
         if shared.live.contains(saga_id) {

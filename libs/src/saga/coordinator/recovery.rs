@@ -82,7 +82,7 @@ impl Shared {
 
     /// The definition that a saga began under.
     pub(super) fn definition_of(&self, record: &Record) -> Result<Arc<Definition>, String> {
-        let definition = self.definitions.pinned(&record.kept.definition_hash).map(Arc::clone);
+        let definition = self.definitions.pinned(&record.kept.definition_hash).cloned();
         let saga = &record.saga;
         let definition = definition.ok_or_else(|| {
             let (name, version) = (&saga.r#type, saga.definition_version);
