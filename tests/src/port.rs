@@ -1,8 +1,10 @@
 //! Ports that stay one server's own while it is killed and restarted.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+};
 
-use anyhow::Context as _;
 use rand::RngExt as _;
 
 /// A TCP port of the loopback interface that no other test takes.
@@ -22,7 +24,7 @@ impl Port {
     ///
     /// # Errors
     /// When none of a hundred is free.
-    pub fn free() -> anyhow::Result<Self> {
+    pub fn free() -> io::Result<Self> {
         let mut random = rand::rng();
         let try_one = || {
             let number = random.random_range(10_000..32_000);
@@ -30,7 +32,8 @@ impl Port {
             TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
             Some(Self { number, _held: held })
         };
-        std::iter::repeat_with(try_one).take(100).flatten().next().context("no port is free")
+        let free = std::iter::repeat_with(try_one).take(100).flatten().next();
+        free.ok_or_else(|| io::Error::other("no port is free"))
     }
 
     /// Where a server listens, or a client connects.

@@ -1,25 +1,27 @@
 //! A NATS server of a test's own, by the program that `TEST_NATS` names: killed, restarted, and robbed of its last writes.
 #![allow(dead_code, clippy::unwrap_used, reason = "for tests, and not every one does all of it")]
 
+#[path = "../../../tests/src/port.rs"]
+#[allow(unreachable_pub, clippy::expect_used, reason = "public where processes are tested")]
+mod port;
+
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use rand::RngExt as _;
+use port::Port;
 use tempfile::TempDir;
 
 /// A server, or the place where it was.
 #[derive(Debug)]
 pub(crate) struct Broker {
     program: PathBuf,
-    port: u16,
-    // The UDP port of the same number keeps other tests from choosing it, and leaves the TCP port to the server.
-    _held: UdpSocket,
+    port: Port,
     // The process is gone before its folder is.
     child: Option<Child>,
     folder: TempDir,
@@ -34,23 +36,25 @@ impl Broker {
             return None;
         };
         let program = program.into();
-        let (port, held) = free_port();
-        let mut broker = Self { program, port, _held: held, child: None, folder: TempDir::new().unwrap() };
+        let port = Port::free().unwrap();
+        let mut broker = Self { program, port, child: None, folder: TempDir::new().unwrap() };
         broker.go_on();
         Some(broker)
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.port.address())
     }
 
     /// Starts it again on what it has stored.
     pub(crate) fn go_on(&mut self) {
         let mut command = Command::new(&self.program);
-        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(self.store());
+        command
+            .args(["-a", "127.0.0.1", "-p", &self.port.address().port().to_string(), "-js", "-sd"])
+            .arg(self.store());
         let child = self.child.insert(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while TcpStream::connect(self.port.address()).is_err() {
             assert_eq!(child.try_wait().unwrap(), None, "nats-server ends by itself");
             assert!(begun.elapsed() < Duration::from_secs(60), "nats-server does not start");
             sleep(Duration::from_millis(10));
@@ -89,17 +93,6 @@ impl Drop for Broker {
             self.kill();
         }
     }
-}
-
-/// A port that stays this server's while it is down: below those that the kernel gives to outgoing connections.
-fn free_port() -> (u16, UdpSocket) {
-    let try_one = || {
-        let port = rand::rng().random_range(10_000..32_000);
-        let held = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
-        Some((port, held))
-    };
-    std::iter::repeat_with(try_one).take(100).flatten().next().expect("a free port")
 }
 
 fn copy(from: &Path, to: &Path) {
