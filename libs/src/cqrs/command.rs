@@ -52,7 +52,8 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// True for a saga's call that is wrong. It is to be submitted all the same, over no aggregates.
+    /// True for what is refused already, such as a saga's call that is wrong. It is to be submitted all the same; its aggregates are not
+    /// looked at.
     #[must_use]
     pub const fn is_refused(&self) -> bool {
         self.refused.is_some()
