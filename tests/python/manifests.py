@@ -17,6 +17,9 @@ LEAVE_SECONDS = 0.5 + 20 + 1 + 4 * 5
 MEMORY = {"order": 512}
 MEMORY_OF_OTHERS = 256
 
+# The label that says which service a pod is of.
+NAME = "app.kubernetes.io/name"
+
 # A quantity's unit, in bytes.
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -63,13 +66,20 @@ def check_container(where, container, volumes):
     resources = container.get("resources", {})
     expect(where, "requests processor and memory", {"cpu", "memory"} <= resources.get("requests", {}).keys())
     expect(where, "its image is tagged", re.search(r":[^/]+$", container["image"]))
+    known = set()
     for variable in container.get("env", []):
+        # The kubelet leaves a $(NAME) that it does not know yet as it is.
+        for used in re.findall(r"\$\(([^)]*)\)", variable.get("value") or ""):
+            expect(where, f"{used} is set before {variable['name']}, which holds it", used in known)
+        known.add(variable["name"])
         expect(where, f"{variable['name']} has one of value and valueFrom", not (variable.get("value") and "valueFrom" in variable))
     for mount in container.get("volumeMounts", []):
         expect(where, f"volume {mount['name']}, which it mounts, exists", mount["name"] in volumes)
 
 
-def check_program(where, container, memory):
+def check_program(where, container, template):
+    labels = template["metadata"]["labels"]
+    memory = MEMORY.get(labels.get(NAME), MEMORY_OF_OTHERS)
     limit = container.get("resources", {}).get("limits", {}).get("memory")
     expect(where, f"has {memory} MiB of memory or more, not {limit}", mebibytes(limit) >= memory)
     ports = [port["containerPort"] for port in container.get("ports", [])]
@@ -78,20 +88,43 @@ def check_program(where, container, memory):
     everywhere = [f"{address}:{port}" for address in ("0.0.0.0", "[::]") for port in ports]
     expect(where, f"listens on its port, not {listens!r}", listens in everywhere)
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        expect(where, f"{probe} asks for health at its port", container.get(probe, {}).get("grpc", {}).get("port") in ports)
-    check_peers(where, environment.get("PEER"))
+        asked = container.get(probe, {})
+        if "TLS_CERT" in environment:
+            expect(where, f"{probe} asks by TLS", asked.get("exec", {}).get("command") == ["service", "health"])
+        else:
+            expect(where, f"{probe} asks for health at its port", asked.get("grpc", {}).get("port") in ports)
+    secrets = {volume["name"] for volume in template["spec"].get("volumes", []) if "secret" in volume}
+    folders = [mount["mountPath"] for mount in container.get("volumeMounts", []) if mount["name"] in secrets]
+    for flag in ("TLS_CERT", "TLS_KEY", "TLS_CA"):
+        path = environment.get(flag)
+        expect(where, f"{flag} {path} is in a secret", path is None or str(Path(path).parent) in folders)
+    check_peers(where, environment.get("PEER"), labels)
+
+
+def program_of(template):
+    """The container that runs the service, if there is one; others beside it are whatever an overlay wants."""
+    return next((container for container in template["spec"]["containers"] if container["name"] == "service"), None)
 
 
 def values(container):
     return {variable["name"]: variable["value"] for variable in container.get("env", []) if variable.get("value")}
 
 
-def check_peers(where, peers):
+def chosen_by(selector):
+    """The pods that labels choose, as their Deployments' templates. A selector of expressions is nobody's here."""
+    wanted = selector.items()
+    templates = [deployment["spec"]["template"] for deployment in of_kind("Deployment").values()]
+    return [template for template in templates if wanted and wanted <= template["metadata"]["labels"].items()]
+
+
+def check_peers(where, peers, caller):
     """The program's own rules: NAME=URI, a comma before each further peer, or each further address of the peer before it."""
     parts = peers.split(",") if peers else []
+    peer = ""
     expect(where, f"peers {peers} begin with NAME=", not parts or "=" in parts[0])
     for part in parts:
         name, named, address = part.rpartition("=")
+        peer = name or peer
         plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name)
         expect(where, f"peer {part} has a name such as inventory or inventory.queries", plain or not named)
         try:
@@ -106,6 +139,36 @@ def check_peers(where, peers):
             served = [its["port"] for its in of_kind("Service").get(service, {"spec": {}})["spec"].get("ports", [])]
             elsewhere = service in BASES - of_kind("Service").keys()
             expect(where, f"peer {part} is a Service and its port", port in served or elsewhere)
+            for template in chosen_by(of_kind("Service").get(service, {"spec": {}})["spec"].get("selector", {})):
+                check_peer(f"{where}, peer {part}", peer, uri.scheme, template, caller)
+
+
+def check_peer(where, peer, scheme, template, caller):
+    """That a peer's pods serve what they are called for, speak as they are spoken to, and may be called."""
+    environment = values(program_of(template) or {})
+    surface = "query" if peer.endswith(".queries") else "command"
+    expect(where, f"serves its {surface} surface", environment.get("SURFACE", "all") in ("all", surface))
+    spoken = "https" if "TLS_CERT" in environment else "http"
+    expect(where, f"is called by {spoken}, as it serves", scheme == spoken)
+    labels = template["metadata"]["labels"]
+    for name, policy in of_kind("NetworkPolicy").items():
+        if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items():
+            rules = policy["spec"].get("ingress", [])
+            admitted = any(admits(source, caller) for rule in rules for source in rule.get("from", [{}]))
+            expect(where, f"may be called by {caller.get(NAME)}, as NetworkPolicy {name} has it", admitted)
+
+
+def admits(source, labels):
+    """Whether a NetworkPolicy's source holds pods of the same namespace with these labels."""
+    # An empty one is every namespace; any other is taken for somebody else's.
+    if "ipBlock" in source or source.get("namespaceSelector"):
+        return False
+    selector = source.get("podSelector", {})
+    among = all(
+        expression["operator"] == "In" and labels.get(expression["key"]) in expression["values"]
+        for expression in selector.get("matchExpressions", [])
+    )
+    return among and selector.get("matchLabels", {}).items() <= labels.items()
 
 
 def is_ours(host):
@@ -116,9 +179,7 @@ def is_ours(host):
 
 
 def check_service(where, service):
-    selector = service["spec"].get("selector", {}).items()
-    pods = [deployment["spec"]["template"] for deployment in of_kind("Deployment").values()]
-    chosen = [pod for pod in pods if selector and selector <= pod["metadata"]["labels"].items()]
+    chosen = chosen_by(service["spec"].get("selector", {}))
     expect(where, "selects the pods of one Deployment", len(chosen) == 1)
     for port in service["spec"]["ports"]:
         named = [p["name"] for pod in chosen for c in pod["spec"]["containers"] for p in c.get("ports", [])]
@@ -133,11 +194,10 @@ for name, deployment in of_kind("Deployment").items():
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
         check_container(f"{where}, container {container['name']}", container, volumes)
-    # Others beside it are whatever an overlay wants.
-    program = next((container for container in pod["containers"] if container["name"] == "service"), None)
+    program = program_of(spec["template"])
     expect(where, "has the container service", program)
     if program:
-        check_program(f"{where}, container service", program, MEMORY.get(name, MEMORY_OF_OTHERS))
+        check_program(f"{where}, container service", program, spec["template"])
     on_claim = any("persistentVolumeClaim" in volume for volume in pod.get("volumes", []))
     embedded = bool(program) and values(program).get("DATABASE_URL", "").startswith("sqlite:")
     alone = spec.get("replicas", 1) == 1 and strategy.get("type") == "Recreate"
@@ -146,6 +206,16 @@ for name, deployment in of_kind("Deployment").items():
     expect(where, "has no rollingUpdate beside Recreate", strategy.get("type") != "Recreate" or not strategy.get("rollingUpdate"))
 for name, service in of_kind("Service").items():
     check_service(f"Service {name}", service)
+for kind, selector in {"PodDisruptionBudget": "selector", "NetworkPolicy": "podSelector"}.items():
+    for name, document in of_kind(kind).items():
+        chosen = chosen_by(document["spec"][selector].get("matchLabels", {}))
+        expect(f"{kind} {name}", "selects the pods of one Deployment", len(chosen) == 1)
+for name, autoscaler in of_kind("HorizontalPodAutoscaler").items():
+    where, target = f"HorizontalPodAutoscaler {name}", autoscaler["spec"]["scaleTargetRef"]["name"]
+    deployment = of_kind("Deployment").get(target, {"spec": {}})
+    expect(where, f"its target {target} is a Deployment, of the same name", target == name and deployment["spec"])
+    expect(where, "its target leaves the number of pods to it", "replicas" not in deployment["spec"])
+    expect(where, "its target may be several", deployment["spec"].get("strategy", {}).get("type") != "Recreate")
 for name, account in of_kind("ServiceAccount").items():
     expect(f"ServiceAccount {name}", "mounts no token", account.get("automountServiceAccountToken") is False)
 
