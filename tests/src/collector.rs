@@ -19,6 +19,8 @@ use tonic::{Request, Response, Status, transport};
 pub struct Exported {
     /// The service.
     pub service: String,
+    /// Which of its processes, if that is said.
+    pub instance: String,
     /// What it is called.
     pub name: String,
     /// The trace it belongs to.
@@ -85,10 +87,12 @@ impl TraceService for Collector {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         for of_service in request.into_inner().resource_spans {
             let resource = texts(of_service.resource.unwrap_or_default().attributes);
-            let service = resource.get("service.name").cloned().unwrap_or_default();
+            let said = |key: &str| resource.get(key).cloned().unwrap_or_default();
+            let (service, instance) = (said("service.name"), said("service.instance.id"));
             let spans = of_service.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.spans.lock().extend(spans.map(|span| Exported {
                 service: service.clone(),
+                instance: instance.clone(),
                 name: span.name,
                 trace_id: span.trace_id,
                 span_id: span.span_id,

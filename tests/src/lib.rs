@@ -8,6 +8,7 @@ pub mod disk;
 pub mod facts;
 pub mod invariants;
 pub mod load;
+pub mod manifests;
 pub mod outage;
 pub mod port;
 pub mod postgres;

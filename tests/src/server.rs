@@ -134,6 +134,14 @@ impl Server {
         for (flag, file) in secrets.flags() {
             self.flag(flag, &file);
         }
+        self.ask_by(secrets)
+    }
+
+    /// Asks it by TLS, with a certificate to show.
+    ///
+    /// # Errors
+    /// When the certificate can't be used.
+    pub fn ask_by(&mut self, secrets: &Secrets) -> anyhow::Result<()> {
         self.scheme = "https";
         self.channel = endpoint(self.uri())?.tls_config(secrets.client())?.connect_lazy();
         Ok(())
@@ -142,6 +150,12 @@ impl Server {
     /// Sets a variable of the environment for all starts to come.
     pub fn variable(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The variables that were set.
+    #[must_use]
+    pub fn variables(&self) -> &[(String, String)] {
+        &self.environment
     }
 
     /// Starts the process and waits until it serves.

@@ -124,13 +124,7 @@ impl Shop {
     /// # Errors
     /// When inventory refuses.
     pub async fn stock(&self, sku: &str, quantity: i64, dollars: i64) -> anyhow::Result<()> {
-        let request = AddStockRequest {
-            request_id: format!("stock-{sku}"),
-            sku: sku.to_owned(),
-            quantity,
-            unit_price: Some(usd(dollars)),
-        };
-        self.clients().inventory_commands().add_stock(request).await?;
+        self.clients().inventory_commands().add_stock(stock(sku, quantity, dollars)).await?;
         Ok(())
     }
 
@@ -139,12 +133,7 @@ impl Shop {
     /// # Errors
     /// When payment refuses.
     pub async fn deposit(&self, customer_id: &str, dollars: i64) -> anyhow::Result<()> {
-        let request = DepositFundsRequest {
-            request_id: format!("deposit-{customer_id}"),
-            customer_id: customer_id.to_owned(),
-            amount: Some(usd(dollars)),
-        };
-        self.clients().payment_commands().deposit_funds(request).await?;
+        self.clients().payment_commands().deposit_funds(deposit(customer_id, dollars)).await?;
         Ok(())
     }
 }
@@ -153,6 +142,27 @@ impl Shop {
 #[must_use]
 pub fn usd(dollars: i64) -> Money {
     Money { currency_code: "USD".to_owned(), units: dollars, nanos: 0 }
+}
+
+/// The adding of units of a SKU, at a price in USD.
+#[must_use]
+pub fn stock(sku: &str, quantity: i64, dollars: i64) -> AddStockRequest {
+    AddStockRequest {
+        request_id: format!("stock-{sku}"),
+        sku: sku.to_owned(),
+        quantity,
+        unit_price: Some(usd(dollars)),
+    }
+}
+
+/// USD for a customer's account.
+#[must_use]
+pub fn deposit(customer_id: &str, dollars: i64) -> DepositFundsRequest {
+    DepositFundsRequest {
+        request_id: format!("deposit-{customer_id}"),
+        customer_id: customer_id.to_owned(),
+        amount: Some(usd(dollars)),
+    }
 }
 
 /// An order for a unit of tea by Ann, to a region, that is answered once it has ended.

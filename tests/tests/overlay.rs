@@ -1,0 +1,131 @@
+//! `k8s/overlays/production` as far as one machine goes: a process for each of its Deployments, with the environment that its pods have
+//! there, on a real PostgreSQL and a real NATS. The test gives what a cluster would: addresses for names, and Secrets. Runs where
+//! `TEST_POSTGRES_BIN` and `TEST_NATS` name the servers' programs.
+
+#[path = "../../libs/tests/broker/mod.rs"]
+mod broker;
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use broker::Broker;
+use futures::future::try_join_all;
+use proto::{
+    inventory::v1::GetStockRequest,
+    order::v1::{GetOrderRequest, OrderState},
+};
+use tempfile::TempDir;
+use tests::{Clients, Server, collector::Collector, manifests::Pods, postgres::Postgres, program, shop, tls::Secrets};
+use tokio::time::{sleep, timeout};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server for each Deployment, by its name, told what its pods would be. None is started.
+fn servers(
+    all: &[Pods],
+    folder: &TempDir,
+    secrets: &Secrets,
+    mut places: Vec<(String, String)>,
+) -> anyhow::Result<BTreeMap<String, Server>> {
+    let mut servers = BTreeMap::new();
+    for pods in all {
+        let own = folder.path().join(&pods.name);
+        fs::create_dir(&own)?;
+        let mut server = Server::new(pods.service, &own)?;
+        server.ask_by(secrets)?;
+        places.push((format!("https://{}:{}", pods.name, pods.port), server.uri()));
+        servers.insert(pods.name.clone(), server);
+    }
+    for pods in all {
+        let Some(server) = servers.get_mut(&pods.name) else { continue };
+        for (name, value) in &pods.environment {
+            let value = places.iter().fold(value.clone(), |value, (from, to)| value.replace(from, to));
+            server.variable(name, &value);
+        }
+    }
+    Ok(servers)
+}
+
+/// Clients of the four services at the Deployments that end so.
+fn clients(servers: &BTreeMap<String, Server>, side: &str) -> Clients {
+    let channel = |service: &str| servers[&format!("{service}-{side}")].channel();
+    Clients {
+        inventory: channel("inventory"),
+        payment: channel("payment"),
+        shipping: channel("shipping"),
+        order: channel("order"),
+    }
+}
+
+/// Whether the queries tell all there is of the order: its charge and shipment, how the parcel stands, and what left the stock.
+async fn is_told(queries: &Clients) -> bool {
+    let request = GetOrderRequest { order_id: "o-1".to_owned(), include_shipment: true };
+    let order = queries.order_queries().get_order(request).await.map(tonic::Response::into_inner);
+    let stock = queries.inventory_queries().get_stock(GetStockRequest { sku: "tea".to_owned() }).await;
+    let left = stock.ok().and_then(|stock| stock.into_inner().stock).is_some_and(|stock| stock.shipped > 0);
+    left && order.is_ok_and(|order| {
+        order.charge.is_some() && order.shipped.is_some() && order.shipment.is_some_and(|standing| standing.current)
+    })
+}
+
+async fn until(what: &str, holds: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+    let come = async {
+        while !holds().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, come).await.map_err(|_| anyhow::anyhow!("it never came: {what}"))
+}
+
+#[tokio::test]
+async fn the_pods_of_production_serve_orders_together_and_are_probed_as_they_serve() -> anyhow::Result<()> {
+    let (Some(postgres), Some(broker)) = (Postgres::start()?, Broker::start()) else { return Ok(()) };
+    let all = Pods::of(&program::repository().join("k8s/overlays/production"))?;
+    let folder = tempfile::tempdir()?;
+    let (secrets, collector) = (Secrets::new(folder.path())?, Collector::start().await?);
+    let mut places = vec![
+        ("nats://nats:4222".to_owned(), broker.url()),
+        ("http://otel-collector:4317".to_owned(), collector.uri().to_owned()),
+    ];
+    for (flag, file) in secrets.flags() {
+        let key = match flag {
+            "--tls-cert" => "/tls/tls.crt",
+            "--tls-key" => "/tls/tls.key",
+            _ => "/tls/ca.crt",
+        };
+        places.push((key.to_owned(), file));
+    }
+    let mut servers = servers(&all, &folder, &secrets, places)?;
+    servers.values_mut().for_each(|server| server.keep_in(&postgres.url()));
+    try_join_all(servers.values_mut().map(Server::start)).await?;
+    for pods in &all {
+        let server = &servers[&pods.name];
+        let (called, arguments) = pods.probe.split_first().expect("a probe is a command");
+        assert_eq!(called, "service", "what the image calls the program");
+        let mut probe = program::command(pods.service, folder.path())?;
+        probe.args(arguments).envs(server.variables().iter().cloned()).env("LISTEN", server.address());
+        let output = program::output(probe).await?;
+        assert!(output.status.success(), "{}: {}", pods.name, String::from_utf8_lossy(&output.stderr));
+    }
+
+    let (commands, queries) = (clients(&servers, "commands"), clients(&servers, "queries"));
+    commands.inventory_commands().add_stock(shop::stock("tea", 10, 3)).await?;
+    commands.payment_commands().deposit_funds(shop::deposit("ann", 100)).await?;
+    let placed = commands.order_commands().place_order(shop::order("o-1", "CH")).await?.into_inner();
+    assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Completed));
+    until("the order as its queries tell it", async || is_told(&queries).await).await?;
+
+    // No command is left to be asked, and queries answer as before.
+    let deciding: Vec<String> = servers.keys().filter(|name| name.ends_with("-commands")).cloned().collect();
+    for name in &deciding {
+        let Some(server) = servers.get_mut(name) else { continue };
+        // In order, as what is held back goes out with the process.
+        server.terminate().await?;
+        server.ended().await?;
+    }
+    assert!(is_told(&queries).await, "of those that only decide nothing is needed to answer");
+    for name in &deciding {
+        assert!(collector.spans().iter().any(|span| span.instance == *name), "{name} says in its traces who it is");
+    }
+    Ok(())
+}
