@@ -79,7 +79,7 @@ impl World {
         expires_micros: i64,
     ) -> Result<(String, Option<Verdict>), Status> {
         let (saga_id, saga_type, step) = (saga_id.to_owned(), "test".to_owned(), step.to_owned());
-        let call = SagaCall { saga_id, saga_type, step, op, attempt: 1, deadline_micros: 0, expires_micros };
+        let call = SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros: 0, expires_micros };
         let mut metadata = MetadataMap::new();
         call.write_to(&mut metadata);
         self.ask(if op == Op::Action { &RESERVE } else { &RELEASE }, &metadata, "").await

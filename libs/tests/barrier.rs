@@ -22,7 +22,7 @@ fn micros_from_now(seconds: i64) -> i64 {
 
 fn call(saga_id: &str, op: Op, deadline_micros: i64) -> SagaCall {
     let (saga_id, saga_type, step) = (saga_id.to_owned(), "test".to_owned(), "reserve".to_owned());
-    SagaCall { saga_id, saga_type, step, op, attempt: 1, deadline_micros, expires_micros: 0 }
+    SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros, expires_micros: 0 }
 }
 
 async fn side(folder: &TempDir) -> CommandSide {

@@ -25,10 +25,10 @@ use libs::{
 };
 use parking_lot::Mutex;
 use prost::Message as _;
-use proto::saga::v1::{ForgetStepsRequest, SagaPhase, barrier_service_server::BarrierService as _};
+use proto::saga::v1::{ForgetStepsRequest, Saga, SagaPhase, barrier_service_server::BarrierService as _};
 use saga_world::{Charge, Process, Reserve, Ship, place_order};
 use tempfile::TempDir;
-use tonic::{Request, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Status, metadata::MetadataMap};
 
 const KEEP: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const HOUR: i64 = 3_600_000_000;
@@ -307,6 +307,39 @@ fn with_a_last_step() -> Arc<Definition> {
     saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
     saga.retriable::<Reserve>("restock", |order, _| Ok(order.clone()));
     saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn what_a_participant_has_refused_is_asked_for_anew_once_its_operator_has_mended_it() {
+    for (refused, way_back, phase) in
+        [("action restock", false, SagaPhase::Completed), ("compensation charge", true, SagaPhase::Compensated)]
+    {
+        let world = World::new(with_a_last_step()).await;
+        let services = &world.services;
+        let process = world.open().await;
+        let refuse = move |call: &SagaCall| {
+            let ship = way_back && call.step == "ship";
+            (ship || format!("{} {}", call.op.as_str(), call.step) == refused).then(|| Answer::Refused(no()))
+        };
+        services.on_call(refuse);
+        place(&process, "tea").await;
+        process.until_phase("tea", SagaPhase::Stuck).await;
+        // It was not: the participant has nothing to say but what it has said, each time that is another question.
+        process.coordinator.retry("tea", "ada", "mended?").await.unwrap();
+        let stuck = |saga: &Saga| saga.history.iter().filter(|line| line.what == "stuck").count();
+        process.until("tea", |saga| stuck(saga) == 2).await;
+        services.on_call(|_| None);
+        process.coordinator.retry("tea", "ada", "mended").await.unwrap();
+        assert_eq!(process.finished("tea").await.phase(), phase, "{refused}");
+        let effect = format!("{refused} of tea");
+        assert_eq!(services.effects().iter().filter(|done| **done == effect).count(), 1, "{:?}", services.effects());
+        // A call that was on its way all that time changes nothing.
+        let path = if way_back { "Refund" } else { "Reserve" };
+        assert_eq!(services.late(path).await.unwrap_err().code(), Code::FailedPrecondition);
+        world.clock.later(8 * DAY);
+        process.coordinator.forget_ended().await;
+        assert!(services.known("tea").await.is_empty(), "{:?}", services.known("tea").await);
+    }
 }
 
 #[tokio::test]

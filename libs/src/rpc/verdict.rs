@@ -3,6 +3,8 @@
 //! The verdict travels in metadata because a status code alone proves nothing: a proxy, a timeout or a dying connection makes
 //! codes too. It stands in the headers of an OK and in the trailers of an error.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::metadata::MetadataMap;
 
@@ -15,11 +17,12 @@ static SAGA_TYPE: HeaderName = HeaderName::from_static("saga-type");
 static SAGA_STEP: HeaderName = HeaderName::from_static("saga-step");
 static SAGA_OP: HeaderName = HeaderName::from_static("saga-op");
 static SAGA_ATTEMPT: HeaderName = HeaderName::from_static("saga-attempt");
+static SAGA_ROUND: HeaderName = HeaderName::from_static("saga-round");
 static SAGA_DEADLINE: HeaderName = HeaderName::from_static("saga-deadline");
 static SAGA_EXPIRES: HeaderName = HeaderName::from_static("saga-expires");
 /// Any of these makes a request a saga's.
-static SAGA_CALL: [&HeaderName; 7] =
-    [&SAGA_ID, &SAGA_TYPE, &SAGA_STEP, &SAGA_OP, &SAGA_ATTEMPT, &SAGA_DEADLINE, &SAGA_EXPIRES];
+static SAGA_CALL: [&HeaderName; 8] =
+    [&SAGA_ID, &SAGA_TYPE, &SAGA_STEP, &SAGA_OP, &SAGA_ATTEMPT, &SAGA_ROUND, &SAGA_DEADLINE, &SAGA_EXPIRES];
 
 /// The longest name of a saga, a step or a type.
 pub(crate) const LONGEST_NAME: usize = 128;
@@ -108,6 +111,9 @@ pub struct SagaCall {
     pub op: Op,
     /// Which attempt, from 1.
     pub attempt: u32,
+    /// Which time the operation is asked for, from 1: an operator has it asked for anew once it was refused, and what was answered the
+    /// last time is not the answer then.
+    pub round: u32,
     /// After this the action must not begin, in microseconds since 1970; 0 is never.
     pub deadline_micros: i64,
     /// After this the call itself counts for nothing, in microseconds since 1970; 0 is never. Whoever still drives the saga calls again,
@@ -142,13 +148,13 @@ impl SagaCall {
             violations.require(value.is_some(), key.as_str(), "must be a number that is not negative");
             value.unwrap_or_default()
         };
-        let (attempt, deadline_micros, expires_micros) =
-            (number(&SAGA_ATTEMPT), number(&SAGA_DEADLINE), number(&SAGA_EXPIRES));
+        let (attempt, round) = (number(&SAGA_ATTEMPT), number(&SAGA_ROUND));
+        let (deadline_micros, expires_micros) = (number(&SAGA_DEADLINE), number(&SAGA_EXPIRES));
         violations.refuse()?;
         let op = if op == "action" { Op::Action } else { Op::Compensation };
         let (saga_id, saga_type, step) = (saga_id.to_owned(), saga_type.to_owned(), step.to_owned());
-        let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-        Ok(Some(Self { saga_id, saga_type, step, op, attempt, deadline_micros, expires_micros }))
+        let [attempt, round] = [attempt, round.max(1)].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+        Ok(Some(Self { saga_id, saga_type, step, op, attempt, round, deadline_micros, expires_micros }))
     }
 
     /// Writes it into a request. Text that can't stand in metadata is left out, and the participant refuses the call.
@@ -161,6 +167,9 @@ impl SagaCall {
         }
         headers.insert(SAGA_OP.clone(), HeaderValue::from_static(self.op.as_str()));
         headers.insert(SAGA_ATTEMPT.clone(), self.attempt.into());
+        if self.round > 1 {
+            headers.insert(SAGA_ROUND.clone(), self.round.into());
+        }
         headers.insert(SAGA_DEADLINE.clone(), self.deadline_micros.into());
         headers.insert(SAGA_EXPIRES.clone(), self.expires_micros.into());
         // Never seen again: out of HPACK's table, where they would only push out what comes with every call.
@@ -171,11 +180,19 @@ impl SagaCall {
         }
     }
 
-    /// The key under which a participant keeps what became of one of the step's operations.
+    /// The key under which a participant keeps what became of one of the step's operations. The other operation of the step than the call's
+    /// own was asked for once: of what was refused and is asked for anew nothing is undone, and nothing is undone twice.
     #[must_use]
     pub fn key(&self, op: Op) -> String {
-        operation_key(&self.saga_id, &self.step, op)
+        let round = if op == self.op { self.round } else { 1 };
+        operation_key(&self.saga_id, &step_of_round(&self.step, round), op)
     }
+}
+
+/// What a step is called among the keys of a participant when its operation is asked for anew. No step's own name has such an end.
+#[must_use]
+pub fn step_of_round(step: &str, round: u32) -> Cow<'_, str> {
+    if round > 1 { format!("{step}#{round}").into() } else { step.into() }
 }
 
 /// What the keys of sagas' operations begin with. No client's command has such a key: those begin with a method's full name.
@@ -198,6 +215,7 @@ mod tests {
             step: "charge_customer".to_owned(),
             op: Op::Compensation,
             attempt: 3,
+            round: 2,
             deadline_micros: 1_700_000_000_000_000,
             expires_micros: 1_700_000_000_000_001,
         }
@@ -208,6 +226,19 @@ mod tests {
         let mut metadata = MetadataMap::new();
         call().write_to(&mut metadata);
         assert_eq!(SagaCall::from_metadata(&metadata), Ok(Some(call())));
+    }
+
+    #[test]
+    fn what_is_asked_for_anew_has_a_key_of_its_own_and_undoes_what_was_done_once() {
+        let again = call();
+        assert_eq!(again.key(Op::Compensation), "saga/o-1/charge_customer#2/compensation");
+        assert_eq!(again.key(Op::Action), "saga/o-1/charge_customer/action");
+        let first = SagaCall { round: 1, ..call() };
+        assert_eq!(first.key(Op::Compensation), "saga/o-1/charge_customer/compensation");
+        let mut metadata = MetadataMap::new();
+        first.write_to(&mut metadata);
+        assert!(!metadata.contains_key(SAGA_ROUND.as_str()), "most calls have no need of it");
+        assert_eq!(SagaCall::from_metadata(&metadata), Ok(Some(first)));
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Call {
             step: plan.name.to_owned(),
             op,
             attempt,
+            round: kept.refusals.saturating_add(1),
             deadline_micros: if bound { record.kept.deadline_micros } else { 0 },
             // As old as the last transition: the saga had not ended then, whoever may have gone on with it since.
             expires_micros: later(changed_at(&record.saga), shared.counts()),

@@ -27,6 +27,7 @@ use crate::{
     cqrs::{MOST_STEPS, not_submitted},
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded},
     refusal::Refusal,
+    rpc::verdict::step_of_round,
     saga::{
         record::{Record, is_final},
         store, transport,
@@ -249,9 +250,12 @@ fn called(record: &Record, peer: &str) -> Vec<EndedStep> {
     if !is_final(record.saga.phase()) {
         return Vec::new();
     }
-    let began = record.saga.steps.iter().filter(|step| step.state() != StepState::Unspecified);
-    let its = began.filter(|step| step.participant == peer);
-    its.map(|step| EndedStep { saga_id: record.saga.saga_id.clone(), step: step.name.clone() }).collect()
+    let steps = record.saga.steps.iter().zip(&record.kept.steps);
+    let its = steps.filter(|(step, _)| step.participant == peer && step.state() != StepState::Unspecified);
+    let named = its.flat_map(|(step, kept)| {
+        (1..=kept.refusals.saturating_add(1)).map(|round| step_of_round(&step.name, round).into_owned())
+    });
+    named.map(|step| EndedStep { saga_id: record.saga.saga_id.clone(), step }).collect()
 }
 
 fn micros(time: Duration) -> i64 {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::saga::v1::StepState;
+use proto::saga::v1::{StepKind, StepState};
 
 use super::{Line, Turn, later};
 use crate::{refusal::Refusal, rpc::verdict::Op, saga::reply::Ruling, time::timestamp};
@@ -46,13 +46,19 @@ impl Turn<'_> {
                 self.done(step, calls);
             }
             (Some(Ruling::Done), Op::Compensation) => self.undone(step, self.calls(step, Op::Compensation)),
-            (Some(Ruling::Rejected), Op::Action) => self.refused(step, refusal),
+            (Some(Ruling::Rejected), op) => {
+                self.count_refusal(step, op);
+                match op {
+                    Op::Action => self.refused(step, refusal),
+                    Op::Compensation => self.hold(&attempt),
+                }
+            }
             (Some(Ruling::Cancelled), _) => {
                 // Somebody compensates what this saga is still doing.
                 self.record.kept.steps[step].may_have_run = false;
                 self.hold(&attempt);
             }
-            (Some(Ruling::Rejected | Ruling::Conflict), _) => self.hold(&attempt),
+            (Some(Ruling::Conflict), _) => self.hold(&attempt),
             (Some(Ruling::GiveUp), _) => self.abandon(step, refusal),
             (Some(Ruling::Pending), _) => self.ask_again(&attempt),
             (Some(Ruling::Retry | Ruling::RetrySlowly), _) => self.failed(&attempt),
@@ -65,6 +71,15 @@ impl Turn<'_> {
         match op {
             Op::Action => shown.attempts,
             Op::Compensation => shown.compensation_attempts,
+        }
+    }
+
+    /// What was refused and may be asked for anew is another call then: the participant keeps the refusal, and has it for every call
+    /// that is the same.
+    fn count_refusal(&mut self, step: usize, op: Op) {
+        if op == Op::Compensation || self.plan.steps[step].kind == StepKind::Retriable {
+            let refusals = &mut self.record.kept.steps[step].refusals;
+            *refusals = refusals.saturating_add(1);
         }
     }
 
