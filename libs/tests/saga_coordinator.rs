@@ -17,7 +17,7 @@ use opentelemetry_sdk::metrics::{
     data::{AggregatedMetrics, MetricData},
 };
 use proto::saga::v1::{Saga, SagaPhase, StepState};
-use saga_world::{Charge, Reserve, Ship, World, local};
+use saga_world::{Charge, PATIENCE, Reserve, Ship, World, local};
 use tonic::{Code, Status};
 
 fn no() -> Refusal {
@@ -349,14 +349,10 @@ async fn a_definition_that_panics_parks_its_saga_alone() {
     let process = world.open().await;
     process.place("tea").await.unwrap();
     assert_eq!(process.run("milk").await.phase(), SagaPhase::Completed);
-    let refusal = loop {
-        // It parks when its reserve is answered.
-        match process.coordinator.pause("tea", "ann", "?").await {
-            Err(refusal) if refusal.reason == "SAGA_PARKED" => break refusal,
-            _ => tokio::task::yield_now().await,
-        }
-    };
-    assert!(refusal.message.contains("boom"), "{refusal:?}");
+    let parked = tokio::time::timeout(PATIENCE, process.coordinator.finished("tea")).await.unwrap().unwrap_err();
+    assert_eq!(parked.reason, "SAGA_PARKED");
+    let refusal = process.coordinator.pause("tea", "ann", "?").await.unwrap_err();
+    assert!(refusal.reason == "SAGA_PARKED" && refusal.message.contains("boom"), "{refusal:?}");
 }
 
 #[tokio::test]

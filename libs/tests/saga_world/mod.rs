@@ -16,7 +16,7 @@ use proto::saga::v1::{Saga, SagaPhase, SagaTransition};
 use tempfile::TempDir;
 
 /// Far more than anything here takes: what never comes fails its own test.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 macro_rules! operation {
     ($name:ident, $peer:literal) => {

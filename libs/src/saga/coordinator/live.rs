@@ -54,6 +54,8 @@ impl Mailbox {
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     Driven(Arc<Mailbox>),
+    /// Somebody is about to read it and to set a task on it.
+    Reserved(Arc<Mailbox>),
     /// This process's and not driven, and why.
     Parked(Arc<str>),
     /// Nobody's, and why it is not driven here.
@@ -63,7 +65,9 @@ pub(super) enum Place {
 impl Place {
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Driven(one), Self::Driven(other)) => Arc::ptr_eq(one, other),
+            (Self::Driven(one), Self::Driven(other)) | (Self::Reserved(one), Self::Reserved(other)) => {
+                Arc::ptr_eq(one, other)
+            }
             (Self::Parked(one), Self::Parked(other)) | (Self::Orphan(one), Self::Orphan(other)) => {
                 Arc::ptr_eq(one, other)
             }
@@ -75,6 +79,44 @@ impl Place {
 /// The sagas that are under way, by id.
 #[derive(Debug, Default)]
 pub(super) struct Live(Mutex<HashMap<Arc<str>, Place>>);
+
+/// A place that is taken before the saga's record is read, so that no task goes on with the saga in between: what is read stays the newest
+/// there is. Given up, the place is as it was.
+#[derive(Debug)]
+pub(super) struct Reservation<'a> {
+    live: &'a Live,
+    saga_id: Arc<str>,
+    mailbox: Arc<Mailbox>,
+    /// What to put back.
+    before: Option<Place>,
+}
+
+impl Reservation<'_> {
+    /// What was in the place is not to come back.
+    pub(super) fn forget(&mut self) {
+        self.before = None;
+    }
+
+    /// Leaves the place to a task.
+    pub(super) fn drive(self) -> Arc<Mailbox> {
+        let (mailbox, saga_id) = (Arc::clone(&self.mailbox), Arc::clone(&self.saga_id));
+        self.live.0.lock().insert(saga_id, Place::Driven(Arc::clone(&mailbox)));
+        mailbox
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut live = self.live.0.lock();
+        // Else it is driven, or parked.
+        if matches!(live.get(&self.saga_id), Some(Place::Reserved(_))) {
+            match self.before.take() {
+                Some(before) => drop(live.insert(Arc::clone(&self.saga_id), before)),
+                None => drop(live.remove(&self.saga_id)),
+            }
+        }
+    }
+}
 
 /// Why a saga can't be told anything.
 #[derive(Debug)]
@@ -107,13 +149,29 @@ impl Live {
     pub(super) fn enter(&self, saga_id: &Arc<str>) -> Option<Arc<Mailbox>> {
         let mailbox = Arc::<Mailbox>::default();
         match self.0.lock().entry(Arc::clone(saga_id)) {
-            Entry::Occupied(driven) if matches!(driven.get(), Place::Driven(_)) => return None,
+            Entry::Occupied(taken) if matches!(taken.get(), Place::Driven(_) | Place::Reserved(_)) => return None,
             Entry::Occupied(mut parked) => drop(parked.insert(Place::Driven(Arc::clone(&mailbox)))),
             Entry::Vacant(place) => {
                 place.insert(Place::Driven(Arc::clone(&mailbox)));
             }
         }
         Some(mailbox)
+    }
+
+    /// Takes a place for whoever is to read the saga and set a task on it. None if somebody else has.
+    pub(super) fn reserve(&self, saga_id: &str) -> Option<Reservation<'_>> {
+        let (saga_id, mailbox) = (Arc::<str>::from(saga_id), Arc::<Mailbox>::default());
+        let mut live = self.0.lock();
+        if matches!(live.get(&saga_id), Some(Place::Driven(_) | Place::Reserved(_))) {
+            return None;
+        }
+        let before = live.insert(Arc::clone(&saga_id), Place::Reserved(Arc::clone(&mailbox)));
+        Some(Reservation { live: self, saga_id, mailbox, before })
+    }
+
+    /// Whether a saga has a task.
+    pub(super) fn is_driven(&self, saga_id: &str) -> bool {
+        matches!(self.0.lock().get(saga_id), Some(Place::Driven(_)))
     }
 
     /// Takes a task's place away. Who posts from now on gets the mail back; what was posted before is in the mailbox.
@@ -140,10 +198,10 @@ impl Live {
         self.0.lock().retain(|saga_id, place| !matches!(place, Place::Orphan(_)) || orphans.contains(&**saga_id));
     }
 
-    /// At most so many of those that are this process's, by id, after one of them.
+    /// At most so many of those that are this process's, by id, after one of them. What is reserved is yet to become so.
     pub(super) fn owned_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
         let live = self.0.lock();
-        let owned = live.iter().filter(|(_, place)| !matches!(place, Place::Orphan(_)));
+        let owned = live.iter().filter(|(_, place)| matches!(place, Place::Driven(_) | Place::Parked(_)));
         let page = owned.filter(|(saga_id, _)| ***saga_id > *after);
         let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
         drop(live);
@@ -162,7 +220,7 @@ impl Live {
         let mut live = self.0.lock();
         match live.get(saga_id) {
             Some(place) if !place.is(seen) => {}
-            Some(Place::Driven(mailbox)) => mailbox.post(Mail::Taken),
+            Some(Place::Driven(mailbox) | Place::Reserved(mailbox)) => mailbox.post(Mail::Taken),
             Some(Place::Parked(_) | Place::Orphan(_)) => drop(live.remove(saga_id)),
             None => {}
         }
@@ -172,7 +230,7 @@ impl Live {
     pub(super) fn post(&self, saga_id: &str, mail: Mail) -> Result<(), Unreachable> {
         // Posted under the lock, so that a task that leaves has seen it.
         match self.0.lock().get(saga_id) {
-            Some(Place::Driven(mailbox)) => {
+            Some(Place::Driven(mailbox) | Place::Reserved(mailbox)) => {
                 mailbox.post(mail);
                 Ok(())
             }
@@ -188,7 +246,7 @@ impl Live {
 
     /// How many are left as they are.
     pub(super) fn parked(&self) -> usize {
-        self.0.lock().values().filter(|place| !matches!(place, Place::Driven(_))).count()
+        self.0.lock().values().filter(|place| matches!(place, Place::Parked(_) | Place::Orphan(_))).count()
     }
 
     /// Wakes every task, to have it look around.

@@ -279,6 +279,8 @@ impl Coordinator {
             let parked = match self.0.live.post(saga_id, Mail::Finished(answer)) {
                 Ok(()) => match answered.await {
                     Ok(saga) => return Ok((saga, true)),
+                    // It was parked just now, or has another task.
+                    Err(_) if self.0.live.contains(saga_id) => continue,
                     Err(_) => None,
                 },
                 Err(Unreachable::NotLive(_)) => None,

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Coordinator, RecoverError, Shared, closed, driver::Start, live::Mail, not_driven};
+use super::{Coordinator, RecoverError, Shared, closed, live::Mail, not_driven};
 use crate::{
     cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
@@ -248,14 +248,19 @@ impl Coordinator {
             tracing::warn!(saga.id = saga_id, why, "asked about a saga that can't be driven here");
             not_driven(saga_id)
         })?;
+        let Some(mut place) = self.0.live.reserve(saga_id) else {
+            // Somebody here was quicker.
+            return self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id));
+        };
         self.0.claim(vec![saga_id.clone()], |_, _| true).await?;
         let since = self.0.since(saga_id).await?;
         let record = self.0.stored(saga_id).await?;
         self.0.claimed.lock().remove(saga_id);
         if is_final(record.saga.phase()) {
+            place.forget();
             return Err(closed(saga_id));
         }
-        self.0.take_up(definition, record, Start::Again { since, mail: Some(mail) });
+        self.0.take_up(definition, record, place, since, Some(mail));
         Ok(())
     }
 
@@ -263,16 +268,22 @@ impl Coordinator {
     async fn take_up_all(&self, saga_ids: &[String]) -> Result<usize, RecoverError> {
         let mut taken = 0;
         let Some(member) = self.0.member.get().filter(|_| !saga_ids.is_empty()) else { return Ok(taken) };
+        // What has a task needs none. What somebody else here is about to take up stays claimed, in case they leave.
+        self.0.claimed.lock().retain(|saga_id| !self.0.live.is_driven(saga_id));
+        let reserve = |saga_id: &String| Some((saga_id.clone(), self.0.live.reserve(saga_id)?));
+        let mut places: BTreeMap<_, _> = saga_ids.iter().filter_map(reserve).collect();
+        let saga_ids: Vec<String> = places.keys().cloned().collect();
         let owned = store::owned(&self.0.journal, saga_ids.iter().map(String::as_str), member.name()).await?;
-        for (saga_id, stored) in store::load_all(&self.0.journal, saga_ids).await? {
+        for (saga_id, stored) in store::load_all(&self.0.journal, &saga_ids).await? {
+            let Some(mut place) = places.remove(&saga_id) else { continue };
             self.0.claimed.lock().remove(&saga_id);
             // Another's by now.
             let Some(&since) = owned.get(&saga_id) else { continue };
             let read = stored.map_err(|error| error.to_string());
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
-                Ok((_, record)) if is_final(record.saga.phase()) => {}
+                Ok((_, record)) if is_final(record.saga.phase()) => place.forget(),
                 Ok((definition, record)) => {
-                    self.0.take_up(definition, record, Start::Again { since, mail: None });
+                    self.0.take_up(definition, record, place, since, None);
                     taken += 1;
                 }
                 Err(why) => self.0.park(&saga_id, why),

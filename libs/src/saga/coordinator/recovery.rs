@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start, ownership::beating};
+use super::{
+    Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start, live::Reservation, ownership::beating,
+};
 use crate::{
     refusal::Refusal,
     saga::{Definition, record::Record, store},
@@ -40,13 +42,11 @@ impl Coordinator {
             last.clone_from(id);
             for (saga_id, stored) in page {
                 // One that an operator asked about is under way already.
-                if self.0.live.contains(&saga_id) {
-                    continue;
-                }
+                let Some(place) = self.0.live.reserve(&saga_id) else { continue };
                 let read = stored.map_err(|error| error.to_string());
                 match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                     Ok((definition, record)) => {
-                        self.0.take_up(definition, record, Start::Again { since: 0, mail: None });
+                        self.0.take_up(definition, record, place, 0, None);
                         resumed += 1;
                     }
                     Err(why) => self.0.park(&saga_id, why),
@@ -94,11 +94,19 @@ impl Shared {
         Ok(definition)
     }
 
-    /// Drives a saga from where it stands.
-    pub(super) fn take_up(self: &Arc<Self>, definition: Arc<Definition>, mut record: Record, start: Start) {
+    /// Drives a saga from where it stands, whose record was read in this place after its owner had changed `since` times.
+    pub(super) fn take_up(
+        self: &Arc<Self>,
+        definition: Arc<Definition>,
+        mut record: Record,
+        place: Reservation<'_>,
+        since: u64,
+        mail: Option<Mail>,
+    ) {
         // Waits were for a world before the restart: call now, everything.
         record.call_at_once(self.now());
         let admission = Admissions::admit_again(&self.admissions);
+        let start = Start::Again { mailbox: place.drive(), since, mail };
         Driver::launch(Arc::clone(self), definition, record, admission, start);
     }
 }

@@ -69,6 +69,8 @@ pub(super) enum Start {
     Fresh,
     /// With one that was driven before, here or elsewhere.
     Again {
+        /// Its place, taken before its record was read.
+        mailbox: Arc<Mailbox>,
         /// How often its owner had changed before its record was read; 0 where the database has one process.
         since: u64,
         /// What it is to hear first.
@@ -117,7 +119,7 @@ const LONG: Duration = Duration::from_millis(50);
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// Sets a task on a saga whose record is committed. Nothing happens if it has one.
+    /// Sets a task on a saga whose record is committed. Nothing happens if a fresh one has one already.
     pub(super) fn launch(
         shared: Arc<Shared>,
         program: Arc<Definition>,
@@ -126,10 +128,12 @@ impl Driver {
         start: Start,
     ) {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
-        let Some(mailbox) = shared.live.enter(&saga_id) else { return };
-        let (again, since, mail) = match start {
-            Start::Fresh => (false, store::FIRST_OWNER, None),
-            Start::Again { since, mail } => (true, since, mail),
+        let (again, mailbox, since, mail) = match start {
+            Start::Fresh => match shared.live.enter(&saga_id) {
+                Some(mailbox) => (false, mailbox, store::FIRST_OWNER, None),
+                None => return,
+            },
+            Start::Again { mailbox, since, mail } => (true, mailbox, since, mail),
         };
         let span = spans::stretch(&record, again);
         let driver = Box::new(Self {
