@@ -186,7 +186,9 @@ async fn an_action_that_comes_after_its_compensation_takes_no_effect() -> anyhow
     let (shop, proxies) = shop().await?;
     let clients = shop.clients();
     let held = [(0, "ReserveStock"), (1, "ChargeCustomer")];
-    for (peer, method) in held {
+    // Who says nothing leaves no blank for whoever reads why.
+    let reasons = [("changed my mind", "changed my mind"), ("", "no reason given")];
+    for ((peer, method), (reason, _)) in held.into_iter().zip(reasons) {
         proxies[peer].plan(method, method, Fault::Hold, 1);
         let mut asked = order(method, "CH");
         asked.wait_for_completion = false;
@@ -195,13 +197,14 @@ async fn an_action_that_comes_after_its_compensation_takes_no_effect() -> anyhow
         let cancel = CancelOrderRequest {
             request_id: format!("cancel-{method}"),
             order_id: method.to_owned(),
-            reason: "changed my mind".to_owned(),
+            reason: reason.to_owned(),
         };
         clients.order_commands().cancel_order(cancel).await?;
     }
-    for (_, method) in held {
+    for ((_, method), (_, shown)) in held.into_iter().zip(reasons) {
         let order = ended(&clients, method, "CH").await?;
-        ensure!(order.rejection.as_ref().is_some_and(|why| why.reason == "CANCELLED"), "{order:?}");
+        let why = order.rejection.as_ref().map(|why| (&*why.reason, &*why.message));
+        ensure!(why == Some(("CANCELLED", shown)), "{order:?}");
     }
     for (peer, method) in held {
         let late = proxies[peer].let_go().await?;

@@ -7,7 +7,7 @@ use prost::Message;
 use proto::saga::v1::{SagaPhase, SagaRecord, Step, StepKind, StepRecord};
 
 use super::{
-    Builder, LocalWork,
+    Builder, LocalWork, ids,
     machine::Local,
     plan::{Plan, Requests, StepPlan, each},
     record::Record,
@@ -127,6 +127,11 @@ impl Definition {
             StepCode::Saga { definition, .. } => Some((at, definition)),
             StepCode::Remote { .. } | StepCode::Local(_) => None,
         })
+    }
+
+    /// The step that is a saga and whose sagas have such ids.
+    pub(super) fn step_of(&self, saga_id: &str) -> Option<&'static str> {
+        self.sagas().map(|(step, _)| self.plan.steps[step].name).find(|step| ids::is_below(saga_id, step))
     }
 
     /// The definition, and those of the sagas that are its steps, near and far.

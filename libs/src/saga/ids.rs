@@ -22,6 +22,13 @@ pub(super) fn next_below(parent: &str, step: &str, before: &str) -> String {
     }
 }
 
+/// Whether an id is one that the saga of a step could have, below some other saga.
+pub(super) fn is_below(saga_id: &str, step: &str) -> bool {
+    let Some((_, last)) = saga_id.rsplit_once(STEP) else { return false };
+    let count = |rest: &str| rest.strip_prefix(COUNT).is_some_and(|count| count.parse::<u32>().is_ok());
+    last.strip_prefix(step).is_some_and(|rest| rest.is_empty() || count(rest))
+}
+
 /// How long the id of a saga may be, so that those of the sagas below it have room.
 pub(super) fn longest_above(definition: &Definition) -> usize {
     let below = definition
@@ -46,6 +53,16 @@ mod tests {
         assert_eq!(next_below("s", "pack", "s:pack#9"), "s:pack#10");
         let last = format!("s:pack#{}", u32::MAX);
         assert_eq!(last.len(), "s:pack".len() + LONGEST_COUNT);
+    }
+
+    #[test]
+    fn an_id_that_a_steps_saga_could_have_is_known() {
+        for id in ["s:pack", "s:pack#2", "s:a:pack", ":pack"] {
+            assert!(is_below(id, "pack"), "{id}");
+        }
+        for id in ["pack", "s:packs", "s:pack#", "s:pack#x", "s:pack:a", "s"] {
+            assert!(!is_below(id, "pack"), "{id}");
+        }
     }
 
     #[test]

@@ -41,6 +41,8 @@ impl Commands {
         let OrderRecord { order: found } = self.side.state::<Order>(order_id).await?;
         let found = found.ok_or_else(|| order::unknown(order_id))?;
         if !order::is_closed(&found) {
+            // The saga's history is to say why.
+            let reason = if reason.is_empty() { "no reason given" } else { reason };
             match self.coordinator.cancel(order_id, &found.customer_id, reason).await {
                 // It ended between the look and the word: what it ended as decides.
                 Err(refusal) if refusal.reason == "SAGA_CLOSED" => {}

@@ -178,7 +178,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
-    /// this id is under way; INVALID_ARGUMENT for an id that is none, or that leaves the sagas below it no room for theirs; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
+    /// this id is under way; INVALID_ARGUMENT for an id that is none, that a step's saga could
+    /// have, or that leaves the sagas below it no room for theirs; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
     /// what the first step's request is refused for. Nothing is written then.
     pub fn start<I: Message>(
         &self,
@@ -213,6 +214,10 @@ impl Coordinator {
         let longest = ids::longest_above(&definition);
         if !is_name(saga_id, longest) {
             return Err(Refusal::invalid("saga_id", format!("must be 1 to {longest} visible ASCII characters")));
+        }
+        if let Some(step) = shared.definitions.iter().find_map(|definition| definition.step_of(saga_id)) {
+            let message = format!("must not end as the ids of the sagas that are the step {step} of others");
+            return Err(Refusal::invalid("saga_id", message));
         }
         if shared.live.contains(saga_id) {
             return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {saga_id} is under way")));

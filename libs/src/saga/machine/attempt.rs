@@ -10,6 +10,8 @@ use crate::{refusal::Refusal, rpc::verdict::Op, saga::reply::Ruling, time::times
 
 /// How long to wait before asking again about what is pending, when the participant doesn't say.
 const POLL: Duration = Duration::from_secs(1);
+/// After so long somebody should know it of a step that is never called, or never done.
+const LONG: Duration = Duration::from_secs(10 * 60);
 /// After so many calls somebody should know that a step doesn't get done.
 const MANY: u32 = 10;
 
@@ -128,6 +130,7 @@ impl Turn<'_> {
     fn ask_again(&mut self, attempt: &Attempt) {
         self.uncount(attempt);
         let wait = attempt.refusal.retry_after.unwrap_or(POLL);
+        self.tell_if_long(attempt, wait);
         self.record.step_mut(attempt.step).next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
     }
 
@@ -136,9 +139,24 @@ impl Turn<'_> {
         self.uncount(attempt);
         let Attempt { step, refusal, roll, .. } = attempt;
         let wait = refusal.retry_after.unwrap_or(POLL).mul_f64(1.0 + roll / 2.0);
+        self.tell_if_long(attempt, wait);
         let known = self.record.saga.steps[*step].last_error == refusal.message;
         self.wait(*step, wait, &refusal.message);
         self.moved.changed |= !known;
+    }
+
+    /// Has somebody told, once each time that so long has gone by since the operation began.
+    fn tell_if_long(&mut self, attempt: &Attempt, wait: Duration) {
+        let kept = &self.record.kept.steps[attempt.step];
+        let begun = match attempt.op {
+            Op::Action => kept.started_micros,
+            Op::Compensation => kept.compensation_started_micros,
+        };
+        let times = |at: i64| at.saturating_sub(begun).max(0).unsigned_abs() / LONG.as_micros() as u64;
+        if times(later(self.moment.now, wait)) > times(self.moment.now) {
+            self.moved.alert =
+                Some("a saga's step is under way for long: see its last error, the saga goes on calling");
+        }
     }
 
     fn wait(&mut self, step: usize, wait: Duration, error: &str) {
@@ -152,6 +170,52 @@ impl Turn<'_> {
         match attempt.op {
             Op::Action => shown.attempts = shown.attempts.saturating_sub(1),
             Op::Compensation => shown.compensation_attempts = shown.compensation_attempts.saturating_sub(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use crate::saga::{
+        Definition, Operation,
+        machine::{Input, Moment, advance, leaves, outlook::Due},
+    };
+
+    struct Ship;
+
+    impl Operation for Ship {
+        const PEER: &'static str = "shipping";
+        const PATH: &'static str = "/ship";
+        type Request = i64;
+        type Reply = i64;
+    }
+
+    #[test]
+    fn of_a_step_that_a_breaker_or_its_participant_holds_up_somebody_is_told_every_ten_minutes() {
+        const SECOND: i64 = 1_000_000;
+        for ruling in [None, Some(Ruling::Pending)] {
+            let mut saga = Definition::builder::<i64>("test", 1);
+            saga.pivot::<Ship>("ship", |input, _| Ok(*input));
+            let definition = saga.build().expect("a definition");
+            let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
+            let moment = |now| Moment { now, draining: false };
+            advance(&*definition, &mut record, Input::Tick, moment(SECOND)).expect("begun");
+            let due = Due { step: 0, op: Op::Action };
+            let mut told = Vec::new();
+            for at in (10..=35 * 60).step_by(7) {
+                leaves(&mut record, due);
+                let refusal = Refusal::new(Code::Unavailable, "CIRCUIT_OPEN", "shipping is out");
+                let refusal = Refusal { retry_after: Some(Duration::from_secs(7)), ..refusal };
+                let attempt = Attempt { step: 0, op: Op::Action, ruling, reply: Bytes::new(), refusal, roll: 0.0 };
+                let moved = advance(&*definition, &mut record, Input::Attempted(attempt), moment(at * SECOND));
+                if moved.expect("it waits").alert.is_some() {
+                    told.push((at + 7) / 60);
+                }
+            }
+            assert_eq!(told, [10, 20, 30], "{ruling:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use tonic::Code;
 use super::plan::Steps;
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
-/// The history's length in a saga: what is older is in the journal's events.
+/// The history's length in a saga: what found no room there is in the journal's events.
 const MOST_HISTORY: usize = 64;
 /// The longest detail that a history keeps.
 const MOST_DETAIL: usize = 512;
@@ -151,8 +151,11 @@ impl Record {
                 // A Vec makes room for four at once, and most sagas that wait have fewer lines.
                 history.reserve_exact(1);
                 history.push(entry);
-                limit(history);
-                self.unsaved.lines = (self.unsaved.lines + 1).min(history.len());
+                self.unsaved.lines += 1;
+                if let Some(gone) = limit(history) {
+                    let is_new = gone + self.unsaved.lines > history.len();
+                    self.unsaved.lines -= usize::from(is_new);
+                }
             }
         }
     }
@@ -171,13 +174,22 @@ pub fn fold(saga: &mut Saga, transition: SagaTransition) {
     if transition.replaces_last {
         history.pop();
     }
-    history.extend(transition.history);
-    limit(&mut history);
+    for line in transition.history {
+        history.push(line);
+        limit(&mut history);
+    }
     *saga = Saga { steps, history, ..transition.saga.unwrap_or_default() };
 }
 
-fn limit(history: &mut Vec<HistoryEntry>) {
-    history.drain(..history.len().saturating_sub(MOST_HISTORY));
+/// Makes room for the line that came last, and answers the place of the one that went: the first call that was made again, of which there
+/// may be any number, else the first that is nobody's word.
+fn limit(history: &mut Vec<HistoryEntry>) -> Option<usize> {
+    let before = history.len().checked_sub(1).filter(|before| *before >= MOST_HISTORY)?;
+    let nobodys = |line: &HistoryEntry| line.actor.is_empty();
+    let again = history[..before].iter().position(|line| nobodys(line) && line.attempt > 1);
+    let gone = again.or_else(|| history[..before].iter().position(nobodys)).unwrap_or(0);
+    history.remove(gone);
+    Some(gone)
 }
 
 /// A line of the history about to be written.
@@ -342,6 +354,41 @@ mod tests {
         for now in 0..200 {
             record.note(now, Line { what: "paused", ..Line::default() });
         }
+        assert_eq!(record.saga.history.len(), MOST_HISTORY);
+    }
+
+    #[test]
+    fn what_somebody_said_outlives_calls_that_fail_in_turns() {
+        let mut record = record();
+        record.saga.steps.push(Step { name: "ship".to_owned(), ..Step::default() });
+        record.kept.steps.push(StepRecord::default());
+        let mut transitions = Vec::new();
+        record.note(0, Line { what: "begun", ..Line::default() });
+        record.note(0, Line { what: "paused", actor: "ann", ..Line::default() });
+        for attempt in 1..=100 {
+            for step in [0, 1] {
+                let line = Line { what: "action failed", step: Some(step), op: Some(Op::Action), ..Line::default() };
+                record.note(attempt.into(), Line { attempt, ..line });
+            }
+            if attempt % 40 == 0 {
+                record.note(attempt.into(), Line { what: "retry asked", actor: "bob", ..Line::default() });
+            }
+            transitions.push(record.encode().0);
+            record.saved();
+            assert_eq!(shown(&transitions).history, record.saga.history);
+        }
+        let history = &record.saga.history;
+        assert_eq!(history.len(), MOST_HISTORY);
+        assert_eq!([&history[0].what, &history[1].what], ["begun", "paused"]);
+        assert_eq!(history.iter().filter(|line| line.actor == "bob").count(), 2);
+        // And one more than there is room for loses the first of them.
+        for now in 0..100 {
+            record.note(now, Line { what: "paused", actor: "ann", ..Line::default() });
+            record.note(now, Line { what: "action done", ..Line::default() });
+            transitions.push(record.encode().0);
+            record.saved();
+        }
+        assert_eq!(shown(&transitions).history, record.saga.history);
         assert_eq!(record.saga.history.len(), MOST_HISTORY);
     }
 

@@ -44,11 +44,11 @@ impl Driver {
             let Self { program, record, .. } = self;
             let advance = || machine::advance(&**program, record, input, moment);
             let moved = guarded(advance)?.map_err(Stopped::Refused)?;
-            if !moved.changed {
-                return Ok(());
-            }
             if let Some(alert) = moved.alert {
                 self.alert(alert);
+            }
+            if !moved.changed {
+                return Ok(());
             }
             match moved.local {
                 None => return patiently!(self.commit(Vec::new(), None)).map(drop),
