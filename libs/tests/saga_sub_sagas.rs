@@ -298,6 +298,9 @@ async fn an_id_that_would_be_too_long_below_starts_no_saga() {
     assert_eq!(violation.description, format!("must be 1 to {most} visible ASCII characters"));
     let saga = process.run(&"x".repeat(most)).await;
     assert_eq!(saga.phase(), SagaPhase::Completed);
+    // One that the step's saga of another could have, which would be the same row.
+    let refusal = process.place("rome:book").await.unwrap_err();
+    assert_eq!(refusal.violations[0].field, "saga_id", "{refusal:?}");
 }
 
 /// Whoever owns which: the sagas above and below may have been taken over apart.
