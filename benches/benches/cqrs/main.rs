@@ -26,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
     // `cargo bench` passes flags of its own.
     let mut words = env::args().skip(1);
     if words.next().as_deref() == Some("bare") {
-        return queries::serve_bare(words).await;
+        return benches::stock::serve_bare(words).await;
     }
     let folder = tempfile::TempDir::new()?;
     let sqlite = Location::Sqlite(folder.path().join("bench.db"));

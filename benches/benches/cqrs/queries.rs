@@ -1,25 +1,22 @@
 //! Queries over gRPC: the inventory service on SQLite, beside a bare tonic server that answers the same; and how long a query waits
 //! for the command before it.
 
-use std::{net::SocketAddr, pin::Pin, process::Stdio, time::Instant};
+use std::{process::Stdio, time::Instant};
 
 use anyhow::Context as _;
-use futures::{Stream, future::try_join_all};
+use benches::stock::{SKUS, ask};
 use hdrhistogram::Histogram;
 use proto::{
     google::r#type::Money,
     inventory::v1::{
-        AddStockRequest, GetStockRequest, GetStockResponse, ListStockRequest, ListStockResponse, Stock,
-        WatchStockRequest, WatchStockResponse,
-        inventory_command_service_client::InventoryCommandServiceClient,
+        AddStockRequest, GetStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
         inventory_query_service_client::InventoryQueryServiceClient,
-        inventory_query_service_server::{InventoryQueryService, InventoryQueryServiceServer},
     },
 };
 use tests::{Server, port::Port};
 use tokio::process::Command;
 use tonic::{
-    Request, Response, Status,
+    Request,
     transport::{Channel, Endpoint},
 };
 
@@ -27,7 +24,6 @@ use crate::median;
 
 const ROWS: [(usize, usize); 3] = [(1, 2_000), (16, 20_000), (64, 40_000)];
 const ROUNDS: usize = 5;
-const SKUS: usize = 1_000;
 const WAITS: usize = 500;
 
 pub(crate) async fn table() -> anyhow::Result<()> {
@@ -79,25 +75,6 @@ async fn prepare(channel: Channel) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn ask(channel: &Channel, in_flight: usize, queries: usize) -> anyhow::Result<f64> {
-    let begin = Instant::now();
-    let workers = (0..in_flight).map(|worker| {
-        let mut client = InventoryQueryServiceClient::new(channel.clone());
-        tokio::spawn(async move {
-            for number in (worker..queries).step_by(in_flight) {
-                let sku = format!("sku-{}", number % SKUS);
-                let answer = client.get_stock(GetStockRequest { sku: sku.clone() }).await?.into_inner();
-                anyhow::ensure!(answer.stock.is_some_and(|stock| stock.sku == sku), "another SKU");
-            }
-            anyhow::Ok(())
-        })
-    });
-    for done in try_join_all(workers).await? {
-        done?;
-    }
-    Ok(queries as f64 / begin.elapsed().as_secs_f64())
-}
-
 /// A command, then a query that carries its token, one after the other.
 async fn read_ones_own_writes(channel: Channel) -> anyhow::Result<()> {
     let mut commands = InventoryCommandServiceClient::new(channel.clone());
@@ -116,34 +93,4 @@ async fn read_ones_own_writes(channel: Channel) -> anyhow::Result<()> {
     let at = |quantile| waited.value_at_quantile(quantile) as f64 / 1_000.0;
     println!("\na query for one's own write, alone: p50 {:.2} ms, p99 {:.2} ms", at(0.5), at(0.99));
     Ok(())
-}
-
-/// The ceiling: tonic alone, with an answer of the same size.
-pub(crate) async fn serve_bare(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
-    let address: SocketAddr = arguments.next().context("no address")?.parse()?;
-    let service = InventoryQueryServiceServer::new(Bare);
-    Ok(tonic::transport::Server::builder().add_service(service).serve(address).await?)
-}
-
-struct Bare;
-
-type Watched = Pin<Box<dyn Stream<Item = Result<WatchStockResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl InventoryQueryService for Bare {
-    type WatchStockStream = Watched;
-
-    async fn get_stock(&self, request: Request<GetStockRequest>) -> Result<Response<GetStockResponse>, Status> {
-        let unit_price = Some(Money { currency_code: "USD".to_owned(), units: 1, nanos: 0 });
-        let stock = Stock { sku: request.into_inner().sku, available: 1, unit_price, ..Stock::default() };
-        Ok(Response::new(GetStockResponse { stock: Some(stock) }))
-    }
-
-    async fn list_stock(&self, _: Request<ListStockRequest>) -> Result<Response<ListStockResponse>, Status> {
-        Err(Status::unimplemented("not part of the benchmark"))
-    }
-
-    async fn watch_stock(&self, _: Request<WatchStockRequest>) -> Result<Response<Watched>, Status> {
-        Err(Status::unimplemented("not part of the benchmark"))
-    }
 }
