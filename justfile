@@ -86,7 +86,7 @@ simulate SEEDS='500' FIRST='1':
 chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=order' '-p=tests')
     @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
 
-# Measure: all benches, or the one named (orders, saga, cqrs, breaker, breaker_torture)
+# Measure: all benches, or the one named (orders, saga, cqrs, server, breaker, breaker_torture)
 [group('prove')]
 bench *NAME:
     @cargo build --release --quiet --locked --package inventory --package payment --package shipping --package order
