@@ -5,6 +5,7 @@
 //! a network that keeps what it was given. Models with one rule left out, the mutants, are found out.
 
 mod locks;
+mod random;
 mod rules;
 mod world;
 

@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
-use super::world::{Known, World};
+use super::world::{Cell, Known, World};
 use crate::{
     rpc::verdict::Op,
     saga::{Definition, plan::each, record::is_final},
@@ -22,7 +22,7 @@ pub(super) fn check(definition: &Definition, before: &World, world: &World) -> R
             return Err(format!("{due:?} left before the log said so: the step is {}", state.as_str_name()));
         }
     }
-    effects(definition, world)?;
+    effects(definition, world.stored.saga.phase(), &world.participants)?;
     ends(definition, world)?;
     goes_on(world)
 }
@@ -42,9 +42,9 @@ fn transition(before: &World, world: &World) -> Result<(), String> {
     Ok(())
 }
 
-fn effects(definition: &Definition, world: &World) -> Result<(), String> {
-    let phase = world.stored.saga.phase();
-    let steps = definition.plan.steps.iter().zip(&world.participants);
+/// What took effect, an action and its compensation for each step, in a saga that is in this phase.
+pub(super) fn effects(definition: &Definition, phase: SagaPhase, participants: &[[Cell; 2]]) -> Result<(), String> {
+    let steps = definition.plan.steps.iter().zip(participants);
     for (step, [action, compensation]) in steps.filter(|(step, _)| step.is_remote()) {
         let name = step.name;
         if action.effects > 1 || compensation.effects > 1 {
@@ -60,9 +60,10 @@ fn effects(definition: &Definition, world: &World) -> Result<(), String> {
             return Err(format!("{name} was undone while the saga goes forward"));
         }
         for later in each(step.descendants) {
-            let [done, undone] = world.participants[later];
-            if done.effects > undone.effects {
-                return Err(format!("{name} was undone before {}", definition.plan.steps[later].name));
+            let [done, undone] = participants[later];
+            let follows = &definition.plan.steps[later];
+            if follows.kind != StepKind::Check && done.effects > undone.effects {
+                return Err(format!("{name} was undone before {}", follows.name));
             }
         }
         if step.kind != StepKind::Compensatable {
@@ -70,7 +71,7 @@ fn effects(definition: &Definition, world: &World) -> Result<(), String> {
         }
     }
     let pivot = definition.plan.pivot();
-    if pivot.is_some_and(|pivot| world.participants[pivot][0].effects > 0)
+    if pivot.is_some_and(|pivot| participants[pivot][0].effects > 0)
         && matches!(phase, SagaPhase::Compensating | SagaPhase::Compensated)
     {
         return Err("it turns back after its pivot took effect".to_owned());

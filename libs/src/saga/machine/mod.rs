@@ -91,6 +91,10 @@ pub(super) fn advance(
     input: Input,
     moment: Moment,
 ) -> Result<Moved, Refusal> {
+    // What comes late changes nothing; an operator is told so.
+    if is_over(record) && !matches!(input, Input::Operator(_)) {
+        return Ok(Moved::default());
+    }
     let mut turn = Turn { program, plan: program.plan(), record, moment, moved: Moved::default() };
     match input {
         Input::Tick => {}
