@@ -8,7 +8,7 @@ use proto::saga::v1::{LockPolicy, Reason, StepKind};
 
 use super::{
     Compensated, Definition, DefinitionError, Handle, LocalWork, Operation, Replies, Retry, Undo,
-    definition::{MakeKeys, MakeLocal, MakeRequest, StepCode, Types},
+    definition::{MakeEnding, MakeKeys, MakeRequest, StepCode, Types},
     plan::{Plan, StepOptions, StepPlan},
     record::Record,
     shape,
@@ -27,7 +27,7 @@ pub struct Builder<I> {
     /// The names that each step comes after, where they were given.
     after: Vec<Option<Vec<String>>>,
     steps: Vec<StepCode>,
-    ending: Option<MakeLocal>,
+    ending: Option<MakeEnding>,
     keys: Option<MakeKeys>,
     answer: Option<MakeRequest>,
     types: Types,
@@ -89,9 +89,9 @@ impl<I: Message + Default + 'static> Builder<I> {
         let handle = self.remote::<O>(name, StepKind::Compensatable, request);
         self.plan.steps[handle.step].compensation = O::Compensation::PATH;
         if let StepCode::Remote { undo: slot, .. } = &mut self.steps[handle.step] {
-            *slot = Some(Box::new(move |record, step| {
-                let input = input(record)?;
-                Ok(undo(Undo::new(&input, record, step)?).encode_to_vec().into())
+            *slot = Some(Box::new(move |replies, step| {
+                let input = input(replies.record)?;
+                Ok(undo(Undo::new(&input, replies, step)?).encode_to_vec().into())
             }));
         }
         handle
@@ -122,7 +122,7 @@ impl<I: Message + Default + 'static> Builder<I> {
         name: &'static str,
         work: impl Fn(&I, Replies<'_>) -> Result<LocalWork, Refusal> + Send + Sync + 'static,
     ) {
-        let work = move |record: &Record| work(&input(record)?, Replies::of(record));
+        let work = move |replies: Replies<'_>| work(&input(replies.record)?, replies);
         let _: Handle<()> = self.add(name, StepKind::Retriable, (LOCAL, ""), StepCode::Local(Box::new(work)));
     }
 
@@ -310,7 +310,7 @@ impl<I: Message + Default + 'static> Builder<I> {
         });
         self.after.push(None);
         self.steps.push(code);
-        Handle::new(at)
+        Handle::new((self.plan.name, self.plan.version), at)
     }
 }
 
@@ -318,7 +318,7 @@ impl<I: Message + Default + 'static> Builder<I> {
 fn made_by<I: Message + Default, M: Message>(
     make: impl Fn(&I, Replies<'_>) -> Result<M, Refusal> + Send + Sync + 'static,
 ) -> MakeRequest {
-    Box::new(move |record| Ok(make(&input(record)?, Replies::of(record))?.encode_to_vec().into()))
+    Box::new(move |replies| Ok(make(&input(replies.record)?, replies)?.encode_to_vec().into()))
 }
 
 /// What a saga was started with.

@@ -7,7 +7,7 @@ use prost::Message;
 use proto::saga::v1::{SagaPhase, SagaRecord, Step, StepKind, StepRecord};
 
 use super::{
-    Builder, LocalWork, ids,
+    Builder, LocalWork, Replies, ids,
     machine::Local,
     plan::{Plan, Requests, StepPlan, each},
     record::Record,
@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{refusal::Refusal, time::timestamp};
 
-pub(super) type MakeRequest = Box<dyn Fn(&Record) -> Result<Bytes, Refusal> + Send + Sync>;
-pub(super) type MakeUndo = Box<dyn Fn(&Record, usize) -> Result<Bytes, Refusal> + Send + Sync>;
-pub(super) type MakeLocal = Box<dyn Fn(&Record) -> Result<LocalWork, Refusal> + Send + Sync>;
+pub(super) type MakeRequest = Box<dyn Fn(Replies<'_>) -> Result<Bytes, Refusal> + Send + Sync>;
+pub(super) type MakeUndo = Box<dyn Fn(Replies<'_>, usize) -> Result<Bytes, Refusal> + Send + Sync>;
+pub(super) type MakeLocal = Box<dyn Fn(Replies<'_>) -> Result<LocalWork, Refusal> + Send + Sync>;
+pub(super) type MakeEnding = Box<dyn Fn(&Record) -> Result<LocalWork, Refusal> + Send + Sync>;
 pub(super) type MakeKeys = Box<dyn Fn(Bytes) -> Result<Vec<String>, Refusal> + Send + Sync>;
 
 /// The functions behind one step.
@@ -65,7 +66,7 @@ pub(super) enum StepCode {
 pub struct Definition {
     pub(super) plan: Plan,
     pub(super) steps: Vec<StepCode>,
-    pub(super) ending: Option<MakeLocal>,
+    pub(super) ending: Option<MakeEnding>,
     pub(super) keys: Option<MakeKeys>,
     /// What a saga that is another one's step answers. None answers an empty message.
     pub(super) answer: Option<MakeRequest>,
@@ -142,7 +143,7 @@ impl Definition {
 
     /// What a saga answers to the one that it is a step of.
     pub(super) fn answer(&self, record: &Record) -> Result<Bytes, Refusal> {
-        self.answer.as_ref().map_or_else(|| Ok(Bytes::new()), |answer| answer(record))
+        self.answer.as_ref().map_or_else(|| Ok(Bytes::new()), |answer| answer(Replies::of(&self.plan, record)))
     }
 
     /// The definition as a Mermaid flowchart.
@@ -155,7 +156,7 @@ impl Definition {
     pub(super) fn local(&self, local: Local, record: &Record) -> Result<LocalWork, Refusal> {
         match (local, &self.ending) {
             (Local::Step(step), _) => match &self.steps[step] {
-                StepCode::Local(work) => work(record),
+                StepCode::Local(work) => work(Replies::before(&self.plan, record, step)),
                 StepCode::Remote { .. } | StepCode::Saga { .. } => Err(Refusal::internal()),
             },
             (Local::Ending, Some(ending)) => ending(record),
@@ -181,14 +182,16 @@ impl Requests for Definition {
 
     fn request(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
-            StepCode::Remote { request, .. } | StepCode::Saga { request, .. } => request(record),
+            StepCode::Remote { request, .. } | StepCode::Saga { request, .. } => {
+                request(Replies::before(&self.plan, record, step))
+            }
             StepCode::Local(_) => Err(Refusal::internal()),
         }
     }
 
     fn compensation(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
-            StepCode::Remote { undo: Some(undo), .. } => undo(record, step),
+            StepCode::Remote { undo: Some(undo), .. } => undo(Replies::of(&self.plan, record), step),
             // It is told to turn back, which takes no words.
             StepCode::Saga { .. } => Ok(Bytes::new()),
             StepCode::Remote { undo: None, .. } | StepCode::Local(_) => Err(Refusal::internal()),
