@@ -364,28 +364,3 @@ async fn a_transport_that_panics_parks_its_saga_which_goes_on_when_an_operator_s
     coordinator.retry("s-1", "bob", "the wire is mended").await.unwrap();
     assert_eq!(coordinator.finished("s-1").await.unwrap().phase(), SagaPhase::Completed);
 }
-
-#[test]
-fn an_illegal_shape_is_refused_by_the_step_that_makes_it() {
-    let refused = |make: fn(&mut libs::saga::Builder<i64>)| {
-        let mut saga = Definition::builder::<i64>("test", 1);
-        make(&mut saga);
-        saga.build().unwrap_err().to_string()
-    };
-    assert_eq!(refused(|_| {}), "saga test: has no steps");
-    let message = refused(|saga| {
-        saga.retriable::<Ship>("ship", |input, _| Ok(*input));
-    });
-    assert_eq!(message, "saga test: ship is retriable, and there is no pivot");
-    let message = refused(|saga| {
-        saga.pivot::<Ship>("ship", |input, _| Ok(*input));
-        saga.compensatable::<Charge>("charge", |input, _| Ok(*input), |_| 0);
-    });
-    assert_eq!(message, "saga test: charge can be undone and must come before the pivot ship");
-    let message = refused(|saga| {
-        saga.pivot::<Ship>("ship", |input, _| Ok(*input));
-        saga.retriable::<Charge>("charge", |input, _| Ok(*input));
-        saga.after(&[]);
-    });
-    assert_eq!(message, "saga test: charge is retriable and doesn't follow the pivot ship");
-}

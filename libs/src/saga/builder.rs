@@ -7,7 +7,7 @@ use prost::Message;
 use proto::saga::v1::{LockPolicy, Reason, StepKind};
 
 use super::{
-    Compensated, Definition, DefinitionError, Handle, LocalWork, Operation, Replies, Retry, Undo,
+    Compensated, Definition, DefinitionError, Fault, Handle, LocalWork, Operation, Replies, Retry, Undo,
     definition::{MakeEnding, MakeKeys, MakeRequest, StepCode, Types},
     plan::{Plan, StepOptions, StepPlan},
     record::Record,
@@ -33,6 +33,8 @@ pub struct Builder<I> {
     types: Types,
     /// What each step that is a saga gives it and wants of it.
     sagas: Vec<(usize, Types)>,
+    /// The first option that was named before there was a step.
+    stray: Option<&'static str>,
     input: PhantomData<fn(I)>,
 }
 
@@ -62,6 +64,7 @@ impl<I: Message + Default + 'static> Builder<I> {
             answer: None,
             types: Types { input: TypeId::of::<I>(), answer: TypeId::of::<()>() },
             sagas: Vec::new(),
+            stray: None,
             input: PhantomData,
         }
     }
@@ -207,38 +210,40 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// The step begins once these are done, rather than after the step added before it; none of them means at once. Steps with
     /// no order between them run side by side.
     pub fn after(&mut self, names: &[&str]) -> &mut Self {
-        if let Some(last) = self.after.last_mut() {
-            *last = Some(names.iter().map(ToString::to_string).collect());
+        let names = names.iter().map(ToString::to_string).collect();
+        match self.after.last_mut() {
+            Some(last) => *last = Some(names),
+            None => self.stray = self.stray.or(Some("after")),
         }
         self
     }
 
     /// How long one call may take. 5 seconds unless said otherwise.
     pub fn attempt_timeout(&mut self, timeout: Duration) -> &mut Self {
-        self.option(|options| options.attempt_timeout = timeout)
+        self.option("attempt_timeout", |options| options.attempt_timeout = timeout)
     }
 
     /// When a failed call is made again.
     pub fn retry(&mut self, retry: Retry) -> &mut Self {
-        self.option(|options| options.retry = retry)
+        self.option("retry", |options| options.retry = retry)
     }
 
     /// How long the step may take, all its calls together; then the saga turns back. For Check and Compensatable steps.
     pub fn step_deadline(&mut self, deadline: Duration) -> &mut Self {
-        self.option(|options| options.deadline = Some(deadline))
+        self.option("step_deadline", |options| options.deadline = Some(deadline))
     }
 
     /// Codes that mean a refusal although the answer carries no verdict, for participants without our barrier. The step is
     /// undone all the same. For Check and Compensatable steps, and for the codes that handlers answer on purpose:
     /// INVALID_ARGUMENT, FAILED_PRECONDITION, NOT_FOUND, OUT_OF_RANGE, ALREADY_EXISTS.
     pub fn trusted_codes(&mut self, codes: &[tonic::Code]) -> &mut Self {
-        self.option(|options| options.trusted = codes.to_vec())
+        self.option("trusted_codes", |options| options.trusted = codes.to_vec())
     }
 
     /// The participant has no barrier: nothing stops an action that comes after its compensation, so the undoing of a call
     /// with an unknown outcome waits until none can come any more.
     pub fn without_barrier(&mut self) -> &mut Self {
-        self.option(|options| options.plain = true)
+        self.option("without_barrier", |options| options.plain = true)
     }
 
     /// Checks the shape and makes the definition.
@@ -246,7 +251,10 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// # Errors
     /// When the shape breaks a rule; the message names the step.
     pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
-        let Self { mut plan, after, steps, ending, keys, answer, types, sagas, .. } = self;
+        let Self { mut plan, after, steps, ending, keys, answer, types, sagas, stray, .. } = self;
+        if let Some(option) = stray {
+            return Err(DefinitionError { saga: plan.name, fault: Fault::Stray(option) });
+        }
         plan.has_ending = ending.is_some();
         shape::check(&mut plan, &after)?;
         for (at, types) in sagas {
@@ -259,9 +267,10 @@ impl<I: Message + Default + 'static> Builder<I> {
         Ok(Arc::new(Definition { plan, steps, ending, keys, answer, types }))
     }
 
-    fn option(&mut self, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
-        if let Some(last) = self.plan.steps.last_mut() {
-            change(&mut last.options);
+    fn option(&mut self, name: &'static str, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
+        match self.plan.steps.last_mut() {
+            Some(last) => change(&mut last.options),
+            None => self.stray = self.stray.or(Some(name)),
         }
         self
     }

@@ -1,5 +1,7 @@
 //! The rules of a definition's shape, checked when it is built.
 
+use std::time::Duration;
+
 use proto::saga::v1::{LockPolicy, StepKind};
 use sha2::{Digest as _, Sha256};
 
@@ -58,7 +60,7 @@ pub enum Fault {
     #[error("{0} is retriable and doesn't follow the pivot {1}")]
     NotAfterPivot(&'static str, &'static str),
     /// A step that may have to turn the saga back when it can't any more.
-    #[error("{0} can be undone and must come before the pivot {1}")]
+    #[error("{0} can turn the saga back and must come before the pivot {1}")]
     NotBeforePivot(&'static str, &'static str),
     /// A Compensatable that can't be undone.
     #[error("{0} is compensatable and has no compensation")]
@@ -84,14 +86,20 @@ pub enum Fault {
     )]
     NoRoom(&'static str, &'static str),
     /// How to call what is not called.
-    #[error("{0} is a saga and no call: how to call it has no meaning there")]
-    NotCalled(&'static str),
+    #[error("{0} is {1} and no call: how to call it has no meaning there")]
+    NotCalled(&'static str, &'static str),
+    /// An option of the step added last, where none is added yet.
+    #[error("{0} is said before there is a step: it is said after the step that it is about")]
+    Stray(&'static str),
     /// Two definitions of one name and version, which sagas would be of by chance.
     #[error("there are two of version {0} with other steps: raise the version of the newer one")]
     Ambiguous(u32),
     /// A wait that is none.
     #[error("{0}: {1} must be longer than nothing")]
     NoTime(&'static str, &'static str),
+    /// A step that is given up before it is called.
+    #[error("{0} must be called once at the least: its retry allows no attempt")]
+    NoAttempt(&'static str),
 }
 
 /// Checks the shape and fills in what follows from it.
@@ -103,6 +111,9 @@ pub(super) fn check(plan: &mut Plan, after: &[Option<Vec<String>>]) -> Result<()
     let descendants = descendants(&plan.steps).map_err(faulty)?;
     check_kinds(&plan.steps, &descendants).map_err(faulty)?;
     plan.steps.iter().try_for_each(check_options).map_err(faulty)?;
+    if plan.deadline.is_some_and(|deadline| deadline.is_zero()) {
+        return Err(faulty(Fault::NoTime(saga, "its deadline")));
+    }
     for (step, descendants) in plan.steps.iter_mut().zip(descendants) {
         step.descendants = descendants;
     }
@@ -204,7 +215,10 @@ fn check_kinds(steps: &[StepPlan], descendants: &[Steps]) -> Result<(), Fault> {
 fn check_options(step: &StepPlan) -> Result<(), Fault> {
     let (name, options) = (|| step.name, &step.options);
     if step.is_saga() && StepOptions::default() != (StepOptions { deadline: None, ..options.clone() }) {
-        return Err(Fault::NotCalled(name()));
+        return Err(Fault::NotCalled(name(), "a saga"));
+    }
+    if step.is_local() && StepOptions::default() != *options {
+        return Err(Fault::NotCalled(name(), "work of the service's own"));
     }
     if !step.can_abort() {
         let kind = if step.kind == StepKind::Pivot { "the pivot" } else { "retriable" };
@@ -220,7 +234,11 @@ fn check_options(step: &StepPlan) -> Result<(), Fault> {
     if let Some(code) = options.trusted.iter().find(|code| !TRUSTABLE.contains(code)) {
         return Err(Fault::Untrustworthy(name(), *code));
     }
+    if options.retry.attempts == Some(0) {
+        return Err(Fault::NoAttempt(name()));
+    }
     let times = [
+        (options.deadline.unwrap_or(Duration::MAX), "its deadline"),
         (options.attempt_timeout, "its attempt timeout"),
         (options.retry.initial, "its first wait"),
         (options.retry.most, "its longest wait"),
