@@ -102,6 +102,10 @@ impl Done {
             match (phase, action, undone) {
                 (SagaPhase::Completed, None, _) => return Err(format!("{name} was never done")),
                 (SagaPhase::Completed, _, Some(_)) => return Err(format!("{name} was undone")),
+                // What a saga below undoes that was refused is its own affair.
+                (SagaPhase::Stuck, _, Some(_)) if step.is_remote() => {
+                    return Err(format!("{name} was undone after the pivot"));
+                }
                 (SagaPhase::Compensated, Some(_), None) if step.is_remote() && step.kind != StepKind::Check => {
                     return Err(format!("{name} was done and never undone"));
                 }
@@ -143,5 +147,39 @@ fn said(effect: &Effect) -> String {
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.iter().map(said).collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::saga::{Compensated, Operation};
+
+    struct Call;
+
+    impl Operation for Call {
+        const PEER: &'static str = "peer";
+        const PATH: &'static str = "/call";
+        type Request = i64;
+        type Reply = i64;
+    }
+
+    impl Compensated for Call {
+        type Compensation = Self;
+    }
+
+    #[test]
+    fn what_was_done_before_the_pivot_stands_while_a_saga_is_stuck_after_it() {
+        let mut saga = Definition::builder::<i64>("tea", 1);
+        saga.compensatable::<Call>("reserve", |input, _| Ok(*input), |undo| undo.request);
+        saga.pivot::<Call>("ship", |input, _| Ok(*input));
+        saga.retriable::<Call>("tell", |input, _| Ok(*input));
+        let definition = saga.build().expect("legal");
+        let effect = |step: &str, op| Effect { saga_id: "s".to_owned(), step: step.to_owned(), op };
+        let mut done = Done(vec![effect("reserve", Op::Action), effect("ship", Op::Action)]);
+        assert_eq!(done.check(&definition, "s", SagaPhase::Stuck), Ok(()));
+        done.0.push(effect("reserve", Op::Compensation));
+        let broken = done.check(&definition, "s", SagaPhase::Stuck);
+        assert_eq!(broken, Err("reserve was undone after the pivot".to_owned()));
     }
 }
