@@ -1,15 +1,15 @@
 //! A saga's definition: its shape, and the functions that make each step's request from what came before.
 
-use std::{any::TypeId, fmt, fmt::Write as _, sync::Arc, time::Duration};
+use std::{any::TypeId, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
-use proto::saga::v1::{SagaPhase, SagaRecord, Step, StepKind, StepRecord};
+use proto::saga::v1::{SagaPhase, SagaRecord, Step, StepRecord};
 
 use super::{
     Builder, LocalWork, Replies, ids,
     machine::Local,
-    plan::{Plan, Requests, StepPlan, each},
+    plan::{Plan, Requests, StepPlan},
     record::Record,
     shape,
 };
@@ -146,12 +146,6 @@ impl Definition {
         self.answer.as_ref().map_or_else(|| Ok(Bytes::new()), |answer| answer(Replies::of(&self.plan, record)))
     }
 
-    /// The definition as a Mermaid flowchart.
-    #[must_use]
-    pub fn mermaid(&self) -> String {
-        self.plan.mermaid()
-    }
-
     /// Work of our own that a transition asks for.
     pub(super) fn local(&self, local: Local, record: &Record) -> Result<LocalWork, Refusal> {
         match (local, &self.ending) {
@@ -226,29 +220,6 @@ impl Plan {
             record.step_mut(step);
         }
         record
-    }
-
-    fn mermaid(&self) -> String {
-        let mut text = String::from("flowchart LR\n");
-        for StepPlan { name, participant, kind, .. } in &self.steps {
-            // Writing to a string can't fail.
-            let _ = match kind {
-                StepKind::Pivot => writeln!(text, "  {name}{{{{\"{name}<br>{participant} · pivot\"}}}}"),
-                StepKind::Check => writeln!(text, "  {name}[/\"{name}<br>{participant} · check\"/]"),
-                _ => writeln!(text, "  {name}[\"{name}<br>{participant}\"]"),
-            };
-        }
-        for step in &self.steps {
-            for before in each(step.after) {
-                let _ = writeln!(text, "  {} --> {}", self.steps[before].name, step.name);
-            }
-        }
-        for step in &self.steps {
-            if let Some((_, undo)) = step.compensation.rsplit_once('/') {
-                let _ = writeln!(text, "  {0} -. {undo} .-> {0}", step.name);
-            }
-        }
-        text
     }
 }
 
