@@ -12,7 +12,7 @@ use libs::{
     cqrs::{CommandSide, Log, Projections, Views},
     journal::{Cause, Entry, Journal, Loaded},
     refusal::Refusal,
-    saga::{Definition, Options, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
+    saga::{Definition, LocalWork, Options, Retry, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
     testing::{refused, wrong_fields},
 };
 use proto::saga::v1::{
@@ -43,6 +43,19 @@ fn outer() -> Arc<Definition> {
     saga.build().unwrap()
 }
 
+/// As it was before, with limits of every kind.
+fn older() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("outer", 1);
+    saga.deadline(Duration::from_secs(60));
+    saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_secs(2)).step_deadline(Duration::from_secs(30));
+    saga.trusted_codes(&[Code::NotFound]).without_barrier();
+    let (initial, most) = (Duration::from_secs(1), Duration::from_secs(9));
+    saga.retry(Retry { initial, most, factor: 3.0, jitter: 0.25, attempts: Some(7) });
+    saga.on_compensated(|_, _| Ok(LocalWork::nothing()));
+    saga.build().unwrap()
+}
+
 struct Api {
     world: World,
     process: Process,
@@ -61,7 +74,7 @@ async fn open() -> Api {
     process.coordinator.recover().await.unwrap();
     let log = Log::of(&journal);
     let views = Views::open(location.views(), log, &Projections::new().with(SagasView)).await.unwrap();
-    let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [outer()]).unwrap();
+    let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [older(), outer()]).unwrap();
     let (queries, impatient) = (queries(Duration::from_secs(10)), queries(Duration::ZERO));
     tokio::spawn(views.run());
     let commands = SagaCommands::new("test", process.coordinator.clone());
@@ -175,20 +188,43 @@ async fn a_watch_goes_on_from_where_it_was() {
 #[tokio::test]
 async fn a_definition_tells_its_shape_and_those_below_it() {
     let api = open().await;
-    let describe = |name: &str| {
-        let request = Request::new(DescribeSagaRequest { r#type: name.to_owned() });
+    let describe = |name: &str, version| {
+        let request = Request::new(DescribeSagaRequest { r#type: name.to_owned(), version });
         let queries = api.queries.clone();
         async move { queries.describe_saga(request).await }
     };
-    let outer = describe("outer").await.unwrap().into_inner();
+    let outer = describe("outer", 0).await.unwrap().into_inner();
     assert_eq!((outer.version, outer.lock_policy(), outer.definition_hash.len()), (2, LockPolicy::Wait, 64));
     let [prepare, ship] = &outer.steps[..] else { panic!("{outer:?}") };
     assert_eq!((prepare.participant.as_str(), prepare.action.as_str()), ("saga", "inner"));
     assert_eq!((ship.kind(), ship.after.as_slice()), (StepKind::Pivot, ["prepare".to_owned()].as_slice()));
-    let inner = describe("inner").await.unwrap().into_inner();
+    let inner = describe("inner", 0).await.unwrap().into_inner();
     assert_eq!((inner.version, inner.lock_policy()), (3, LockPolicy::Unspecified));
     assert!(inner.steps[0].compensation.ends_with("/Release"));
-    assert_eq!(refused(describe("other").await), (Code::NotFound, "UNKNOWN_SAGA_TYPE".to_owned()));
+    assert_eq!(refused(describe("other", 0).await), (Code::NotFound, "UNKNOWN_SAGA_TYPE".to_owned()));
+    // What open sagas pin may be an older one.
+    let older = describe("outer", 1).await.unwrap().into_inner();
+    assert_eq!((older.version, older.steps.len()), (1, 1));
+    assert_eq!(refused(describe("outer", 3).await), (Code::NotFound, "UNKNOWN_SAGA_VERSION".to_owned()));
+}
+
+#[tokio::test]
+async fn a_definition_tells_its_limits() {
+    let api = open().await;
+    let request = Request::new(DescribeSagaRequest { r#type: "outer".to_owned(), version: 1 });
+    let limited = api.queries.describe_saga(request).await.unwrap().into_inner();
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    assert_eq!((limited.deadline, limited.on_compensated), (seconds(60), true));
+    let reserve = &limited.steps[0];
+    assert_eq!((reserve.attempt_timeout, reserve.deadline), (seconds(2), seconds(30)));
+    assert_eq!((reserve.trusted_codes.as_slice(), reserve.without_barrier), ([Code::NotFound as i32].as_slice(), true));
+    let retry = pb::RetryPolicy { initial: seconds(1), most: seconds(9), factor: 3.0, jitter: 0.25, attempts: 7 };
+    assert_eq!(reserve.retry, Some(retry));
+    // What was not limited is not.
+    let request = Request::new(DescribeSagaRequest { r#type: "inner".to_owned(), version: 0 });
+    let inner = api.queries.describe_saga(request).await.unwrap().into_inner();
+    assert_eq!((inner.deadline, inner.on_compensated, inner.steps[0].deadline), (None, false, None));
+    assert_eq!(inner.steps[0].retry.as_ref().map(|retry| retry.attempts), Some(0));
 }
 
 #[tokio::test]

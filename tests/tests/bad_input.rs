@@ -349,7 +349,7 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
     let mut sagas = clients.saga_queries();
     let refused = Refused::of(sagas.get_saga(GetSagaRequest { saga_id: id() }).await);
     assert_eq!(refused, missing("order", "UNKNOWN_SAGA"));
-    let refused = Refused::of(sagas.describe_saga(DescribeSagaRequest { r#type: id() }).await);
+    let refused = Refused::of(sagas.describe_saga(DescribeSagaRequest { r#type: id(), version: 0 }).await);
     assert_eq!(refused, missing("order", "UNKNOWN_SAGA_TYPE"));
 
     let huge = "A".repeat(1 << 20);

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{Definition, DefinitionError, Fault};
+use crate::refusal::Refusal;
 
 /// Definitions, by what sagas pin and by what starts them.
 #[derive(Debug, Default)]
@@ -41,6 +42,26 @@ impl Definitions {
     /// The one that new sagas of a type are of.
     pub(super) fn newest(&self, saga_type: &str) -> Option<&Arc<Definition>> {
         self.newest.get(saga_type)
+    }
+
+    /// The one of this name and version; of version 0 the newest.
+    ///
+    /// # Errors
+    /// NOT_FOUND, UNKNOWN_SAGA_TYPE or UNKNOWN_SAGA_VERSION, with what there is.
+    pub(super) fn find(&self, saga_type: &str, version: u32) -> Result<&Arc<Definition>, Refusal> {
+        let Some(newest) = self.newest(saga_type) else {
+            let message = format!("there is no such saga; there are: {}", self.types().join(", "));
+            return Err(Refusal::not_found("UNKNOWN_SAGA_TYPE", message));
+        };
+        let versions = || self.iter().filter(|definition| definition.name() == saga_type);
+        let found = versions().find(|definition| definition.version() == version).or((version == 0).then_some(newest));
+        found.ok_or_else(|| {
+            let mut known: Vec<u32> = versions().map(|definition| definition.version()).collect();
+            known.sort_unstable();
+            let known: Vec<String> = known.iter().map(u32::to_string).collect();
+            let message = format!("there is no such version of {saga_type}; there are: {}", known.join(", "));
+            Refusal::not_found("UNKNOWN_SAGA_VERSION", message)
+        })
     }
 
     /// All of them, in any order.

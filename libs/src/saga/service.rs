@@ -1,6 +1,6 @@
 //! `saga.v1`: shows and steers a coordinator's sagas over gRPC.
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use proto::saga::v1::{
@@ -13,7 +13,7 @@ use super::{
     coordinator::Coordinator,
     definition::Definition,
     definitions::Definitions,
-    plan::{StepPlan, each},
+    plan::{Retry, StepPlan, each},
     projection::SAGA_VIEWS,
     record::is_final,
     shape::{DefinitionError, LONGEST},
@@ -161,19 +161,22 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
         &self,
         request: Request<pb::DescribeSagaRequest>,
     ) -> Result<Response<pb::DescribeSagaResponse>, Status> {
-        let name = request.into_inner().r#type;
-        match self.definitions.newest(&name) {
-            Some(definition) => Ok(Response::new(describe(definition))),
-            None => {
-                let message = format!("there is no such saga; there are: {}", self.definitions.types().join(", "));
-                Err(Refusal::not_found("UNKNOWN_SAGA_TYPE", message).into_status(self.read.service()))
-            }
-        }
+        let pb::DescribeSagaRequest { r#type, version } = request.into_inner();
+        let found = self.definitions.find(&r#type, version).map_err(|refusal| refusal.into_status(self.read.service()));
+        Ok(Response::new(describe(found?)))
     }
 }
 
 fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
     let plan = &definition.plan;
+    let duration = |duration: Duration| prost_types::Duration::try_from(duration).ok();
+    let retry = |retry: &Retry| pb::RetryPolicy {
+        initial: duration(retry.initial),
+        most: duration(retry.most),
+        factor: retry.factor,
+        jitter: retry.jitter,
+        attempts: retry.attempts.unwrap_or_default(),
+    };
     let step = |step: &StepPlan| StepDefinition {
         name: step.name.to_owned(),
         kind: step.kind.into(),
@@ -181,7 +184,11 @@ fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
         participant: step.participant.to_owned(),
         action: step.action.to_owned(),
         compensation: step.compensation.to_owned(),
-        attempt_timeout: prost_types::Duration::try_from(step.options.attempt_timeout).ok(),
+        attempt_timeout: duration(step.options.attempt_timeout),
+        retry: Some(retry(&step.options.retry)),
+        deadline: step.options.deadline.and_then(duration),
+        trusted_codes: step.options.trusted.iter().map(|code| i32::from(*code)).collect(),
+        without_barrier: step.options.plain,
     };
     pb::DescribeSagaResponse {
         r#type: plan.name.to_owned(),
@@ -189,6 +196,8 @@ fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
         definition_hash: plan.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
         steps: plan.steps.iter().map(step).collect(),
         lock_policy: plan.locks.into(),
+        deadline: plan.deadline.and_then(duration),
+        on_compensated: plan.has_ending,
     }
 }
 

@@ -108,7 +108,8 @@ pub async fn show(asked: config::ShowSaga, screen: Screen) -> anyhow::Result<()>
 /// When the order service isn't there, or knows no such type.
 pub async fn graph(asked: config::GraphSaga, screen: Screen) -> anyhow::Result<()> {
     let mut orders = Orders::connect(&asked.at.address).await?;
-    let answer = orders.sagas.describe_saga(DescribeSagaRequest { r#type: asked.saga_type }).await;
+    let newest = DescribeSagaRequest { r#type: asked.saga_type, ..DescribeSagaRequest::default() };
+    let answer = orders.sagas.describe_saga(newest).await;
     screen.line(mermaid(&answer.map_err(|status| sentence(&status))?.into_inner()).trim_end())?;
     Ok(())
 }
