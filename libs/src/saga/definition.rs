@@ -105,8 +105,9 @@ impl Definition {
         self.plan.version
     }
 
-    /// What is pinned in each saga: a hash of the steps, their order and their operations. Time-outs and retries are not part
-    /// of it and may be tuned at any time.
+    /// What is pinned in each saga: a hash of the name, the version, the steps with their kinds, order and operations, and whether work of
+    /// our own ends a compensated saga. All else may change under open sagas: time-outs, deadlines, retries, trusted codes, whether there is
+    /// a barrier, locks. The functions are not seen: raise the version when one changes its meaning.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.plan.hash

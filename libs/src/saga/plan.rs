@@ -27,7 +27,7 @@ pub(super) struct Plan {
     /// The saga's type.
     pub(super) name: &'static str,
     pub(super) version: u32,
-    /// What is pinned in each saga: the shape, without time-outs and retries, which may be tuned at any time.
+    /// What is pinned in each saga: the shape, without the options, deadlines and locks, which may be tuned at any time.
     pub(super) hash: [u8; 32],
     pub(super) steps: Vec<StepPlan>,
     /// How long a saga may take to its pivot.

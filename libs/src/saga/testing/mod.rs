@@ -1,7 +1,7 @@
 //! For tests of one's own sagas: participants that exist in memory, and everything that a saga must come through.
 //!
 //! A [`Rig`] runs a saga again and again, each time from nothing on a real journal, each time disturbed in another way:
-//! [`fail_every_step`] refuses each step once, [`repeat_every_operation`] delivers each call twice and loses each request and each
+//! [`fail_every_step`] refuses each step's call once, [`repeat_every_operation`] delivers each call twice and loses each request and each
 //! answer once, [`crash_every_point`] ends the process around every call, on the way there and on the way back. After each run the
 //! same rules are checked: nothing took effect twice, what was done is whole or undone in reverse, and the end is the one that an
 //! undisturbed saga comes to.

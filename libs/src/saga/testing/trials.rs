@@ -36,8 +36,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Refuses each step once. What was done before it must be undone, last things first, and nothing else; after the pivot the saga
-/// must be STUCK, with nothing undone.
+/// Refuses the call of each step once; the service's own work is not refused. What was done before it must be undone, last things first,
+/// and nothing else; after the pivot the saga must be STUCK, with nothing undone.
 ///
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
