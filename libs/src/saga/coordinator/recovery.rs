@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     refusal::Refusal,
-    saga::{Definition, record::Record, store},
+    saga::{Definition, machine, record::Record, store},
 };
 
 /// How many sagas are read at a time.
@@ -103,8 +103,7 @@ impl Shared {
         since: u64,
         mail: Option<Mail>,
     ) {
-        // Waits were for a world before the restart: call now, everything.
-        record.call_at_once(self.now());
+        machine::taken_up(&definition.plan, &mut record, self.now());
         let admission = Admissions::admit_again(&self.admissions);
         let start = Start::Again { mailbox: place.drive(), since, mail };
         Driver::launch(Arc::clone(self), definition, record, admission, start);

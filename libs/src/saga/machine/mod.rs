@@ -20,7 +20,7 @@ mod operator;
 mod outlook;
 mod sub_sagas;
 
-use proto::saga::v1::{SagaPhase, StepKind, StepState};
+use proto::saga::v1::{SagaPhase, StepKind, StepRecord, StepState};
 
 pub(super) use self::{
     attempt::Attempt,
@@ -29,7 +29,7 @@ pub(super) use self::{
     outlook::{Due, due, leaves, next_wake},
 };
 use super::{
-    plan::{Plan, Requests, each},
+    plan::{Plan, Requests, StepPlan, each},
     record::{Line, Record, is_final, reason},
 };
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
@@ -252,11 +252,22 @@ impl Turn<'_> {
     /// undoing; of another one the undoing waits until nothing can come: a call waits for its turn, and then for its answer, as long as its
     /// timeout each, and as long again is left to the way.
     fn may_come_late(&mut self, step: usize) {
-        let options = &self.plan.steps[step].options;
-        if options.plain {
-            let nothing_comes = later(self.moment.now, options.attempt_timeout.saturating_mul(3));
-            self.record.kept.steps[step].compensation_not_before_micros = nothing_comes;
-        }
+        may_come_late(&self.plan.steps[step], &mut self.record.kept.steps[step], self.moment.now);
+    }
+}
+
+fn may_come_late(plan: &StepPlan, kept: &mut StepRecord, now: i64) {
+    if plan.options.plain {
+        kept.compensation_not_before_micros = later(now, plan.options.attempt_timeout.saturating_mul(3));
+    }
+}
+
+/// A record goes on in another process than the one that committed it. Waits were for the world before, so everything is called at once;
+/// and what that process has called may be on its way yet, although nobody waits for its answer.
+pub(super) fn taken_up(plan: &Plan, record: &mut Record, now: i64) {
+    record.call_at_once(now);
+    for step in each(in_states(record, &[StepState::Started])) {
+        may_come_late(&plan.steps[step], &mut record.kept.steps[step], now);
     }
 }
 

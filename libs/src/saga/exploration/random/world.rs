@@ -114,11 +114,9 @@ impl<'a> World<'a> {
     /// The process ends as `kill -9` ends it, and another one takes the saga up.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.draining = false;
-        // A participant without our barrier never hears of what died with its connection.
-        let has_barrier = |call: &Call| !self.definition.plan.steps[call.due.step].options.plain;
-        self.late.extend(std::mem::take(&mut self.in_flight).into_iter().filter(has_barrier));
+        self.late.append(&mut self.in_flight);
         self.driven = Record::decode(self.bytes.clone()).map_err(|error| error.to_string())?;
-        self.driven.call_at_once(self.now);
+        machine::taken_up(&self.definition.plan, &mut self.driven, self.now);
         if is_final(self.driven.saga.phase()) { Ok(()) } else { self.hear(Input::Tick) }
     }
 
