@@ -231,7 +231,7 @@ async fn drain(phase: &watch::Sender<Phase>, mut connections: JoinSet<()>, deadl
     if timeout_at(deadline, &mut ended).await.is_ok() {
         return;
     }
-    tracing::warn!("calls still in flight after --drain-timeout are cut off");
+    tracing::warn!("connections whose calls have not ended after --drain-timeout are cut off");
     phase.send_replace(Phase::Cut);
     // A cut connection ends as soon as it is next polled.
     let _ = timeout(Duration::from_secs(1), ended).await;

@@ -3,16 +3,25 @@
 //! Each is a tonic server of its own with one connection to accept. Tonic's own limit on age is the same for all connections,
 //! which then all come back at once, and with a grace it cuts calls off instead of asking the client to leave first.
 
-use std::{future::pending, io, time::Duration};
+use std::{
+    future::pending,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream};
 use rand::RngExt as _;
 use tokio::{
     net::TcpStream,
     sync::{oneshot, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tonic::{service::Routes, transport::Server};
+use tower::util::MapRequestLayer;
 
 use super::socket::{Cord, Socket};
 use crate::{
@@ -22,6 +31,12 @@ use crate::{
     },
     telemetry::ServerMetrics,
 };
+
+/// A client that has not begun to speak HTTP/2 after so long is none. One that speaks TLS first has as long for that.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a connection that never had a call has to be told to leave. One that says nothing never hears of it.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How far the end of the process has come. It only moves on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +78,13 @@ impl Connections {
         let (leave, left) = oneshot::channel::<()>();
         let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
         let (end_streams, draining) = watch::channel(false);
+        let called = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&called);
         let mut server = server
+            .layer(MapRequestLayer::new(move |call| {
+                noted.store(true, Relaxed);
+                call
+            }))
             // Outermost, so that whatever becomes of a call is seen.
             .layer(ObserveLayer::new(service, metrics, methods, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
@@ -82,7 +103,7 @@ impl Connections {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, leave, end_streams, jittered(max_age), grace) => {}
+            () = live(phase, cord, &called, leave, end_streams, jittered(max_age), grace) => {}
         }
     }
 }
@@ -91,15 +112,17 @@ impl Connections {
 async fn live(
     mut phase: watch::Receiver<Phase>,
     cord: Cord,
+    called: &AtomicBool,
     leave: oneshot::Sender<()>,
     end_streams: watch::Sender<bool>,
     age: Duration,
     grace: Duration,
 ) {
-    let Cord { cut, gone } = cord;
+    let Cord { cut, gone, greeted } = cord;
     let aged = tokio::select! {
         _ = gone => return,
         () = reached(&mut phase, Phase::Draining) => false,
+        () = silence(greeted) => false,
         () = sleep(age) => true,
     };
     let _ = leave.send(());
@@ -111,12 +134,26 @@ async fn live(
         }
     }
     end_streams.send_replace(true);
+    let never_called = async {
+        sleep(GOODBYE).await;
+        if called.load(Relaxed) {
+            pending().await
+        }
+    };
     tokio::select! {
         () = reached(&mut phase, Phase::Cut) => {}
         () = sleep(grace), if aged => {}
+        () = never_called => {}
     }
     let _ = cut.send(());
     pending().await
+}
+
+/// Resolves when the client has said too little for too long.
+async fn silence(greeted: oneshot::Receiver<()>) {
+    if timeout(SILENCE, greeted).await.is_ok() {
+        pending().await
+    }
 }
 
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
@@ -127,4 +164,38 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
 /// A tenth more or less, so that connections made together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(rand::rng().random_range(0.9..1.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// How long a connection lives on which this was said, in a server that goes on.
+    async fn lives(greets: bool, calls: bool) -> Duration {
+        let (cut, was_cut) = oneshot::channel();
+        let (_gone, gone) = oneshot::channel();
+        let (greet, greeted) = oneshot::channel();
+        let (leave, _left) = oneshot::channel();
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let (end_streams, _) = watch::channel(false);
+        let (start, called, age) = (Instant::now(), AtomicBool::new(calls), Duration::from_secs(900));
+        // Not sent is not said; dropped, the socket would be gone.
+        let _greet = if greets { greet.send(()).map(|()| None).expect("heard") } else { Some(greet) };
+        let cord = Cord { cut, gone, greeted };
+        tokio::select! {
+            () = live(phase, cord, &called, leave, end_streams, age, Duration::from_secs(30)) => {}
+            _ = was_cut => {}
+            () = sleep(4 * age) => {}
+        }
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_cut_off_and_one_that_speaks_lives_to_its_age() {
+        assert_eq!(lives(false, false).await.as_secs(), 11);
+        assert_eq!(lives(true, false).await.as_secs(), 931);
+        assert_eq!(lives(true, true).await.as_secs(), 960);
+    }
 }

@@ -13,10 +13,17 @@ use tokio::{
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+/// What an HTTP/2 client begins with is so long; TLS says more before it.
+const GREETING: usize = 24;
+
 /// A socket with a string attached.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
+    /// How much of the greeting is still to come.
+    missing: usize,
+    /// Sent once all of it is there.
+    greet: Option<oneshot::Sender<()>>,
     cut: oneshot::Receiver<()>,
     is_cut: bool,
     /// Dropped with the socket, which is how the other end knows.
@@ -30,13 +37,17 @@ pub(super) struct Cord {
     pub(super) cut: oneshot::Sender<()>,
     /// Resolves, with an error, when the socket is gone.
     pub(super) gone: oneshot::Receiver<()>,
+    /// Resolves when the client has said as much as it takes to begin.
+    pub(super) greeted: oneshot::Receiver<()>,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> (Self, Cord) {
         let (cut, to_cut) = oneshot::channel();
         let (_gone, gone) = oneshot::channel();
-        (Self { stream, cut: to_cut, is_cut: false, _gone }, Cord { cut, gone })
+        let (greet, greeted) = oneshot::channel();
+        let socket = Self { stream, missing: GREETING, greet: Some(greet), cut: to_cut, is_cut: false, _gone };
+        (socket, Cord { cut, gone, greeted })
     }
 
     /// Nobody waits for a socket but by reading: there is always a read under way on an HTTP/2 connection.
@@ -45,6 +56,16 @@ impl Socket {
         self.is_cut = self.is_cut || Pin::new(&mut self.cut).poll(cx).is_ready();
         self.is_cut
     }
+
+    fn heard(&mut self, bytes: usize) {
+        self.missing = self.missing.saturating_sub(bytes);
+        if self.missing == 0
+            && let Some(greet) = self.greet.take()
+        {
+            // Nobody waits for it any more once the connection has been asked to leave.
+            let _ = greet.send(());
+        }
+    }
 }
 
 impl AsyncRead for Socket {
@@ -52,7 +73,10 @@ impl AsyncRead for Socket {
         if self.poll_cut(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.heard(buf.filled().len() - before);
+        polled
     }
 }
 
@@ -107,9 +131,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_has_greeted_once_it_has_said_as_much_as_a_preface() -> io::Result<()> {
+        let (mut client, mut socket, mut cord) = connected().await?;
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for (at, byte) in preface.iter().enumerate() {
+            assert!(cord.greeted.try_recv().is_err(), "after {at} bytes");
+            client.write_u8(*byte).await?;
+            socket.read_u8().await?;
+        }
+        assert_eq!(cord.greeted.try_recv(), Ok(()));
+        Ok(())
+    }
+
+    #[tokio::test]
     async fn a_socket_whose_cord_is_cut_or_gone_is_cut_for_good() -> io::Result<()> {
         for told in [true, false] {
-            let (mut client, mut socket, Cord { cut, gone: _gone }) = connected().await?;
+            let (mut client, mut socket, Cord { cut, gone: _gone, greeted: _ }) = connected().await?;
             client.write_all(b"more").await?;
             if told {
                 cut.send(()).expect("the socket is there")

@@ -10,6 +10,10 @@ use parking_lot::Mutex;
 use proto::inventory::v1::{
     GetStockRequest, ListStockRequest, WatchStockRequest, inventory_query_service_client::InventoryQueryServiceClient,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
@@ -205,6 +209,22 @@ async fn an_endless_stream_does_not_keep_a_server_from_ending() {
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".to_owned()));
     assert!(Refusal::from_status(&status).retry_after.is_some());
     ended.await.expect("no panic").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_does_not_keep_a_server_from_ending() {
+    let mut flags = flags();
+    flags.limits.drain_timeout = Duration::from_secs(60 * 60);
+    let served = Served::start(&flags).await;
+    let mut silent = TcpStream::connect(served.address).await.expect("taken");
+    let mut preface = TcpStream::connect(served.address).await.expect("taken");
+    preface.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("heard");
+    served.get("tea").await.expect("taken after the others");
+    served.stop().await.expect("no panic").expect("an orderly end, or this waits for an hour");
+    for connection in [&mut silent, &mut preface] {
+        // What the server said before is read first.
+        while connection.read_u8().await.is_ok() {}
+    }
 }
 
 #[tokio::test]
