@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, net::SocketAddr, pin::pin, time::Duration};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
 use tokio::{
     net::TcpListener,
@@ -147,6 +147,23 @@ impl App {
         self
     }
 
+    /// The same, for what must come to its own end: `close` tells it to when it is put away, as by [`on_drain`](Self::on_drain), and
+    /// what it then fails at is the service's failure.
+    pub fn task_until_drained<E: Into<BoxError>>(
+        &mut self,
+        name: impl Into<String>,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+        close: impl FnOnce() + Send + 'static,
+    ) -> &mut Self {
+        let name = name.into();
+        let ended = self.tasks.spawn(name.clone(), task);
+        self.on_drain(name, async move {
+            close();
+            // Its end is told by nobody saying anything.
+            let _ = ended.await;
+        })
+    }
+
     /// Puts something away once no call is in flight: what was asked for last comes first, so that nothing loses what it stands on.
     pub fn on_drain(&mut self, name: impl Into<String>, hook: impl Future<Output = ()> + Send + 'static) -> &mut Self {
         self.hooks.push((name.into(), Box::pin(hook)));
@@ -157,7 +174,7 @@ impl App {
     /// in flight end, everything is put away.
     ///
     /// # Errors
-    /// When a task fails. Then nothing is drained: what it was needed for is gone.
+    /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { name, listener, address, limits, server, mut routes, services, mut tasks, hooks, .. } = self;
         let health = Health::new(&services);
@@ -204,6 +221,10 @@ impl App {
         };
         drained?;
         put_away(hooks, deadline).await;
+        // What failed meanwhile, such as the last commit, has failed all the same.
+        if let Some(failure) = tasks.failed().now_or_never() {
+            return Err(failure);
+        }
         tracing::info!(service = name, "stopped");
         Ok(())
     }

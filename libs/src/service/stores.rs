@@ -100,13 +100,7 @@ impl Stores {
             }
             app.task("stored answers", answers.run());
             let (running, draining) = (journal.clone(), journal.clone());
-            app.task("journal", async move { running.ended().await });
-            app.on_drain("journal", async move {
-                let mut head = draining.head();
-                draining.close();
-                // Its end is told by nobody telling of a new head any more.
-                while head.changed().await.is_ok() {}
-            });
+            app.task_until_drained("journal", async move { running.ended().await }, move || draining.close());
         }
         let commands = journal.clone().map(|journal| CommandSide::new(service, journal));
         if let (Some(commands), Some(meter)) = (&commands, telemetry::meter()) {

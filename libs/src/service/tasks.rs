@@ -3,29 +3,51 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::ServeError;
 use crate::cli::BoxError;
 
 /// Named futures that run until the service ends.
-#[derive(Debug, Default)]
-pub(super) struct Tasks(JoinSet<(String, Result<(), BoxError>)>);
+#[derive(Debug)]
+pub(super) struct Tasks {
+    running: JoinSet<()>,
+    failures: mpsc::UnboundedReceiver<ServeError>,
+    fail: mpsc::UnboundedSender<ServeError>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        let (fail, failures) = mpsc::unbounded_channel();
+        Self { running: JoinSet::new(), failures, fail }
+    }
+}
 
 impl Tasks {
+    /// Starts one. What is answered resolves, with an error, when it has ended: how it failed is known by then.
     pub(super) fn spawn<E: Into<BoxError>>(
         &mut self,
         name: String,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
-    ) {
-        self.0.spawn(async move {
+    ) -> oneshot::Receiver<()> {
+        let (over, ended) = oneshot::channel();
+        let fail = self.fail.clone();
+        self.running.spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
             let ended = match ended {
                 Ok(result) => result.map_err(Into::into),
                 Err(_) => Err("panicked".into()),
             };
-            (name, ended)
+            if let Err(why) = ended {
+                // Nobody hears of it once the service is gone.
+                let _ = fail.send(ServeError::Task { task: name, why });
+            }
+            drop(over);
         });
+        ended
     }
 
     /// Resolves when a task has failed. One that ends well is done and forgotten.
@@ -33,11 +55,10 @@ impl Tasks {
     /// # Cancel safety
     /// What is dropped before it resolves has lost nothing.
     pub(super) async fn failed(&mut self) -> ServeError {
-        while let Some(joined) = self.0.join_next().await {
-            if let Ok((task, Err(why))) = joined {
-                return ServeError::Task { task, why };
-            }
+        match self.failures.recv().await {
+            Some(failure) => failure,
+            // It can't be: a sender is here.
+            None => std::future::pending().await,
         }
-        std::future::pending().await
     }
 }

@@ -267,6 +267,18 @@ async fn a_failed_task_ends_the_service() {
 }
 
 #[tokio::test]
+async fn a_task_that_fails_while_all_is_put_away_is_told_of() {
+    let (close, closed) = tokio::sync::oneshot::channel::<()>();
+    let served = Served::start_with(&flags(), |app| {
+        let lost = async { closed.await.map_err(|_| "not told").and(Err("the last batch is lost")) };
+        app.task_until_drained("journal", lost, || close.send(()).expect("it runs"));
+    })
+    .await;
+    let ended = served.stop().await.expect("no panic");
+    assert_eq!(ended.expect_err("a task failed").to_string(), "journal: the last batch is lost");
+}
+
+#[tokio::test]
 async fn what_finds_no_place_is_refused_at_once_and_health_still_answers() {
     let mut flags = flags();
     flags.limits.max_calls = 1;
