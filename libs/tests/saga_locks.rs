@@ -342,6 +342,7 @@ async fn a_lock_passes_from_process_to_process() {
     start(&second, "patient", "four", "customer/ada", true).await.unwrap();
     world.participants.on_call(|_| Fault::None);
     first.coordinator.drain(Duration::ZERO).await;
+    first.coordinator.leave().await;
     first.crash().await;
     assert_eq!(ended(&second, "three").await.phase(), SagaPhase::Completed);
     assert_eq!(ended(&second, "four").await.phase(), SagaPhase::Completed);

@@ -98,7 +98,9 @@ async fn serve_commands(
     app.task("what participants may forget", coordinator.clone().sweep());
     let side = side.carrying(coordinator.carries());
     let most = flags.limits.max_message_bytes;
-    let (drained, grace) = (coordinator.clone(), flags.limits.drain_timeout);
+    let (left, drained, grace) = (coordinator.clone(), coordinator.clone(), flags.limits.drain_timeout);
+    // A hook of its own, after the other: calls that take too long to end must not keep the sagas from the other processes.
+    app.on_drain("its share of the sagas", async move { left.leave().await });
     app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(Service::NAME, coordinator.clone()).into_server());
     app.add(

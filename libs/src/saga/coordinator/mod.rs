@@ -309,14 +309,13 @@ impl Coordinator {
     }
 
     /// Starts no new saga and no new step, lets calls that are under way end within `grace`, and leaves the rest as it is stored:
-    /// the next start goes on from there.
+    /// the next start goes on from there. [`leave`](Self::leave) then tells the other processes.
     pub async fn drain(&self, grace: Duration) {
         self.0.draining.store(true, Ordering::Release);
         self.0.live.ring_all();
         if tokio::time::timeout(grace, self.0.admissions.none_left()).await.is_err() {
             tracing::info!(sagas = self.0.admissions.count(), "calls were cut off; the next start makes them again");
         }
-        self.leave().await;
     }
 
     /// Has the sagas observed by a meter: those driven here by phase, parked, ended, how long calls take, what is called

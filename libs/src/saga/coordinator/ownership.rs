@@ -195,7 +195,7 @@ impl Coordinator {
     }
 
     /// Says that this process is gone, so that others need not wait to take over what it leaves.
-    pub(super) async fn leave(&self) {
+    pub async fn leave(&self) {
         let Some(member) = self.0.member.get() else { return };
         self.0.left.store(true, Ordering::Release);
         if let Err(error) = member.leave().await {

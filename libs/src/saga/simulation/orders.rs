@@ -97,6 +97,7 @@ async fn drive(world: Arc<World>, process: Process, host: &'static str, boots: u
         () = leave.asked_to_leave() => {
             world.count("shutdowns");
             coordinator.drain(Duration::from_secs(2)).await;
+            coordinator.leave().await;
             journal.close();
             Err(io::Error::other("it was asked to leave").into())
         }
