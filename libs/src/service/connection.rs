@@ -26,7 +26,7 @@ use tower::util::MapRequestLayer;
 use super::socket::{Cord, Socket};
 use crate::{
     rpc::{
-        server::{CatchLayer, DeadlineLayer, Methods, ObserveLayer},
+        server::{CatchLayer, DeadlineLayer, MalformedLayer, Methods, ObserveLayer},
         shed::ShedLayer,
     },
     telemetry::ServerMetrics,
@@ -91,8 +91,10 @@ impl Connections {
             .layer(CatchLayer::new(service))
             // What finds no place costs neither a timer nor a surface.
             .layer(shed)
-            // Innermost: what is left of the time is the surface's.
-            .layer(DeadlineLayer::new(service, max_deadline));
+            // What is left of the time is the surface's.
+            .layer(DeadlineLayer::new(service, max_deadline))
+            // Innermost: it looks at what surfaces ask of the request.
+            .layer(MalformedLayer::new(service));
         let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {
             // An error is a sender that is gone, which is an end as well.
             let _ = left.await;

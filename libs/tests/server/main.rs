@@ -121,6 +121,28 @@ async fn every_error_has_details_whoever_made_it() {
 }
 
 #[tokio::test]
+async fn a_message_that_cannot_be_read_is_its_senders_mistake_and_no_failure_of_the_server() {
+    let served = Served::start(&flags()).await;
+    let registry = Registry::new();
+    let address = format!("shelf=http://{}", served.address).parse().expect("an address");
+    let peers = Peers::new(registry.clone(), &[("shelf", "http://localhost:1")], vec![address]).expect("peers");
+    let mut client = tonic::client::Grpc::new(peers.connect("shelf").expect("a peer"));
+    client.ready().await.expect("ready");
+    // To protobuf these bytes and a text are the same field.
+    let not_text = Request::new(vec![0xff_u8]);
+    let path = PathAndQuery::from_static("/inventory.v1.InventoryQueryService/GetStock");
+    let codec = tonic_prost::ProstCodec::<Vec<u8>, GetStockRequest>::default();
+    let malformed = client.unary(not_text, path, codec).await.expect_err("not UTF-8");
+    assert_eq!((malformed.code(), &*reason(&malformed)), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
+    assert!(malformed.message().contains("UTF-8"), "{malformed}");
+    let totals = registry.list("")[0].snapshot().totals;
+    assert_eq!((totals.success, totals.failure), (1, 0));
+
+    let inside = served.get("unreadable").await.expect_err("another service's answer was");
+    assert_eq!((inside.code(), inside.message()), (Code::Internal, "internal error"));
+}
+
+#[tokio::test]
 async fn a_call_that_takes_longer_than_allowed_is_answered_deadline_exceeded() {
     let mut flags = flags();
     flags.limits.max_deadline = Duration::from_millis(20);

@@ -45,6 +45,7 @@ impl InventoryQueryService for Shelf {
         match &*sku {
             "panic" => panic!("on purpose"),
             "bare" => return Err(Status::failed_precondition("a bare status")),
+            "unreadable" => return Err(Status::internal("failed to decode Protobuf message: another service's")),
             "wait" => {
                 self.waiting.add_permits(1);
                 self.release.acquire().await.expect("open").forget();

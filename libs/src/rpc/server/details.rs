@@ -17,7 +17,9 @@ pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
 }
 
-/// Gives a bare error an ErrorInfo whose reason is the code's name, and answers the whole status of any error.
+/// Gives a bare error an ErrorInfo whose reason is the code's name, and answers the status of any error as the log may have it.
+///
+/// Nobody outside is told what went wrong inside: who says INTERNAL or UNKNOWN and nothing more had not meant the text for them.
 pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
     let status = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)?;
     if headers.contains_key(DETAILS) {
@@ -28,6 +30,7 @@ pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Op
         return Some(status);
     }
     let message = match status.code() {
+        code if is_inside(code) => "internal error".to_owned(),
         // Tonic says nothing about a path that nobody serves.
         Code::Unimplemented if status.message().is_empty() => format!("{path} is not served here"),
         _ => status.message().to_owned(),
@@ -35,7 +38,11 @@ pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Op
     let complete = Refusal::new(status.code(), code_name(status.code()), message).into_status(service);
     // The metadata stands in the headers already.
     complete.add_header(headers).ok()?;
-    Some(complete)
+    Some(if is_inside(status.code()) { status } else { complete })
+}
+
+const fn is_inside(code: Code) -> bool {
+    matches!(code, Code::Internal | Code::Unknown)
 }
 
 #[cfg(test)]
@@ -59,6 +66,18 @@ mod tests {
         let info = status.get_details_error_info().expect("an ErrorInfo");
         assert_eq!((&*info.reason, &*info.domain, status.message()), ("OUT_OF_RANGE", "trellis.tea", "too far"));
         assert_eq!(status.metadata().get("saga-verdict").map(|value| value.as_bytes()), Some(&b"rejected"[..]));
+    }
+
+    #[test]
+    fn what_went_wrong_inside_is_told_to_the_log_alone() {
+        for code in [Code::Internal, Code::Unknown] {
+            let mut headers = headers(&Status::new(code, "no such column: tea.secret"));
+            let logged = complete(&mut headers, "tea", "/a/B").expect("an error");
+            assert_eq!(logged.message(), "no such column: tea.secret");
+            let told = Status::from_header_map(&headers).expect("a status");
+            assert_eq!((told.code(), told.message()), (code, "internal error"));
+            assert_eq!(told.get_details_error_info().expect("an ErrorInfo").reason, code_name(code));
+        }
     }
 
     #[test]

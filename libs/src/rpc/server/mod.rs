@@ -1,7 +1,8 @@
 //! What every call passes on its way to a surface, and every answer on its way out.
 //!
 //! ```text
-//! call ─▶ observe ─▶ catch ─▶ shed ─▶ deadline ─▶ surface
+//! call ─▶ observe ─▶ catch ─▶ shed ─▶ deadline ─▶ malformed ─▶ surface
+//!         │          │        │       │           └ a message that can't be read is INVALID_ARGUMENT
 //!         │          │        │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
 //!         │          │        └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back
 //!         │          └ a panic is INTERNAL, and only this call's
@@ -13,6 +14,7 @@ mod call;
 mod catch;
 mod deadline;
 mod details;
+mod malformed;
 mod methods;
 mod observe;
 
@@ -20,6 +22,7 @@ pub use self::{
     body::ServerBody,
     catch::{Catch, CatchFuture, CatchLayer},
     deadline::{Deadline, DeadlineFuture, DeadlineLayer},
+    malformed::{Malformed, MalformedFuture, MalformedLayer},
     methods::Methods,
     observe::{Observe, ObserveFuture, ObserveLayer},
 };
