@@ -110,7 +110,8 @@ pub struct Limits {
     #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 10..))]
     pub max_message_bytes: usize,
 
-    /// The largest header list of a call, in bytes. A saga's call has some 2000 with its trace.
+    /// The largest header list of a call, in bytes; a larger one is refused with RESOURCE_EXHAUSTED, and one of more than twice as
+    /// many with HTTP 431 and no gRPC status. A saga's call has some 2000 with its trace.
     #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(4 << 10..))]
     pub max_header_bytes: u32,
 

@@ -143,8 +143,8 @@ impl<S: NamedService> NamedService for Shed<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// What must be answered most of all when there is too much to do.
-fn is_exempt(path: &str) -> bool {
+/// Health and reflection: what must be answered most of all when there is too much to do, and whoever asks.
+pub(crate) fn is_exempt(path: &str) -> bool {
     path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
 }
 

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, fmt, net::SocketAddr, pin::pin, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -23,7 +23,11 @@ use super::{
 };
 use crate::{
     cli::{BoxError, Limits, Serve},
-    rpc::shed::ShedLayer,
+    refusal::Refusal,
+    rpc::{
+        server::GuardLayer,
+        shed::{ShedLayer, is_exempt},
+    },
     telemetry::ServerMetrics,
 };
 
@@ -55,6 +59,7 @@ pub struct App {
     server: Server,
     routes: RoutesBuilder,
     services: Vec<&'static str>,
+    guard: GuardLayer,
     tasks: Tasks,
     hooks: Vec<(String, BoxFuture<'static, ()>)>,
     #[cfg(feature = "cqrs")]
@@ -72,7 +77,8 @@ impl App {
         let Limits { max_streams, max_header_bytes, keepalive, keepalive_timeout, .. } = flags.limits;
         let server = Server::builder()
             .max_concurrent_streams(max_streams)
-            .http2_max_header_list_size(max_header_bytes)
+            // What is refused below our layers is seen by nobody, and told without a gRPC status.
+            .http2_max_header_list_size(max_header_bytes.saturating_mul(2))
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(keepalive_timeout));
         let server = tls::secure(server, &flags.tls)?;
@@ -95,6 +101,7 @@ impl App {
             server,
             routes: RoutesBuilder::default(),
             services: Vec::new(),
+            guard: GuardLayer::new(name, |_| Ok(())),
             tasks: Tasks::default(),
             hooks: Vec::new(),
             #[cfg(feature = "cqrs")]
@@ -119,6 +126,38 @@ impl App {
     {
         self.services.push(S::NAME);
         self.routes.add_service(service);
+        self
+    }
+
+    /// Has every call looked at before its message is read, whichever service it is for; health and reflection are anybody's. This is
+    /// the place to tell who calls, by a token or by the certificate of the connection, and what they may call, by the path. Only
+    /// the last one given looks.
+    ///
+    /// ```
+    /// # use libs::{cli::Serve, refusal::Refusal, service::App};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let flags = Serve::new("127.0.0.1:0".parse()?, "sqlite:data/tea.db".parse()?);
+    /// # let mut app = App::bind("tea", &flags).await?;
+    /// app.guard(|call| match call.headers.get("authorization") {
+    ///     Some(token) if token == "Bearer sesame" => Ok(()),
+    ///     _ => Err(Refusal::new(tonic::Code::Unauthenticated, "NO_TOKEN", "send a bearer token")),
+    /// });
+    /// # use proto::breaker::v1::{ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient};
+    /// # app.add(libs::breaker::service::BreakerService::new(libs::breaker::Registry::new()).queries());
+    /// # let address = format!("http://{}", app.local_addr());
+    /// # tokio::spawn(app.run_until(std::future::pending()));
+    /// let mut client = BreakerQueryServiceClient::connect(address).await?;
+    /// let refused = client.list_breakers(ListBreakersRequest::default()).await.expect_err("no token");
+    /// assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    ///
+    /// let mut call = tonic::Request::new(ListBreakersRequest::default());
+    /// call.metadata_mut().insert("authorization", "Bearer sesame".parse()?);
+    /// client.list_breakers(call).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn guard(&mut self, guard: impl Fn(&Parts) -> Result<(), Refusal> + Send + Sync + 'static) -> &mut Self {
+        self.guard =
+            GuardLayer::new(self.name, move |call| if is_exempt(call.uri.path()) { Ok(()) } else { guard(call) });
         self
     }
 
@@ -176,7 +215,7 @@ impl App {
     /// # Errors
     /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { name, listener, address, limits, server, mut routes, services, mut tasks, hooks, .. } = self;
+        let Self { name, listener, address, limits, server, mut routes, services, guard, mut tasks, hooks, .. } = self;
         let health = Health::new(&services);
         routes.add_service(health.server());
         reflection::add(&mut routes, &services)?;
@@ -189,6 +228,8 @@ impl App {
             metrics: ServerMetrics::new(),
             methods: reflection::methods(&services)?,
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
+            headers: GuardLayer::of_headers(name, limits.max_header_bytes),
+            guard,
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout.max(limits.max_deadline),

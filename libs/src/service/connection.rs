@@ -26,7 +26,7 @@ use tower::util::MapRequestLayer;
 use super::socket::{Cord, Socket};
 use crate::{
     rpc::{
-        server::{CatchLayer, DeadlineLayer, MalformedLayer, Methods, ObserveLayer},
+        server::{CatchLayer, DeadlineLayer, GuardLayer, MalformedLayer, Methods, ObserveLayer},
         shed::ShedLayer,
     },
     telemetry::ServerMetrics,
@@ -59,6 +59,8 @@ pub(super) struct Connections {
     pub(super) methods: Methods,
     /// The bound on calls, of all connections together.
     pub(super) shed: ShedLayer,
+    pub(super) headers: GuardLayer,
+    pub(super) guard: GuardLayer,
     pub(super) max_deadline: Duration,
     pub(super) max_age: Duration,
     /// How long an aged connection's calls may take to end, and then its streams. It isn't in the way of a server that stops.
@@ -68,7 +70,20 @@ pub(super) struct Connections {
 impl Connections {
     /// Serves a connection to its end.
     pub(super) async fn serve(self, stream: TcpStream) {
-        let Self { service, server, routes, phase, metrics, methods, shed, max_deadline, max_age, grace } = self;
+        let Self {
+            service,
+            server,
+            routes,
+            phase,
+            metrics,
+            methods,
+            shed,
+            headers,
+            guard,
+            max_deadline,
+            max_age,
+            grace,
+        } = self;
         // Small messages each way: waiting for more to send costs a round trip.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost before it was served");
@@ -89,10 +104,12 @@ impl Connections {
             .layer(ObserveLayer::new(service, metrics, methods, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
             .layer(CatchLayer::new(service))
+            .layer(headers)
             // What finds no place costs neither a timer nor a surface.
             .layer(shed)
             // What is left of the time is the surface's.
             .layer(DeadlineLayer::new(service, max_deadline))
+            .layer(guard)
             // Innermost: it looks at what surfaces ask of the request.
             .layer(MalformedLayer::new(service));
         let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {

@@ -143,6 +143,37 @@ async fn a_message_that_cannot_be_read_is_its_senders_mistake_and_no_failure_of_
 }
 
 #[tokio::test]
+async fn headers_that_are_too_long_are_refused_with_their_limit() {
+    let served = Served::start(&flags()).await;
+    let with = |bytes: usize| {
+        let mut call = Request::new(GetStockRequest { sku: "tea".to_owned() });
+        call.metadata_mut().insert("x-long", "x".repeat(bytes).parse().expect("ASCII"));
+        call
+    };
+    served.client().get_stock(with(15 << 10)).await.expect("short enough");
+    let refused = served.client().get_stock(with(17 << 10)).await.expect_err("too long");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "HEADERS_TOO_LARGE"));
+    assert_eq!(Refusal::from_status(&refused).metadata["limit_bytes"], "16384");
+}
+
+#[tokio::test]
+async fn a_guard_looks_at_every_call_but_those_of_health() {
+    let served = Served::start_with(&flags(), |app| {
+        app.guard(|call| match call.headers.contains_key("authorization") {
+            true => Ok(()),
+            false => Err(Refusal::new(Code::Unauthenticated, "NO_TOKEN", "send a bearer token")),
+        });
+    })
+    .await;
+    let refused = served.get("tea").await.expect_err("no token");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::Unauthenticated, "NO_TOKEN"));
+    let mut call = Request::new(GetStockRequest { sku: "tea".to_owned() });
+    call.metadata_mut().insert("authorization", "Bearer sesame".parse().expect("ASCII"));
+    served.client().get_stock(call).await.expect("a token");
+    assert_eq!(health(&served, "").await, Ok(1));
+}
+
+#[tokio::test]
 async fn a_call_that_takes_longer_than_allowed_is_answered_deadline_exceeded() {
     let mut flags = flags();
     flags.limits.max_deadline = Duration::from_millis(20);

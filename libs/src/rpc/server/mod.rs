@@ -1,10 +1,12 @@
 //! What every call passes on its way to a surface, and every answer on its way out.
 //!
 //! ```text
-//! call ─▶ observe ─▶ catch ─▶ shed ─▶ deadline ─▶ malformed ─▶ surface
-//!         │          │        │       │           └ a message that can't be read is INVALID_ARGUMENT
-//!         │          │        │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
-//!         │          │        └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back
+//! call ─▶ observe ─▶ catch ─▶ headers ─▶ shed ─▶ deadline ─▶ guard ─▶ malformed ─▶ surface
+//!         │          │        │          │       │           │        └ a message that can't be read is INVALID_ARGUMENT
+//!         │          │        │          │       │           └ who may not call is refused: what `App::guard` was given
+//!         │          │        │          │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
+//!         │          │        │          └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back
+//!         │          │        └ a header list that is too long is RESOURCE_EXHAUSTED
 //!         │          └ a panic is INTERNAL, and only this call's
 //!         └ trace, request id, log, metric; details on every error; ends endless streams when the server drains
 //! ```
@@ -14,6 +16,7 @@ mod call;
 mod catch;
 mod deadline;
 mod details;
+mod guard;
 mod malformed;
 mod methods;
 mod observe;
@@ -22,6 +25,7 @@ pub use self::{
     body::ServerBody,
     catch::{Catch, CatchFuture, CatchLayer},
     deadline::{Deadline, DeadlineFuture, DeadlineLayer},
+    guard::{GuardLayer, Guarded},
     malformed::{Malformed, MalformedFuture, MalformedLayer},
     methods::Methods,
     observe::{Observe, ObserveFuture, ObserveLayer},
