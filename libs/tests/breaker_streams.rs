@@ -123,6 +123,38 @@ async fn a_long_stream_that_probes_does_not_keep_the_circuit_half_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_whose_first_message_comes_late_is_not_waited_for_beyond_its_lease() {
+    for (first, more) in [(SECOND * 4, SECOND), (SECOND * 6, Duration::ZERO)] {
+        let breaker = breaker();
+        breaker.admit().unwrap().finish(Class::Failure);
+        advance(SECOND).await;
+        let (mut stream, server) = open(&breaker, None).await;
+        advance(first).await;
+        send(&server).await;
+        read(&mut stream).unwrap();
+        assert_eq!(breaker.state() == State::HalfOpen, !more.is_zero(), "{first:?}");
+        advance(more).await;
+        assert!(read(&mut stream).is_none());
+        assert_eq!(breaker.state(), State::Closed, "{first:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_quiet_after_its_first_message_has_worked_if_it_was_left_late() {
+    for (lived, successes) in [(SECOND * 4, 0), (SECOND * 5, 1)] {
+        let breaker = breaker();
+        let (mut stream, server) = open(&breaker, None).await;
+        send(&server).await;
+        read(&mut stream).unwrap();
+        advance(lived).await;
+        drop(stream);
+        let totals = totals(&breaker);
+        assert_eq!((totals.success, totals.neutral, totals.failure), (successes, 1, 0), "{lived:?}");
+        assert_eq!(totals.abandoned_neutral, 1, "its caller left it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_works_is_not_slow_however_long_it_lives() {
     let slow = SlowCalls { threshold: SECOND, rate: Rate::percent(1) };
     for probes in [false, true] {

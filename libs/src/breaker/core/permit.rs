@@ -112,8 +112,22 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     /// Tells that the call was cancelled by someone. If its deadline has come that is the reason, whatever was said: gRPC
     /// implementations report deadlines as cancellations. Otherwise it says nothing about the peer.
     pub fn finish_cancelled(mut self) {
+        let class = self.cancelled();
+        self.tell(class, None);
+    }
+
+    /// Tells that its caller left when an answer had begun: it is judged as cancelled, and counted as abandoned.
+    pub fn finish_left(mut self) {
+        let class = self.cancelled();
+        if !matches!(self.ticket.role, Role::Spent | Role::Unseen) {
+            self.breaker.count_abandoned(class);
+        }
+        self.tell(class, None);
+    }
+
+    fn cancelled(&self) -> Class {
         let late = self.ticket.outlived(self.breaker.clock.now()) && !self.blameless();
-        self.tell(if late { Class::Failure } else { Class::Neutral }, None);
+        if late { Class::Failure } else { Class::Neutral }
     }
 
     /// Tells a first verdict about a call that goes on, such as a stream that works, and keeps the permit for a second

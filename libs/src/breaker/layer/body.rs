@@ -32,12 +32,13 @@ pin_project! {
     impl<B: Body> PinnedDrop for CircuitBody<B> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            let Some(watch) = this.watch.take() else { return };
             if this.inner.is_end_stream() {
-                ending::truncated(watch);
+                this.watch.take().into_iter().for_each(ending::truncated);
             } else if this.messages.seen() {
+                // It may have been quiet since its first message, and worked all the same.
+                commit_if_old(this.watch, this.messages);
                 // The caller had what it wanted, or left. That is no fault unless the deadline came.
-                watch.finish_cancelled();
+                this.watch.take().into_iter().for_each(Watch::finish_left);
             }
         }
     }
@@ -129,21 +130,26 @@ where
 /// A frame of data came. A stream that works is a success long before it ends.
 #[inline]
 fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
-    match messages {
-        Messages::None => {
-            *messages = match watch {
-                // A probe's permit cannot wait for a stream's next message, or its end.
-                Some(watch) if watch.is_probe() => Messages::Probe(Box::pin(sleep(rules(watch).stream_commit))),
-                _ => Messages::Some,
-            }
-        }
-        Messages::Some => {
-            let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
-            if watch.as_ref().is_some_and(old) {
+    match (&messages, &watch) {
+        // A probe's permit cannot wait for a stream's next message, or its end.
+        (Messages::None, Some(probe)) if probe.is_probe() => {
+            let left = rules(probe).stream_commit.saturating_sub(probe.elapsed().unwrap_or_default());
+            if left.is_zero() {
                 commit_stream(watch, messages);
+            } else {
+                *messages = Messages::Probe(Box::pin(sleep(left)));
             }
         }
-        Messages::Probe(_) | Messages::Committed => {}
+        (Messages::None, _) => *messages = Messages::Some,
+        _ => commit_if_old(watch, messages),
+    }
+}
+
+#[inline]
+fn commit_if_old(watch: &mut Option<Watch>, messages: &mut Messages) {
+    let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
+    if matches!(messages, Messages::Some) && watch.as_ref().is_some_and(old) {
+        commit_stream(watch, messages);
     }
 }
 
