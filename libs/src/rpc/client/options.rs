@@ -44,7 +44,7 @@ impl PeerOptions {
             methods: None,
             most_calls: None,
             retry: None,
-            ejection: ejection(),
+            ejection: ejection(ProbeTimeout::Failure),
         }
     }
 
@@ -59,11 +59,12 @@ impl PeerOptions {
         }
     }
 
-    /// For a stream that is to last: no timeout, and whoever reads it opens it again. Its breaker is one of its own, `PEER/streams`: a
-    /// stream on which nothing happens says nothing about calls. One probe decides, as there may be but one stream, and one that
-    /// waits for something to happen is not hung.
+    /// For a stream that is to last: no timeout, and whoever reads it opens it again. Its breaker is one of its own, `PEER/streams`, and
+    /// so are those of several addresses: a stream on which nothing happens says nothing about calls. One probe decides, as there may
+    /// be but one stream, and one that waits for something to happen is not hung.
     pub fn stream() -> Self {
-        Self { timeout: None, apart: Some("streams"), asks: true, breaker: of_streams(), ..Self::saga() }
+        let (breaker, ejection) = (of_streams(), ejection(ProbeTimeout::Neutral));
+        Self { timeout: None, apart: Some("streams"), asks: true, breaker, ejection, ..Self::saga() }
     }
 
     /// Lets no more than so many calls be under way at once; what does not fit is refused as RESOURCE_EXHAUSTED.
@@ -153,9 +154,9 @@ impl Default for PeerOptions {
 }
 
 /// Three failures in a row, and an address is passed over; one probe that succeeds, and it is back.
-fn ejection() -> Config {
+fn ejection(hung: ProbeTimeout) -> Config {
     // Checked by a test: these settings make sense.
-    Config::builder().consecutive_failures(3).probes(1, 1).build().unwrap_or_default()
+    Config::builder().consecutive_failures(3).probes(1, 1).on_probe_timeout(hung).build().unwrap_or_default()
 }
 
 fn of_streams() -> Config {
@@ -166,11 +167,29 @@ fn of_streams() -> Config {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::advance;
+
     use super::*;
+    use crate::breaker::{Breaker, State, TokioClock};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_that_probes_an_address_says_nothing_against_it() {
+        let address = Breaker::with_clock("address", PeerOptions::stream().ejection, Arc::new(TokioClock::new()));
+        (0..3).for_each(|_| address.admit().expect("closed").finish(Class::Failure));
+        advance(Duration::from_secs(10)).await;
+        let _quiet = address.admit().expect("a probe");
+        advance(Duration::from_secs(10)).await;
+        let _other = address.admit().expect("the next one");
+        assert_eq!(address.state(), State::HalfOpen);
+    }
 
     #[test]
     fn the_settings_of_ejection_and_streams_make_sense() {
-        assert_ne!(ejection(), Config::default());
+        for options in [PeerOptions::saga(), PeerOptions::stream()] {
+            assert_ne!(options.ejection, Config::default());
+        }
         assert_ne!(PeerOptions::stream().breaker, Config::default());
     }
 }

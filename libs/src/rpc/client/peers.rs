@@ -180,7 +180,8 @@ impl Peers {
         let transport = self.transport(name, place, options)?;
         let channels = (0..options.connections.max(1)).map(|_| transport.connect_lazy()).collect();
         let breaker = if several {
-            self.registry.breaker(&format!("{name}/{}", place.authority()), &options.ejection)
+            let apart = options.apart.map(|apart| format!("/{apart}")).unwrap_or_default();
+            self.registry.breaker(&format!("{name}/{}{apart}", place.authority()), &options.ejection)
         } else {
             // A single address is never passed over, so its breaker is not for showing.
             Arc::new(Breaker::new(name, options.ejection.clone()))
