@@ -204,12 +204,12 @@ enum Buffered {
 
 /// Takes what a body has at once. A unary request has all of it.
 async fn buffer(mut body: Body) -> Buffered {
-    let (mut held, mut frames) = (0, Vec::new());
+    let (mut held, mut frames, most) = (0, Vec::new(), Retry::MOST_BUFFERED);
     loop {
         let next = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
         match next {
             Poll::Ready(None) => return Buffered::Whole(joined(&frames)),
-            Poll::Ready(Some(Ok(frame))) if frame.is_data() && held <= Retry::MOST_BUFFERED => {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(|data| held + data.len() <= most) => {
                 let data = frame.into_data().unwrap_or_default();
                 held += data.len();
                 frames.push(data);
@@ -242,6 +242,20 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_too_large_to_hold_is_sent_once() {
+        for (bytes, attempts) in [(Retry::MOST_BUFFERED, 3), (Retry::MOST_BUFFERED + 1, 1)] {
+            let sent = Mutex::new(0);
+            let server = service_fn(|_: Request<Body>| {
+                *sent.lock().expect("no panic") += 1;
+                std::future::ready(Err::<Response<()>, BoxError>(Status::unavailable("out").into()))
+            });
+            let request = Request::new(Body::new(Full::new(Bytes::from(vec![0; bytes]))));
+            call(server, Arc::new(Retry::new()), request, None).await.expect_err("it is out");
+            assert_eq!(sent.into_inner().expect("no panic"), attempts, "{bytes} bytes");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_is_sent_again_unprocessed_carries_what_is_left_of_its_time() {
