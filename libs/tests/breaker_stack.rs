@@ -262,6 +262,19 @@ async fn an_outage_is_not_made_worse_by_retries() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_out_takes_no_retries_from_another_with_the_same_options() {
+    let (out, well) = (Moody::serve().await, Moody::serve().await);
+    out.set(Code::Unavailable as i32);
+    let options = PeerOptions::query().retry(quick_retry());
+    let (unlucky, other) = (peer_at(&out.uri, &options), peer_at(&well.uri, &options));
+    for _ in 0..10 {
+        list(&unlucky).await.unwrap_err();
+    }
+    well.fail_next(2, Code::Unavailable);
+    list(&other).await.unwrap();
+}
+
+#[tokio::test]
 async fn calls_beyond_the_bound_are_refused_and_a_place_is_free_when_a_body_ends() {
     let moody = Moody::serve().await;
     moody.set(HANG);

@@ -58,7 +58,7 @@ impl Peer {
             circuit: layer.layer(endpoints),
             methods,
             bulkhead: options.most_calls.map(|calls| Bulkhead::new(Arc::clone(&name), calls)),
-            retry: options.retry.clone().map(Arc::new),
+            retry: options.retry.as_ref().map(|retry| Arc::new(retry.of_its_own())),
             breaker: Arc::clone(layer.breaker()),
             timeout: options.timeout,
             name,

@@ -35,6 +35,12 @@ struct Budget {
     share: TpsBudget,
 }
 
+impl Budget {
+    fn full() -> Self {
+        Self { tokens: AtomicU32::new(Retry::TOKENS), share: TpsBudget::new(Duration::from_secs(10), 3, 0.2) }
+    }
+}
+
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Budget").field("tokens", &self.tokens).finish_non_exhaustive()
@@ -73,15 +79,19 @@ impl Retry {
 
     /// Up to three attempts at what ended as UNAVAILABLE, 50 ms to 1 s apart.
     pub fn new() -> Self {
-        let share = TpsBudget::new(Duration::from_secs(10), 3, 0.2);
         Self {
             attempts: 3,
             codes: vec![Code::Unavailable],
             base: Duration::from_millis(50),
             cap: Duration::from_secs(1),
             attempt_timeout: None,
-            budget: Arc::new(Budget { tokens: AtomicU32::new(Self::TOKENS), share }),
+            budget: Arc::new(Budget::full()),
         }
+    }
+
+    /// The same with a budget that nobody has drawn on: what one peer fails at takes nothing from another.
+    pub(super) fn of_its_own(&self) -> Self {
+        Self { budget: Arc::new(Budget::full()), ..self.clone() }
     }
 
     /// Makes up to so many attempts in all, at least one and at most five.
