@@ -246,6 +246,21 @@ fn t12_what_is_forgotten_is_never_what_fails() {
 }
 
 #[test]
+fn t12_a_throttle_is_forgotten_once_it_has_nothing_to_remember() {
+    let config = Config::builder().failure_rate(None).min_calls(1).throttle(Rate::percent(100));
+    let (breaker, clock) = breaker(config);
+    assert!(breaker.is_idle());
+    for _ in 0..100 {
+        if let Ok(permit) = breaker.admit() {
+            permit.finish(Class::Overload);
+        }
+        assert!(!breaker.is_idle());
+    }
+    clock.advance(SECOND * 11);
+    assert!(breaker.is_idle());
+}
+
+#[test]
 fn t13_a_half_open_circuit_never_waits_for_its_window() {
     // A minimum of calls that the few probes never reach must not hold the verdict back.
     let (breaker, clock) = breaker(quick().time_window(SECOND, 10).min_calls(1000).probes(2, 2));

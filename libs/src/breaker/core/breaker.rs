@@ -249,16 +249,19 @@ impl Breaker {
         self.announce(transition);
     }
 
-    /// Whether forgetting it would lose nothing: it is closed by itself, its window is empty and no earlier trip is remembered.
+    /// Whether forgetting it would lose nothing: it is closed by itself, its window is empty and no earlier trip is remembered. A count
+    /// window is as full as it was however long nobody calls, so only a time window empties.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let cold = lock(&self.cold);
         let (word, now) = (self.word(), self.clock.now());
-        let counts = || self.hot.windows.get(word.window()).counts_now(word.generation(), now);
-        word.plainly_closed()
+        let window = self.hot.windows.get(word.window());
+        let refused = || window.requests(word.generation(), now).is_some_and(|(requests, _)| requests > 0);
+        (word.state(), word.over()) == (State::Closed, Override::None)
             && self.consecutive(word.generation()) == 0
             && cold.open_time.remembered(&cold.config, now) == 0
-            && counts().total == 0
+            && window.counts_now(word.generation(), now).total == 0
+            && !refused()
     }
 
     /// How it stands. Numbers may be one record behind each thread that is recording.
