@@ -25,15 +25,12 @@ fn breaker(config: ConfigBuilder) -> (Arc<Breaker>, std::sync::Arc<ManualClock>)
     (Arc::new(Breaker::with_seed("peer", config, clock.clone(), 1)), clock)
 }
 
-fn check(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
-    builder.check(model);
-}
-
 #[test]
 fn of_two_failures_at_once_one_opens_it() {
-    check(|| {
+    // All orders take a minute. These are those in which a thread is stopped three times at most.
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
         let (breaker, _) = breaker(quick());
         let other = Arc::clone(&breaker);
         let (one, two) = (breaker.admit().expect("closed"), breaker.admit().expect("closed"));
@@ -52,7 +49,7 @@ fn of_two_failures_at_once_one_opens_it() {
 
 #[test]
 fn a_failure_from_before_a_reset_opens_nothing_after_it() {
-    check(|| {
+    loom::model(|| {
         let (breaker, _) = breaker(quick());
         let other = Arc::clone(&breaker);
         let early = breaker.admit().expect("closed");
@@ -68,7 +65,7 @@ fn a_failure_from_before_a_reset_opens_nothing_after_it() {
 
 #[test]
 fn one_place_is_lent_once_and_comes_back() {
-    check(|| {
+    loom::model(|| {
         let (breaker, clock) = breaker(quick());
         breaker.admit().expect("closed").finish(Class::Failure);
         clock.advance(SECOND);
@@ -86,7 +83,7 @@ fn one_place_is_lent_once_and_comes_back() {
 
 #[test]
 fn a_probe_that_comes_back_as_its_lease_ends_counts_once() {
-    check(|| {
+    loom::model(|| {
         let (breaker, clock) = breaker(quick().probe_timeout(SECOND));
         breaker.admit().expect("closed").finish(Class::Failure);
         clock.advance(SECOND);

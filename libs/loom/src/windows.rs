@@ -22,9 +22,7 @@ fn a_slow_failure_does_not_outlive_the_clean_call_after_it() {
 
 #[test]
 fn the_last_two_of_four_calls_are_counted() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    loom::model(|| {
         let window = Arc::new(CountWindow::new(2, 0));
         let other = Arc::clone(&window);
         let record = |window: &CountWindow, mark| window.record(0, mark).expect("same generation").order;
@@ -58,6 +56,18 @@ fn a_bucket_used_again_is_never_credited_with_an_old_call() {
         // A call that comes once time has gone on is one of the newer bucket: time stands still rather than go back.
         let same = u64::from(early.join().expect("no panic") == 1);
         assert_eq!(window.sum(0, 1), (1 + same, 1 + same, 0));
+    });
+}
+
+#[test]
+fn a_slow_failure_does_not_hide_the_one_after_it() {
+    loom::model(|| {
+        let window = Arc::new(TimeWindow::new(1, 1));
+        let other = Arc::clone(&window);
+        let early = thread::spawn(move || other.record(0, 0, FAILED));
+        window.record(0, 1, FAILED).expect("same generation");
+        early.join().expect("no panic");
+        assert!(window.suspect(0, 1));
     });
 }
 

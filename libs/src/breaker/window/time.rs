@@ -150,12 +150,23 @@ impl TimeWindow {
             return None;
         }
         if !mark.is_clean() {
-            let bad = bad(generation, epoch);
-            if self.last_bad.load(SeqCst) != bad {
-                self.last_bad.store(bad, SeqCst);
-            }
+            self.note_bad(generation, epoch);
         }
         Some(Place::in_bucket(epoch))
+    }
+
+    /// Moves the last bad record forward, never back: a writer may be slow.
+    fn note_bad(&self, generation: u32, epoch: u64) {
+        let bad = bad(generation, epoch);
+        // None is no error: it is known already, or overtaken.
+        let _ = self.last_bad.fetch_update(SeqCst, SeqCst, |last| {
+            // Read after the last one, so it is no older. What is kept of epochs comes round again, so ages are compared.
+            let head = self.head.load(SeqCst) >> BUCKET;
+            let age = (head as u32).wrapping_sub(last as u32);
+            let same = last >> 32 == u64::from(generation) && u64::from(age) < head.saturating_sub(epoch);
+            let overtaken = last != u64::MAX && (same || newer(last >> 32, generation.into(), u32::BITS));
+            (last != bad && !overtaken).then_some(bad)
+        });
     }
 
     /// The epoch, and the bucket that is its. A clock that went back stands still.
