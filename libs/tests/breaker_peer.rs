@@ -161,7 +161,7 @@ async fn breakers_are_listed_watched_and_steered_over_grpc() {
     let moody = Moody::serve().await;
     let registry = Registry::new();
     let moody = peer_in(&registry, &moody.uri, &eager());
-    let service = BreakerService::new(registry);
+    let service = BreakerService::new("operator", registry);
     let operator = serve(Server::builder().add_service(service.queries()).add_service(service.commands())).await;
     let operator = peer_at(&format!("http://{operator}"), &eager());
     let mut queries = BreakerQueryServiceClient::new(operator.clone());
@@ -190,6 +190,7 @@ async fn breakers_are_listed_watched_and_steered_over_grpc() {
 
     let unknown = commands.reset_breaker(ResetBreakerRequest { name: "nobody".into() }).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
+    assert_eq!(unknown.get_details_error_info().unwrap().domain, "trellis.operator");
     let violations = |status: Status| -> Vec<String> {
         assert_eq!(status.code(), Code::InvalidArgument);
         let bad = status.get_details_bad_request().unwrap().field_violations;
@@ -213,7 +214,7 @@ async fn an_operator_sees_why_a_circuit_opened_and_whom_it_refused() {
     }
     let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
     assert_eq!(refused.cause, Some(Cause::Consecutive));
-    let service = BreakerService::new(registry);
+    let service = BreakerService::new("operator", registry);
     let operator = serve(Server::builder().add_service(service.queries())).await;
     let mut queries = BreakerQueryServiceClient::new(peer_at(&format!("http://{operator}"), &eager()));
     let listed = queries.list_breakers(ListBreakersRequest::default()).await.unwrap().into_inner().breakers;

@@ -16,7 +16,7 @@ type Watched = Pin<Box<dyn Stream<Item = Result<WatchBreakersResponse, Status>> 
 
 async fn watch(registry: &Registry, prefix: &str) -> Watched {
     let asked = WatchBreakersRequest { name_prefix: prefix.to_owned() };
-    BreakerService::new(registry.clone()).watch_breakers(Request::new(asked)).await.unwrap().into_inner()
+    BreakerService::new("order", registry.clone()).watch_breakers(Request::new(asked)).await.unwrap().into_inner()
 }
 
 /// What is there to see now, however much it is.
@@ -73,6 +73,20 @@ async fn transitions_that_follow_each_other_before_anybody_looks_are_all_seen() 
         ]
     );
     assert!(seen.iter().all(|each| each.breaker.as_ref().unwrap().generation == 5 && each.skipped_changes == 0));
+}
+
+#[tokio::test]
+async fn a_breaker_that_is_forgotten_is_seen_to_go() {
+    let registry = Registry::new();
+    drop(registry.breaker("order/Place", &eager()));
+    let _held = registry.breaker("order/Cancel", &eager());
+    let mut watched = watch(&registry, "order").await;
+    seen(&mut watched);
+    assert_eq!(registry.evict(""), 1);
+    drop(registry.breaker("order/Place", &eager()));
+    let seen = seen(&mut watched);
+    assert_eq!(names(&seen), ["order/Place", "order/Place"]);
+    assert_eq!(seen.iter().map(|each| each.gone).collect::<Vec<_>>(), [true, false], "and is new again");
 }
 
 #[tokio::test]

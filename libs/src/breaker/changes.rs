@@ -7,13 +7,24 @@ use super::Transition;
 /// So many changes are kept for who is slow to look.
 pub(super) const KEPT: usize = 256;
 
-/// A breaker changed, or is new.
+/// What happened to a breaker.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// Its name.
     pub breaker: Arc<str>,
-    /// What changed, or `None` when the breaker is new.
-    pub transition: Option<Transition>,
+    /// What happened.
+    pub kind: ChangeKind,
+}
+
+/// What happened to a breaker.
+#[derive(Clone, Copy, Debug)]
+pub enum ChangeKind {
+    /// It is new.
+    New,
+    /// It changed.
+    Changed(Transition),
+    /// It is forgotten.
+    Gone,
 }
 
 /// Puts a breaker's transitions in order. It announces them outside its lock, so that two threads may come in either order.

@@ -16,7 +16,7 @@ mod window;
 #[cfg(feature = "rpc")]
 pub(crate) use self::rejection::DRAINING;
 pub use self::{
-    changes::Change,
+    changes::{Change, ChangeKind},
     classify::Classes,
     clock::{CoarseClock, TokioClock},
     core::{

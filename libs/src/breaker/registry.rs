@@ -6,7 +6,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Breaker, Cause, Change, Clock, Config, Fallback, State, TokioClock, Transition,
+    Breaker, Cause, Change, ChangeKind, Clock, Config, Fallback, State, TokioClock, Transition,
     changes::{InOrder, KEPT},
 };
 
@@ -51,15 +51,14 @@ impl Registry {
             let breaker = Breaker::with_clock(name, config.clone(), Arc::clone(&self.0.clock));
             let (changes, state) = (self.0.changes.clone(), watch::Sender::new(breaker.state()));
             // Whoever looks it up now waits for this lock, so nothing that happens to it is told before.
-            let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition: None });
+            tell(&changes, breaker.name(), ChangeKind::New);
             let (shown, in_order) = (state.clone(), Mutex::new(InOrder::default()));
             breaker.watch(Box::new(move |breaker, transition| {
                 // Two transitions may be announced in either order: what stands is the breaker's own word.
                 shown.send_if_modified(|shown| std::mem::replace(shown, breaker.state()) != *shown);
                 log(breaker, transition);
                 in_order.lock().tell(transition, |transition| {
-                    // Nobody watching is no error.
-                    let _ = changes.send(Change { breaker: Arc::clone(breaker.name()), transition: Some(transition) });
+                    tell(&changes, breaker.name(), ChangeKind::Changed(transition));
                 });
             }));
             Entry { breaker: Arc::new(breaker), state }
@@ -86,7 +85,11 @@ impl Registry {
         let before = breakers.len();
         // Whoever would take one up again waits for this lock, so one that is held by nobody stays so.
         breakers.retain(|name, Entry { breaker, .. }| {
-            !(name.starts_with(prefix) && Arc::strong_count(breaker) == 1 && breaker.is_idle())
+            let gone = name.starts_with(prefix) && Arc::strong_count(breaker) == 1 && breaker.is_idle();
+            if gone {
+                tell(&self.0.changes, name, ChangeKind::Gone);
+            }
+            !gone
         });
         before - breakers.len()
     }
@@ -96,8 +99,8 @@ impl Registry {
     pub(crate) fn forget(&self, name: &str) -> bool {
         let mut breakers = self.0.breakers.write();
         let held = breakers.get(name).is_some_and(|entry| Arc::strong_count(&entry.breaker) > 1);
-        if !held {
-            breakers.remove(name);
+        if !held && let Some((name, _)) = breakers.remove_entry(name) {
+            tell(&self.0.changes, &name, ChangeKind::Gone);
         }
         !held
     }
@@ -127,6 +130,11 @@ impl Registry {
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.0.changes.subscribe()
     }
+}
+
+fn tell(changes: &broadcast::Sender<Change>, breaker: &Arc<str>, kind: ChangeKind) {
+    // Nobody watching is no error.
+    let _ = changes.send(Change { breaker: Arc::clone(breaker), kind });
 }
 
 fn log(breaker: &Breaker, transition: Transition) {

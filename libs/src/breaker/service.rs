@@ -13,18 +13,22 @@ use tokio::sync::broadcast::error::RecvError;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Breaker, Cause, Override, Registry, Rejections, State, Totals, Transition, rejection::DOMAIN};
+use super::{Breaker, Cause, Change, ChangeKind, Override, Registry, Rejections, State, Totals, Transition};
 
 /// Serves the breakers of a registry.
 #[derive(Clone, Debug)]
-pub struct BreakerService(Registry);
+pub struct BreakerService {
+    registry: Registry,
+    /// Of the errors' ErrorInfo.
+    domain: Arc<str>,
+}
 
 impl BreakerService {
-    /// A service over this registry. It implements both [`pb::breaker_query_service_server::BreakerQueryService`] and
+    /// A service over this registry, in the service of this bare name. It implements both [`pb::breaker_query_service_server::BreakerQueryService`] and
     /// [`pb::breaker_command_service_server::BreakerCommandService`].
     #[must_use]
-    pub const fn new(registry: Registry) -> Self {
-        Self(registry)
+    pub fn new(service: &str, registry: Registry) -> Self {
+        Self { registry, domain: format!("trellis.{service}").into() }
     }
 
     /// The query side, ready to serve.
@@ -40,13 +44,24 @@ impl BreakerService {
     }
 
     fn find(&self, name: &str) -> Result<Arc<Breaker>, Status> {
-        self.0.get(name).ok_or_else(|| {
-            let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", DOMAIN, HashMap::new());
-            let known = self.0.list("");
+        self.registry.get(name).ok_or_else(|| {
+            let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", &*self.domain, HashMap::new());
+            let known = self.registry.list("");
             let names: Vec<&str> = known.iter().take(20).map(|breaker| &**breaker.name()).collect();
             let message = format!("no breaker is named {name:?}; there are: {}", names.join(", "));
             Status::with_error_details(Code::NotFound, message, details)
         })
+    }
+
+    /// INVALID_ARGUMENT with everything that is wrong.
+    fn invalid(&self, violations: &[Violation]) -> Status {
+        let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", &*self.domain, HashMap::new());
+        for (field, description) in violations {
+            details.add_bad_request_violation(*field, *description);
+        }
+        let said: Vec<String> =
+            violations.iter().map(|(field, description)| format!("{field}: {description}")).collect();
+        Status::with_error_details(Code::InvalidArgument, said.join("; "), details)
     }
 }
 
@@ -56,7 +71,7 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
         &self,
         request: Request<pb::ListBreakersRequest>,
     ) -> Result<Response<pb::ListBreakersResponse>, Status> {
-        let breakers = self.0.list(&request.get_ref().name_prefix);
+        let breakers = self.registry.list(&request.get_ref().name_prefix);
         Ok(Response::new(pb::ListBreakersResponse { breakers: breakers.iter().map(|each| view(each)).collect() }))
     }
 
@@ -67,7 +82,7 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
         request: Request<pb::WatchBreakersRequest>,
     ) -> Result<Response<Self::WatchBreakersStream>, Status> {
         let prefix = request.into_inner().name_prefix;
-        let registry = self.0.clone();
+        let registry = self.registry.clone();
         // Listen before looking: a change between the two would be missed.
         let mut changes = registry.changes();
         let stream = async_stream::stream! {
@@ -76,11 +91,13 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
             }
             loop {
                 match changes.recv().await {
-                    Ok(change) if change.breaker.starts_with(&prefix) => {
-                        if let Some(breaker) = registry.get(&change.breaker) {
-                            yield Ok(shown(&breaker, change.transition, 0));
-                        }
-                    }
+                    Ok(Change { breaker, kind }) if breaker.starts_with(&prefix) => match (kind, registry.get(&breaker)) {
+                        (ChangeKind::Gone, _) => yield Ok(gone(&breaker)),
+                        (ChangeKind::New, Some(breaker)) => yield Ok(shown(&breaker, None, 0)),
+                        (ChangeKind::Changed(transition), Some(breaker)) => yield Ok(shown(&breaker, Some(transition), 0)),
+                        // That it is gone comes next.
+                        (_, None) => {}
+                    },
                     Ok(_) => {}
                     // Too slow to see each change: see where all stand now, and how many were not seen.
                     Err(RecvError::Lagged(mut skipped)) => {
@@ -106,10 +123,10 @@ impl pb::breaker_command_service_server::BreakerCommandService for BreakerServic
         let over = pb::Override::try_from(request.r#override);
         let over = match (over, unnamed(&request.name)) {
             (Ok(over), None) => wanted(over),
-            (Ok(_), Some(unnamed)) => return Err(invalid(&[unnamed])),
+            (Ok(_), Some(unnamed)) => return Err(self.invalid(&[unnamed])),
             (Err(_), unnamed) => {
                 let unknown = ("override", "must be one of the enum's values");
-                return Err(invalid(&unnamed.into_iter().chain([unknown]).collect::<Vec<_>>()));
+                return Err(self.invalid(&unnamed.into_iter().chain([unknown]).collect::<Vec<_>>()));
             }
         };
         let breaker = self.find(&request.name)?;
@@ -124,7 +141,7 @@ impl pb::breaker_command_service_server::BreakerCommandService for BreakerServic
     ) -> Result<Response<pb::ResetBreakerResponse>, Status> {
         let name = &request.get_ref().name;
         if let Some(unnamed) = unnamed(name) {
-            return Err(invalid(&[unnamed]));
+            return Err(self.invalid(&[unnamed]));
         }
         let breaker = self.find(name)?;
         tracing::warn!(breaker = %breaker.name(), "breaker reset");
@@ -138,16 +155,6 @@ type Violation = (&'static str, &'static str);
 
 fn unnamed(name: &str) -> Option<Violation> {
     name.is_empty().then_some(("name", "must be the name of a breaker, such as ListBreakers answers"))
-}
-
-/// INVALID_ARGUMENT with everything that is wrong.
-fn invalid(violations: &[Violation]) -> Status {
-    let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", DOMAIN, HashMap::new());
-    for (field, description) in violations {
-        details.add_bad_request_violation(*field, *description);
-    }
-    let said: Vec<String> = violations.iter().map(|(field, description)| format!("{field}: {description}")).collect();
-    Status::with_error_details(Code::InvalidArgument, said.join("; "), details)
 }
 
 const fn wanted(over: pb::Override) -> Override {
@@ -168,7 +175,13 @@ fn shown(breaker: &Breaker, transition: Option<Transition>, skipped_changes: u64
         cause: open_cause(cause).into(),
         r#override: in_force(over).into(),
     });
-    pb::WatchBreakersResponse { breaker: Some(view(breaker)), transition, skipped_changes }
+    pb::WatchBreakersResponse { breaker: Some(view(breaker)), transition, skipped_changes, gone: false }
+}
+
+/// A breaker that was forgotten: its name is all there is.
+fn gone(name: &str) -> pb::WatchBreakersResponse {
+    let breaker = pb::Breaker { name: name.to_owned(), ..pb::Breaker::default() };
+    pb::WatchBreakersResponse { breaker: Some(breaker), gone: true, ..pb::WatchBreakersResponse::default() }
 }
 
 /// A breaker as it stands, in the contract's words.

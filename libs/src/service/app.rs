@@ -143,7 +143,7 @@ impl App {
     ///     _ => Err(Refusal::new(tonic::Code::Unauthenticated, "NO_TOKEN", "send a bearer token")),
     /// });
     /// # use proto::breaker::v1::{ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient};
-    /// # app.add(libs::breaker::service::BreakerService::new(libs::breaker::Registry::new()).queries());
+    /// # app.add(libs::breaker::service::BreakerService::new("tea", libs::breaker::Registry::new()).queries());
     /// # let address = format!("http://{}", app.local_addr());
     /// # tokio::spawn(app.run_until(std::future::pending()));
     /// let mut client = BreakerQueryServiceClient::connect(address).await?;

@@ -50,7 +50,7 @@ impl Program for Service {
                     .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
-            let breakers = BreakerService::new(breakers);
+            let breakers = BreakerService::new(Self::NAME, breakers);
             app.add(breakers.queries()).add(breakers.commands());
         }
         Ok(())

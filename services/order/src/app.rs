@@ -59,7 +59,7 @@ impl Program for Service {
                     .max_encoding_message_size(most),
             );
         }
-        let breakers = BreakerService::new(breakers);
+        let breakers = BreakerService::new(Self::NAME, breakers);
         app.add(breakers.queries());
         app.add(breakers.commands());
         Ok(())
