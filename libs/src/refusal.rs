@@ -57,6 +57,11 @@ impl Refusal {
         Self::new(Code::FailedPrecondition, reason, message)
     }
 
+    /// OUT_OF_RANGE: more than can be.
+    pub fn out_of_range(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Code::OutOfRange, reason, message)
+    }
+
     /// NOT_FOUND.
     pub fn not_found(reason: &'static str, message: impl Into<String>) -> Self {
         Self::new(Code::NotFound, reason, message)

@@ -1,4 +1,5 @@
-//! The floor plan: which room of `libs` may use which. One crate cannot be kept in order by its compiler.
+//! The floor plan: which room of `libs` may use which, and what decisions must do without. One crate cannot be kept in order by its
+//! compiler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,23 @@ const WITHOUT: &[(&str, &[&str])] = &[
     ("cqrs/decider.rs", &["tonic", "tokio", "rusqlite", "sqlx"]),
 ];
 
+/// What a service's decisions never say: they don't wait, ask for the time, or reach for anything. Nor do they speak gRPC.
+const NOT_IN_A_DOMAIN: &[&str] = &[
+    "async ",
+    ".await",
+    "tokio::",
+    "tonic::",
+    "sqlx::",
+    "rusqlite::",
+    "rand::",
+    "std::env",
+    "std::fs",
+    "std::net",
+    "::now(",
+    "now_v7(",
+    "new_v4(",
+];
+
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
@@ -51,7 +69,8 @@ fn files(path: &Path) -> Vec<PathBuf> {
 /// What a file says to the compiler, apart from its tests: those may use any room.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).expect("text");
-    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let tests = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\npub(super) mod tests"];
+    let text = tests.iter().fold(&*text, |text, tests| text.split(tests).next().unwrap_or_default());
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
@@ -136,6 +155,20 @@ fn what_can_be_read_alone_needs_nothing_else() {
                 });
                 assert!(!used, "{}: uses {stranger}", file.display());
             }
+        }
+    }
+}
+
+#[test]
+fn no_decision_waits() {
+    let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("../services");
+    let entries = fs::read_dir(services).expect("services").map(|entry| entry.expect("an entry").path());
+    let domains: Vec<_> = entries.map(|service| service.join("src/domain")).filter(|domain| domain.is_dir()).collect();
+    assert!(!domains.is_empty(), "services have domains");
+    for file in domains.iter().flat_map(|domain| files(domain)) {
+        let code = code(&file);
+        for said in NOT_IN_A_DOMAIN {
+            assert!(!code.contains(said), "{}: says {said:?}", file.display());
         }
     }
 }

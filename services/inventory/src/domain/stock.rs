@@ -6,7 +6,6 @@ use libs::{
     refusal::Refusal,
 };
 use proto::inventory::v1::{AddStockRequest, AddStockResponse, StockAdded, StockEvent, StockState, stock_event::Event};
-use tonic::Code;
 
 /// The aggregate; its id is the SKU.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ pub fn add(state: &State<'_>, request: &AddStockRequest) -> Result<Decision<AddS
     let added = (stock.available + stock.reserved).checked_add(request.quantity);
     if added.is_none() {
         let message = format!("sku {} can't hold {} units more", request.sku, request.quantity);
-        return Err(Refusal::new(Code::OutOfRange, "QUANTITY_OVERFLOW", message).with("sku", &request.sku));
+        return Err(Refusal::out_of_range("QUANTITY_OVERFLOW", message).with("sku", &request.sku));
     }
     let added = StockAdded { quantity: request.quantity, unit_price: request.unit_price.clone() };
     let event = StockEvent { event: Some(Event::Added(added)) };
@@ -75,6 +74,7 @@ fn same_currency(price: Amount, other: Amount) -> Result<(), MoneyError> {
 pub(super) mod tests {
     use libs::cqrs::testing::{Given, given};
     use proto::google::r#type::Money;
+    use tonic::Code;
 
     use super::*;
 
