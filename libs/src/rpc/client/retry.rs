@@ -63,8 +63,10 @@ impl Pushback {
         const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
         let Some(value) = headers.get(PUSHBACK) else { return Self::None };
         // What cannot be read means "do not": so gRPC has it.
-        let millis = value.to_str().ok().and_then(|text| text.parse::<u32>().ok());
-        millis.map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis.into())))
+        let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+        // A signed word of 32 bits.
+        let millis = value.to_str().ok().filter(digits).and_then(|text| text.parse::<i32>().ok());
+        millis.map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis.unsigned_abs().into())))
     }
 }
 
@@ -162,7 +164,25 @@ impl Default for Retry {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_pushback_is_a_time_or_a_no(
+            value in prop_oneof![prop::collection::vec(any::<u8>(), 0..12), "[-+]?[0-9]{1,11}".prop_map(String::into_bytes)],
+        ) {
+            let Ok(header) = http::HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let text = String::from_utf8_lossy(&value);
+            let digits = !text.is_empty() && text.chars().all(|digit| digit.is_ascii_digit());
+            // A signed word of 32 bits, says gRPC.
+            let plain = text.parse::<u64>().ok().filter(|millis| digits && *millis < 1 << 31);
+            let plain = plain.map_or(Pushback::Never, |millis| Pushback::After(Duration::from_millis(millis)));
+            let headers = HeaderMap::from_iter([("grpc-retry-pushback-ms".parse().unwrap(), header)]);
+            prop_assert_eq!(Pushback::of(&headers), plain);
+        }
+    }
 
     #[test]
     fn five_failures_in_a_row_stop_retries_until_calls_go_well_again() {
