@@ -42,6 +42,7 @@ fn end() -> impl Strategy<Value = End> {
         1 => (class(), 0..5000 * MS).prop_map(|(class, pause)| End::Pause(class, pause)),
         1 => Just(End::Late),
         1 => Just(End::Cancelled),
+        1 => Just(End::Left),
         2 => Just(End::Dropped),
     ]
 }
@@ -154,6 +155,7 @@ impl Pair {
             End::Pause(class, pause) => permit.finish_with_pause(class, Duration::from_nanos(pause)),
             End::Late => permit.finish_late(),
             End::Cancelled => permit.finish_cancelled(),
+            End::Left => permit.finish_left(),
             End::Dropped => drop(permit),
         }
     }
@@ -254,5 +256,36 @@ proptest! {
             })
         };
         prop_assert_eq!(trips(gap), trips(gap.saturating_mul(1000)));
+    }
+
+    #[test]
+    fn a_burst_and_what_is_spread_over_its_bucket_are_the_same(
+        buckets in prop::collection::vec(prop::collection::vec((class(), 0..1_000 * MS), 0..12), 1..25),
+        min_calls in 1..20_u32,
+    ) {
+        let told = |spread: bool| {
+            let clock = Arc::new(ManualClock::default());
+            let config = libs::breaker::Config::builder().time_window(Duration::from_secs(10), 10).min_calls(min_calls);
+            let breaker = Breaker::with_seed("peer", config.build().expect("makes sense"), clock.clone(), 1);
+            let (mut told, mut now) = (Vec::new(), 0);
+            for (second, calls) in (0..).zip(&buckets) {
+                let mut offsets: Vec<_> = calls.iter().map(|(_, offset)| if spread { *offset } else { 0 }).collect();
+                offsets.sort_unstable();
+                for ((class, _), offset) in calls.iter().zip(offsets) {
+                    let then = second * 1_000 * MS + offset;
+                    clock.advance(Duration::from_nanos(then - now));
+                    now = then;
+                    breaker.admit().expect("closed until now").finish(*class);
+                    let shown = breaker.snapshot();
+                    told.push((shown.state, shown.window_total, shown.window_failures));
+                    // From here on it is the clock that decides.
+                    if shown.state == State::Open {
+                        return told;
+                    }
+                }
+            }
+            told
+        };
+        prop_assert_eq!(told(true), told(false));
     }
 }

@@ -98,6 +98,7 @@ pub(crate) enum End {
     Pause(Class, u64),
     Late,
     Cancelled,
+    Left,
     Dropped,
 }
 
@@ -388,11 +389,11 @@ impl Model {
             End::Pause(class, pause) => (class, pause),
             End::Late => (failure_if(!blameless), 0),
             End::Cancelled => (failure_if(outlived && !blameless), 0),
-            End::Dropped => {
+            End::Left | End::Dropped => {
                 if call.role == Role::Unseen {
                     return;
                 }
-                let hung = self.now - call.started >= self.settings.abandon_after;
+                let hung = matches!(end, End::Dropped) && self.now - call.started >= self.settings.abandon_after;
                 let failed = !blameless && (outlived || hung);
                 *if failed { &mut self.totals.abandoned_failure } else { &mut self.totals.abandoned_neutral } += 1;
                 (failure_if(failed), 0)

@@ -174,3 +174,44 @@ fn details(headers: &HeaderMap) -> Option<Bytes> {
     let only = MetadataMap::from_headers(HeaderMap::from_iter([(DETAILS.clone(), value)]));
     only.get_bin(DETAILS.as_str())?.to_bytes().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_status_is_read_as_a_number_that_is_known_or_as_unknown(
+            value in prop_oneof![prop::collection::vec(any::<u8>(), 0..4), "0?[0-9]{1,2}".prop_map(String::into_bytes)],
+        ) {
+            let Ok(header) = HeaderValue::from_bytes(&value) else { return Ok(()) };
+            let plain = (0..=16).find(|code: &i32| code.to_string().as_bytes() == value).unwrap_or(2);
+            let headers = HeaderMap::from_iter([(STATUS.clone(), header)]);
+            prop_assert_eq!(grpc_status(&headers), Some(Code::from_i32(plain)));
+        }
+
+        #[test]
+        fn whatever_a_server_sends_its_status_and_its_details_are_read_without_a_panic(
+            code in "[0-9]{1,2}",
+            details in prop::collection::vec(any::<u8>(), 0..40),
+            pushback in prop::collection::vec(any::<u8>(), 0..12),
+        ) {
+            let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).unwrap_or(HeaderValue::from_static("="));
+            let mut headers = HeaderMap::from_iter([
+                (STATUS.clone(), value(code.as_bytes())),
+                (DETAILS.clone(), value(&details)),
+                (PUSHBACK.clone(), value(&pushback)),
+            ]);
+            was_refused_on_the_way(Code::Unavailable, &headers);
+            let told = std::str::from_utf8(&pushback).ok().and_then(|text| text.parse().ok());
+            if let Some(millis) = told {
+                prop_assert_eq!(pause(&headers), Some(Duration::from_millis(millis)));
+            }
+            drop_unreadable_details(&mut headers);
+            Status::from_header_map(&headers);
+        }
+    }
+}

@@ -61,7 +61,29 @@ pub fn format_grpc_timeout(timeout: Duration) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_as_the_specification_says(
+            value in prop_oneof![prop::collection::vec(any::<u8>(), 0..12), "[0-9]{0,10}[HMSmunx]?".prop_map(String::into_bytes)],
+        ) {
+            let plain = || {
+                let text = std::str::from_utf8(&value).ok()?;
+                let unit = text.chars().last()?;
+                let digits = text.strip_suffix(unit)?;
+                let (_, nanos) = [('H', 3_600_000_000_000), ('M', 60_000_000_000), ('S', 1_000_000_000), ('m', 1_000_000), ('u', 1_000), ('n', 1)]
+                    .into_iter()
+                    .find(|(name, _)| *name == unit)?;
+                let most_eight = digits.len() <= 8 && digits.chars().all(|digit| digit.is_ascii_digit());
+                let amount = digits.parse::<u128>().ok().filter(|_| most_eight)? * nanos;
+                Some(Duration::new((amount / 1_000_000_000) as u64, (amount % 1_000_000_000) as u32))
+            };
+            prop_assert_eq!(parse(&value), plain());
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_back() {
