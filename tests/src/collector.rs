@@ -1,6 +1,10 @@
 //! Takes what services export over OTLP, and keeps it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
@@ -19,6 +23,8 @@ use tonic::{Request, Response, Status, transport};
 pub struct Exported {
     /// The service.
     pub service: String,
+    /// Its version.
+    pub version: String,
     /// Which of its processes, if that is said.
     pub instance: String,
     /// What it is called.
@@ -48,7 +54,15 @@ impl Collector {
     /// # Errors
     /// When no port is to be had.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Starts one at this address.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub async fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let collector = Self { uri: format!("http://{}", listener.local_addr()?), spans: Arc::default() };
         let server = transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -88,10 +102,12 @@ impl TraceService for Collector {
         for of_service in request.into_inner().resource_spans {
             let resource = texts(of_service.resource.unwrap_or_default().attributes);
             let said = |key: &str| resource.get(key).cloned().unwrap_or_default();
-            let (service, instance) = (said("service.name"), said("service.instance.id"));
+            let (service, version) = (said("service.name"), said("service.version"));
+            let instance = said("service.instance.id");
             let spans = of_service.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.spans.lock().extend(spans.map(|span| Exported {
                 service: service.clone(),
+                version: version.clone(),
                 instance: instance.clone(),
                 name: span.name,
                 trace_id: span.trace_id,

@@ -324,10 +324,12 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 14] = [
+    let cases: [(&str, &str, &str); 16] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "write grpc"),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"),
         ("DATABASE_URL", "postgres://me:secret@host:notaport/db", "--database-url"),
         ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=nope", "--database-url"),
         ("DATABASE_URL", "sqlite:a.db?mode=rwc", "--database-url"),
@@ -343,6 +345,9 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     for (variable, value, says) in cases {
         let mut command = program::command("order", shop.folder())?;
         command.env("LISTEN", "127.0.0.1:0").env(variable, value);
+        if variable.ends_with("_PROTOCOL") {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+        }
         if variable == "TLS_CERT" {
             command.env("TLS_KEY", "empty.pem");
         }

@@ -10,6 +10,8 @@ use proto::{
 use tests::{
     Shop,
     collector::{Collector, Exported},
+    port::Port,
+    server::Server,
 };
 use tokio::time::{sleep, timeout};
 use tonic::Request;
@@ -111,4 +113,60 @@ async fn a_saga_taken_up_after_a_crash_points_to_where_it_began() -> anyhow::Res
     assert_ne!(hex(&saga.trace_id), TRACE, "a trace of its own");
     assert_eq!(saga.links.iter().map(|link| hex(link)).collect::<Vec<_>>(), [TRACE]);
     Ok(())
+}
+
+#[tokio::test]
+async fn who_is_traced_is_the_program_unless_the_environment_says_otherwise() -> anyhow::Result<()> {
+    let attributes = "service.name=stock,service.version=7.1,service.instance.id=a";
+    let cases = [
+        (None, None, ["inventory", "0.0.0", ""]),
+        (Some(""), None, ["inventory", "0.0.0", ""]),
+        (None, Some(attributes), ["stock", "7.1", "a"]),
+        (Some("shelf"), Some(attributes), ["shelf", "7.1", "a"]),
+    ];
+    for (name, attributes, says) in cases {
+        let collector = Collector::start().await?;
+        let mut shop = Shop::new()?;
+        let server = shop.inventory();
+        let told = [("OTEL_SERVICE_NAME", name), ("OTEL_RESOURCE_ATTRIBUTES", attributes)];
+        for (variable, value) in told.into_iter().filter_map(|(variable, value)| Some((variable, value?))) {
+            server.variable(variable, value);
+        }
+        server.variable("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri());
+        server.variable("OTEL_METRICS_EXPORTER", "none");
+        // To be asked for its health is a call.
+        server.start().await?;
+        server.terminate().await?;
+        server.ended().await?;
+        let spans = collector.spans();
+        let span = spans.first().context("no span came")?;
+        assert_eq!([&span.service, &span.version, &span.instance], says, "{name:?} {attributes:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_collector_that_is_out_is_told_and_so_is_its_return() -> anyhow::Result<()> {
+    let port = Port::free()?;
+    let mut shop = Shop::new()?;
+    let server = shop.inventory();
+    server.variable("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{}", port.address()));
+    server.variable("OTEL_METRICS_EXPORTER", "none");
+    server.variable("OTEL_BSP_SCHEDULE_DELAY", "50");
+    server.start().await?;
+    logged(server, "telemetry doesn't reach its collector").await?;
+    let _collector = Collector::start_at(port.address()).await?;
+    logged(server, "telemetry reaches its collector again").await
+}
+
+/// Has a server answer calls until it has logged this.
+async fn logged(server: &mut Server, line: &str) -> anyhow::Result<()> {
+    let said = async {
+        while !server.log().contains(line) {
+            server.serving().await?;
+            sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(PATIENCE, said).await.with_context(|| format!("{line:?} was never logged"))?
 }

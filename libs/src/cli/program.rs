@@ -10,6 +10,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub trait Program: 'static {
     /// The service's bare name, such as `inventory`.
     const NAME: &'static str;
+    /// The program's own version: `env!("CARGO_PKG_VERSION")`, which has to be asked for in its own crate.
+    const VERSION: &'static str;
     /// The port it listens on by default.
     const PORT: u16;
     /// What it is, in one line.

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true, version)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Line {
     #[command(subcommand)]
     command: Option<Command>,
@@ -42,7 +42,7 @@ enum Command {
 /// # use libs::{cli::{BoxError, Program, Serve, Store}, service::App};
 /// # struct Inventory;
 /// # impl Program for Inventory {
-/// #     const NAME: &'static str = "inventory"; const PORT: u16 = 50051; const ABOUT: &'static str = "";
+/// #     const NAME: &'static str = "inventory"; const VERSION: &'static str = "1.0.0"; const PORT: u16 = 50051; const ABOUT: &'static str = "";
 /// #     async fn assemble(_: &mut App, _: &Serve) -> Result<(), BoxError> { Ok(()) }
 /// #     async fn migrate(_: &Store) -> Result<(), BoxError> { Ok(()) }
 /// #     async fn rebuild(_: &Store) -> Result<(), BoxError> { Ok(()) }
@@ -92,11 +92,11 @@ async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
     match command {
         Command::Serve(flags) => serve::<P>(&flags).await?,
         Command::Migrate(store) => {
-            let _telemetry = telemetry::init(P::NAME, &telemetry::Args::default())?;
+            let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
             P::migrate(&store).await?;
         }
         Command::Rebuild(store) => {
-            let _telemetry = telemetry::init(P::NAME, &telemetry::Args::default())?;
+            let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
             P::rebuild(&store).await?;
         }
         Command::Health(flags) => return health::ask(&flags).await,
@@ -106,7 +106,7 @@ async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
 
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
     flags.check_peers(P::PEERS)?;
-    let telemetry = telemetry::init(P::NAME, &flags.telemetry)?;
+    let telemetry = telemetry::init(P::NAME, P::VERSION, &flags.telemetry)?;
     let mut shutdown = pin!(super::shutdown()?);
     let assembled = tokio::select! {
         assembled = assemble::<P>(flags) => Some(assembled?),
@@ -166,6 +166,7 @@ fn command_line<P: Program>() -> clap::Command {
     let database = |command| or_else(command, "database_url", format!("sqlite:data/{}.db", P::NAME));
     listen(database(Line::command()))
         .name(P::NAME)
+        .version(P::VERSION)
         .about(P::ABOUT)
         .mut_subcommand("serve", |command| listen(database(command)))
         .mut_subcommand("migrate", database)
@@ -218,6 +219,7 @@ mod tests {
 
     impl Program for Tea {
         const NAME: &'static str = "tea";
+        const VERSION: &'static str = "1.2.3";
         const PORT: u16 = 50099;
         const ABOUT: &'static str = "Serves tea.";
 

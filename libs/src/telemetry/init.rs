@@ -36,6 +36,16 @@ pub enum TelemetryError {
     /// An `OTEL_*` variable is wrong.
     #[error("OTEL_*: {0}")]
     Exporter(#[from] ExporterBuildError),
+    /// An `OTEL_*` variable asks for a protocol that is not spoken here.
+    #[error(
+        "{variable}: {protocol:?} is not spoken here: write grpc, and give the collector's port for that, which mostly is 4317"
+    )]
+    Protocol {
+        /// The variable.
+        variable: String,
+        /// The protocol.
+        protocol: String,
+    },
     /// It was set up before.
     #[error("telemetry is set up already")]
     Twice(#[from] TryInitError),
@@ -45,7 +55,11 @@ impl TelemetryError {
     /// True if whoever set a variable has to mend it.
     #[must_use]
     pub const fn is_wrong_variable(&self) -> bool {
-        matches!(self, Self::Level(_) | Self::Filter(_) | Self::Exporter(ExporterBuildError::InvalidConfiguration(_)))
+        match self {
+            Self::Level(_) | Self::Filter(_) | Self::Protocol { .. } => true,
+            Self::Exporter(error) => matches!(error, ExporterBuildError::InvalidConfiguration(_)),
+            Self::Twice(_) => false,
+        }
     }
 }
 
@@ -54,16 +68,17 @@ impl TelemetryError {
 #[must_use = "what telemetry holds back is lost with this"]
 pub struct Guard(Exporters);
 
-/// Sets up logs for this process, and traces and metrics where the environment asks for them. Within a tokio runtime.
+/// Sets up logs for this process, and traces and metrics where the environment asks for them. Within a tokio runtime. The name and the
+/// version are what traces and metrics come from, unless the environment says otherwise.
 ///
 /// # Errors
 /// When RUST_LOG or an `OTEL_*` variable is wrong, or when called twice.
-pub fn init(service_name: &str, args: &Args) -> Result<Guard, TelemetryError> {
+pub fn init(service_name: &str, version: &str, args: &Args) -> Result<Guard, TelemetryError> {
     let filter = match env::var("RUST_LOG") {
         Ok(directives) if !directives.trim().is_empty() => filter(&directives)?,
         _ => EnvFilter::new("info"),
     };
-    let exporters = Exporters::from_env(service_name)?;
+    let exporters = Exporters::from_env(service_name, version)?;
     let format = args.format();
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());

@@ -8,6 +8,7 @@ mod lines;
 mod metrics;
 mod otlp;
 pub mod propagation;
+mod watched;
 
 pub use self::{
     args::{Args, LogFormat},

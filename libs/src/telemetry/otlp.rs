@@ -3,8 +3,15 @@
 use std::env;
 
 use opentelemetry::{KeyValue, global};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter};
-use opentelemetry_sdk::{Resource, metrics::SdkMeterProvider, trace::SdkTracerProvider};
+use opentelemetry_otlp::{MetricExporter, SpanExporter};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::SdkMeterProvider,
+    resource::{EnvResourceDetector, TelemetryResourceDetector},
+    trace::SdkTracerProvider,
+};
+
+use super::{TelemetryError, watched::Watched};
 
 /// What exports, each where it was asked for.
 #[derive(Debug, Default)]
@@ -15,17 +22,19 @@ pub(super) struct Exporters {
 
 impl Exporters {
     /// The exporters that the environment asks for. They connect when they first have something to send.
-    pub(super) fn from_env(service_name: &str) -> Result<Self, ExporterBuildError> {
+    pub(super) fn from_env(service_name: &str, version: &str) -> Result<Self, TelemetryError> {
         let mut exporters = Self::default();
         if wanted("TRACES") {
-            let exporter = SpanExporter::builder().with_tonic().build()?;
+            check_protocol("TRACES")?;
+            let exporter = Watched::new("traces", SpanExporter::builder().with_tonic().build()?);
             let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
-            exporters.traces = Some(provider.with_resource(resource(service_name)).build());
+            exporters.traces = Some(provider.with_resource(resource(service_name, version)).build());
         }
         if wanted("METRICS") {
-            let exporter = MetricExporter::builder().with_tonic().build()?;
+            check_protocol("METRICS")?;
+            let exporter = Watched::new("metrics", MetricExporter::builder().with_tonic().build()?);
             let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter);
-            let provider = provider.with_resource(resource(service_name)).build();
+            let provider = provider.with_resource(resource(service_name, version)).build();
             global::set_meter_provider(provider.clone());
             exporters.metrics = Some(provider);
         }
@@ -55,15 +64,24 @@ fn wanted(signal: &str) -> bool {
     (endpoint || is(&format!("OTEL_{signal}_EXPORTER"), "otlp")) && !off
 }
 
-/// Who tells: the service's own name, unless the environment gives another.
-fn resource(service_name: &str) -> Resource {
-    let named =
-        Resource::builder_empty().with_attribute(KeyValue::new("service.name", service_name.to_owned())).build();
-    let mut resource = Resource::builder();
-    if env::var_os("OTEL_SERVICE_NAME").is_none() {
-        for (key, value) in &named {
-            resource = resource.with_attribute(KeyValue::new(key.clone(), value.clone()));
-        }
+/// Checks that a signal is asked for in the one protocol that is spoken here. Another port belongs to each.
+fn check_protocol(signal: &str) -> Result<(), TelemetryError> {
+    let names = [format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"), "OTEL_EXPORTER_OTLP_PROTOCOL".to_owned()];
+    let given = |name: String| Some((env::var(&name).ok()?, name)).filter(|(value, _)| !value.is_empty());
+    match names.into_iter().find_map(given) {
+        Some((protocol, variable)) if protocol != "grpc" => Err(TelemetryError::Protocol { variable, protocol }),
+        _ => Ok(()),
     }
-    resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
+}
+
+/// Who tells: this program, unless the environment says otherwise, in `OTEL_RESOURCE_ATTRIBUTES` or, before that, in `OTEL_SERVICE_NAME`.
+fn resource(service_name: &str, version: &str) -> Resource {
+    let own = [("service.name", service_name), ("service.version", version)];
+    let resource = Resource::builder_empty()
+        .with_attributes(own.map(|(key, value)| KeyValue::new(key, value.to_owned())))
+        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
+    match env::var("OTEL_SERVICE_NAME") {
+        Ok(name) if !name.is_empty() => resource.with_service_name(name).build(),
+        _ => resource.build(),
+    }
 }

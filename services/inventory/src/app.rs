@@ -27,6 +27,7 @@ pub enum Service {}
 
 impl Program for Service {
     const NAME: &'static str = "inventory";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const PORT: u16 = 50051;
     const ABOUT: &'static str = "How much of what there is, what it costs, and who has set some aside.";
     const PEERS: &'static [(&'static str, &'static str)] = &[("shipping", "http://localhost:50053")];

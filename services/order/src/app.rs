@@ -33,6 +33,7 @@ pub enum Service {}
 
 impl Program for Service {
     const NAME: &'static str = "order";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const PORT: u16 = 50054;
     const ABOUT: &'static str = "What customers want, and the saga that gets it for them.";
     const PEERS: &'static [(&'static str, &'static str)] = &[

@@ -23,6 +23,7 @@ pub enum Service {}
 
 impl Program for Service {
     const NAME: &'static str = "payment";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const PORT: u16 = 50052;
     const ABOUT: &'static str = "What customers have, and what was taken from them.";
 

@@ -24,6 +24,7 @@ pub enum Service {}
 
 impl Program for Service {
     const NAME: &'static str = "shipping";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const PORT: u16 = 50053;
     const ABOUT: &'static str = "What is on its way, and where to.";
 

@@ -12,7 +12,7 @@ use crate::{
 /// # Errors
 /// When a port is taken, a database can't be opened, or a service fails.
 pub async fn run(asked: &config::Serve, screen: Screen) -> anyhow::Result<()> {
-    let _telemetry = libs::telemetry::init("shop", &asked.telemetry)?;
+    let telemetry = libs::telemetry::init("shop", env!("CARGO_PKG_VERSION"), &asked.telemetry)?;
     let shutdown = libs::cli::shutdown()?;
     let shop = Shop::start(&Site::at(asked.host, &asked.data_dir)).await?;
     screen.line(screen.paint(Tone::Title, "Serving until Ctrl-C"))?;
@@ -28,9 +28,11 @@ pub async fn run(asked: &config::Serve, screen: Screen) -> anyhow::Result<()> {
         screen.line(recipe.line(&authorities))?;
     }
     screen.line("")?;
-    shop.during(async {
+    let ended = shop.during(async {
         shutdown.await;
         Ok(())
-    })
-    .await
+    });
+    let ended = ended.await;
+    telemetry.flush().await;
+    ended
 }
