@@ -7,6 +7,7 @@ mod saga_world;
 use std::{sync::Arc, time::Duration};
 
 use libs::{
+    breaker::{CircuitOpen, Reason},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{Definition, Options, Retry, testing::Fault},
@@ -581,12 +582,13 @@ async fn branches_run_side_by_side_and_join() {
     assert_eq!((order[0], order[3]), ("look", "join"));
 }
 
-/// The value of a metric whose attributes have all these values.
+/// The value of a metric whose attributes have all these values; of a histogram its count, or with "sum" its sum.
 fn exported(exporter: &InMemoryMetricExporter, name: &str, values: &[&str]) -> Option<f64> {
     let metrics = exporter.get_finished_metrics().unwrap();
     let last =
         metrics.last()?.scope_metrics().flat_map(|scope| scope.metrics()).find(|metric| metric.name() == name)?;
-    let fits = |attributes: Vec<String>| values.iter().all(|value| attributes.iter().any(|a| a == value));
+    let fits =
+        |attributes: Vec<String>| values.iter().all(|value| *value == "sum" || attributes.iter().any(|a| a == value));
     let texts = |attributes: &mut dyn Iterator<Item = &opentelemetry::KeyValue>| -> Vec<String> {
         attributes.map(|pair| pair.value.to_string()).collect()
     };
@@ -603,8 +605,9 @@ fn exported(exporter: &InMemoryMetricExporter, name: &str, values: &[&str]) -> O
             points.next().map(|point| point.value() as f64)
         }
         AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+            let sum = values.contains(&"sum");
             let mut points = histogram.data_points().filter(|point| fits(texts(&mut point.attributes())));
-            points.next().map(|point| point.count() as f64)
+            points.next().map(|point| if sum { point.sum() } else { point.count() as f64 })
         }
         _ => None,
     }
@@ -620,13 +623,15 @@ async fn what_pages_somebody_at_night_is_a_metric() {
     let exporter = InMemoryMetricExporter::default();
     let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
     process.coordinator.observe(&provider.meter("test"));
-    let mut lost = Some(());
-    world.participants.on_call(move |call| match (&*call.saga_id, &*call.step) {
-        ("stuck", "charge") => Fault::Conflict,
-        ("tea", "charge") if lost.take().is_some() => Fault::LoseReply,
+    let (mut lost, mut held_back) = (Some(()), Some(()));
+    world.participants.on_call(move |call| match (&*call.saga_id, &*call.step, call.op) {
+        ("stuck", "charge", _) => Fault::Conflict,
+        ("tea", "charge", _) if held_back.take().is_some() => Fault::Status(circuit_to("payment")),
+        ("tea", "charge", _) if lost.take().is_some() => Fault::LoseReply,
+        ("milk", "ship", _) => Fault::Reject(no()),
         _ => Fault::None,
     });
-    process.run("tea").await;
+    let (tea, milk) = (process.run("tea").await, process.run("milk").await);
     process.place("stuck").await.unwrap();
     process.until_phase("stuck", SagaPhase::Stuck).await;
     // Its task counts it a moment after the log tells of it.
@@ -650,5 +655,23 @@ async fn what_pages_somebody_at_night_is_a_metric() {
     becomes("saga.parked", &[], 1.0).await;
     assert_eq!(shown("saga.ended", &["place-order", "completed"]), Some(1.0));
     assert_eq!(shown("saga.retries", &["charge", "action"]), Some(1.0));
-    assert_eq!(shown("saga.call.duration", &["charge", "action", "Unavailable"]), Some(1.0));
+    assert_eq!(shown("saga.call.duration", &["charge", "action", "UNAVAILABLE"]), Some(1.0), "one was held back");
+    assert_eq!(shown("saga.call.duration", &["ship", "action", "FAILED_PRECONDITION"]), Some(1.0));
+    for (step, operation, steps) in [
+        ("charge", "action", [&tea.steps[0].action_duration, &milk.steps[0].action_duration].as_slice()),
+        ("charge", "compensation", &[&milk.steps[0].compensation_duration]),
+        ("ship", "action", &[&tea.steps[1].action_duration]),
+    ] {
+        assert_eq!(shown("saga.step.duration", &[step, operation]), Some(steps.len() as f64), "{step} {operation}");
+        let seconds = steps.iter().map(|took| Duration::try_from(took.unwrap()).unwrap().as_secs_f64());
+        let told = shown("saga.step.duration", &[step, operation, "sum"]).unwrap();
+        assert!((told - seconds.sum::<f64>()).abs() < 1e-6, "{step} {operation}: {told}");
+    }
+}
+
+/// What a circuit to a participant says that lets nothing through.
+fn circuit_to(participant: &str) -> Status {
+    let retry_after = Duration::from_millis(1);
+    CircuitOpen { breaker: participant.into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }
+        .into_status()
 }

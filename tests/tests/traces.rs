@@ -92,7 +92,7 @@ async fn an_order_is_one_trace_through_four_services() -> anyhow::Result<()> {
     {
         let (call, served) = (find("order", method)?, find(service, method)?);
         assert_eq!((&call.parent_id, &served.parent_id), (&saga.span_id, &call.span_id), "{method}");
-        assert_eq!(call.attributes.get("rpc.response.status_code").map(String::as_str), Some("Ok"));
+        assert_eq!(call.attributes.get("rpc.response.status_code").map(String::as_str), Some("OK"));
         assert!(call.attributes.contains_key("saga.step"));
     }
     Ok(())

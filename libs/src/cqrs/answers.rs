@@ -87,6 +87,7 @@ impl Answers {
         let kept = Arc::clone(&self.kept);
         let _kept = meter
             .u64_observable_gauge("answers.kept")
+            .with_unit("{answer}")
             .with_description("Stored answers that the last walk through them left.")
             .with_callback(move |observer| {
                 for (of, count) in [("client", &kept.clients), ("saga", &kept.sagas)] {
@@ -97,6 +98,7 @@ impl Answers {
         let journal = self.journal.clone();
         let _forgotten = meter
             .u64_observable_counter("answers.forgotten")
+            .with_unit("{answer}")
             .with_description("Stored answers that this process let go of.")
             .with_callback(move |observer| observer.observe(journal.stats().forgotten, &[]))
             .build();

@@ -161,6 +161,7 @@ impl Board {
         let board = self.clone();
         let _lag = meter
             .i64_observable_gauge("projection.lag")
+            .with_unit("{event}")
             .with_description("Events that a projection has not folded yet.")
             .with_callback(move |observer| {
                 for place in board.places.read().iter() {

@@ -6,6 +6,7 @@
 //! | `saga.parked` | `{saga}` left as they are here | |
 //! | `saga.ended` | `{saga}` | `saga.type`, `saga.phase`: completed, compensated, force_closed |
 //! | `saga.call.duration` | s | `saga.type`, `saga.step`, `saga.operation`, `rpc.response.status_code` |
+//! | `saga.step.duration` | s, retries and waits included | `saga.type`, `saga.step`, `saga.operation` |
 //! | `saga.retries` | `{call}` that were made again | `saga.type`, `saga.step`, `saga.operation` |
 //! | `saga.forgotten` | `{step}` that participants were told to forget | `saga.peer` |
 //! | `saga.forget.delay` | s, for which a participant could have been told already | `saga.peer` |
@@ -24,13 +25,20 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use proto::saga::v1::SagaPhase;
+use proto::saga::v1::{Saga, SagaPhase, StepState};
 use tonic::Code;
 
-use crate::rpc::verdict::SagaCall;
+use super::machine::Due;
+use crate::{
+    refusal::code_name,
+    rpc::verdict::{Op, SagaCall},
+};
 
 /// Calls mostly take milliseconds, and a participant that is pending a while.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// Steps take as long as their calls, or as long as a participant is out.
+const STEP_SECONDS: [f64; 14] =
+    [0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0, 86_400.0];
 
 /// What a coordinator counts.
 #[derive(Debug, Default)]
@@ -44,6 +52,7 @@ pub(super) struct Metrics {
 struct Instruments {
     ended: Counter<u64>,
     calls: Histogram<f64>,
+    steps: Histogram<f64>,
     retries: Counter<u64>,
 }
 
@@ -62,6 +71,7 @@ impl Metrics {
         // The instruments live as long as their meter's provider; these handles are not needed.
         let _driven = meter
             .i64_observable_gauge("saga.driven")
+            .with_unit("{saga}")
             .with_description("Sagas that this process drives now.")
             .with_callback(move |observer| {
                 for ((_, name), count) in PHASES.iter().zip(phases.iter()) {
@@ -71,18 +81,33 @@ impl Metrics {
             .build();
         let _parked = meter
             .u64_observable_gauge("saga.parked")
+            .with_unit("{saga}")
             .with_description("Sagas that can't be driven here and are left as they are.")
             .with_callback(move |observer| observer.observe(parked(), &[]))
             .build();
         let instruments = || Instruments {
-            ended: meter.u64_counter("saga.ended").with_description("Sagas that have ended.").build(),
+            ended: meter
+                .u64_counter("saga.ended")
+                .with_unit("{saga}")
+                .with_description("Sagas that have ended.")
+                .build(),
             calls: meter
                 .f64_histogram("saga.call.duration")
                 .with_unit("s")
                 .with_description("How long each call of a step took.")
                 .with_boundaries(SECONDS.to_vec())
                 .build(),
-            retries: meter.u64_counter("saga.retries").with_description("Calls that were made again.").build(),
+            steps: meter
+                .f64_histogram("saga.step.duration")
+                .with_unit("s")
+                .with_description("How long a step took that was done or undone, retries and waits included.")
+                .with_boundaries(STEP_SECONDS.to_vec())
+                .build(),
+            retries: meter
+                .u64_counter("saga.retries")
+                .with_unit("{call}")
+                .with_description("Calls that were made again.")
+                .build(),
         };
         self.instruments.get_or_init(instruments);
     }
@@ -112,6 +137,24 @@ impl Metrics {
         instruments.ended.add(1, &attributes);
     }
 
+    /// A step that others take may have been done, or undone.
+    pub(super) fn stepped(&self, saga: &Saga, due: Due) {
+        let (Some(instruments), Some(step)) = (self.instruments.get(), saga.steps.get(due.step)) else { return };
+        let (end, took) = match due.op {
+            Op::Action => (StepState::Done, step.action_duration),
+            Op::Compensation => (StepState::Compensated, step.compensation_duration),
+        };
+        // Else its answer settled nothing, or an operator had settled it before.
+        if let (true, Some(Ok(took))) = (step.state() == end, took.map(Duration::try_from)) {
+            let attributes = [
+                KeyValue::new("saga.type", saga.r#type.clone()),
+                KeyValue::new("saga.step", step.name.clone()),
+                KeyValue::new("saga.operation", due.op.as_str()),
+            ];
+            instruments.steps.record(took.as_secs_f64(), &attributes);
+        }
+    }
+
     /// A call was answered, or given up.
     pub(super) fn called(&self, call: &SagaCall, code: Code, took: Duration) {
         let Some(instruments) = self.instruments.get() else { return };
@@ -119,7 +162,7 @@ impl Metrics {
             KeyValue::new("saga.type", call.saga_type.clone()),
             KeyValue::new("saga.step", call.step.clone()),
             KeyValue::new("saga.operation", call.op.as_str()),
-            KeyValue::new("rpc.response.status_code", format!("{code:?}")),
+            KeyValue::new("rpc.response.status_code", code_name(code)),
         ];
         instruments.calls.record(took.as_secs_f64(), &attributes);
         if call.attempt > 1 {

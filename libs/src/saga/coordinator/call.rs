@@ -108,9 +108,13 @@ impl Call {
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
-        spans::answered(&Span::current(), code);
-        shared.metrics.called(&call, code, begin.elapsed());
-        judge(due, plan, answer, shared.roll())
+        let attempt = judge(due, plan, answer, shared.roll());
+        // What a circuit held back was no call.
+        if attempt.ruling.is_some() {
+            spans::answered(&Span::current(), code);
+            shared.metrics.called(&call, code, begin.elapsed());
+        }
+        attempt
     }
 }
 

@@ -6,7 +6,7 @@
 use tonic::Code;
 use tracing::{Span, field::Empty, info_span};
 
-use crate::{rpc::verdict::SagaCall, saga::record::Record, telemetry::propagation};
+use crate::{refusal::code_name, rpc::verdict::SagaCall, saga::record::Record, telemetry::propagation};
 
 /// The stretch that begins now. None where nothing is traced.
 pub(super) fn stretch(record: &Record, again: bool) -> Span {
@@ -54,7 +54,7 @@ pub(super) fn answered(call: &Span, code: Code) {
     if call.is_none() {
         return;
     }
-    call.record("rpc.response.status_code", format!("{code:?}"));
+    call.record("rpc.response.status_code", code_name(code));
     if code != Code::Ok {
         call.record("otel.status_code", "ERROR");
     }

@@ -74,6 +74,7 @@ impl Telling {
         let telling = self.clone();
         let _forgotten = meter
             .u64_observable_counter("saga.forgotten")
+            .with_unit("{step}")
             .with_description("Steps of ended sagas that this process has told their participants to forget.")
             .with_callback(move |observer| {
                 for (peer, standing) in telling.0.lock().iter() {

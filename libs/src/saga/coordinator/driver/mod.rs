@@ -232,8 +232,13 @@ impl Driver {
     fn hear(&mut self, happened: Happened) -> BoxFuture<'_, Result<(), Stopped>> {
         match happened {
             Happened::Answered(attempt) => {
-                self.in_flight.end(Due { step: attempt.step, op: attempt.op });
-                Box::pin(self.step(Input::Attempted(attempt)))
+                let due = Due { step: attempt.step, op: attempt.op };
+                self.in_flight.end(due);
+                Box::pin(async move {
+                    self.step(Input::Attempted(attempt)).await?;
+                    self.shared.metrics.stepped(&self.record.saga, due);
+                    Ok(())
+                })
             }
             Happened::Rung => Box::pin(self.read_mail()),
             Happened::Time => Box::pin(self.look_around()),
