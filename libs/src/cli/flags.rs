@@ -177,12 +177,19 @@ impl Serve {
     }
 
     /// The peers of `defaults`, at the addresses typed instead where there are such. Their breakers are measured, and calls to them
-    /// carry the trace they belong to. Peers at https addresses are trusted by `--tls-ca` and shown this service's own certificate.
+    /// carry the trace they belong to. `service` is this one's bare name. Peers at https addresses are trusted by `--tls-ca` and shown this service's own certificate.
     ///
     /// # Errors
     /// When an address is given for a peer that `defaults` does not name, or a file of the TLS can't be read.
-    pub fn known_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {
-        breaker::metrics::observe(&registry, &opentelemetry::global::meter("trellis"));
+    pub fn known_peers(
+        &self,
+        service: &'static str,
+        registry: Registry,
+        defaults: &[(&str, &str)],
+    ) -> Result<Peers, BoxError> {
+        if let Some(meter) = telemetry::meter(service) {
+            breaker::metrics::observe(&registry, &meter);
+        }
         Ok(self.secured_peers(registry, defaults)?.on_request(Arc::new(propagation::inject)))
     }
 

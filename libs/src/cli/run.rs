@@ -269,7 +269,7 @@ mod tests {
     fn peers_repeat_or_stand_in_a_list() {
         let words = ["serve", "--peer", "a=http://a:1,http://a:2,b=http://b:1", "--peer", "a=http://a:3"];
         let defaults = [("a", "http://localhost:1"), ("b", "http://localhost:2"), ("c", "http://localhost:3")];
-        let peers = served(&words).known_peers(Registry::new(), &defaults).expect("all are known");
+        let peers = served(&words).known_peers("tea", Registry::new(), &defaults).expect("all are known");
         assert_eq!(["a", "b", "c"].map(|name| peers.addresses(name).len()), [3, 1, 1]);
     }
 

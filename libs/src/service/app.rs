@@ -225,7 +225,7 @@ impl App {
             server,
             routes: routes.routes().prepare(),
             phase: phases,
-            metrics: ServerMetrics::new(),
+            metrics: ServerMetrics::new(name),
             methods: reflection::methods(&services)?,
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
             headers: GuardLayer::of_headers(name, limits.max_header_bytes),

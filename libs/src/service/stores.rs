@@ -81,7 +81,7 @@ impl Stores {
                 app.add(Outbox::new(service, log.clone()).into_server());
                 let board = app.board().service(service);
                 app.add(board.queries()).add(board.commands());
-                if let Some(meter) = telemetry::meter() {
+                if let Some(meter) = telemetry::meter(service) {
                     app.board().observe(&meter);
                 }
                 let views = Views::open(location.views(), log, &self.projections).await?;
@@ -95,7 +95,7 @@ impl Stores {
         if let Some(journal) = &journal {
             app.add(Barrier::new(service, journal.clone()).into_server());
             let answers = Answers::new(journal.clone(), flags.limits.keep_answers);
-            if let Some(meter) = telemetry::meter() {
+            if let Some(meter) = telemetry::meter(service) {
                 answers.observe(&meter);
             }
             app.task("stored answers", answers.run());
@@ -103,7 +103,7 @@ impl Stores {
             app.task_until_drained("journal", async move { running.ended().await }, move || draining.close());
         }
         let commands = journal.clone().map(|journal| CommandSide::new(service, journal));
-        if let (Some(commands), Some(meter)) = (&commands, telemetry::meter()) {
+        if let (Some(commands), Some(meter)) = (&commands, telemetry::meter(service)) {
             commands.observe(&meter);
         }
         Ok(Sides { commands, queries, journal })

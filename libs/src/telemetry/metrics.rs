@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use opentelemetry::{
-    KeyValue,
+    InstrumentationScope, KeyValue, global,
     metrics::{Histogram, Meter},
 };
 
@@ -16,10 +16,12 @@ use super::init;
 /// The conventions' own boundaries.
 const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// The meter of this process, or none where nobody collects metrics.
+/// The meter of a service, or none where nobody collects metrics. Its scope has the attribute `service`: a process may hold several, and
+/// what each observes would else be one another's.
 #[must_use]
-pub fn meter() -> Option<Meter> {
-    init::collects_metrics().then(|| opentelemetry::global::meter("trellis"))
+pub fn meter(service: &'static str) -> Option<Meter> {
+    let scope = || InstrumentationScope::builder("trellis").with_attributes([KeyValue::new("service", service)]);
+    init::collects_metrics().then(|| global::meter_with_scope(scope().build()))
 }
 
 /// What is measured of the calls that a server answers.
@@ -31,8 +33,8 @@ pub struct ServerMetrics {
 impl ServerMetrics {
     /// The instruments, or none where nobody collects metrics, so that nothing is spent on them.
     #[must_use]
-    pub fn new() -> Option<Self> {
-        meter().map(|meter| Self::of(&meter))
+    pub fn new(service: &'static str) -> Option<Self> {
+        meter(service).map(|meter| Self::of(&meter))
     }
 
     /// The instruments of this meter.

@@ -35,7 +35,7 @@ impl Program for Service {
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
-        let peers = flags.known_peers(breakers.clone(), Self::PEERS)?;
+        let peers = flags.known_peers(Self::NAME, breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some(side) = sides.commands {
             app.add(

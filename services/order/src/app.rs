@@ -45,7 +45,7 @@ impl Program for Service {
     async fn assemble(app: &mut App, flags: &Serve) -> Result<(), BoxError> {
         let most = flags.limits.max_message_bytes;
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
-        let peers = flags.known_peers(breakers.clone(), Self::PEERS)?;
+        let peers = flags.known_peers(Self::NAME, breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
         if let Some((side, journal)) = sides.commands.zip(sides.journal) {
             serve_commands(app, flags, &peers, side, journal).await?;
@@ -88,7 +88,7 @@ async fn serve_commands(
     let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
     let options = Options { most_live, keep_answers: flags.limits.keep_answers, ..Options::default() };
     let coordinator = Coordinator::new(journal, definitions, transport, options)?;
-    if let Some(meter) = telemetry::meter() {
+    if let Some(meter) = telemetry::meter(Service::NAME) {
         coordinator.observe(&meter);
     }
     let taken_up = coordinator.recover().await?;
