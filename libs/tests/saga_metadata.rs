@@ -24,6 +24,8 @@ use proto::saga::v1::SagaPhase;
 use saga_world::{Process, Reserve, Ship, World};
 use tonic::{Status, metadata::MetadataMap};
 
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 /// Calls with the metadata they came with, without what says which call it is.
 #[derive(Clone)]
 struct Seen {
@@ -83,7 +85,7 @@ async fn ask(process: &Process, id: &'static str, metadata: &MetadataMap) -> Res
 }
 
 #[tokio::test]
-async fn what_is_named_goes_with_every_call_after_a_restart_too_and_nothing_else_does() {
+async fn what_is_named_and_the_trace_go_with_every_call_after_a_restart_too_and_nothing_else_does() {
     let world = World::with(definition());
     let seen = Seen { participants: world.participants.clone(), calls: Arc::default() };
     world.participants.on_call(|call| if call.step == "reserve" { Fault::Hang } else { Fault::None });
@@ -93,6 +95,7 @@ async fn what_is_named_goes_with_every_call_after_a_restart_too_and_nothing_else
         ("x-other", "no"),
         ("authorization", "Bearer secret"),
         ("baggage", "user=ada,session=7;ttl=1"),
+        ("traceparent", TRACE),
     ]);
     ask(&process, "tea", &sent).await.unwrap();
     while seen.calls.lock().is_empty() {
@@ -112,7 +115,8 @@ async fn what_is_named_goes_with_every_call_after_a_restart_too_and_nothing_else
     // Twice the one that hung, and the pivot.
     assert!(calls.len() >= 3, "{calls:?}");
     for call in calls {
-        assert_eq!(call.into_iter().collect::<Vec<_>>(), ["baggage: session=7;ttl=1", "x-tenant: acme"]);
+        let trace = format!("traceparent: {TRACE}");
+        assert_eq!(call.into_iter().collect::<Vec<_>>(), ["baggage: session=7;ttl=1", &trace, "x-tenant: acme"]);
     }
     // Another saga has its own, or none.
     seen.calls.lock().clear();

@@ -1,4 +1,4 @@
-//! Log lines: text for people, JSON for programs, and in each the trace it belongs to.
+//! Log lines: text for people, JSON for programs, and in each the trace and the request it belongs to.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::{LogFormat, init};
+use super::{LogFormat, caller, init};
 
 /// How lines are written.
 #[derive(Debug)]
@@ -37,29 +37,41 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, cx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let trace_id = trace_id();
+        let (trace_id, request_id) = (trace_id(), caller::request_id());
         match self {
             Self::Text(format) => {
                 if let Some(trace_id) = trace_id {
                     write!(out, "{trace_id} ")?;
                 }
+                if let Some(request_id) = request_id {
+                    write!(out, "{request_id:?} ")?;
+                }
                 format.format_event(cx, out, event)
             }
             Self::Json(format) => {
-                let Some(trace_id) = trace_id else { return format.format_event(cx, out, event) };
+                if trace_id.is_none() && request_id.is_none() {
+                    return format.format_event(cx, out, event);
+                }
                 let mut line = String::new();
                 format.format_event(cx, Writer::new(&mut line), event)?;
+                write!(out, "{{")?;
+                // Both are visible ASCII, which Rust writes between quotes as JSON does.
+                for (key, id) in [("trace_id", trace_id), ("request_id", request_id)] {
+                    if let Some(id) = id {
+                        write!(out, "\"{key}\":{id:?},")?;
+                    }
+                }
                 // An object is never empty here: it has a time, a level and a target.
-                writeln!(out, "{{\"trace_id\":\"{trace_id}\",{}", line.trim_start_matches('{').trim_end())
+                writeln!(out, "{}", line.trim_start_matches('{').trim_end())
             }
         }
     }
 }
 
-/// The trace of the span that is current.
+/// The trace of the span that is current, or what the caller says where nothing is traced.
 fn trace_id() -> Option<String> {
     if !init::traces() {
-        return None;
+        return caller::trace_id();
     }
     let context = tracing::Span::current().context();
     let span = context.span();

@@ -3,6 +3,7 @@
 //! Logs go to stderr. Traces and metrics go where the standard `OTEL_*` variables say, and cost nothing where none is set.
 
 mod args;
+mod caller;
 mod init;
 mod lines;
 mod metrics;
@@ -12,6 +13,7 @@ mod watched;
 
 pub use self::{
     args::{Args, LogFormat},
+    caller::Caller,
     init::{Guard, TelemetryError, init},
     metrics::{ServerMetrics, meter},
 };

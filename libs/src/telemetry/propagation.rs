@@ -10,12 +10,14 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::init;
+use super::{caller, init};
 
-/// Writes the current span's trace into headers. Nothing where nothing is traced.
+/// Writes the current span's trace into headers. Where nothing is traced, the trace of the call that is served, as it came.
 pub fn inject(headers: &mut HeaderMap) {
     if init::traces() {
         TraceContextPropagator::new().inject_context(&Span::current().context(), &mut Headers(headers));
+    } else {
+        caller::pass_on(headers);
     }
 }
 
@@ -25,7 +27,7 @@ pub fn extract(headers: &HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Received(headers))
 }
 
-/// The current span's `traceparent`, to be kept beside an event or a saga. None where nothing is traced.
+/// The `traceparent` that [`inject`] writes, to be kept beside an event or a saga.
 #[must_use]
 pub fn traceparent() -> Option<String> {
     let mut headers = HeaderMap::new();

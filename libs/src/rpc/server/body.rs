@@ -65,7 +65,7 @@ impl http_body::Body for ServerBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let Some(call) = &this.call else { return Pin::new(&mut this.inner).poll_frame(cx) };
-        let polled = call.span.in_scope(|| {
+        let polled = call.scope(|| {
             let inner = Pin::new(&mut this.inner);
             catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)))
         });

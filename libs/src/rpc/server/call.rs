@@ -10,7 +10,7 @@ use tracing::Span;
 use super::{Methods, details};
 use crate::{
     refusal::code_name,
-    telemetry::{ServerMetrics, propagation},
+    telemetry::{Caller, ServerMetrics, propagation},
 };
 
 /// The header that names a request, chosen by the client or here.
@@ -31,8 +31,8 @@ pub(super) struct Shared {
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
     pub(super) span: Span,
+    pub(super) caller: Option<Arc<Caller>>,
     path: Option<PathAndQuery>,
-    request_id: Option<HeaderValue>,
     start: Instant,
     /// It was refused with many others, which is told of for all of them together.
     pub(super) shed: bool,
@@ -43,8 +43,9 @@ impl Call {
     pub(super) fn new<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
         let path = request.uri().path_and_query().cloned();
         let request_id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= 128).cloned();
+        let caller = Caller::new(request.headers(), request_id);
         let span = propagation::server_span(method(path.as_ref()), request.headers());
-        Self { shared, span, path, request_id, start: Instant::now(), shed: false, finished: false }
+        Self { shared, span, caller, path, start: Instant::now(), shed: false, finished: false }
     }
 
     /// Ends the call with the status in headers or trailers, which it completes.
@@ -54,8 +55,7 @@ impl Call {
             return self.told(Code::Ok, "");
         };
         // Whoever looks for the call in the log needs its name; a call that went well leaves no line there.
-        let id = self.request_id.get_or_insert_with(generated).clone();
-        headers.insert(REQUEST_ID, id);
+        headers.insert(REQUEST_ID, Caller::name(&mut self.caller, generated));
         self.told(status.code(), status.message());
     }
 
@@ -80,18 +80,21 @@ impl Call {
         propagation::end_server_span(&self.span, name, is_fault(code));
         let service = self.shared.service;
         let elapsed_ms = elapsed.as_secs_f64() * 1_000.0;
-        let _entered = self.span.enter();
-        let request_id = self.request_id.as_ref().and_then(|id| id.to_str().ok());
-        match code {
+        self.scope(|| match code {
             Code::Ok | Code::Cancelled => {
-                tracing::debug!(service, method, code = name, elapsed_ms, request_id, "answered")
+                tracing::debug!(service, method, code = name, elapsed_ms, "answered")
             }
-            _ if self.shed => tracing::debug!(service, method, code = name, elapsed_ms, request_id, "shed"),
+            _ if self.shed => tracing::debug!(service, method, code = name, elapsed_ms, "shed"),
             code if is_fault(code) => {
-                tracing::warn!(service, method, code = name, elapsed_ms, request_id, why, "failed")
+                tracing::warn!(service, method, code = name, elapsed_ms, why, "failed")
             }
-            _ => tracing::info!(service, method, code = name, elapsed_ms, request_id, why, "refused"),
-        }
+            _ => tracing::info!(service, method, code = name, elapsed_ms, why, "refused"),
+        });
+    }
+
+    /// Does something that belongs to this call: its lines say so, and the calls made for it carry its trace.
+    pub(super) fn scope<T>(&self, does: impl FnOnce() -> T) -> T {
+        self.span.in_scope(|| Caller::scope(self.caller.as_ref(), does))
     }
 }
 

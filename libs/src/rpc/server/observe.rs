@@ -66,7 +66,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> ObserveFuture<S::Future> {
         let call = Call::new(Arc::clone(&self.shared), &request);
-        let inner = call.span.in_scope(|| self.inner.call(request));
+        let inner = call.scope(|| self.inner.call(request));
         ObserveFuture { inner, call: Some(call) }
     }
 }
@@ -87,7 +87,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveF
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = match this.call {
-            Some(call) => ready!(call.span.in_scope(|| this.inner.poll(cx))),
+            Some(call) => ready!(call.scope(|| this.inner.poll(cx))),
             None => ready!(this.inner.poll(cx)),
         };
         let Ok(mut response) = response;

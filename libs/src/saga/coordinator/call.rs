@@ -77,6 +77,11 @@ impl Call {
         let mut carried = MetadataMap::with_capacity(16);
         let entries = record.kept.carried.iter().map(|CarriedEntry { key, value }| (&**key, &**value));
         carried::write(entries, &mut carried);
+        // A call's own span takes its place where there is one.
+        let traceparent = record.kept.traceparent.as_str();
+        if !traceparent.is_empty() {
+            carried::write([("traceparent", traceparent)], &mut carried);
+        }
         Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call, carried }
     }
 
