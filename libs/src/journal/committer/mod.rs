@@ -111,7 +111,8 @@ impl Counters {
         }
         *told = Some(Instant::now());
         let Ended { request, took, .. } = ended;
-        tracing::warn!(request, ?took, slow_decisions, "a slow decision: all other commands waited for it");
+        let took_ms = took.as_secs_f64() * 1_000.0;
+        tracing::warn!(request, took_ms, slow_decisions, "a slow decision: all other commands waited for it");
     }
 
     /// Tells everybody in a batch what became of it, once that is durable.

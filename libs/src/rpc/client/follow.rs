@@ -81,7 +81,8 @@ impl Follower {
                 places.iter().map(|place| stays(place).map_or_else(|| make(place), Ok)).collect();
             match all {
                 Ok(all) => {
-                    tracing::info!(peer = self.name, from = ?held, to = ?places, "addresses changed");
+                    tracing::info!(peer = self.name, from = held.len(), to = places.len(), "addresses changed");
+                    tracing::debug!(peer = self.name, from = ?held, to = ?places, "addresses");
                     endpoints.replace(all);
                     if held.len() > 1 {
                         self.gone.extend(held.iter().map(|endpoint| endpoint.ejection.breaker().name().to_string()));

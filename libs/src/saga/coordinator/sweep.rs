@@ -26,7 +26,7 @@ use super::{Coordinator, RecoverError, Shared};
 use crate::{
     cqrs::{MOST_STEPS, not_submitted},
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded},
-    refusal::Refusal,
+    refusal::{Refusal, code_name},
     rpc::verdict::step_of_round,
     saga::{
         record::{Record, is_final},
@@ -235,7 +235,12 @@ impl Coordinator {
                 }
                 Err(Refusal { code, message, .. }) => {
                     if is_news {
-                        tracing::warn!(peer, ?code, message, "can't be told now what it may forget, but later");
+                        tracing::warn!(
+                            peer,
+                            code = code_name(code),
+                            message,
+                            "can't be told now what it may forget, but later"
+                        );
                     }
                     0
                 }
