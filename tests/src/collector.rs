@@ -1,17 +1,24 @@
 //! Takes what services export over OTLP, and keeps it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
+    collector::{
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
     },
     common::v1::{KeyValue, any_value::Value},
+    metrics::v1::{Metric, metric::Data},
 };
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -41,11 +48,27 @@ pub struct Exported {
     pub attributes: HashMap<String, String>,
 }
 
-/// A collector of spans.
+/// What a service measured: an instrument, and the keys of one point's attributes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Measured {
+    /// The service, as the scope says.
+    pub service: String,
+    /// The metric.
+    pub name: String,
+    /// A counter, a gauge or a histogram.
+    pub kind: &'static str,
+    /// Its unit.
+    pub unit: String,
+    /// The keys.
+    pub attributes: BTreeSet<String>,
+}
+
+/// A collector of spans and metrics.
 #[derive(Clone, Debug)]
 pub struct Collector {
     uri: String,
     spans: Arc<Mutex<Vec<Exported>>>,
+    metrics: Arc<Mutex<BTreeSet<Measured>>>,
 }
 
 impl Collector {
@@ -63,8 +86,11 @@ impl Collector {
     /// When the port is taken.
     pub async fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let collector = Self { uri: format!("http://{}", listener.local_addr()?), spans: Arc::default() };
-        let server = transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
+        let uri = format!("http://{}", listener.local_addr()?);
+        let collector = Self { uri, spans: Arc::default(), metrics: Arc::default() };
+        let server = transport::Server::builder()
+            .add_service(TraceServiceServer::new(collector.clone()))
+            .add_service(MetricsServiceServer::new(collector.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Ok(collector)
     }
@@ -75,10 +101,16 @@ impl Collector {
         &self.uri
     }
 
-    /// What has come so far.
+    /// The spans that have come so far.
     #[must_use]
     pub fn spans(&self) -> Vec<Exported> {
         self.spans.lock().clone()
+    }
+
+    /// The metrics that have come so far.
+    #[must_use]
+    pub fn metrics(&self) -> BTreeSet<Measured> {
+        self.metrics.lock().clone()
     }
 }
 
@@ -119,4 +151,43 @@ impl TraceService for Collector {
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let scopes = request.into_inner().resource_metrics.into_iter().flat_map(|of_service| of_service.scope_metrics);
+        for of_scope in scopes {
+            let service = texts(of_scope.scope.unwrap_or_default().attributes).remove("service").unwrap_or_default();
+            let measured = of_scope.metrics.into_iter().flat_map(|metric| measured(&service, metric));
+            self.metrics.lock().extend(measured);
+        }
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+/// What a metric has measured, point by point.
+fn measured(service: &str, metric: Metric) -> Vec<Measured> {
+    let (kind, points): (_, Vec<Vec<KeyValue>>) = match metric.data {
+        Some(Data::Gauge(gauge)) => ("gauge", gauge.data_points.into_iter().map(|point| point.attributes).collect()),
+        Some(Data::Sum(sum)) => {
+            let kind = if sum.is_monotonic { "counter" } else { "up-down counter" };
+            (kind, sum.data_points.into_iter().map(|point| point.attributes).collect())
+        }
+        Some(Data::Histogram(histogram)) => {
+            ("histogram", histogram.data_points.into_iter().map(|point| point.attributes).collect())
+        }
+        _ => ("another kind", Vec::new()),
+    };
+    let measured = |attributes: Vec<KeyValue>| Measured {
+        service: service.to_owned(),
+        name: metric.name.clone(),
+        kind,
+        unit: metric.unit.clone(),
+        attributes: attributes.into_iter().map(|pair| pair.key).collect(),
+    };
+    points.into_iter().map(measured).collect()
 }
