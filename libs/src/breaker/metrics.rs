@@ -1,19 +1,6 @@
 //! Breakers as OpenTelemetry metrics, read when they are exported: a call pays nothing for them.
 //!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `breaker.state` | 0 closed, 1 open, 2 half-open, 3 recovering | `breaker.name` |
-//! | `breaker.calls` | `{call}` | `breaker.name`, `outcome`: success, failure, overload, neutral |
-//! | `breaker.rejected` | `{call}` | `breaker.name`, `reason`: open, half_open_saturated, recovering, forced_open, throttled |
-//! | `breaker.would_reject` | `{call}` | `breaker.name` |
-//! | `breaker.stale` | `{call}` | `breaker.name` |
-//! | `breaker.abandoned` | `{call}` | `breaker.name`, `judged`: failure, neutral |
-//! | `breaker.opened` | `{transition}` | `breaker.name` |
-//! | `breaker.open_time` | s | `breaker.name` |
-//! | `breaker.probes` | `{probe}` | `breaker.name` |
-//! | `breaker.probes_ended` | `{probe}` | `breaker.name`, `outcome`: success, failure, neutral, overtaken, timed_out |
-//! | `breaker.probe_timeouts` | `{probe}` | `breaker.name` |
-//! | `breaker.fallbacks` | `{answer}` | `fallback.name`, `outcome`: served, missed |
+//! `docs/operations.md` has them in a table.
 
 use opentelemetry::{KeyValue, metrics::Meter};
 

@@ -2,11 +2,6 @@
 //!
 //! The walk goes by key, so that no command pays for an index on time. It rests nine times as long as it worked, and what it finds goes
 //! through the committer in small batches, like everything that is written.
-//!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `answers.kept` | `{answer}` that the last walk left | `answer.of`: client, saga |
-//! | `answers.forgotten` | `{answer}` that this process let go of | |
 
 use std::{
     sync::{

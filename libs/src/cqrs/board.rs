@@ -1,9 +1,4 @@
 //! How the projections of a process stand, and the word that lets a parked one go on.
-//!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `projection.lag` | `{event}` not folded yet | `projection.name`, `projection.source` |
-//! | `projection.parked` | 1 if it stands still at an event it can't fold | `projection.name`, `projection.source` |
 
 use std::{
     fmt,

@@ -1,10 +1,6 @@
 //! The write side as OpenTelemetry metrics.
 //!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `journal.commits` | `{transaction}` | |
-//! | `journal.entries` | `{entry}` decided, repetitions included | |
-//! | `journal.slow_decisions` | `{decision}` that held up the others for 10 ms or longer | |
+//! `docs/operations.md` has them in a table.
 
 use opentelemetry::metrics::Meter;
 

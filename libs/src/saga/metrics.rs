@@ -1,17 +1,6 @@
 //! A coordinator's sagas as OpenTelemetry metrics.
 //!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `saga.driven` | `{saga}` driven here now | `saga.phase`: scheduled, forward, compensating, stuck |
-//! | `saga.parked` | `{saga}` left as they are here | |
-//! | `saga.ended` | `{saga}` | `saga.type`, `saga.phase`: completed, compensated, force_closed |
-//! | `saga.call.duration` | s | `saga.type`, `saga.step`, `saga.operation`, `rpc.response.status_code` |
-//! | `saga.step.duration` | s, retries and waits included | `saga.type`, `saga.step`, `saga.operation` |
-//! | `saga.retries` | `{call}` that were made again | `saga.type`, `saga.step`, `saga.operation` |
-//! | `saga.forgotten` | `{step}` that participants were told to forget | `saga.peer` |
-//! | `saga.forget.delay` | s, for which a participant could have been told already | `saga.peer` |
-//!
-//! Who is paged: `saga.driven` that is stuck, or `saga.parked`, above zero.
+//! `docs/operations.md` has them in a table.
 
 use std::{
     sync::{

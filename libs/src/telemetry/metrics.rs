@@ -1,8 +1,6 @@
 //! What is measured of calls, by the names of the RPC semantic conventions.
 //!
-//! | metric | unit | attributes |
-//! |---|---|---|
-//! | `rpc.server.call.duration` | s | `rpc.system.name`, `rpc.method`, `rpc.response.status_code` |
+//! `docs/operations.md` has them in a table.
 
 use std::time::Duration;
 
