@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use proto::{
     google::r#type::PostalAddress,
-    order::v1::{OrderItem, PlaceOrderRequest},
+    order::v1::{GetOrderRequest, OrderItem, PlaceOrderRequest},
 };
 use tests::{
     Shop,
@@ -73,6 +73,9 @@ async fn an_order_is_one_trace_through_four_services() -> anyhow::Result<()> {
     let collector = Collector::start().await?;
     let mut shop = traced(&collector).await?;
     shop.clients().order_commands().place_order(order("traced-1", true)).await?;
+    let mut ask = Request::new(GetOrderRequest { order_id: "traced-1".to_owned(), include_shipment: true });
+    ask.metadata_mut().insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01").parse()?);
+    shop.clients().order_queries().get_order(ask).await?;
     // What is held back goes out with the process.
     for server in shop.servers_mut() {
         server.terminate().await?;
@@ -94,7 +97,12 @@ async fn an_order_is_one_trace_through_four_services() -> anyhow::Result<()> {
         assert_eq!((&call.parent_id, &served.parent_id), (&saga.span_id, &call.span_id), "{method}");
         assert_eq!(call.attributes.get("rpc.response.status_code").map(String::as_str), Some("OK"));
         assert!(call.attributes.contains_key("saga.step"));
+        let calls = spans.iter().filter(|span| span.service == "order" && span.name.ends_with(method)).count();
+        assert_eq!(calls, 1, "a saga's call has one span: {method}");
     }
+    let (asked, asks, served) =
+        (find("order", "GetOrder")?, find("order", "GetShipment")?, find("shipping", "GetShipment")?);
+    assert_eq!((&asks.parent_id, &served.parent_id), (&asked.span_id, &asks.span_id));
     Ok(())
 }
 

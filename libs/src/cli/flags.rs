@@ -9,7 +9,7 @@ use crate::{
     breaker::{self, Registry},
     rpc::client::{PeerAddress, PeerAddresses, Peers},
     service::{StartError, tls},
-    telemetry::{self, propagation},
+    telemetry::{self, ClientMetrics, propagation},
 };
 
 /// How a service serves.
@@ -187,10 +187,15 @@ impl Serve {
         registry: Registry,
         defaults: &[(&str, &str)],
     ) -> Result<Peers, BoxError> {
-        if let Some(meter) = telemetry::meter(service) {
-            breaker::metrics::observe(&registry, &meter);
+        let meter = telemetry::meter(service);
+        if let Some(meter) = &meter {
+            breaker::metrics::observe(&registry, meter);
         }
-        Ok(self.secured_peers(registry, defaults)?.on_request(Arc::new(propagation::inject)))
+        let peers = self.secured_peers(registry, defaults)?.on_request(Arc::new(propagation::inject));
+        Ok(match meter {
+            Some(meter) => peers.measured_by(ClientMetrics::of(&meter)),
+            None => peers,
+        })
     }
 
     fn secured_peers(&self, registry: Registry, defaults: &[(&str, &str)]) -> Result<Peers, BoxError> {

@@ -12,7 +12,7 @@ use crate::refusal::{Refusal, Violations};
 
 /// The reply's verdict.
 static SAGA_VERDICT: HeaderName = HeaderName::from_static("saga-verdict");
-static SAGA_ID: HeaderName = HeaderName::from_static("saga-id");
+pub(super) static SAGA_ID: HeaderName = HeaderName::from_static("saga-id");
 static SAGA_TYPE: HeaderName = HeaderName::from_static("saga-type");
 static SAGA_STEP: HeaderName = HeaderName::from_static("saga-step");
 static SAGA_OP: HeaderName = HeaderName::from_static("saga-op");

@@ -56,3 +56,34 @@ impl ServerMetrics {
         self.duration.record(elapsed.as_secs_f64(), &attributes);
     }
 }
+
+/// What is measured of the calls that are made to peers.
+#[derive(Clone, Debug)]
+pub struct ClientMetrics {
+    duration: Histogram<f64>,
+}
+
+impl ClientMetrics {
+    /// The instruments of this meter.
+    #[must_use]
+    pub fn of(meter: &Meter) -> Self {
+        let duration = meter
+            .f64_histogram("rpc.client.call.duration")
+            .with_unit("s")
+            .with_description("How long calls to peers took, every attempt together, streams to their end.")
+            .with_boundaries(SECONDS.to_vec())
+            .build();
+        Self { duration }
+    }
+
+    /// Records a call by its peer, its method, such as `inventory.v1.InventoryQueryService/GetStock`, and its code's name.
+    pub fn record(&self, peer: &str, method: &str, code: &'static str, elapsed: Duration) {
+        let attributes = [
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.peer", peer.to_owned()),
+            KeyValue::new("rpc.method", method.to_owned()),
+            KeyValue::new("rpc.response.status_code", code),
+        ];
+        self.duration.record(elapsed.as_secs_f64(), &attributes);
+    }
+}

@@ -15,5 +15,5 @@ pub use self::{
     args::{Args, LogFormat},
     caller::Caller,
     init::{Guard, TelemetryError, init},
-    metrics::{ServerMetrics, meter},
+    metrics::{ClientMetrics, ServerMetrics, meter},
 };

@@ -87,8 +87,27 @@ pub fn server_span(method: &str, headers: &HeaderMap) -> Span {
     span
 }
 
+/// A span for calling a peer, in the one that is current. None where nothing is traced, or what asks belongs to no trace: a subscription
+/// that is made again and again would be one trace after the other.
+#[must_use]
+pub fn client_span(method: &str) -> Span {
+    if !init::traces() || Span::current().is_none() {
+        return Span::none();
+    }
+    tracing::info_span!(
+        target: "libs::rpc",
+        "call",
+        otel.name = method,
+        otel.kind = "client",
+        otel.status_code = Empty,
+        rpc.system.name = "grpc",
+        rpc.method = method,
+        rpc.response.status_code = Empty,
+    )
+}
+
 /// Notes what became of the call.
-pub fn end_server_span(span: &Span, code: &'static str, is_fault: bool) {
+pub fn end_span(span: &Span, code: &'static str, is_fault: bool) {
     span.record("rpc.response.status_code", code);
     if is_fault {
         span.record("otel.status_code", "ERROR");

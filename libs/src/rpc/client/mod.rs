@@ -2,6 +2,7 @@
 //!
 //! | layer | why there |
 //! |---|---|
+//! | measured | what a caller waits for, as a metric and as a span, where anybody collects them |
 //! | deadline | one budget over waiting, connecting, every attempt and the whole body |
 //! | bulkhead | a slow peer takes a bounded number of calls with it |
 //! | retry | each attempt is judged below; a breaker's refusal is final. Never on a saga's channel |
@@ -15,6 +16,7 @@ mod bulkhead;
 mod endpoints;
 mod follow;
 mod http_status;
+mod measured;
 mod options;
 #[cfg(test)]
 mod outage;
@@ -29,6 +31,7 @@ pub use self::{
     address::{PeerAddress, PeerAddresses, PeerError},
     attempts::Attempts,
     endpoints::EndpointFuture,
+    measured::Measured,
     options::PeerOptions,
     peer::{Peer, PeerBody, PeerFuture},
     peers::{OnRequest, Peers},

@@ -13,19 +13,20 @@ use tonic::Status;
 use tower::{Layer as _, Service};
 
 use super::{
-    OnRequest, PeerOptions, Retry, TimeoutBody, TimeoutFuture, attempts::Attempts, bulkhead::Bulkhead,
+    Measured, OnRequest, PeerOptions, Retry, TimeoutBody, TimeoutFuture, attempts::Attempts, bulkhead::Bulkhead,
     endpoints::Endpoints,
 };
 use crate::{
     breaker::{Breaker, BreakerLayer, Circuit, Methods, layer::CircuitBody},
     rpc::deadline::{self, GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
+    telemetry::ClientMetrics,
 };
 
 type Body = tonic::body::Body;
 /// A response's body, under its deadline and watched by the breaker.
-pub type PeerBody = TimeoutBody<CircuitBody<CircuitBody<Body>>>;
+pub type PeerBody = Measured<TimeoutBody<CircuitBody<CircuitBody<Body>>>>;
 /// A call to a peer.
-pub type PeerFuture = TimeoutFuture<Attempts>;
+pub type PeerFuture = Measured<TimeoutFuture<Attempts>>;
 
 /// A neighbour, as this service sees it: give it to a generated client. Cheap to clone.
 ///
@@ -42,6 +43,7 @@ pub struct Peer {
     breaker: Arc<Breaker>,
     timeout: Option<Duration>,
     on_request: Option<OnRequest>,
+    metrics: Option<ClientMetrics>,
 }
 
 impl Peer {
@@ -63,7 +65,12 @@ impl Peer {
             timeout: options.timeout,
             name,
             on_request,
+            metrics: None,
         }
+    }
+
+    pub(super) fn measured_by(self, metrics: Option<ClientMetrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Its name.
@@ -89,7 +96,13 @@ impl Service<Request<Body>> for Peer {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> PeerFuture {
+    fn call(&mut self, request: Request<Body>) -> PeerFuture {
+        Measured::call(self.metrics.as_ref(), &self.name, request, |request| self.send(request))
+    }
+}
+
+impl Peer {
+    fn send(&self, mut request: Request<Body>) -> TimeoutFuture<Attempts> {
         let now = Instant::now();
         let own = grpc_timeout(request.headers()).or(self.timeout);
         let own = own.and_then(|timeout| now.checked_add(timeout));

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     breaker::{Breaker, BreakerLayer, Methods, Registry},
     rpc::cause::root,
+    telemetry::ClientMetrics,
 };
 
 /// Adds to the headers of every call: the trace context, for one.
@@ -42,6 +43,7 @@ pub struct Peers {
     authority: Option<Certificate>,
     identity: Option<Identity>,
     on_request: Option<OnRequest>,
+    metrics: Option<ClientMetrics>,
     lookup: Lookup,
 }
 
@@ -58,8 +60,15 @@ impl Peers {
             let address: PeerAddress = format!("{name}={uri}").parse()?;
             addresses.insert(address.name, address.uris);
         }
-        let mut peers =
-            Self { addresses, registry, authority: None, identity: None, on_request: None, lookup: system_lookup() };
+        let mut peers = Self {
+            addresses,
+            registry,
+            authority: None,
+            identity: None,
+            on_request: None,
+            metrics: None,
+            lookup: system_lookup(),
+        };
         let mut gathered = BTreeMap::<String, Vec<Uri>>::new();
         for PeerAddress { name, uris } in given {
             if !peers.addresses.contains_key(name.strip_suffix(QUERIES).unwrap_or(&name)) {
@@ -89,6 +98,13 @@ impl Peers {
     #[must_use]
     pub fn on_request(mut self, hook: OnRequest) -> Self {
         self.on_request = Some(hook);
+        self
+    }
+
+    /// Has the calls measured.
+    #[must_use]
+    pub fn measured_by(mut self, metrics: ClientMetrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -156,7 +172,8 @@ impl Peers {
             let most = options.methods.unwrap_or(0);
             Methods::with_classes(self.registry.clone(), layer.clone(), options.breaker.clone(), most, classes)
         });
-        Ok(Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone()))
+        let peer = Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone());
+        Ok(peer.measured_by(self.metrics.clone()))
     }
 
     /// The addresses of a peer, which are kept current.

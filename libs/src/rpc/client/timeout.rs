@@ -23,7 +23,7 @@ fn deadline_exceeded() -> Status {
 }
 
 /// An error as a status. tonic's own timer says CANCELLED, which it is not.
-fn into_status(error: BoxError) -> Status {
+pub(super) fn into_status(error: BoxError) -> Status {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
     while let Some(cause) = next {
         if cause.is::<TimeoutExpired>() {

@@ -77,7 +77,7 @@ impl Call {
             // A call may end before anybody has looked whether its path is served.
             metrics.record(self.shared.methods.label(method), name, elapsed);
         }
-        propagation::end_server_span(&self.span, name, is_fault(code));
+        propagation::end_span(&self.span, name, is_fault(code));
         let service = self.shared.service;
         let elapsed_ms = elapsed.as_secs_f64() * 1_000.0;
         self.scope(|| match code {
