@@ -1,6 +1,9 @@
 //! One order is one trace, across four processes; what is taken up after a crash is another, which points to the first.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use proto::{
@@ -164,7 +167,31 @@ async fn a_collector_that_is_out_is_told_and_so_is_its_return() -> anyhow::Resul
     server.start().await?;
     logged(server, "telemetry doesn't reach its collector").await?;
     let _collector = Collector::start_at(port.address()).await?;
-    logged(server, "telemetry reaches its collector again").await
+    logged(server, "telemetry reaches its collector again").await?;
+    assert!(!server.log().contains("opentelemetry_sdk"), "the SDK says it for each export: {}", server.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn spans_that_come_faster_than_they_can_be_sent_are_told_of_once() -> anyhow::Result<()> {
+    // It takes connections, and answers nobody.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut shop = Shop::new()?;
+    let server = shop.inventory();
+    server.variable("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{}", silent.local_addr()?));
+    server.variable("OTEL_METRICS_EXPORTER", "none");
+    server.variable("OTEL_BSP_SCHEDULE_DELAY", "10");
+    for size in ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] {
+        server.variable(size, "1");
+    }
+    server.start().await?;
+    logged(server, "dropped a Span due to queue full").await?;
+    for _ in 0..10 {
+        server.serving().await?;
+    }
+    let told = server.log().matches("dropped a Span").count();
+    assert_eq!(told, 1, "{}", server.log());
+    Ok(())
 }
 
 /// Has a server answer calls until it has logged this.

@@ -9,10 +9,10 @@ use std::{
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::ExporterBuildError;
-use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
-    filter::ParseError,
+    filter::{FilterExt as _, ParseError, filter_fn},
     fmt::format::{DefaultFields, JsonFields},
     layer::SubscriberExt as _,
     util::{SubscriberInitExt as _, TryInitError},
@@ -89,11 +89,17 @@ pub fn init(service_name: &str, version: &str, args: &Args) -> Result<Guard, Tel
     let spans = exporters.traces.as_ref().map(|traces| {
         tracing_opentelemetry::layer().with_tracer(traces.tracer("trellis")).with_filter(LevelFilter::INFO)
     });
-    tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry().with(spans).with(lines.with_filter(filter.and(filter_fn(is_told)))).try_init()?;
     TRACES.store(exporters.traces.is_some(), Ordering::Relaxed);
     METRICS.store(exporters.has_metrics(), Ordering::Relaxed);
     panic::set_hook(Box::new(log_panic));
     Ok(Guard(exporters))
+}
+
+/// Of what the SDK says of itself, that spans come faster than they can be sent: once when that begins, and how many were lost at the end.
+/// The rest is told by ourselves, and it would say it every few seconds or for each span.
+fn is_told(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with("opentelemetry") || metadata.name().starts_with("BatchSpanProcessor.Span")
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, TelemetryError> {
