@@ -6,7 +6,7 @@ use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_clien
 use tonic::{Status, Streaming};
 
 use super::{envelope, inbox::Inbox};
-use crate::{journal::Event, rpc::client::Peer};
+use crate::{journal::Event, refusal::code_name, rpc::client::Peer};
 
 /// How long to leave a service alone that is out.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -66,8 +66,12 @@ impl Subscription {
             if let Err(status) = self.receive(position).await {
                 self.stream = None;
                 if !self.out {
-                    tracing::warn!(source = self.source, code = ?status.code(), why = status.message(),
-                        "no events come: the views over them stand still until the service is back");
+                    tracing::warn!(
+                        source = self.source,
+                        code = code_name(status.code()),
+                        why = status.message(),
+                        "no events come: the views over them stand still until the service is back"
+                    );
                 }
                 self.out = true;
                 tokio::time::sleep(PAUSE).await;
