@@ -32,6 +32,7 @@ enum Stack {}
 
 impl Program for Stack {
     const NAME: &'static str = "inventory";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const PORT: u16 = 50051;
     const ABOUT: &'static str = "Answers at once.";
 
