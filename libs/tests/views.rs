@@ -244,6 +244,48 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
 }
 
+/// Panics at `poison`.
+struct Startled;
+
+impl Projection for Startled {
+    const NAME: &'static str = "startled";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut seen = Documents::<i64>::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            assert_ne!(event.id, "poison", "nobody thought of it");
+            seen.update(&event.id, event.position, |count| *count += 1);
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+#[tokio::test]
+async fn a_projection_that_panics_is_parked_and_the_others_go_on() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    for (name, amount) in [("a", 1), ("poison", 5), ("b", 2)] {
+        add(&journal, name, amount).await;
+    }
+    let location = database::location(folder.path(), "test").views();
+    let projections = Projections::new().with(Startled).with(Sums);
+    let views = Views::open(location, Log::of(&journal), &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    let position = add(&journal, "a", 10).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    assert_eq!((sum(&read, "a").await, sum(&read, "poison").await), (Some(11), Some(5)));
+    assert_eq!(read.document::<i64>(&SEEN, "a").await.unwrap(), Some(1), "what came before it is folded");
+    let all = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+    let parked = all.into_inner().projections[0].parked.clone().unwrap();
+    assert!(
+        parked.position == 2 && parked.error.contains("panicked: ") && parked.error.contains("nobody thought"),
+        "{parked:?}"
+    );
+}
+
 static SMALL: Table = Table {
     name: "small",
     create: &["CREATE TABLE IF NOT EXISTS small (

@@ -1,6 +1,10 @@
 //! One batch of events handed to the projections: to all in one transaction, and where that fails to one after the other. The one that
 //! goes on failing is parked with the event and the error.
 
+use std::{any::Any, panic::AssertUnwindSafe};
+
+use futures::FutureExt as _;
+
 use super::{
     Views, checkpoints,
     projection::ProjectionError,
@@ -119,9 +123,16 @@ async fn fold(
     if seen == events.len() {
         return Ok(checkpoint);
     }
-    state.fold.fold(&events[seen..], transaction).await?;
+    let folding = AssertUnwindSafe(async { state.fold.fold(&events[seen..], transaction).await });
+    folding.catch_unwind().await.unwrap_or_else(|panic| Err(ProjectionError::Panicked(said(&*panic))))?;
     checkpoints::store(name, last, transaction).await?;
     Ok(last)
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
+    said.unwrap_or_default()
 }
 
 /// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.

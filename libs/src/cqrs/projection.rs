@@ -41,6 +41,9 @@ pub enum ProjectionError {
         /// What is wrong with it.
         source: prost::DecodeError,
     },
+    /// The fold panicked, and said this.
+    #[error("the fold panicked: {0}")]
+    Panicked(String),
     /// The database's error.
     #[error(transparent)]
     Database(#[from] sql::Error),

@@ -1,12 +1,19 @@
 //! Old forms of events, brought into the form of today as a log is read. The log itself is never rewritten.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use bytes::Bytes;
 use prost::{DecodeError, Message as _};
 
 use super::Aggregate;
 use crate::journal::Event;
+
+/// What no message can be read from: no field has this tag.
+const UNREADABLE: Bytes = Bytes::from_static(&[0]);
 
 /// How to bring a service's old events into the form of today, by the kind of their aggregate.
 #[derive(Clone, Default)]
@@ -34,17 +41,27 @@ impl Upcasters {
         self
     }
 
-    /// Brings events into the form of today. One that can't be read stays as it is: whoever folds it says so.
+    /// Brings events into the form of today. One that can't be read stays as it is: whoever folds it says so. So does whoever reads one
+    /// whose upcast panics, which becomes unreadable: taken in its old form it would be folded to something else than it means.
     pub(super) fn apply(&self, mut events: Vec<Event>) -> Vec<Event> {
         if self.0.is_empty() {
             return events;
         }
         for event in &mut events {
             let Some(upcaster) = self.0.get(&*event.kind) else { continue };
-            if upcaster.names.contains(&&*event.name)
-                && let Ok(today) = (upcaster.upcast)(event.payload.clone())
-            {
-                event.payload = today;
+            if !upcaster.names.contains(&&*event.name) {
+                continue;
+            }
+            match catch_unwind(AssertUnwindSafe(|| (upcaster.upcast)(event.payload.clone()))) {
+                Ok(Ok(today)) => event.payload = today,
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    tracing::error!(
+                        event = event.describe(),
+                        "its upcast panicked: nobody can read it until that is mended"
+                    );
+                    event.payload = UNREADABLE;
+                }
             }
         }
         events
@@ -60,5 +77,45 @@ fn upcast<A: Aggregate>(payload: Bytes) -> Result<Bytes, DecodeError> {
 impl fmt::Debug for Upcasters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.0.iter().map(|(kind, upcaster)| (kind, upcaster.names))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    enum Note {}
+
+    impl Aggregate for Note {
+        const KIND: &'static str = "note";
+        type State = ();
+        type Event = String;
+
+        const OLD_FORMS: &'static [&'static str] = &["Noted"];
+
+        fn evolve((): &mut (), _: &String) {}
+
+        fn upcast(event: &mut String) {
+            assert_ne!(event, "poison");
+            event.push('!');
+        }
+
+        fn event_name(_: &String) -> &'static str {
+            "Noted"
+        }
+    }
+
+    #[test]
+    fn an_event_whose_upcast_panics_can_be_read_by_nobody_and_the_others_are_brought_up() {
+        let noted = |text: &str| Event {
+            kind: Note::KIND.into(),
+            name: "Noted".into(),
+            payload: text.to_owned().encode_to_vec().into(),
+            ..Event::default()
+        };
+        let events = Upcasters::new().with::<Note>().apply(vec![noted("a"), noted("poison"), noted("b")]);
+        let read: Vec<_> = events.into_iter().map(|event| String::decode(event.payload).ok()).collect();
+        assert_eq!(read, [Some("a!".to_owned()), None, Some("b!".to_owned())]);
     }
 }
