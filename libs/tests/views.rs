@@ -286,6 +286,61 @@ async fn a_projection_that_panics_is_parked_and_the_others_go_on() {
     );
 }
 
+/// Adds one to a counter so many times, at once.
+async fn add_many(journal: &Journal, times: u64) -> i64 {
+    let id = AggregateId::new("counter", "many");
+    let aggregate = id.clone();
+    let decide = move |_: &Loaded<'_>| {
+        let events = vec![NewEvent { name: "Added", payload: "1".into() }; times as usize];
+        let change = Change { aggregate, state: None, version: times, events };
+        Decided { changes: vec![change], ..Decided::default() }
+    };
+    let cause = Cause::default();
+    let entry = Entry { request: None, aggregates: vec![id], cause, decide: Box::new(decide), size: 10 };
+    journal.submit(entry).await.unwrap().position
+}
+
+/// Waits until a board shows its first projection as (position, head).
+async fn shows(board: &Board, expected: (i64, i64)) -> Result<(), String> {
+    let service = board.service("test");
+    let shows = async {
+        loop {
+            let all = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+            if (all.projections[0].position, all.projections[0].head) == expected {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, shows).await.map_err(|_| format!("not {expected:?}: {board:?}"))
+}
+
+#[tokio::test]
+async fn how_far_a_log_is_that_another_process_writes_is_shown_before_it_is_folded_and_while_all_are_parked() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let head = add_many(&journal, 5_000).await;
+    let show = async |projections: Projections, name: &str| {
+        let (log, board) = (Log::open(journal.location()).unwrap(), Board::default());
+        let location = database::location(folder.path(), name).views();
+        let views = Views::open(location, log, &projections).await.unwrap();
+        views.show_on(&board, "test");
+        (board, tokio::spawn(async { views.run().await.unwrap() }))
+    };
+    // Not even the first batch comes through.
+    let gate = Arc::new(Semaphore::new(0));
+    let (board, _) = show(Projections::new().with(Held { gate: Arc::clone(&gate) }), "held").await;
+    let shown = shows(&board, (0, head)).await;
+    gate.add_permits(1);
+    shown.unwrap();
+
+    let head = add(&journal, "poison", 1).await;
+    let (board, _) = show(Projections::new().with(Squeamish::default()), "parked").await;
+    shows(&board, (head - 1, head)).await.unwrap();
+    add_many(&journal, 7).await;
+    shows(&board, (head - 1, head + 7)).await.unwrap();
+}
+
 static SMALL: Table = Table {
     name: "small",
     create: &["CREATE TABLE IF NOT EXISTS small (

@@ -4,16 +4,27 @@
 
 mod database;
 mod schema;
+mod squeamish;
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{Arc, atomic::Ordering, mpsc},
+    time::Duration,
+};
 
 use libs::{
-    cqrs::{Log, Projection, ProjectionError, Projections, Views},
+    cqrs::{Board, Log, Projection, ProjectionError, Projections, Views},
     journal::{Event, Journal, Outcome, Row, Table, sql::Transaction, store},
 };
-use schema::{PATIENCE, Schema, note};
+use proto::projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _};
+use schema::{PATIENCE, Schema, change, note};
 use sqlx::Row as _;
-use tokio::{sync::Semaphore, task::block_in_place, time::timeout};
+use squeamish::Squeamish;
+use tokio::{
+    sync::Semaphore,
+    task::{AbortHandle, block_in_place},
+    time::timeout,
+};
+use tonic::Request;
 
 /// A row for each event.
 static SEEN: Table = Table {
@@ -128,4 +139,54 @@ async fn those_who_make_the_same_views_anew_at_once_are_not_in_each_others_way()
     timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
     assert_eq!(seen(&journal).await, 20, "the second one's");
     assert_eq!(beside(&schema).await, [""; 0], "nothing is left, of the one that was killed neither");
+}
+
+/// Views of a process of its own that follow, where they are shown, and what ends them.
+async fn run(journal: &Journal, mended: bool) -> (Board, AbortHandle) {
+    let squeamish = Squeamish::default();
+    squeamish.mended.store(mended, Ordering::SeqCst);
+    let (projections, board) = (Projections::new().with(squeamish), Board::default());
+    let views = Views::open(journal.location().views(), Log::of(journal), &projections).await.unwrap();
+    views.show_on(&board, "test");
+    (board, tokio::spawn(async { views.run().await.unwrap() }).abort_handle())
+}
+
+/// Waits until a projection stands at a position, parked or not.
+async fn stands(board: &Board, position: i64, parked: bool) {
+    let service = board.service("test");
+    let stands = async {
+        loop {
+            let all = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+            if all.projections[0].position == position && all.projections[0].parked.is_some() == parked {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, stands).await.unwrap_or_else(|_| panic!("at {position}, parked: {parked}; it is {board:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_projection_goes_on_once_another_process_has_passed_its_event_or_made_the_views_anew() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    for key in ["a", "poison", "b"] {
+        journal.submit(note(key)).await.unwrap();
+    }
+    let (board, _) = run(&journal, false).await;
+    stands(&board, 1, true).await;
+    let another = schema.open().await;
+    let (other, end) = run(&another, true).await;
+    stands(&other, 3, false).await;
+    stands(&board, 3, false).await;
+
+    end.abort();
+    journal.submit(change("poison")).await.unwrap();
+    stands(&board, 3, true).await;
+    let squeamish = Squeamish::default();
+    squeamish.mended.store(true, Ordering::SeqCst);
+    let projections = Projections::new().with(squeamish);
+    let views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+    views.rebuild(|_, _| {}).await.unwrap();
+    stands(&board, 4, false).await;
 }

@@ -148,7 +148,7 @@ async fn positions(
 }
 
 /// What queries are told: the lowest checkpoint of those that move. Where all are parked it is theirs, for nothing else was seen.
-fn passed(states: &[State]) -> i64 {
+pub(super) fn passed(states: &[State]) -> i64 {
     let parked = || states.iter().map(|state| state.checkpoint).min().unwrap_or(i64::MAX);
     if states.iter().all(|state| state.parked) { parked() } else { lowest(states) }
 }

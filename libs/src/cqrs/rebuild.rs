@@ -158,9 +158,7 @@ impl Views {
             }
             transaction.commit().await?;
             for state in &mut self.projections {
-                state.parked = false;
-                state.checkpoint = reached;
-                state.standing.go_on(reached);
+                state.go_on(reached);
             }
             self.caught_up.send_replace(lowest(&self.projections));
             rebuilt.writer.close().await;

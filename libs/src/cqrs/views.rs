@@ -10,13 +10,14 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
     task::{JoinError, JoinSet},
-    time::Instant,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
     Board, Log, Projections, ReadSide,
     board::{Standing, Telling},
     checkpoints::{self, CHECKPOINTS},
+    folding::passed,
     projection::Fold,
     read::Kept,
     rebuild::{RebuildError, Rebuilding, whole},
@@ -40,6 +41,8 @@ const GATHER: u32 = 20;
 const MOST_GATHER: Duration = Duration::from_millis(120);
 /// How long to leave a server alone that is out of reach.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often to look at what other processes have done.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The read side's database, open for its one projector.
 #[derive(Debug)]
@@ -71,6 +74,13 @@ impl State {
     pub(super) fn moved(&mut self, checkpoint: i64) {
         self.checkpoint = checkpoint;
         self.standing.moved(checkpoint);
+    }
+
+    /// It goes on from where somebody else has brought it, and is not parked.
+    pub(super) fn go_on(&mut self, checkpoint: i64) {
+        self.parked = false;
+        self.checkpoint = checkpoint;
+        self.standing.go_on(checkpoint);
     }
 }
 
@@ -139,6 +149,33 @@ impl Views {
         }
     }
 
+    /// Looks at what other processes have done: how far the log is, and whether one of them has taken a projection that is parked here past
+    /// its event, or made its tables anew.
+    async fn look(&mut self) -> Result<(), sql::Error> {
+        if !self.log.is_remote() {
+            let head = self.log.head().await?;
+            self.projections.iter().for_each(|state| state.standing.saw(head));
+        }
+        if !self.writer.is_shared() || !self.projections.iter().any(|state| state.parked) {
+            return Ok(());
+        }
+        let names = self.projections.iter().map(|state| state.fold.name());
+        let stood = checkpoints::read(names, &self.reader).await?;
+        for (state, checkpoint) in self.projections.iter_mut().zip(stood) {
+            if state.parked && checkpoint > state.checkpoint {
+                let projection = state.fold.name();
+                tracing::info!(
+                    projection,
+                    checkpoint,
+                    "goes on: another process has passed the event it was parked at"
+                );
+                state.go_on(checkpoint);
+            }
+        }
+        self.caught_up.send_replace(passed(&self.projections));
+        Ok(())
+    }
+
     /// Folds until the journal closes, then closes the views.
     ///
     /// # Errors
@@ -148,13 +185,18 @@ impl Views {
         let failed = |source| ViewsError::Database { location: location.clone(), source };
         self.know_the_log().await?;
         let mut took = Duration::ZERO;
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let reached = lowest(&self.projections);
             // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
             // tells of its end.
             let listens = reached < i64::MAX || !self.log.is_remote();
+            // What is under way to another service is not to be begun again every time.
+            let looks_up = !self.log.is_remote() || !listens;
             let news = tokio::select! {
-                news = self.log.news(reached), if listens => news,
+                news = self.log.news(reached), if listens => news.map(Some),
+                _ = looks.tick(), if looks_up => self.look().await.map(|()| None),
                 () = self.bell.notified() => {
                     self.resume();
                     continue;
@@ -169,8 +211,9 @@ impl Views {
                 }
             };
             match news {
-                Ok(true) => {}
-                Ok(false) => break,
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => break,
+                Ok(None) => continue,
                 Err(error) if self.writer.is_shared() => {
                     pause(&error).await;
                     continue;
@@ -216,7 +259,10 @@ impl Views {
         loop {
             match self.log.head().await {
                 Ok(head) if head < reached => return Err(ViewsError::OtherLog { location, reached, head }),
-                Ok(_) => return Ok(()),
+                Ok(head) => {
+                    self.projections.iter().for_each(|state| state.standing.saw(head));
+                    return Ok(());
+                }
                 Err(error) if self.writer.is_shared() => pause(&error).await,
                 Err(source) => return Err(ViewsError::Database { location, source }),
             }
