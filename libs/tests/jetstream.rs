@@ -465,3 +465,34 @@ async fn what_somebody_else_takes_away_comes_again() {
     timeout(PATIENCE, theft).await.expect("the server gives it a message");
     source.check(&read).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_behind_the_old_one() {
+    let Some(broker) = Broker::start() else { return };
+    let mut lost = Source::start().await;
+    lost.publish(&broker).await;
+    lost.write(10, 100).await;
+    until("all is published", || async {
+        operator(&broker).await.get_stream(STREAM).await.is_ok_and(|s| s.cached_info().state.last_sequence == 10)
+    })
+    .await;
+    if let Some(relay) = lost.relay.take() {
+        relay.abort();
+    }
+    // The same kinds of events at the same positions; it has passed what was published.
+    let mut restored = Source::start().await;
+    restored.write(12, 100).await;
+    let board = restored.publish(&broker).await;
+    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
+    let parked = shown(&board).await.parked.unwrap();
+    assert!(parked.error.contains("message 10 is another event than the log's"), "{}", parked.error);
+    assert!(parked.error.contains("nats stream rm trellis-source"), "{}", parked.error);
+
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    until("all is published anew", || async { shown(&board).await.position == 12 }).await;
+    // Who goes on publishing the log that the stream is of is let to.
+    let board = restored.publish(&broker).await;
+    restored.write(1, 100).await;
+    until("it goes on", || async { shown(&board).await.position == 13 }).await;
+    assert_eq!(shown(&board).await.parked, None);
+}
