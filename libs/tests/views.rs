@@ -592,6 +592,51 @@ async fn pages_are_stable_while_rows_come_in() {
     assert_eq!(odd.items, [3, 1]);
 }
 
+/// A document of so many KiB for each counter.
+struct Large;
+
+impl Projection for Large {
+    const NAME: &'static str = "large";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut seen = Documents::<String>::load(transaction, &SEEN, Vec::<String>::new()).await?;
+        for event in events {
+            let size: usize = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
+            seen.update(&event.id, event.position, |document| *document = "x".repeat(size << 10));
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_large_documents_ends_before_it_is_too_large_for_a_message_and_none_is_left_out() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Large)).await;
+    let mut position = 0;
+    for (name, size) in [("a", 700), ("b", 700), ("c", 700), ("d", 3_000), ("e", 1), ("f", 1)] {
+        position = add(&journal, name, size).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    let all = async |read: &ReadSide| {
+        let (mut pages, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let order = PageOrder::Ascending("id");
+            let query = PageQuery { page_size: 1000, page_token: &page_token, filter: Vec::new(), order };
+            let page = read.page::<String>(&SEEN, query).await.unwrap();
+            pages.push(page.items.iter().map(|document| document.len() >> 10).collect::<Vec<_>>());
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return pages;
+            }
+        }
+    };
+    assert_eq!(all(&read).await, [vec![700, 700], vec![700], vec![3_000], vec![1, 1]]);
+    let read = read.answering_at_most(1 << 20);
+    assert_eq!(all(&read).await, [vec![700], vec![700], vec![700], vec![3_000], vec![1, 1]]);
+}
+
 #[tokio::test]
 async fn a_follower_sees_every_last_change_and_resumes_by_position() {
     let folder = TempDir::new().unwrap();

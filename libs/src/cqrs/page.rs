@@ -10,6 +10,16 @@ const DEFAULT_SIZE: i32 = 50;
 /// The most a page holds.
 const MOST: i32 = 1000;
 
+/// How many of the rows with documents of these sizes go into one answer: at least the first.
+pub(super) fn that_fit(sizes: impl Iterator<Item = usize>, most_bytes: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |size: &usize| {
+        bytes += size;
+        bytes <= most_bytes
+    };
+    sizes.take_while(fits).count().max(1)
+}
+
 /// Which page of what.
 #[derive(Debug)]
 pub struct PageQuery<'a> {

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 
 use super::{
     board::Standing,
-    page::{Page, PageQuery},
+    page::{Page, PageQuery, that_fit},
     token::{CONSISTENCY_TOKEN, Token},
 };
 use crate::{
@@ -22,6 +22,8 @@ use crate::{
 
 /// How many changes a watcher is read at a time.
 const MOST_CHANGES: usize = 256;
+/// The most bytes of documents on a page that holds more than one: half of what a client takes who says nothing.
+const PAGE_BYTES: usize = 2 << 20;
 /// When to ask a parked view again: somebody has to mend it.
 const PARKED: Duration = Duration::from_secs(5);
 
@@ -36,6 +38,7 @@ pub struct ReadSide {
     /// Tells the projector that somebody waits.
     wanted: Arc<Notify>,
     most_wait: Duration,
+    page_bytes: usize,
     kept: Arc<[Kept]>,
     /// Up to where the caller's token asks of every view; 0 where none stands still before that.
     asked: i64,
@@ -58,7 +61,13 @@ impl ReadSide {
         most_wait: Duration,
         kept: Arc<[Kept]>,
     ) -> Self {
-        Self { service, reader, log, caught_up, wanted, most_wait, kept, asked: 0 }
+        Self { service, reader, log, caught_up, wanted, most_wait, page_bytes: PAGE_BYTES, kept, asked: 0 }
+    }
+
+    /// The same, for answers of at most so many bytes: pages end in time.
+    #[must_use]
+    pub fn answering_at_most(self, bytes: usize) -> Self {
+        Self { page_bytes: self.page_bytes.min(bytes / 2), ..self }
     }
 
     /// The service whose views these are, for the domain of its errors.
@@ -180,7 +189,7 @@ impl ReadSide {
         found.iter().map(document).collect()
     }
 
-    /// A page of documents.
+    /// A page of documents. It ends early where they are large, so that it goes into one message.
     ///
     /// # Errors
     /// INVALID_ARGUMENT for a bad size or token; UNAVAILABLE and INTERNAL as [`document`](Self::document) does.
@@ -206,9 +215,11 @@ impl ReadSide {
         );
         let read = self.reader.fetch(&sql, conditions.values).await;
         let mut records = read.map_err(|error| unreadable(table, &error))?;
-        let size = usize::try_from(size).unwrap_or_default();
-        let more = records.len() > size;
-        records.truncate(size);
+        let found = records.len();
+        records.truncate(usize::try_from(size).unwrap_or_default());
+        let documents = records.iter().map(|record| record.blob(1).map_or(0, |document| document.len()));
+        records.truncate(that_fit(documents, self.page_bytes));
+        let more = records.len() < found;
         let next_page_token = match records.last() {
             Some(last) if more => {
                 let value = if by_text { last.text(0).map(Value::from) } else { last.int(0).map(Value::from) };

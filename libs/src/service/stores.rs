@@ -86,7 +86,7 @@ impl Stores {
                 }
                 let views = Views::open(location.views(), log, &self.projections).await?;
                 views.show_on(app.board(), service);
-                let read = views.read_side(service, flags.limits.max_staleness_wait);
+                let read = read_side(&views, service, flags);
                 app.task("views", views.run());
                 Some(read)
             }
@@ -132,7 +132,7 @@ impl Stores {
         };
         let views = Views::open(location, log, &projections).await?;
         views.show_on(app.board(), &name);
-        let read = views.read_side(service, flags.limits.max_staleness_wait);
+        let read = read_side(&views, service, flags);
         app.task(format!("views over {name}"), views.run());
         Ok(read)
     }
@@ -190,6 +190,10 @@ impl Stores {
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
     }
+}
+
+fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {
+    views.read_side(service, flags.limits.max_staleness_wait).answering_at_most(flags.limits.max_message_bytes)
 }
 
 /// Where a service keeps its data: on PostgreSQL in a schema of its own name.
