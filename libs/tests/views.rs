@@ -21,6 +21,7 @@ use libs::{
         sql::{Transaction, Value},
     },
     refusal::Refusal,
+    rpc::deadline,
 };
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use opentelemetry_sdk::metrics::{
@@ -151,6 +152,22 @@ async fn a_token_from_the_future_is_unavailable_after_the_wait() {
     let refusal = read.wait_for_token(&token(1_000)).await.unwrap_err();
     assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::Unavailable, "NOT_CAUGHT_UP"));
     assert!(refusal.retry_after.is_some());
+}
+
+#[tokio::test]
+async fn a_caller_with_less_time_than_the_wait_is_told_to_come_again_before_it_is_over() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Sums)).await;
+    tokio::time::pause();
+    for millis in [5, 300] {
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(millis);
+        let metadata = token(1_000);
+        let waits = deadline::scope(deadline, read.wait_for_token(&metadata));
+        let refusal = tokio::time::timeout_at(deadline, waits).await.expect("in time").unwrap_err();
+        assert_eq!((refusal.code, &*refusal.reason), (tonic::Code::Unavailable, "NOT_CAUGHT_UP"));
+        assert!(refusal.retry_after.is_some());
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::Stream;
 use prost::Message;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tonic::metadata::MetadataMap;
 
 use super::{
@@ -18,12 +21,15 @@ use crate::{
         sql::{self, Reader, Record, Value},
     },
     refusal::Refusal,
+    rpc::deadline,
 };
 
 /// How many changes a watcher is read at a time.
 const MOST_CHANGES: usize = 256;
 /// The most bytes of documents on a page that holds more than one: half of what a client takes who says nothing.
 const PAGE_BYTES: usize = 2 << 20;
+/// What is left of a caller's time for the answer that the wait was in vain.
+const ANSWERING: Duration = Duration::from_millis(20);
 /// When to ask a parked view again: somebody has to mend it.
 const PARKED: Duration = Duration::from_secs(5);
 
@@ -142,7 +148,7 @@ impl ReadSide {
         )))
     }
 
-    /// Waits for as long as a query may. True once the views have passed the position.
+    /// Waits for as long as a query may and its caller does. True once the views have passed the position.
     async fn pass(&self, position: i64) -> bool {
         if self.position() >= position {
             return true;
@@ -150,7 +156,9 @@ impl ReadSide {
         self.wanted.notify_one();
         let mut caught_up = self.caught_up.clone();
         let passed = caught_up.wait_for(|now| *now >= position);
-        matches!(tokio::time::timeout(self.most_wait, passed).await, Ok(Ok(_)))
+        let allowed = deadline::current().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let most = allowed.map_or(self.most_wait, |allowed| allowed.saturating_sub(ANSWERING).min(self.most_wait));
+        matches!(tokio::time::timeout(most, passed).await, Ok(Ok(_)))
     }
 
     fn behind(&self, wanted: &str) -> Refusal {
