@@ -941,6 +941,60 @@ async fn the_old_views_go_on_while_new_ones_are_made_and_outlive_what_comes_to_n
     assert_eq!(sum(&read, "a").await, Some(23));
 }
 
+/// A view that was not there before. When it begins, something happens, and then it waits until it may go on.
+struct Newcomer {
+    journal: Journal,
+    gate: Arc<Semaphore>,
+}
+
+impl Projection for Newcomer {
+    const NAME: &'static str = "newcomer";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        if events.iter().any(|event| event.position == 1) {
+            add(&self.journal, "a", 5).await;
+        } else {
+            drop(self.gate.acquire().await.unwrap());
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_do_not_wait_for_a_view_that_begins() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let head = add_many(&journal, 3 * 4096).await;
+    let location = || database::location(folder.path(), "test").views();
+    let sums = Projections::new().with(Sums);
+    Views::open(location(), Log::of(&journal), &sums).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+
+    let gate = Arc::new(Semaphore::new(0));
+    let projections = sums.with(Newcomer { journal: journal.clone(), gate: Arc::clone(&gate) });
+    let views = Views::open(location(), Log::of(&journal), &projections).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    let token = token(head + 1);
+    // What happens while it has folded a batch of three.
+    let asked = read.wait_for_token(&token).await;
+    let answers = match &asked {
+        Ok(asked) => Ok((sum(asked, "a").await, asked.document::<i64>(&SEEN, "a").await.unwrap_err())),
+        Err(refusal) => Err(refusal),
+    };
+    gate.add_permits(1);
+    let (sum, refusal) = answers.unwrap();
+    assert_eq!((sum, &*refusal.reason), (Some(5), "NOT_CAUGHT_UP"));
+    assert!(refusal.message.contains("seen is catching up at 4096"), "{refusal}");
+    let caught_up = async {
+        while read.wait_for_token(&token).await.unwrap().document::<i64>(&SEEN, "a").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up).await.expect("it comes up to them");
+}
+
 /// As [`Sums`], times what is right today.
 struct Scaled {
     factor: Arc<AtomicI64>,

@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use super::{
     Views, checkpoints,
     projection::ProjectionError,
-    views::{State, lowest},
+    views::{MOST_EVENTS, State},
 };
 use crate::journal::{
     Event,
@@ -19,39 +19,39 @@ use crate::journal::{
 const TRIES: u32 = 3;
 
 impl Views {
-    /// Takes a batch to every projection that is not parked, and tells how far they are.
-    pub(super) async fn fold(&mut self, events: &[Event], last: i64) -> Result<(), sql::Error> {
+    /// Takes the batch after a position to every projection that has come so far and is not parked, and tells how far they are.
+    pub(super) async fn fold(&mut self, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
         self.projections.iter().for_each(|state| state.standing.saw(last));
-        if self.fold_together(events, last).await.is_err() {
+        if self.fold_together(from, events, last).await.is_err() {
             for at in 0..self.projections.len() {
-                self.fold_alone(at, events, last).await?;
+                self.fold_alone(at, from, events, last).await?;
             }
         }
         self.caught_up.send_replace(passed(&self.projections));
         Ok(())
     }
 
-    async fn fold_together(&mut self, events: &[Event], last: i64) -> Result<(), ProjectionError> {
+    async fn fold_together(&mut self, from: i64, events: &[Event], last: i64) -> Result<(), ProjectionError> {
         let shared = self.writer.is_shared();
         let mut transaction = self.writer.begin().await?;
-        let moving = || self.projections.iter().filter(|state| !state.parked);
+        let moving = || self.projections.iter().filter(|state| state.takes(from));
         let stood = positions(moving(), shared, &mut transaction).await?;
         let mut passed = Vec::with_capacity(stood.len());
         for (state, checkpoint) in moving().zip(stood) {
             passed.push(fold(state, checkpoint, events, last, &mut transaction).await?);
         }
         transaction.commit().await?;
-        let folded = self.projections.iter_mut().filter(|state| !state.parked);
+        let folded = self.projections.iter_mut().filter(|state| state.takes(from));
         folded.zip(passed).for_each(|(state, checkpoint)| state.moved(checkpoint));
         Ok(())
     }
 
     /// Folds one projection's events, at last one by one, and parks it at the event it can't fold.
-    async fn fold_alone(&mut self, at: usize, events: &[Event], last: i64) -> Result<(), sql::Error> {
+    async fn fold_alone(&mut self, at: usize, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
         let Self { writer, projections, .. } = self;
         let shared = writer.is_shared();
         let state = &mut projections[at];
-        if state.parked {
+        if !state.takes(from) {
             return Ok(());
         }
         for events in std::iter::once(events).chain(events.chunks(1)) {
@@ -147,8 +147,11 @@ async fn positions(
     checkpoints::read_within(states.map(|state| state.fold.name()), transaction).await
 }
 
-/// What queries are told: the lowest checkpoint of those that move. Where all are parked it is theirs, for nothing else was seen.
+/// What queries are told: the lowest checkpoint of those that follow the log. One that is parked doesn't, nor one that is more than a batch
+/// behind the foremost, as a new one is. Where all are parked it is theirs, for nothing else was seen.
 pub(super) fn passed(states: &[State]) -> i64 {
-    let parked = || states.iter().map(|state| state.checkpoint).min().unwrap_or(i64::MAX);
-    if states.iter().all(|state| state.parked) { parked() } else { lowest(states) }
+    let all = || states.iter().map(|state| state.checkpoint);
+    let moving = || states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
+    let Some(foremost) = moving().max() else { return all().min().unwrap_or(i64::MAX) };
+    moving().filter(|checkpoint| foremost - checkpoint < MOST_EVENTS).min().unwrap_or(foremost)
 }

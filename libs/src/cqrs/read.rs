@@ -30,8 +30,8 @@ const MOST_CHANGES: usize = 256;
 const PAGE_BYTES: usize = 2 << 20;
 /// What is left of a caller's time for the answer that the wait was in vain.
 const ANSWERING: Duration = Duration::from_millis(20);
-/// When to ask a parked view again: somebody has to mend it.
-const PARKED: Duration = Duration::from_secs(5);
+/// When to ask a view again that is parked, which somebody has to mend, or that catches up with the others.
+const BEHIND: Duration = Duration::from_secs(5);
 
 /// The read side of one service.
 #[derive(Clone, Debug)]
@@ -82,14 +82,14 @@ impl ReadSide {
         self.service
     }
 
-    /// The position that every view has passed, but for those that are parked.
+    /// The position that every view has passed, but for those that are parked or far behind the others.
     #[must_use]
     pub fn position(&self) -> i64 {
         *self.caught_up.borrow()
     }
 
     /// Waits for the write that the request's consistency token names, and answers the read side for that request: a view that is parked
-    /// before that write refuses with UNAVAILABLE, NOT_CAUGHT_UP, and the others answer. Without a token it never waits.
+    /// before that write, or far behind the others, refuses with UNAVAILABLE, NOT_CAUGHT_UP, and the others answer. Without a token it never waits.
     ///
     /// # Errors
     /// INVALID_ARGUMENT for what is not a token of this service; UNAVAILABLE, NOT_CAUGHT_UP when the wait is over.
@@ -103,22 +103,24 @@ impl ReadSide {
         Ok(if all_passed { Cow::Borrowed(self) } else { Cow::Owned(Self { asked: position, ..self.clone() }) })
     }
 
-    /// Refuses a view that is parked before what the caller's token asks for.
+    /// Refuses a view that is parked or catching up before what the caller's token asks for.
     fn has_passed(&self, table: &Table) -> Result<(), Refusal> {
         let (name, asked) = (table.name, self.asked);
         if asked == 0 {
             return Ok(());
         }
         let of_it = |kept: &&Kept| kept.tables.iter().any(|table| table.name == name);
-        let at = self.kept.iter().find(of_it).map_or(asked, |kept| kept.standing.checkpoint());
+        let Some(standing) = self.kept.iter().find(of_it).map(|kept| &kept.standing) else { return Ok(()) };
+        let at = standing.checkpoint();
         if at >= asked {
             return Ok(());
         }
+        let stands = if standing.parked().is_some() { "parked" } else { "catching up" };
         let message = format!(
-            "the view {name} is parked at {at} and the token is at {asked}: ask without a token for what it showed then, and see \
-             ListProjections for what it can't fold"
+            "the view {name} is {stands} at {at} and the token is at {asked}: ask without a token for what it showed then, and see \
+             ListProjections for how it stands"
         );
-        Err(Refusal::unavailable("NOT_CAUGHT_UP", message, PARKED))
+        Err(Refusal::unavailable("NOT_CAUGHT_UP", message, BEHIND))
     }
 
     /// Waits, as for a token, until the views have passed the position after which a caller goes on: another replica, whose

@@ -1,7 +1,7 @@
 //! The read side's database and the one who keeps it up to date.
 //!
 //! One projector a database reads the log after the lowest checkpoint and hands each batch to every projection, all in one
-//! transaction. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is parked
+//! transaction; those that are further on than that get theirs in turn, and don't wait for one that begins. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is parked
 //! with the event and the error, and the others go on.
 
 use std::{sync::Arc, time::Duration};
@@ -29,7 +29,7 @@ use crate::journal::{
 };
 
 /// The most events in a batch.
-const MOST_EVENTS: i64 = 4096;
+pub(super) const MOST_EVENTS: i64 = 4096;
 /// How many queries may read at once.
 const READERS: usize = 4;
 /// After all that there was, the log gathers for so many times as long as folding it took, but not longer than [`MOST_GATHER`]. A busy
@@ -71,6 +71,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Whether what comes after a position is taken to it now.
+    pub(super) const fn takes(&self, from: i64) -> bool {
+        !self.parked && self.checkpoint >= from
+    }
+
     pub(super) fn moved(&mut self, checkpoint: i64) {
         self.checkpoint = checkpoint;
         self.standing.moved(checkpoint);
@@ -110,7 +115,7 @@ impl Views {
             let standing = Standing::new(fold.name(), checkpoint, log.watched_head(), Arc::clone(&bell));
             states.push(State { fold: fold.clone(), checkpoint, parked: false, standing });
         }
-        let (caught_up, _) = watch::channel(lowest(&states));
+        let (caught_up, _) = watch::channel(passed(&states));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
         let rebuilding = JoinSet::new();
         Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds, rebuilding })
@@ -298,26 +303,38 @@ impl Views {
         Ok(self)
     }
 
-    /// Takes one batch to every projection that is not parked, on a server. True if it was full, so that the log may hold more.
+    /// Takes a batch to those projections that are furthest back, on a server, and then to those that this doesn't bring them up to: nobody
+    /// waits for who begins. True if one was full, so that the log may hold more.
     async fn take_turn(&mut self) -> Result<bool, sql::Error> {
-        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
-        let Some(last) = events.last().map(|event| event.position) else { return Ok(false) };
-        self.fold(&events, last).await?;
-        Ok(is_full(&events))
+        let (mut next, mut full) = (Some(lowest(&self.projections)), false);
+        while let Some(from) = next {
+            let events = self.log.after(from, MOST_EVENTS).await?;
+            let Some(last) = events.last().map(|event| event.position) else { break };
+            self.fold(from, &events, last).await?;
+            full |= is_full(&events);
+            next = lowest_after(last, &self.projections);
+        }
+        Ok(full)
     }
 
     /// As [`take_turn`](Self::take_turn), in a file. The folds run where they hold up no other task, in one go.
     async fn catch_up_once(mut self) -> Result<(Self, bool), sql::Error> {
-        let events = self.log.after(lowest(&self.projections), MOST_EVENTS).await?;
-        let Some(last) = events.last().map(|event| event.position) else { return Ok((self, false)) };
-        let runtime = Handle::current();
-        let folding = tokio::task::spawn_blocking(move || {
-            runtime.block_on(async {
-                self.fold(&events, last).await?;
-                Ok((self, is_full(&events)))
-            })
-        });
-        joined(folding.await)
+        let (mut next, mut full) = (Some(lowest(&self.projections)), false);
+        while let Some(from) = next {
+            let events = self.log.after(from, MOST_EVENTS).await?;
+            let Some(last) = events.last().map(|event| event.position) else { break };
+            full |= is_full(&events);
+            let runtime = Handle::current();
+            let folding = tokio::task::spawn_blocking(move || {
+                runtime.block_on(async {
+                    self.fold(from, &events, last).await?;
+                    Ok(self)
+                })
+            });
+            self = joined(folding.await)?;
+            next = lowest_after(last, &self.projections);
+        }
+        Ok((self, full))
     }
 }
 
@@ -348,7 +365,13 @@ fn is_full(events: &[Event]) -> bool {
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
 pub(super) fn lowest(states: &[State]) -> i64 {
-    states.iter().filter(|state| !state.parked).map(|state| state.checkpoint).min().unwrap_or(i64::MAX)
+    lowest_after(i64::MIN, states).unwrap_or(i64::MAX)
+}
+
+/// The lowest checkpoint after a position, of those that move.
+fn lowest_after(position: i64, states: &[State]) -> Option<i64> {
+    let moving = states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
+    moving.filter(|checkpoint| *checkpoint > position).min()
 }
 
 /// Why the views stand still.
