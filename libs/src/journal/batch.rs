@@ -1,7 +1,7 @@
 //! Deciding a batch in memory: every entry in order, each seeing what the ones before it came to.
 //!
 //! Nothing here waits or touches the database. What was read goes in, what must be written comes out, so that deciding a
-//! batch equals deciding its entries one by one.
+//! batch equals deciding its entries one by one. Only what is forgotten goes with the batch's writes: entries behind that still find it.
 
 use std::{
     collections::HashMap,
