@@ -106,7 +106,8 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message that a command or a query takes or answers, in bytes.
+    /// The largest message that the service's own commands and queries take or answer, in bytes. What is there for operators and for other
+    /// services takes 4 MiB.
     #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 10..))]
     pub max_message_bytes: usize,
 

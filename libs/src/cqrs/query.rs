@@ -52,7 +52,7 @@ impl ReadSide {
     ///
     /// # Errors
     /// The refusal of the token or of the query; later ones end the stream, and so does RESOURCE_EXHAUSTED, SLOW_WATCHER for a caller who
-    /// leaves a change untaken for half a minute.
+    /// leaves a change untaken for half a minute, once it takes it.
     pub async fn stream<Q, R: Send + 'static>(
         &self,
         request: Request<Q>,
@@ -78,8 +78,8 @@ fn stamp(position: i64, metadata: &mut MetadataMap) {
     metadata.insert(READ_POSITION, AsciiMetadataValue::from(position));
 }
 
-/// The changes for as long as they are taken. Nothing grows for a slow caller, whose next look finds what is true then; but who is stuck
-/// should know that it is behind, and not keep a place for ever.
+/// The changes for as long as they are taken. Nothing grows for a slow caller, whose next look finds what is true then; but who was stuck
+/// should know that it is behind. Nobody asks for the next change of one who never reads again: it goes with its connection.
 fn while_taken<R: Send + 'static>(mut changes: Changes<R>) -> impl Stream<Item = Result<R, Refusal>> + Send {
     async_stream::try_stream! {
         while let Some(change) = changes.try_next().await? {
