@@ -64,7 +64,12 @@ fn event(position: i64) -> pb::Event {
 }
 
 fn stretch(after_position: i64, position: i64) -> SubscribeResponse {
-    SubscribeResponse { after_position, events: (after_position + 1..=position).map(event).collect(), position }
+    SubscribeResponse {
+        after_position,
+        events: (after_position + 1..=position).map(event).collect(),
+        position,
+        head: 0,
+    }
 }
 
 #[tonic::async_trait]
@@ -253,6 +258,49 @@ async fn where_all_are_parked_nothing_is_asked_for_and_nothing_that_came_is_let_
     running.abort();
 }
 
+/// Sends two events that are wanted and passes one that is not. Its log ends somewhere, and what else there is never comes.
+struct Stuck {
+    head: i64,
+}
+
+#[tonic::async_trait]
+impl EventService for Stuck {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, _: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let first = SubscribeResponse { position: 3, head: self.head, ..stretch(0, 2) };
+        Ok(Response::new(futures::stream::iter([Ok(first)]).chain(futures::stream::pending()).boxed()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_another_services_log_is_is_shown_and_what_nobody_wants_is_no_lag() {
+    // One has more, one has nothing more that is wanted, and one doesn't say.
+    for (head, shown) in [(1_000, (2, 1_000)), (3, (2, 2)), (0, (2, 2))] {
+        let folder = TempDir::new().unwrap();
+        let log = Log::of_service(peer(Stuck { head }).await, &["thing"]);
+        let location = database::location(folder.path(), "stuck");
+        let views = Views::open(location, log, &Projections::new().with(Seen)).await.unwrap();
+        let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+        views.show_on(&board, "source");
+        let running = tokio::spawn(views.run());
+        read.wait_for_position(2).await.unwrap();
+        let service = board.service("test");
+        let shows = async {
+            loop {
+                let listed = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+                let seen = &listed.into_inner().projections[0];
+                if (seen.position, seen.head) == shown {
+                    break;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, shows).await.unwrap_or_else(|_| panic!("not {shown:?}: {board:?}"));
+        running.abort();
+    }
+}
+
 static SOURCES: Table = Table {
     name: "sources",
     create: &["CREATE TABLE IF NOT EXISTS sources (id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB)"],
@@ -405,7 +453,7 @@ async fn large_events_come_in_messages_that_any_reader_takes_and_none_is_left_ou
     let (mut reached, mut payloads) = (0, Vec::new());
     while reached < 6 {
         let stretch = stretches.next().await.unwrap().unwrap();
-        assert_eq!(stretch.after_position, reached);
+        assert_eq!((stretch.after_position, stretch.head), (reached, 6));
         assert!(stretch.encoded_len() < 2 << 20, "a message of {} bytes", stretch.encoded_len());
         payloads.extend(stretch.events.iter().map(|event| event.payload[0]));
         reached = stretch.position;

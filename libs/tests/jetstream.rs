@@ -496,3 +496,25 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
     until("it goes on", || async { shown(&board).await.position == 13 }).await;
     assert_eq!(shown(&board).await.parked, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_a_long_stream_is_shown_its_end_before_coming_there() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let published = source.publish(&broker).await;
+    source.write(2_000, 10).await;
+    until("all is published", || async { shown(&published).await.position == 2_000 }).await;
+    let log = Log::of_stream(connect(&broker).await, source.peer.clone(), &["thing"], "reader", database::is_shared());
+    let projections = Projections::new().with(Seen { pause: Duration::from_millis(50) });
+    let views = Views::open(database::location(source.folder.path(), "reader"), log, &projections).await.unwrap();
+    let board = Board::default();
+    views.show_on(&board, "source");
+    let _runs = Running(tokio::spawn(views.run()));
+    let mut first = shown(&board).await;
+    while first.head == 0 {
+        sleep(Duration::from_millis(1)).await;
+        first = shown(&board).await;
+    }
+    assert!(first.head == 2_000 && first.position < 2_000, "{first:?}");
+    until("it comes there", || async { shown(&board).await.position == 2_000 }).await;
+}

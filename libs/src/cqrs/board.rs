@@ -54,6 +54,11 @@ impl Standing {
         self.seen.fetch_max(position, Ordering::Relaxed);
     }
 
+    /// The log ends there, for all that is known now.
+    pub(super) fn ends(&self, head: i64) {
+        self.seen.store(head, Ordering::Relaxed);
+    }
+
     pub(super) fn park(&self, position: i64, error: String) {
         *self.parked.lock() = Some(ParkedEvent { position, error });
     }

@@ -12,6 +12,8 @@ pub(super) struct Inbox {
     reached: i64,
     /// Up to where the caller has kept them.
     kept: i64,
+    /// Where the log ends, as far as whoever sent them has said.
+    head: i64,
 }
 
 impl Inbox {
@@ -48,6 +50,17 @@ impl Inbox {
     /// Passes over what nobody wants.
     pub(super) fn pass(&mut self, position: i64) {
         self.reached = self.reached.max(position);
+    }
+
+    /// Takes the sender's word of where the log ends.
+    pub(super) fn ends(&mut self, head: i64) {
+        self.head = self.head.max(head);
+    }
+
+    /// Where the log ends for who has kept what came up to a position: there, where all has come and what followed is not wanted.
+    pub(super) fn head_after(&self, position: i64) -> i64 {
+        let holds = self.held.back().is_some_and(|event| event.position > position);
+        if holds || self.reached < self.head { self.head.max(self.reached) } else { position }
     }
 
     /// What is held after a position.

@@ -161,6 +161,15 @@ impl Log {
         }
     }
 
+    /// Where another service's log ends, as far as is known, for who has kept it up to a position. None for a log that can be asked.
+    pub(super) fn head_after(&self, position: i64) -> Option<i64> {
+        match &self.source {
+            Source::Database { .. } => None,
+            Source::Service(subscription) => Some(subscription.head_after(position)),
+            Source::Stream(consumer) => Some(consumer.head_after(position)),
+        }
+    }
+
     /// Reads the log's own database; None where another service keeps it.
     pub(super) fn own(&self) -> Option<&Reader> {
         match &self.source {

@@ -69,9 +69,11 @@ impl EventService for Outbox {
                 let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
                 events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else { continue };
+                let head = log.head().await.map_err(|error| unreadable(&error))?;
                 let is_wanted = |event: &Event| kinds.is_empty() || kinds.iter().any(|kind| *kind == event.kind);
                 let wanted = events.into_iter().filter(is_wanted);
-                yield SubscribeResponse { after_position: reached, events: wanted.map(envelope::seal).collect(), position };
+                let events = wanted.map(envelope::seal).collect();
+                yield SubscribeResponse { after_position: reached, events, position, head };
                 reached = position;
             }
         };

@@ -84,6 +84,11 @@ impl Subscription {
         self.inbox.after(position, limit)
     }
 
+    /// Where the log ends, as far as is known, for who has kept it up to a position.
+    pub(super) fn head_after(&self, position: i64) -> i64 {
+        self.inbox.head_after(position)
+    }
+
     pub(super) const fn reached(&self) -> i64 {
         self.inbox.reached()
     }
@@ -118,7 +123,7 @@ impl Subscription {
 
     /// Takes a stretch that goes on where the last one ended. One that came before is passed over; after a gap all is asked for again.
     fn take(&mut self, stretch: SubscribeResponse) -> Result<(), Status> {
-        let SubscribeResponse { after_position, events, position } = stretch;
+        let SubscribeResponse { after_position, events, position, head } = stretch;
         let reached = self.inbox.reached();
         if after_position > reached {
             return Err(Status::data_loss(format!("a stretch begins at {after_position}, {reached} was reached")));
@@ -127,6 +132,7 @@ impl Subscription {
             self.inbox.put(envelope::open(event));
         }
         self.inbox.pass(position);
+        self.inbox.ends(head);
         Ok(())
     }
 }

@@ -154,6 +154,16 @@ impl Views {
         }
     }
 
+    /// Tells where another service's log ends, as far as is known.
+    fn tell_head(&self) {
+        let reached = lowest(&self.projections);
+        if reached < i64::MAX
+            && let Some(head) = self.log.head_after(reached)
+        {
+            self.projections.iter().for_each(|state| state.standing.ends(head));
+        }
+    }
+
     /// Looks at what other processes have done: how far the log is, and whether one of them has taken a projection that is parked here past
     /// its event, or made its tables anew.
     async fn look(&mut self) -> Result<(), sql::Error> {
@@ -225,6 +235,7 @@ impl Views {
                 }
                 Err(error) => return Err(failed(error)),
             }
+            self.tell_head();
             let begin = Instant::now();
             let full = if self.writer.is_shared() {
                 match self.take_turn().await {
@@ -240,6 +251,7 @@ impl Views {
                 full
             };
             took += begin.elapsed();
+            self.tell_head();
             if full {
                 continue;
             }

@@ -136,6 +136,11 @@ impl Consumer {
         self.inbox.after(position, limit)
     }
 
+    /// Where the log ends, as far as is known, for who has kept it up to a position.
+    pub(in super::super) fn head_after(&self, position: i64) -> i64 {
+        self.inbox.head_after(position)
+    }
+
     pub(in super::super) const fn reached(&self) -> i64 {
         self.inbox.reached()
     }
@@ -251,7 +256,9 @@ impl Consumer {
 
     /// Takes a message that comes next. One that came before is passed over; after a gap all is asked for again.
     fn take(&mut self, message: Message) -> Result<(), BrokerError> {
-        let position = i64::try_from(message.info()?.stream_sequence)?;
+        let info = message.info()?;
+        let position = i64::try_from(info.stream_sequence)?;
+        self.inbox.ends(position.saturating_add_unsigned(info.pending));
         let (message, acker) = message.split();
         let reached = self.inbox.reached();
         self.unacknowledged.push_back((position, acker));
