@@ -258,6 +258,50 @@ async fn where_all_are_parked_nothing_is_asked_for_and_nothing_that_came_is_let_
     running.abort();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_projection_over_another_service_goes_on_with_the_next_event_once_another_process_has_passed_its_own()
+{
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
+    for at in 1..=3 {
+        journal.submit(large(at)).await.unwrap();
+    }
+    let peer = peer(Outbox::new("source", Log::of(&journal))).await;
+    let open = async |mended: bool, others: fn(Projections) -> Projections| {
+        let squeamish = Squeamish { mended: Arc::new(AtomicBool::new(mended)) };
+        let projections = others(Projections::new().with(squeamish));
+        let location = database::location(folder.path(), "there");
+        let views = Views::open(location, Log::of_service(peer.clone(), &[]), &projections).await.unwrap();
+        let board = Board::default();
+        views.show_on(&board, "source");
+        tokio::spawn(views.run());
+        board
+    };
+    let stands = async |board: &Board, at: i64, parked: bool| {
+        let service = board.service("test");
+        let stands = async {
+            loop {
+                let listed = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+                let seen = &listed.into_inner().projections[0];
+                if (seen.position, seen.parked.is_some()) == (at, parked) {
+                    break;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, stands).await.unwrap_or_else(|_| panic!("not at {at}, parked {parked}: {board:?}"));
+    };
+    let board = open(false, |squeamish| squeamish.with(Sources)).await;
+    stands(&board, 1, true).await;
+    let mended = open(true, |squeamish| squeamish).await;
+    stands(&mended, 3, false).await;
+    journal.submit(large(4)).await.unwrap();
+    stands(&board, 4, false).await;
+}
+
 /// Sends two events that are wanted and passes one that is not. Its log ends somewhere, and what else there is never comes.
 struct Stuck {
     head: i64,

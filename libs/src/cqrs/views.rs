@@ -238,7 +238,12 @@ impl Views {
             self.tell_head();
             let begin = Instant::now();
             let full = if self.writer.is_shared() {
-                match self.take_turn().await {
+                let turn = match self.take_turn().await {
+                    // It is not looked up while news are waited for.
+                    Ok(full) if self.log.is_remote() => self.look().await.map(|()| full),
+                    turn => turn,
+                };
+                match turn {
                     Ok(full) => full,
                     Err(error) => {
                         pause(&error).await;
