@@ -5,11 +5,7 @@ use std::{any::Any, panic::AssertUnwindSafe};
 
 use futures::FutureExt as _;
 
-use super::{
-    Views, checkpoints,
-    projection::ProjectionError,
-    views::{MOST_EVENTS, State},
-};
+use super::{Views, checkpoints, projection::ProjectionError, turns::MOST_EVENTS, views::State};
 use crate::journal::{
     Event,
     sql::{self, Transaction},

@@ -10,7 +10,7 @@ use super::{
     Log, Projections, Views,
     board::Telling,
     checkpoints,
-    views::{joined, lowest},
+    turns::{joined, lowest},
 };
 use crate::journal::{Beside, Location, OpenError, sql, store};
 

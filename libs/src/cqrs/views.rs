@@ -7,9 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    runtime::Handle,
     sync::{Notify, mpsc, watch},
-    task::{JoinError, JoinSet},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
@@ -20,16 +19,15 @@ use super::{
     folding::passed,
     projection::Fold,
     read::Kept,
-    rebuild::{RebuildError, Rebuilding, whole},
+    rebuild::Rebuilding,
+    turns::lowest,
 };
 use crate::journal::{
-    Event, Location, OpenError, Table,
+    Location, OpenError, Table,
     sql::{self, Reader},
     store::{self, Store},
 };
 
-/// The most events in a batch.
-pub(super) const MOST_EVENTS: i64 = 4096;
 /// How many queries may read at once.
 const READERS: usize = 4;
 /// After all that there was, the log gathers for so many times as long as folding it took, but not longer than [`MOST_GATHER`]. A busy
@@ -49,7 +47,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Views {
     pub(super) location: Location,
     pub(super) writer: Store,
-    reader: Reader,
+    pub(super) reader: Reader,
     pub(super) log: Log,
     pub(super) projections: Vec<State>,
     pub(super) caught_up: watch::Sender<i64>,
@@ -290,69 +288,6 @@ impl Views {
             }
         }
     }
-
-    /// Folds all that the log holds now, telling after each batch how far it is: (done, all).
-    ///
-    /// # Errors
-    /// When the database or the log fails, or an event can't be folded: such views must take nobody's place.
-    pub async fn catch_up(self, progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let all = self.log.head().await?;
-        let Self { writer, reader, .. } = whole(self.fold_to(all, progress).await?)?;
-        // The last connection to a file is the one that leaves all in it, and nothing beside it.
-        drop(reader);
-        writer.close().await;
-        Ok(())
-    }
-
-    /// Folds up to a position that the log has.
-    pub(super) async fn fold_to(mut self, all: i64, mut progress: impl FnMut(i64, i64)) -> Result<Self, sql::Error> {
-        while lowest(&self.projections) < all {
-            if self.log.is_remote() {
-                self.log.news(lowest(&self.projections)).await?;
-            }
-            if self.writer.is_shared() {
-                self.take_turn().await?;
-            } else {
-                (self, _) = self.catch_up_once().await?;
-            }
-            progress(lowest(&self.projections).min(all), all);
-        }
-        Ok(self)
-    }
-
-    /// Takes a batch to those projections that are furthest back, on a server, and then to those that this doesn't bring them up to: nobody
-    /// waits for who begins. True if one was full, so that the log may hold more.
-    async fn take_turn(&mut self) -> Result<bool, sql::Error> {
-        let (mut next, mut full) = (Some(lowest(&self.projections)), false);
-        while let Some(from) = next {
-            let events = self.log.after(from, MOST_EVENTS).await?;
-            let Some(last) = events.last().map(|event| event.position) else { break };
-            self.fold(from, &events, last).await?;
-            full |= is_full(&events);
-            next = lowest_after(last, &self.projections);
-        }
-        Ok(full)
-    }
-
-    /// As [`take_turn`](Self::take_turn), in a file. The folds run where they hold up no other task, in one go.
-    async fn catch_up_once(mut self) -> Result<(Self, bool), sql::Error> {
-        let (mut next, mut full) = (Some(lowest(&self.projections)), false);
-        while let Some(from) = next {
-            let events = self.log.after(from, MOST_EVENTS).await?;
-            let Some(last) = events.last().map(|event| event.position) else { break };
-            full |= is_full(&events);
-            let runtime = Handle::current();
-            let folding = tokio::task::spawn_blocking(move || {
-                runtime.block_on(async {
-                    self.fold(from, &events, last).await?;
-                    Ok(self)
-                })
-            });
-            self = joined(folding.await)?;
-            next = lowest_after(last, &self.projections);
-        }
-        Ok((self, full))
-    }
 }
 
 /// All that views need.
@@ -361,34 +296,10 @@ fn tables(projections: &Projections) -> Vec<&'static Table> {
     std::iter::once(&CHECKPOINTS).chain(own.copied()).collect()
 }
 
-/// What a task came to that holds up no other.
-pub(super) fn joined<T>(ended: Result<Result<T, sql::Error>, JoinError>) -> Result<T, sql::Error> {
-    ended.unwrap_or_else(|stopped| match stopped.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => Err(sql::Error::Closed),
-    })
-}
-
 /// A server that is out of reach comes back; until then the views stand still.
 async fn pause(error: &sql::Error) {
     tracing::warn!(%error, "the views stand still until the database is back");
     tokio::time::sleep(PAUSE).await;
-}
-
-/// True if a batch holds as much as one may.
-fn is_full(events: &[Event]) -> bool {
-    i64::try_from(events.len()).is_ok_and(|events| events >= MOST_EVENTS)
-}
-
-/// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
-pub(super) fn lowest(states: &[State]) -> i64 {
-    lowest_after(i64::MIN, states).unwrap_or(i64::MAX)
-}
-
-/// The lowest checkpoint after a position, of those that move.
-fn lowest_after(position: i64, states: &[State]) -> Option<i64> {
-    let moving = states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
-    moving.filter(|checkpoint| *checkpoint > position).min()
 }
 
 /// Why the views stand still.
