@@ -42,6 +42,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: i64 = 2_000;
 /// How much longer somebody who tells rests than they tell, so that a long log doesn't get in anybody's way.
 const REST: u32 = 3;
+/// The longest such rest: what took longer was a database or a participant that was out.
+const MOST_REST: Duration = Duration::from_secs(5);
 /// The wait between two rounds: this part of the time that answers are kept, within bounds.
 const PART: u32 = 100;
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -154,7 +156,7 @@ impl Shared {
                 told += steps.len();
             }
             self.move_on(place, page.position).await?;
-            tokio::time::sleep(begin.elapsed() * REST).await;
+            tokio::time::sleep((begin.elapsed() * REST).min(MOST_REST)).await;
         }
     }
 
