@@ -14,7 +14,7 @@ use tracing_subscriber::{
     EnvFilter, Layer as _,
     filter::{FilterExt as _, ParseError, filter_fn},
     fmt::format::{DefaultFields, JsonFields},
-    layer::SubscriberExt as _,
+    layer::{Filter, SubscriberExt as _},
     util::{SubscriberInitExt as _, TryInitError},
 };
 
@@ -89,11 +89,21 @@ pub fn init(service_name: &str, version: &str, args: &Args) -> Result<Guard, Tel
     let spans = exporters.traces.as_ref().map(|traces| {
         tracing_opentelemetry::layer().with_tracer(traces.tracer("trellis")).with_filter(LevelFilter::INFO)
     });
-    tracing_subscriber::registry().with(spans).with(lines.with_filter(filter.and(filter_fn(is_told)))).try_init()?;
+    tracing_subscriber::registry().with(spans).with(lines.with_filter(told(filter))).try_init()?;
     TRACES.store(exporters.traces.is_some(), Ordering::Relaxed);
     METRICS.store(exporters.has_metrics(), Ordering::Relaxed);
     panic::set_hook(Box::new(log_panic));
     Ok(Guard(exporters))
+}
+
+/// What becomes a line. It passes the filter's own word on of what is not wanted at any level: else each of HTTP/2's spans would be made,
+/// some hundred a call, for nobody to see.
+fn told<S>(filter: EnvFilter) -> impl Filter<S> {
+    let of_the_sdk = match filter.max_level_hint() {
+        Some(most) => filter_fn(is_told as fn(&Metadata<'_>) -> bool).with_max_level_hint(most),
+        None => filter_fn(is_told as fn(&Metadata<'_>) -> bool),
+    };
+    filter.and(of_the_sdk)
 }
 
 /// Of what the SDK says of itself, that spans come faster than they can be sent: once when that begins, and how many were lost at the end.
@@ -144,7 +154,16 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::Registry;
+
     use super::*;
+
+    #[test]
+    fn what_nobody_wants_at_any_level_is_known_before_it_is_made() {
+        let most = |directives| Filter::<Registry>::max_level_hint(&told(EnvFilter::new(directives)));
+        assert_eq!(most("info"), Some(LevelFilter::INFO));
+        assert_eq!(most("warn,libs=debug"), Some(LevelFilter::DEBUG));
+    }
 
     #[test]
     fn a_word_that_is_no_level_is_no_filter() {
