@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod operations;
 
 use std::{
     collections::VecDeque,
@@ -20,24 +21,11 @@ use libs::{
         Attempt, Compensated, Coordinator, Definition, LocalWork, Operation, Options, Retry, TABLES, Transport, fold,
     },
 };
+use operations::operations;
 use prost::Message as _;
 use proto::saga::v1::{Saga, SagaPhase, SagaTransition, StepState};
 use tempfile::TempDir;
 use tonic::{Status, metadata::MetadataMap};
-
-/// Operations that take and answer a number.
-macro_rules! operations {
-    ($($name:ident $path:literal $(undone by $undo:ident)?;)*) => { $(
-        struct $name;
-        impl Operation for $name {
-            const PEER: &'static str = "peer";
-            const PATH: &'static str = $path;
-            type Request = i64;
-            type Reply = i64;
-        }
-        $(impl Compensated for $name { type Compensation = $undo; })?
-    )* };
-}
 
 operations! {
     Reserve "/reserve" undone by Release;

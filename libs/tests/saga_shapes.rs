@@ -2,24 +2,13 @@
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod operations;
+
 use std::{sync::Arc, time::Duration};
 
 use libs::saga::{Builder, Compensated, Definition, LocalWork, Operation, Retry};
+use operations::operations;
 use tonic::Code;
-
-/// Operations that take and answer a number.
-macro_rules! operations {
-    ($($name:ident $path:literal $(undone by $undo:ident)?;)*) => { $(
-        struct $name;
-        impl Operation for $name {
-            const PEER: &'static str = "peer";
-            const PATH: &'static str = $path;
-            type Request = i64;
-            type Reply = i64;
-        }
-        $(impl Compensated for $name { type Compensation = $undo; })?
-    )* };
-}
 
 operations! {
     Do "/do" undone by Undo;
