@@ -1,14 +1,17 @@
 //! One batch of events handed to the projections: to all in one transaction, and where that fails to one after the other. The one that
 //! goes on failing is parked with the event and the error.
 
-use std::{any::Any, panic::AssertUnwindSafe};
+use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
 
 use super::{Views, checkpoints, projection::ProjectionError, turns::MOST_EVENTS, views::State};
-use crate::journal::{
-    Event,
-    sql::{self, Transaction},
+use crate::{
+    journal::{
+        Event,
+        sql::{self, Transaction},
+    },
+    rpc::cause::of_panic,
 };
 
 /// How often a failing batch is tried before its projection is parked.
@@ -120,15 +123,9 @@ async fn fold(
         return Ok(checkpoint);
     }
     let folding = AssertUnwindSafe(async { state.fold.fold(&events[seen..], transaction).await });
-    folding.catch_unwind().await.unwrap_or_else(|panic| Err(ProjectionError::Panicked(said(&*panic))))?;
+    folding.catch_unwind().await.unwrap_or_else(|panic| Err(ProjectionError::Panicked(of_panic(&*panic))))?;
     checkpoints::store(name, last, transaction).await?;
     Ok(last)
-}
-
-/// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
-    said.unwrap_or_default()
 }
 
 /// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.

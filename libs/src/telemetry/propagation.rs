@@ -73,16 +73,7 @@ pub fn server_span(method: &str, headers: &HeaderMap) -> Span {
     if !init::traces() {
         return Span::none();
     }
-    let span = tracing::info_span!(
-        target: "libs::rpc",
-        "serve",
-        otel.name = method,
-        otel.kind = "server",
-        otel.status_code = Empty,
-        rpc.system.name = "grpc",
-        rpc.method = method,
-        rpc.response.status_code = Empty,
-    );
+    let span = span("server", method);
     join(&span, extract(headers));
     span
 }
@@ -94,11 +85,15 @@ pub fn client_span(method: &str) -> Span {
     if !init::traces() || Span::current().is_none() {
         return Span::none();
     }
+    span("client", method)
+}
+
+fn span(kind: &'static str, method: &str) -> Span {
     tracing::info_span!(
         target: "libs::rpc",
         "call",
         otel.name = method,
-        otel.kind = "client",
+        otel.kind = kind,
         otel.status_code = Empty,
         rpc.system.name = "grpc",
         rpc.method = method,

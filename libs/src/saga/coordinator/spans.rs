@@ -51,11 +51,5 @@ pub(super) fn call(stretch: &Span, path: &str, call: &SagaCall) -> Span {
 
 /// Notes what a call was answered.
 pub(super) fn answered(call: &Span, code: Code) {
-    if call.is_none() {
-        return;
-    }
-    call.record("rpc.response.status_code", code_name(code));
-    if code != Code::Ok {
-        call.record("otel.status_code", "ERROR");
-    }
+    propagation::end_span(call, code_name(code), code != Code::Ok);
 }

@@ -15,6 +15,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
+use crate::rpc::cause::of_panic;
+
 /// A process, as those see it who stop it. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Process(Arc<State>);
@@ -80,8 +82,7 @@ impl<F: Future> Future for Task<F> {
         let polled = catch_unwind(AssertUnwindSafe(|| self.future.as_mut().poll(cx)));
         CURRENT.replace(before);
         polled.unwrap_or_else(|panic| {
-            let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
-            PANICS.with_borrow_mut(|panics| panics.push(said.unwrap_or_default()));
+            PANICS.with_borrow_mut(|panics| panics.push(of_panic(&*panic)));
             resume_unwind(panic)
         })
     }

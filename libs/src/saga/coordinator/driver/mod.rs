@@ -20,7 +20,7 @@ use tokio::spawn;
 #[cfg(test)]
 use crate::saga::simulation::process::spawn;
 
-use self::{in_flight::InFlight, transition::said};
+use self::in_flight::InFlight;
 use super::{
     Shared,
     admission::Admission,
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     refusal::Refusal,
+    rpc::cause::of_panic,
     saga::{
         Definition,
         definition::StepCode,
@@ -168,7 +169,7 @@ impl Driver {
         };
         // What a transport does, and a layer under it, is not ours. Whoever asks about the saga must not wait for a task that is gone.
         let end = AssertUnwindSafe(driven).catch_unwind().await;
-        let end = end.unwrap_or_else(|panic| End::Parked(format!("its task panicked: {}", said(&*panic))));
+        let end = end.unwrap_or_else(|panic| End::Parked(format!("its task panicked: {}", of_panic(&*panic))));
         self.leave(end);
     }
 

@@ -1,7 +1,6 @@
 //! What happened becomes a transition, and is committed before anything follows from it.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -13,6 +12,7 @@ use super::{Driver, End, Stopped};
 use crate::{
     journal::{AggregateId, Cause, Decided, Entry, Loaded, Outcome, SubmitError},
     refusal::Refusal,
+    rpc::cause::of_panic,
     saga::{
         coordinator::{locks, ownership::Fence, sub_sagas},
         machine::{self, Input, Local, Moment},
@@ -177,11 +177,5 @@ type Beside = Box<dyn FnOnce(&Loaded<'_>, Decided) -> Decided + Send>;
 /// Runs a definition's code. If it panics, its saga alone is parked.
 fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Stopped> {
     catch_unwind(AssertUnwindSafe(code))
-        .map_err(|panic| Stopped::End(End::Parked(format!("its definition panicked: {}", said(&*panic)))))
-}
-
-/// What a panic said.
-pub(super) fn said(panic: &(dyn Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref().cloned());
-    said.unwrap_or_default()
+        .map_err(|panic| Stopped::End(End::Parked(format!("its definition panicked: {}", of_panic(&*panic)))))
 }
