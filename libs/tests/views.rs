@@ -17,7 +17,7 @@ use futures::StreamExt as _;
 use libs::{
     cqrs::{Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Table,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, Location, NewEvent, OpenError, Table,
         sql::{Transaction, Value},
     },
     refusal::Refusal,
@@ -114,8 +114,21 @@ async fn squeamish_views(
     (read, board, mended)
 }
 
+/// Opens views once those before them have let go of the file: they may be in the midst of a fold, which nobody cuts off.
+async fn opened(location: Location, log: Log, projections: Projections) -> Views {
+    let open = async {
+        loop {
+            match Views::open(location.clone(), log.clone(), &projections).await {
+                Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, open).await.expect("they let go")
+}
+
 async fn views(folder: &TempDir, log: Log, projections: Projections) -> (ReadSide, tokio::task::JoinHandle<()>) {
-    let views = Views::open(database::location(folder.path(), "test").views(), log, &projections).await.unwrap();
+    let views = opened(database::location(folder.path(), "test").views(), log, projections).await;
     let read = views.read_side("test", PATIENCE);
     (read, tokio::spawn(async { views.run().await.unwrap() }))
 }
@@ -839,14 +852,9 @@ async fn views_of_a_log_that_went_further_are_refused_and_can_be_made_anew_of_th
     for _ in 0..3 {
         add(&restored, "a", 10).await;
     }
-    let open = async |journal: &Journal| loop {
-        let projections = Projections::new().with(Sums);
+    let open = async |journal: &Journal| {
         let location = database::location(folder.path(), "test").views();
-        match Views::open(location, Log::of(journal), &projections).await {
-            // The one before has not let go of the file yet.
-            Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
-            opened => break opened.unwrap(),
-        }
+        opened(location, Log::of(journal), Projections::new().with(Sums)).await
     };
     open(&lost).await.catch_up(|_, _| {}).await.unwrap();
     let refused = tokio::time::timeout(PATIENCE, open(&restored).await.run()).await.expect("it ends");
@@ -887,14 +895,8 @@ async fn the_old_views_go_on_while_new_ones_are_made_and_outlive_what_comes_to_n
     let gate = Arc::new(Semaphore::new(1));
     let begin = async || {
         let location = database::location(folder.path(), "test").views();
-        let views = loop {
-            let projections = Projections::new().with(Held { gate: Arc::clone(&gate) });
-            match Views::open(&location, Log::of(&journal), &projections).await {
-                // The one before has not let go of the file yet.
-                Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
-                opened => break opened.unwrap(),
-            }
-        };
+        let views =
+            opened(location, Log::of(&journal), Projections::new().with(Held { gate: Arc::clone(&gate) })).await;
         let (read, board) = (views.read_side("test", PATIENCE), Board::default());
         views.show_on(&board, "test");
         (read, board.service("test"), tokio::spawn(async { views.run().await.unwrap() }))
