@@ -15,7 +15,7 @@ use libs::{
     rpc::verdict::Op,
     saga::{
         Attempt, Definition, Options, TABLES, Transport,
-        testing::{Fault, Participants},
+        testing::{Call, Fault, Participants},
     },
 };
 use proto::saga::v1::SagaPhase;
@@ -217,6 +217,7 @@ fn place_order_with_a_bug() -> Arc<Definition> {
     saga.build().unwrap()
 }
 
+/// Whether a process says at once that a saga is parked; who asks for one that is driven waits.
 async fn is_parked(process: &Process, id: &str) -> bool {
     let waiting = tokio::time::timeout(Duration::from_secs(2), process.coordinator.finished(id));
     match waiting.await {
@@ -250,6 +251,8 @@ async fn what_is_parked_is_not_any_more_once_another_drives_it() {
     assert!(is_parked(&old, "tea").await && is_parked(&old, "rum").await, "for as long as nobody else drives them");
 
     let new = knowing(&world, world.participants.clone(), &[place_order(), place_order_version(2)]).await;
+    // Or it would be gone for the old one once its lease is over, and what it drives an orphan again.
+    shares(&new);
     new.coordinator.retry("rum", "ada", "mended").await.unwrap();
     assert_eq!(new.coordinator.live(), 2);
     for id in ["tea", "rum"] {
@@ -300,11 +303,11 @@ async fn what_a_killed_process_leaves_is_taken_up_by_another() {
 /// Taking over many sagas takes long, and here it is held up: whoever does so is there all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_over_for_longer_than_a_lease_is_not_taken_for_gone() {
-    let Location::Postgres { url, schema } = database::location(std::path::Path::new("adopting"), "order") else {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
         database::has_server();
         return;
     };
-    let world = World::new();
     let open = async || Journal::open(Location::Postgres { url: url.clone(), schema: schema.clone() }, TABLES).await;
     let on = |journal| Process::on(journal, vec![place_order()], world.participants.clone(), Options::default());
     world.participants.on_call(|_| Fault::Hang);
@@ -349,13 +352,18 @@ async fn who_was_taken_for_dead_and_goes_on_changes_nothing() {
     shares(&two);
     let ended = two.finished("tea").await;
     assert_eq!(ended.phase(), SagaPhase::Compensated);
-    let calls = world.participants.calls().len();
+    // What it has called already it may call once more, without a commit: the barrier answers that.
+    let others = || {
+        let is_other = |made: &&Call| (&*made.call.step, made.call.op) != ("reserve", Op::Action);
+        world.participants.calls().iter().filter(is_other).count()
+    };
+    let calls = others();
     open.send_replace(true);
     drives_nothing(&stopped).await;
     let known = stopped.finished("tea").await;
     assert_eq!((known.phase(), known.version), (ended.phase(), ended.version));
     assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
-    assert_eq!(world.participants.calls().len(), calls, "and it calls nobody");
+    assert_eq!(others(), calls, "and it calls nobody");
     let undone = world.participants.effects().iter().filter(|effect| effect.op == Op::Compensation).count();
     assert_eq!(undone, 1);
 }
