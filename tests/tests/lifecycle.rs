@@ -324,12 +324,14 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 16] = [
+    let cases: [(&str, &str, &str); 18] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "write grpc"),
         ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_jaeger_remote", "is no sampler"),
+        ("OTEL_TRACES_SAMPLER", "traceidratio", "OTEL_TRACES_SAMPLER_ARG"),
         ("DATABASE_URL", "postgres://me:secret@host:notaport/db", "--database-url"),
         ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=nope", "--database-url"),
         ("DATABASE_URL", "sqlite:a.db?mode=rwc", "--database-url"),
@@ -345,7 +347,7 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     for (variable, value, says) in cases {
         let mut command = program::command("order", shop.folder())?;
         command.env("LISTEN", "127.0.0.1:0").env(variable, value);
-        if variable.ends_with("_PROTOCOL") {
+        if variable.ends_with("_PROTOCOL") || variable.ends_with("_SAMPLER") {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
         }
         if variable == "TLS_CERT" {

@@ -46,6 +46,24 @@ pub enum TelemetryError {
         /// The protocol.
         protocol: String,
     },
+    /// An `OTEL_*` variable asks for a sampler that is not one.
+    #[error(
+        "{variable}: {value:?} is no sampler: write always_on, always_off or traceidratio, or one of them after parentbased_"
+    )]
+    Sampler {
+        /// The variable.
+        variable: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// An `OTEL_*` variable should say which part of the traces is taken.
+    #[error("{variable}: {value:?} is no part of the traces: write a number from 0 to 1")]
+    Part {
+        /// The variable.
+        variable: &'static str,
+        /// What it says.
+        value: String,
+    },
     /// It was set up before.
     #[error("telemetry is set up already")]
     Twice(#[from] TryInitError),
@@ -56,7 +74,7 @@ impl TelemetryError {
     #[must_use]
     pub const fn is_wrong_variable(&self) -> bool {
         match self {
-            Self::Level(_) | Self::Filter(_) | Self::Protocol { .. } => true,
+            Self::Level(_) | Self::Filter(_) | Self::Protocol { .. } | Self::Sampler { .. } | Self::Part { .. } => true,
             Self::Exporter(error) => matches!(error, ExporterBuildError::InvalidConfiguration(_)),
             Self::Twice(_) => false,
         }

@@ -26,6 +26,7 @@ impl Exporters {
         let mut exporters = Self::default();
         if wanted("TRACES") {
             check_protocol("TRACES")?;
+            check_sampler()?;
             let exporter = Watched::new("traces", SpanExporter::builder().with_tonic().build()?);
             let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
             exporters.traces = Some(provider.with_resource(resource(service_name, version)).build());
@@ -71,6 +72,25 @@ fn check_protocol(signal: &str) -> Result<(), TelemetryError> {
     match names.into_iter().find_map(given) {
         Some((protocol, variable)) if protocol != "grpc" => Err(TelemetryError::Protocol { variable, protocol }),
         _ => Ok(()),
+    }
+}
+
+/// Checks that the sampler that is asked for is one that there is. The SDK would take every trace instead.
+fn check_sampler() -> Result<(), TelemetryError> {
+    let given =
+        |variable: &'static str| Some((variable, env::var(variable).ok()?)).filter(|(_, value)| !value.is_empty());
+    let Some((variable, value)) = given("OTEL_TRACES_SAMPLER") else { return Ok(()) };
+    match &*value {
+        "always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off" => Ok(()),
+        "traceidratio" | "parentbased_traceidratio" => {
+            let (variable, value) =
+                given("OTEL_TRACES_SAMPLER_ARG").unwrap_or(("OTEL_TRACES_SAMPLER_ARG", String::new()));
+            match value.parse::<f64>() {
+                Ok(part) if (0.0..=1.0).contains(&part) => Ok(()),
+                _ => Err(TelemetryError::Part { variable, value }),
+            }
+        }
+        _ => Err(TelemetryError::Sampler { variable, value }),
     }
 }
 
