@@ -190,8 +190,9 @@ impl Violations {
     }
 }
 
-/// The code's name in the specification.
-pub(crate) const fn code_name(code: Code) -> &'static str {
+/// A code's name in gRPC's specification, as a person reads it: `UNAVAILABLE`.
+#[must_use]
+pub const fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -5,6 +5,7 @@ use std::{fmt, time::Duration};
 use libs::{
     breaker::{Answer, CircuitOpen, Fallback, LastKnown},
     cli::BoxError,
+    refusal::code_name,
     rpc::client::{Peer, PeerOptions, Peers},
 };
 use proto::{
@@ -74,7 +75,7 @@ impl Shipments {
 fn said(status: &Status) -> String {
     match CircuitOpen::from_status(status) {
         Some(_) => "shipping is out: its circuit is open".to_owned(),
-        None => format!("shipping gave no answer: {:?}", status.code()),
+        None => format!("shipping gave no answer: {}", code_name(status.code())),
     }
 }
 

@@ -1,0 +1,40 @@
+//! The real service on a free port and fresh data, and real clients. Whom it calls is out.
+#![expect(clippy::unwrap_used, reason = "a test that can not start has failed")]
+
+use libs::{
+    cli::{DatabaseUrl, Program as _, Serve},
+    service::App,
+};
+use order::Service;
+use proto::order::v1::{
+    order_command_service_client::OrderCommandServiceClient, order_query_service_client::OrderQueryServiceClient,
+};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+/// The service under test.
+pub(crate) struct TestApp {
+    pub(crate) commands: OrderCommandServiceClient<Channel>,
+    pub(crate) queries: OrderQueryServiceClient<Channel>,
+    _data: TempDir,
+}
+
+impl TestApp {
+    pub(crate) async fn start() -> Self {
+        let data = TempDir::new().unwrap();
+        let database = DatabaseUrl::Sqlite(data.path().join("order.db"));
+        let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
+        // Nobody is there: an order is taken all the same, and goes on once they are back.
+        flags.peers =
+            Service::PEERS.iter().map(|(name, _)| format!("{name}=http://127.0.0.1:1").parse().unwrap()).collect();
+        let mut app = App::bind(Service::NAME, &flags).await.unwrap();
+        Service::assemble(&mut app, &flags).await.unwrap();
+        let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();
+        tokio::spawn(app.run_until(std::future::pending()));
+        Self {
+            commands: OrderCommandServiceClient::new(channel.clone()),
+            queries: OrderQueryServiceClient::new(channel),
+            _data: data,
+        }
+    }
+}
