@@ -46,6 +46,7 @@ impl Commands {
             match self.coordinator.cancel(order_id, &found.customer_id, reason).await {
                 // It ended between the look and the word: what it ended as decides.
                 Err(refusal) if refusal.reason == "SAGA_CLOSED" => {}
+                Err(refusal) if refusal.reason == "SAGA_PARKED" => return Err(order::held_up(order_id)),
                 cancelled => return cancelled.map(|_| CancelOrderResponse { order_id: order_id.clone() }),
             }
         }

@@ -93,6 +93,23 @@ async fn whoever_cancels_it_is_told_that_its_saga_was_closed() {
 }
 
 #[tokio::test]
+async fn whoever_cancels_it_while_its_saga_is_parked_is_told_so_and_not_why() {
+    let world = World::with_an_order().await;
+    world.coordinator.drain(PATIENCE).await;
+    // A start without the saga's definition.
+    let coordinator = Coordinator::new(world.journal.clone(), [], Participants::new(), Options::default()).unwrap();
+    coordinator.recover().await.unwrap();
+    let surface = Completion::new(CommandSide::new("order", world.journal.clone()), coordinator.clone());
+    let cancel = CancelOrderRequest { order_id: ID.to_owned(), ..CancelOrderRequest::default() };
+    let status = surface.cancel_order(Request::new(cancel)).await.unwrap_err();
+    assert!(status.message().contains("held up") && !status.message().contains("definition"), "{status}");
+    assert_eq!(refused::<()>(Err(status)), (Code::FailedPrecondition, "SAGA_PARKED".to_owned()));
+    // Its operator is told.
+    let why = coordinator.cancel(ID, "ann", "changed my mind").await.unwrap_err();
+    assert!(why.message.contains("definition"), "{}", why.message);
+}
+
+#[tokio::test]
 async fn whoever_waits_for_its_end_is_told_that_there_is_none() {
     let world = World::with_an_order().await;
     let surface = world.surface.clone();

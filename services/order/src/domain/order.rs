@@ -149,6 +149,13 @@ pub fn closed(order_id: &str, state: OrderState) -> Refusal {
     Refusal::precondition("ORDER_CLOSED", format!("order {order_id} is {how}")).with("order_id", order_id)
 }
 
+/// Its saga is parked. Why is its operator's to know.
+#[must_use]
+pub fn held_up(order_id: &str) -> Refusal {
+    let message = format!("order {order_id} is held up: it can be cancelled once an operator has mended its saga");
+    Refusal::precondition("SAGA_PARKED", message).with("order_id", order_id)
+}
+
 /// An operator has closed its saga as it was, and nothing ends the order any more.
 #[must_use]
 pub fn left_open(order_id: &str) -> Refusal {
