@@ -292,6 +292,8 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
         start(&journal, &coordinator).await;
         let stuck = until(&journal, SagaPhase::Stuck).await;
         assert_eq!(states(&stuck)[1], StepState::Compensating);
+        let step = |saga: &Saga| saga.reason.as_ref().map(|reason| reason.step.clone());
+        assert_eq!(step(&stuck).as_deref(), Some("charge"), "why it is STUCK");
         if skip {
             let op = libs::rpc::verdict::Op::Compensation;
             coordinator.skip("s-1", "charge", op, true, "bob", "refunded by hand").await.unwrap();
@@ -300,6 +302,7 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
         }
         let saga = coordinator.finished("s-1").await.unwrap();
         assert_eq!(saga.phase(), SagaPhase::Compensated);
+        assert_eq!(step(&saga).as_deref(), Some("ship"), "why it turned back");
         let refunds = participants.calls().iter().filter(|path| **path == "/refund").count();
         assert_eq!(refunds, if skip { 1 } else { 2 });
         assert_eq!(participants.calls().last(), Some(&"/release"));

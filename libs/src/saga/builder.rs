@@ -176,8 +176,7 @@ impl<I: Message + Default + 'static> Builder<I> {
 
     /// What the coordinator's own service does when everything is undone, in the transaction that makes the saga COMPENSATED.
     pub fn on_compensated(&mut self, work: impl Fn(&I, &Reason) -> Result<LocalWork, Refusal> + Send + Sync + 'static) {
-        let reason = |record: &Record| record.saga.reason.clone().unwrap_or_default();
-        self.ending = Some(Box::new(move |record| work(&input(record)?, &reason(record))));
+        self.ending = Some(Box::new(move |record| work(&input(record)?, &record.why_back())));
     }
 
     /// How long a saga may take to its pivot; then it turns back. Participants refuse an action that comes later.

@@ -114,7 +114,7 @@ impl<'a, I, O: Compensated> Undo<'a, I, O> {
         let request = decode(&kept.request).map_err(|error| unreadable(&shown.name, &error))?;
         let reply = has_reply(shown).then(|| O::Reply::decode(kept.reply.clone()));
         let reply = reply.transpose().map_err(|error| unreadable(&shown.name, &error))?;
-        Ok(Self { input, request, reply, replies, reason: record.saga.reason.clone().unwrap_or_default() })
+        Ok(Self { input, request, reply, replies, reason: record.why_back() })
     }
 }
 

@@ -183,7 +183,9 @@ impl Turn<'_> {
         if self.phase() != SagaPhase::Stuck {
             let from = self.phase();
             self.record.kept.set_stuck_from(from);
-            self.record.saga.reason = Some(reason(name, refusal));
+            let before = self.record.saga.reason.replace(reason(name, refusal));
+            // It stays why the saga turned back.
+            self.record.kept.turned_back_for = before.filter(|_| from == SagaPhase::Compensating);
             self.enter(SagaPhase::Stuck);
         }
         self.note(Line { what: "stuck", step, detail: &refusal.message, ..Line::default() });

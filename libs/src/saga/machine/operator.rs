@@ -146,8 +146,9 @@ impl Turn<'_> {
     fn leave_stuck(&mut self) {
         let from = self.record.kept.stuck_from();
         self.record.kept.set_stuck_from(SagaPhase::Unspecified);
-        if from == SagaPhase::Forward {
-            self.record.saga.reason = None;
+        let turned_back_for = self.record.kept.turned_back_for.take();
+        if from == SagaPhase::Forward || turned_back_for.is_some() {
+            self.record.saga.reason = turned_back_for;
         }
         self.enter(from);
     }

@@ -112,6 +112,18 @@ impl Record {
     pub(super) fn call_at_once(&mut self, now: i64) {
         for step in 0..self.saga.steps.len() {
             let shown = &self.saga.steps[step];
+    /// How many bytes of messages it keeps.
+    pub(super) fn message_bytes(&self) -> usize {
+        let steps = self.kept.steps.iter();
+        let steps = steps.map(|step| step.request.len() + step.reply.len() + step.compensation_request.len());
+        self.kept.input.len() + steps.sum::<usize>()
+    }
+
+    /// Why the saga turned back. While it is STUCK on its way, what queries show is why it is that.
+    pub(super) fn why_back(&self) -> Reason {
+        self.kept.turned_back_for.as_ref().or(self.saga.reason.as_ref()).cloned().unwrap_or_default()
+    }
+
             if shown.next_attempt_time.is_some() {
                 let undoing = shown.state() == StepState::Compensating;
                 let not_before = self.kept.steps[step].compensation_not_before_micros;

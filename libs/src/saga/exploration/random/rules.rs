@@ -35,6 +35,14 @@ impl Transition<'_> {
         if is == SagaPhase::Stuck && !held {
             return Err("it is STUCK, and nothing waits for an operator".to_owned());
         }
+        let goes_back = |record: &Record| {
+            let phase = record.saga.phase();
+            phase == SagaPhase::Compensating || record.kept.stuck_from() == SagaPhase::Compensating
+        };
+        let still = goes_back(after) || is == SagaPhase::Compensated;
+        if goes_back(before) && still && before.why_back() != after.why_back() {
+            return Err("why it turned back is forgotten on the way".to_owned());
+        }
         for at in 0..steps.len() {
             step(steps, at, before, after)?;
         }
