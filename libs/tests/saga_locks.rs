@@ -212,6 +212,19 @@ async fn a_saga_that_an_operator_closes_gives_its_keys_back() {
     assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Completed);
 }
 
+#[tokio::test]
+async fn who_is_cancelled_in_the_queue_waits_for_nobody_any_more() {
+    let world = World::new();
+    hang(&world, "one");
+    let process = open(&world).await;
+    start(&process, "patient", "one", "customer/ada", true).await.unwrap();
+    start(&process, "patient", "two", "customer/ada", true).await.unwrap();
+    waits(&process, "two").await;
+    process.coordinator.cancel("two", "ann", "enough").await.unwrap();
+    let two = ended(&process, "two").await;
+    assert_eq!((two.phase(), two.waits_for_saga_id.as_str()), (SagaPhase::Compensated, ""));
+}
+
 /// One whose last work starts a saga that locks the same key.
 fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("move", 1);

@@ -150,3 +150,4 @@ impl Turn<'_> {
         self.enter(SagaPhase::Compensating);
     }
 }
+        self.record.saga.waits_for_saga_id.clear();
