@@ -418,6 +418,33 @@ async fn a_first_request_that_cannot_be_made_starts_no_saga() {
     assert_eq!(process.coordinator.finished("tea").await.unwrap_err().reason, "UNKNOWN_SAGA");
 }
 
+/// Its request, its reply and the request to undo it: one step keeps three times what it was asked for.
+#[tokio::test]
+async fn a_saga_that_would_keep_too_much_turns_back_and_what_it_keeps_by_then_is_stored() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.repeat(3 << 20)), |undo| undo.request);
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.repeat(3 << 20)), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.repeat(3 << 20)));
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    let saga = process.run("x").await;
+    assert_eq!(saga.phase(), SagaPhase::Compensated);
+    let reason = saga.reason.unwrap();
+    assert_eq!((reason.step.as_str(), reason.reason.as_str()), ("charge", "SAGA_TOO_LARGE"), "{}", reason.message);
+    assert_eq!(world.participants.done_for("x"), ["reserve", "-reserve"]);
+}
+
+#[tokio::test]
+async fn a_saga_past_its_pivot_gets_through_however_much_it_keeps() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("charge", |order, _| Ok(order.repeat(6 << 20)));
+    saga.retriable::<Ship>("ship", |order, _| Ok(order.repeat(6 << 20)));
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    assert_eq!(process.run("x").await.phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("x"), ["charge", "ship"]);
+}
+
 #[tokio::test]
 async fn an_action_that_may_still_come_where_no_barrier_is_holds_its_undoing_back_whatever_happens() {
     let mut saga = Definition::builder::<String>("place-order", 1);

@@ -178,13 +178,17 @@ impl Journal {
     /// Has an entry decided and committed. When this returns, what it came to is durable.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] at once when too much waits, before anything is written; the others as they say.
+    /// [`SubmitError::Full`] at once when too much waits, before anything is written, [`SubmitError::TooLarge`] for what is over 8 MiB; the
+    /// others as they say.
     ///
     /// # Cancel safety
     /// Leaving changes nothing: an entry that was taken is decided and committed all the same.
     pub async fn submit(&self, entry: Entry) -> Result<Committed, SubmitError> {
         let size = entry.size;
-        let (answer, answered) = Self::waiting(entry)?;
+        if size > MOST_BYTES {
+            return Err(SubmitError::TooLarge);
+        }
+        let (answer, answered) = Self::waiting(entry);
         let (queue, counters) = (self.queue()?, &self.0.counters);
         let room = queue.try_reserve().map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(()) => SubmitError::Full,
@@ -199,14 +203,14 @@ impl Journal {
         answered.await.unwrap_or(Err(SubmitError::Closed))
     }
 
-    /// Like [`submit`](Self::submit), but waits for room in the queue: for work that was admitted before, such as the next
-    /// step of a saga.
+    /// Like [`submit`](Self::submit), but waits for room in the queue, and may be of any size: for work that was admitted before, such as
+    /// the next step of a saga.
     ///
     /// # Errors
-    /// All of [`SubmitError`] but Full.
+    /// All of [`SubmitError`] but Full and TooLarge.
     pub async fn submit_admitted(&self, entry: Entry) -> Result<Committed, SubmitError> {
         let size = entry.size;
-        let (answer, answered) = Self::waiting(entry)?;
+        let (answer, answered) = Self::waiting(entry);
         let queue = self.queue()?;
         let room = queue.reserve().await.map_err(|_| SubmitError::Closed)?;
         self.0.counters.waits(size);
@@ -332,12 +336,9 @@ impl Journal {
         self.0.queue.lock().clone().ok_or(SubmitError::Closed)
     }
 
-    fn waiting(entry: Entry) -> Result<(Waiting, oneshot::Receiver<Result<Committed, SubmitError>>), SubmitError> {
-        if entry.size > MOST_BYTES {
-            return Err(SubmitError::TooLarge);
-        }
+    fn waiting(entry: Entry) -> (Waiting, oneshot::Receiver<Result<Committed, SubmitError>>) {
         let (answer, answered) = oneshot::channel();
-        Ok((Waiting { entry, answer }, answered))
+        (Waiting { entry, answer }, answered)
     }
 }
 

@@ -1,12 +1,14 @@
 //! The way forward: starting what is ready, noticing that the saga must turn back.
 
-use proto::saga::v1::{Reason, SagaPhase, StepState};
+use bytes::Bytes;
+use proto::saga::v1::{Reason, SagaPhase, StepKind, StepState};
+use tonic::Code;
 
 use super::{Line, Local, Turn, each, elapsed, in_states, owed};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::record::{reason, too_late},
+    saga::record::{MOST_BYTES, reason, too_late},
 };
 
 impl Turn<'_> {
@@ -52,7 +54,7 @@ impl Turn<'_> {
     }
 
     fn start(&mut self, step: usize) -> bool {
-        let request = match self.program.request(step, self.record) {
+        let request = match self.program.request(step, self.record).and_then(|request| self.has_room(step, request)) {
             Ok(request) => request,
             Err(refusal) => {
                 self.refused(step, &refusal);
@@ -72,6 +74,19 @@ impl Turn<'_> {
         let line = Line { what: "action started", step: Some(step), op: Some(Op::Action), ..Line::default() };
         self.note(Line { attempt: 1, ..line });
         true
+    }
+
+    /// Refuses a request that makes the record too large, while the saga can still turn back. After that it must get through.
+    fn has_room(&self, step: usize, request: Bytes) -> Result<Bytes, Refusal> {
+        let bytes = self.record.message_bytes() + request.len();
+        if bytes <= MOST_BYTES || self.plan.steps[step].kind == StepKind::Retriable {
+            return Ok(request);
+        }
+        let name = self.plan.steps[step].name;
+        let message = format!(
+            "with the request of {name} the saga would keep {bytes} bytes of messages, and {MOST_BYTES} are allowed"
+        );
+        Err(Refusal::new(Code::InvalidArgument, "SAGA_TOO_LARGE", message).with("step", name))
     }
 
     /// A step of our own: begun and done in one transition.
@@ -143,6 +158,7 @@ impl Turn<'_> {
         }
         self.record.kept.set_stuck_from(SagaPhase::Unspecified);
         self.record.kept.awaits_parent = false;
+        self.record.saga.waits_for_saga_id.clear();
         let owed = owed(self.plan, self.record).count_ones();
         let detail = format!("{}: {} ({owed} to undo)", reason.reason, reason.message);
         self.note(Line { what: "turned back", detail: &detail, ..Line::default() });
@@ -150,4 +166,3 @@ impl Turn<'_> {
         self.enter(SagaPhase::Compensating);
     }
 }
-        self.record.saga.waits_for_saga_id.clear();

@@ -18,6 +18,10 @@ const MOST_HISTORY: usize = 64;
 /// The longest detail that a history keeps.
 const MOST_DETAIL: usize = 512;
 
+/// How many bytes of requests and replies a saga keeps at the most before it starts one more step that it could do without: what is kept
+/// is written with each transition.
+pub(super) const MOST_BYTES: usize = 8 << 20;
+
 /// One saga, decoded: what queries show, and what is kept beside it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Record {
@@ -108,10 +112,6 @@ impl Record {
         &mut self.saga.steps[step]
     }
 
-    /// Ends every wait between calls, but for an undoing that waits until an action can't come any more.
-    pub(super) fn call_at_once(&mut self, now: i64) {
-        for step in 0..self.saga.steps.len() {
-            let shown = &self.saga.steps[step];
     /// How many bytes of messages it keeps.
     pub(super) fn message_bytes(&self) -> usize {
         let steps = self.kept.steps.iter();
@@ -124,6 +124,10 @@ impl Record {
         self.kept.turned_back_for.as_ref().or(self.saga.reason.as_ref()).cloned().unwrap_or_default()
     }
 
+    /// Ends every wait between calls, but for an undoing that waits until an action can't come any more.
+    pub(super) fn call_at_once(&mut self, now: i64) {
+        for step in 0..self.saga.steps.len() {
+            let shown = &self.saga.steps[step];
             if shown.next_attempt_time.is_some() {
                 let undoing = shown.state() == StepState::Compensating;
                 let not_before = self.kept.steps[step].compensation_not_before_micros;
