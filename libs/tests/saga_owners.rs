@@ -14,7 +14,7 @@ use libs::{
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Attempt, Definition, Options, TABLES, Transport,
+        Attempt, Definition, Options, Retry, TABLES, Transport,
         testing::{Call, Fault, Participants},
     },
 };
@@ -366,6 +366,30 @@ async fn who_was_taken_for_dead_and_goes_on_changes_nothing() {
     assert_eq!(others(), calls, "and it calls nobody");
     let undone = world.participants.effects().iter().filter(|effect| effect.op == Op::Compensation).count();
     assert_eq!(undone, 1);
+}
+
+/// It can't know that it was taken for dead, and no barrier tells: so it looks whether the saga is its own before it calls once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_waited_for_long_calls_no_participant_without_barrier_unless_the_saga_is_still_its_own() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let second = Duration::from_secs(1);
+    let retry = Retry { initial: second, most: second, jitter: 0.0, ..Retry::default() };
+    saga.attempt_timeout(Duration::from_millis(50)).retry(retry).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.op == Op::Action { Fault::LoseRequest } else { Fault::None });
+    let stopped = process(&world, world.participants.clone()).await;
+    stopped.place("tea").await.unwrap();
+    stopped.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    let two = process(&world, world.participants.clone()).await;
+    two.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Compensated);
+    drives_nothing(&stopped).await;
+    let calls: Vec<Op> = world.participants.calls().iter().map(|made| made.call.op).collect();
+    assert!(calls.ends_with(&[Op::Compensation]), "{calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -169,11 +169,13 @@ impl Shared {
         posted.is_ok()
     }
 
-    /// The phase in which the saga above one has ended. None while it has not, or can't be asked.
-    pub(super) async fn parent_end(&self, record: &Record) -> Option<SagaPhase> {
-        let parent = self.stored(&record.saga.parent_saga_id).await.ok()?;
-        let phase = parent.saga.phase();
-        is_final(phase).then_some(phase)
+    /// The phase in which the saga above one has ended. None while it has not.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(super) async fn parent_end(&self, record: &Record) -> Result<Option<SagaPhase>, Refusal> {
+        let phase = self.stored(&record.saga.parent_saga_id).await?.saga.phase();
+        Ok(is_final(phase).then_some(phase))
     }
 }
 
@@ -196,6 +198,7 @@ mod tests {
     };
 
     use futures::future::BoxFuture;
+    use proto::saga::v1::StepState;
     use tonic::{Status, metadata::MetadataMap};
 
     use super::*;
@@ -255,14 +258,46 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_saga_that_is_done_and_cannot_be_read_is_left_alone_between_two_looks() {
-        let out = Arc::new(Out::default());
-        let (journal, _committer) = Journal::simulated(Arc::<Out>::clone(&out)).await.unwrap();
+    async fn on(out: &Arc<Out>) -> (Arc<Shared>, Arc<Definition>) {
+        let (journal, _committer) = Journal::simulated(Arc::<Out>::clone(out)).await.unwrap();
         let Coordinator(shared) = Coordinator::new(journal, [], Nobody, Options::default()).unwrap();
         let mut below = Definition::builder::<String>("below", 1);
         below.pivot::<Do>("do", |input, _| Ok(input.clone()));
-        let below = below.build().unwrap();
+        (shared, below.build().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_saga_that_waits_for_the_one_above_asks_again_where_that_could_not_be_read() {
+        let out = Arc::new(Out::default());
+        let (shared, below) = on(&out).await;
+        let mut record = below.plan.new_record("s:do", Vec::new(), 0, 0);
+        record.saga.parent_saga_id = "s".to_owned();
+        record.saga.set_phase(SagaPhase::Forward);
+        record.saga.steps[0].set_state(StepState::Done);
+        (record.kept.bound, record.kept.awaits_parent) = (true, true);
+        let start = Start::Again { mailbox: shared.live.enter(&"s:do".into()).unwrap(), since: 0, mail: None };
+        let admission = Admissions::admit_again(&shared.admissions);
+        Driver::launch(shared, below, record, admission, start);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let reads = out.0.load(Ordering::Relaxed);
+        assert!((5..=11).contains(&reads), "{reads}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_saga_whose_place_is_taken_for_now_is_not_forgotten_when_it_is_given_up() {
+        let (shared, below) = on(&Arc::new(Out::default())).await;
+        let place = shared.live.reserve("s").unwrap();
+        let record = below.plan.new_record("s", Vec::new(), 0, 0);
+        let admission = Admissions::admit_again(&shared.admissions);
+        Driver::launch(Arc::clone(&shared), below, record, admission, Start::Fresh);
+        drop(place);
+        assert!(!shared.live.contains("s") && shared.claimed.lock().contains("s"), "it is taken up with the next beat");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_saga_that_is_done_and_cannot_be_read_is_left_alone_between_two_looks() {
+        let out = Arc::new(Out::default());
+        let (shared, below) = on(&out).await;
         // Its task has nothing to wait for: it is done.
         let mailbox = shared.live.enter(&"s:step".into()).unwrap();
         tokio::spawn(async move {

@@ -31,11 +31,12 @@ use super::{
 };
 use crate::{
     refusal::Refusal,
-    rpc::cause::of_panic,
+    rpc::{cause::of_panic, verdict::Op},
     saga::{
         Definition,
         definition::StepCode,
         machine::{self, Attempt, Due, Input},
+        plan::StepPlan,
         record::{Record, changed_at},
         store,
     },
@@ -58,6 +59,8 @@ pub(super) struct Driver {
     above: Vec<oneshot::Sender<()>>,
     /// True once the one above was asked whether it has ended: from then on it tells.
     asked: bool,
+    /// True while it could not be asked: it may have told before.
+    unheard: bool,
     span: Span,
     /// The phase it is counted under.
     counted: Option<SagaPhase>,
@@ -132,7 +135,11 @@ impl Driver {
         let (again, mailbox, since, mail) = match start {
             Start::Fresh => match shared.live.enter(&saga_id) {
                 Some(mailbox) => (false, mailbox, store::FIRST_OWNER, None),
-                None => return,
+                // Somebody who was quicker than the word of its commit has its place. They may give it up.
+                None => {
+                    shared.claimed.lock().insert(saga_id.to_string());
+                    return;
+                }
             },
             Start::Again { mailbox, since, mail } => (true, mailbox, since, mail),
         };
@@ -149,6 +156,7 @@ impl Driver {
             waiting: Vec::new(),
             above: Vec::new(),
             asked: false,
+            unheard: false,
             span,
             counted: None,
             _admission: admission,
@@ -272,11 +280,22 @@ impl Driver {
         }
     }
 
-    /// Whether a call is due on a record that is too old for it to count: the saga may have gone on with another process since.
+    /// Whether a call is due on a record that is too old for it to count: the saga may have gone on with another process since. A
+    /// participant without barrier can't tell, and whoever undoes the step waits only for calls of before it took the saga up.
     fn is_old(&self) -> bool {
-        let now = self.shared.now();
-        let old = now > machine::later(changed_at(&self.record.saga), self.shared.counts() / 2);
-        old && !machine::due(&self.record, |due| self.in_flight.contains(due), now).is_empty()
+        let steps = &self.program.plan.steps;
+        let (is_shared, counts) = (self.shared.member.get().is_some(), self.shared.counts() / 2);
+        let counts = |step: &StepPlan, op| {
+            let is_bare = is_shared && step.options.plain && op == Op::Action;
+            if is_bare { step.options.attempt_timeout } else { counts }
+        };
+        let (now, changed) = (self.shared.now(), changed_at(&self.record.saga));
+        let is_over = |counts| now > machine::later(changed, counts);
+        // Mostly it is as good as new.
+        steps.iter().map(|step| counts(step, Op::Action)).min().is_some_and(is_over)
+            && machine::due(&self.record, |due| self.in_flight.contains(due), now)
+                .iter()
+                .any(|due| is_over(counts(&steps[due.step], due.op)))
     }
 
     /// How long until the record asks for something by itself.
@@ -289,7 +308,7 @@ impl Driver {
             Duration::from_micros(u64::try_from(wait).unwrap_or_default()) + Duration::from_millis(1)
         };
         let waits = self.record.queued || self.record.kept.awaits_parent;
-        let look = (waits && self.shared.member.get().is_some()).then_some(LOOK_AROUND);
+        let look = (waits && (self.unheard || self.shared.member.get().is_some())).then_some(LOOK_AROUND);
         at.map(until).into_iter().chain(look).min()
     }
 
@@ -312,9 +331,11 @@ impl Driver {
         if !self.record.kept.awaits_parent {
             return Ok(());
         }
-        match self.shared.parent_end(&self.record).await {
-            Some(phase) => self.step(Input::ParentEnded(phase)).await,
-            None => Ok(()),
+        let ended = self.shared.parent_end(&self.record).await;
+        self.unheard = ended.is_err();
+        match ended {
+            Ok(Some(phase)) => self.step(Input::ParentEnded(phase)).await,
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
