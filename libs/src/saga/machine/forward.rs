@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use proto::saga::v1::{Reason, SagaPhase, StepKind, StepState};
-use tonic::Code;
 
 use super::{Line, Local, Turn, each, elapsed, in_states, owed};
 use crate::{
@@ -86,7 +85,7 @@ impl Turn<'_> {
         let message = format!(
             "with the request of {name} the saga would keep {bytes} bytes of messages, and {MOST_BYTES} are allowed"
         );
-        Err(Refusal::new(Code::InvalidArgument, "SAGA_TOO_LARGE", message).with("step", name))
+        Err(Refusal::precondition("SAGA_TOO_LARGE", message).with("step", name))
     }
 
     /// A step of our own: begun and done in one transition.
