@@ -138,7 +138,8 @@ pub struct Limits {
     #[arg(long, env = "KEEPALIVE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
     pub keepalive: Duration,
 
-    /// How long that sign may take before the connection is given up.
+    /// How long that sign may take before the connection is given up. So is one whose client takes nothing of what it is sent, nor says
+    /// anything, for this and `--keepalive` together.
     #[arg(long, env = "KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration::parse_some)]
     pub keepalive_timeout: Duration,
 

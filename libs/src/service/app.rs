@@ -233,6 +233,7 @@ impl App {
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout.max(limits.max_deadline),
+            patience: limits.keepalive.saturating_add(limits.keepalive_timeout),
         };
         health.serving().await;
         tracing::info!(service = name, %address, "serving");

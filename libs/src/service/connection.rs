@@ -65,6 +65,8 @@ pub(super) struct Connections {
     pub(super) max_age: Duration,
     /// How long an aged connection's calls may take to end, and then its streams. It isn't in the way of a server that stops.
     pub(super) grace: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub(super) patience: Duration,
 }
 
 impl Connections {
@@ -83,13 +85,14 @@ impl Connections {
             max_deadline,
             max_age,
             grace,
+            patience,
         } = self;
         // Small messages each way: waiting for more to send costs a round trip.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection lost before it was served");
             return;
         }
-        let (socket, cord) = Socket::new(stream);
+        let (socket, cord) = Socket::new(stream, patience);
         let (leave, left) = oneshot::channel::<()>();
         let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
         let (end_streams, draining) = watch::channel(false);

@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod reflection;
 mod socket;
+mod stall;
 #[cfg(feature = "cqrs")]
 mod stores;
 mod tasks;

@@ -1,9 +1,10 @@
-//! A connection's socket that can be cut from outside, and tells when it is gone.
+//! A connection's socket that can be cut from outside, gives up a client that takes nothing, and tells when it is gone.
 
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -12,6 +13,8 @@ use tokio::{
     sync::oneshot,
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use super::stall::Stall;
 
 /// What an HTTP/2 client begins with is so long; TLS says more before it.
 const GREETING: usize = 24;
@@ -26,6 +29,7 @@ pub(super) struct Socket {
     greet: Option<oneshot::Sender<()>>,
     cut: oneshot::Receiver<()>,
     is_cut: bool,
+    stall: Stall,
     /// Dropped with the socket, which is how the other end knows.
     _gone: oneshot::Sender<()>,
 }
@@ -42,22 +46,47 @@ pub(super) struct Cord {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> (Self, Cord) {
+    /// Gives its client up by itself once it has taken nothing of what waits, nor said anything, for as long as `patience`.
+    pub(super) fn new(stream: TcpStream, patience: Duration) -> (Self, Cord) {
         let (cut, to_cut) = oneshot::channel();
         let (_gone, gone) = oneshot::channel();
         let (greet, greeted) = oneshot::channel();
-        let socket = Self { stream, missing: GREETING, greet: Some(greet), cut: to_cut, is_cut: false, _gone };
+        let (greet, stall) = (Some(greet), Stall::new(patience));
+        let socket = Self { stream, missing: GREETING, greet, cut: to_cut, is_cut: false, stall, _gone };
         (socket, Cord { cut, gone, greeted })
     }
 
-    /// Nobody waits for a socket but by reading: there is always a read under way on an HTTP/2 connection.
+    /// Asked by whoever is about to wait, for what comes or for room.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
         // A cord that is gone is a cut as well: nobody else ends the connection, and what has resolved is not asked again.
         self.is_cut = self.is_cut || Pin::new(&mut self.cut).poll(cx).is_ready();
         self.is_cut
     }
 
+    /// HTTP/2 doesn't read while a ping, a pong or a goodbye waits for room: then only the write finds out that it is cut.
+    fn poll_written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stall.moved();
+            return written;
+        }
+        if self.stall.poll_over(cx).is_ready() {
+            self.is_cut = true;
+        }
+        if self.poll_cut(cx) { Poll::Ready(Err(self.aborted())) } else { Poll::Pending }
+    }
+
+    fn aborted(&self) -> io::Error {
+        if self.stall.is_waiting() {
+            // Or the system would go on offering what the client doesn't take. If it can't be told, it does.
+            let _ = self.stream.set_zero_linger();
+        }
+        io::ErrorKind::ConnectionAborted.into()
+    }
+
     fn heard(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.stall.moved();
+        }
         self.missing = self.missing.saturating_sub(bytes);
         if self.missing == 0
             && let Some(greet) = self.greet.take()
@@ -71,7 +100,7 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.poll_cut(cx) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            return Poll::Ready(Err(self.aborted()));
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -82,7 +111,8 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.poll_written(cx, written)
     }
 
     fn poll_write_vectored(
@@ -90,7 +120,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.poll_written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -119,14 +150,17 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
+        time::{Instant, sleep, timeout},
     };
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(40);
+
     async fn connected() -> io::Result<(TcpStream, Socket, Cord)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let client = TcpStream::connect(listener.local_addr()?).await?;
-        let (socket, cord) = Socket::new(listener.accept().await?.0);
+        let (socket, cord) = Socket::new(listener.accept().await?.0, PATIENCE);
         Ok((client, socket, cord))
     }
 
@@ -157,6 +191,36 @@ mod tests {
                 let read = socket.read_u8().await.map_err(|error| error.kind());
                 assert_eq!(read, Err(io::ErrorKind::ConnectionAborted), "told: {told}");
             }
+        }
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_waits_is_cut_as_well_and_given_up_in_time() -> io::Result<()> {
+        for told in [Some(true), Some(false), None] {
+            let (_client, mut socket, Cord { cut, gone: _gone, greeted: _ }) = connected().await?;
+            let start = Instant::now();
+            let fill = async {
+                loop {
+                    if let Err(error) = socket.write(&[0; 1 << 16]).await {
+                        break error.kind();
+                    }
+                }
+            };
+            let cutting = async {
+                // The time goes on once the write waits.
+                sleep(PATIENCE / 2).await;
+                match told {
+                    Some(true) => cut.send(()).map(|()| None).expect("the socket is there"),
+                    Some(false) => None,
+                    None => Some(cut),
+                }
+            };
+            let (failed, _cut) = tokio::join!(timeout(2 * PATIENCE, fill), cutting);
+            assert_eq!(failed, Ok(io::ErrorKind::ConnectionAborted), "told: {told:?}");
+            let after = if told.is_some() { PATIENCE / 2 } else { PATIENCE };
+            assert_eq!(start.elapsed().as_secs(), after.as_secs(), "told: {told:?}");
+            assert!(socket.read_u8().await.is_err(), "told: {told:?}: it is cut for good");
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Servers as their clients see them, over loopback.
 
+mod deaf;
 mod shelf;
 
 use std::{sync::Arc, time::Duration};

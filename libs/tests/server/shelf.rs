@@ -23,6 +23,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+/// The SKU of which there is news without end.
+pub(crate) const FLOOD: &str = "flood";
+
 /// Does what the SKU says.
 #[derive(Clone, Debug)]
 pub(crate) struct Shelf {
@@ -70,6 +73,13 @@ impl InventoryQueryService for Shelf {
         request: Request<WatchStockRequest>,
     ) -> Result<Response<Self::WatchStockStream>, Status> {
         let sku = request.into_inner().sku;
+        if sku == FLOOD {
+            let news = WatchStockResponse {
+                stock: Some(Stock { sku: "x".repeat(1 << 20), ..Stock::default() }),
+                ..WatchStockResponse::default()
+            };
+            return Ok(Response::new(stream::repeat(Ok(news)).boxed()));
+        }
         let rest = stream::once(async move {
             match &*sku {
                 "panic" => panic!("on purpose"),
