@@ -9,9 +9,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-# How long a service may take to leave by itself: --drain-grace, --drain-timeout, a second for calls that are cut off, then five
-# each for sagas, the journal, traces and metrics.
-LEAVE_SECONDS = 0.5 + 20 + 1 + 4 * 5
+REPOSITORY = Path(__file__).parents[2]
 
 # The memory that a service needs at least, in MiB. Order's sagas stay in it while they wait for a peer.
 MEMORY = {"order": 512}
@@ -24,7 +22,7 @@ NAME = "app.kubernetes.io/name"
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 # An overlay of some of them leaves the others to another.
-BASES = {folder.name for folder in (Path(__file__).parents[2] / "k8s/base").iterdir()}
+BASES = {folder.name for folder in (REPOSITORY / "k8s/base").iterdir()}
 
 documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
 findings = []
@@ -39,13 +37,22 @@ def expect(where, what, holds):
         findings.append(f"{where}: {what}")
 
 
-def check_pod(where, pod):
+def leave_seconds(service):
+    """How long a service may take to leave by itself: --drain-grace, --drain-timeout, a second for calls that are cut off, then five
+    each for what it and its stores put away, for traces and for metrics."""
+    sources = [*(REPOSITORY / "services" / service / "src").rglob("*.rs"), REPOSITORY / "libs/src/service/stores.rs"]
+    hooks = [re.findall(r"\.(?:on_drain|task_until_drained)\(", source.read_text()) for source in sources]
+    return 0.5 + 20 + 1 + 5 * (sum(map(len, hooks)) + 2)
+
+
+def check_pod(where, template):
+    pod, leaves = template["spec"], leave_seconds(template["metadata"]["labels"].get(NAME, ""))
     security = pod.get("securityContext", {})
     expect(where, "runs as non-root", security.get("runAsNonRoot") is True)
     expect(where, "seccomp profile is RuntimeDefault", security.get("seccompProfile") == {"type": "RuntimeDefault"})
     expect(where, "no service-account token", pod.get("automountServiceAccountToken") is False)
     expect(where, "its service account is its own and exists", pod.get("serviceAccountName") in of_kind("ServiceAccount"))
-    expect(where, f"has more than {LEAVE_SECONDS} s to leave", pod.get("terminationGracePeriodSeconds", 0) > LEAVE_SECONDS)
+    expect(where, f"has more than {leaves} s to leave", pod.get("terminationGracePeriodSeconds", 0) > leaves)
     for volume in pod.get("volumes", []):
         sources = sorted(volume.keys() - {"name"})
         expect(where, f"volume {volume['name']} is one thing, not {' and '.join(sources)}", len(sources) <= 1)
@@ -190,7 +197,7 @@ expect("manifests", "hold a Deployment", of_kind("Deployment"))
 for name, deployment in of_kind("Deployment").items():
     where, spec = f"Deployment {name}", deployment["spec"]
     pod, strategy = spec["template"]["spec"], spec.get("strategy", {})
-    check_pod(where, pod)
+    check_pod(where, spec["template"])
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
         check_container(f"{where}, container {container['name']}", container, volumes)
