@@ -210,6 +210,10 @@ for name, deployment in of_kind("Deployment").items():
     alone = spec.get("replicas", 1) == 1 and strategy.get("type") == "Recreate"
     expect(where, "keeps its embedded database on a claim", on_claim or not embedded)
     expect(where, "is one pod at a time, as it keeps an embedded database", alone or not (on_claim or embedded))
+    shared = bool(program) and any("valueFrom" in v for v in program.get("env", []) if v["name"] == "DATABASE_URL")
+    rolling, rests = strategy.get("rollingUpdate") or {}, spec.get("minReadySeconds", 0)
+    paced = (rolling.get("maxSurge"), rolling.get("maxUnavailable")) == (1, 0) and rests >= pod.get("terminationGracePeriodSeconds", 30)
+    expect(where, "has one pod at most that comes and one that leaves, as its database's sessions are counted", paced or not shared)
     expect(where, "has no rollingUpdate beside Recreate", strategy.get("type") != "Recreate" or not strategy.get("rollingUpdate"))
 for name, service in of_kind("Service").items():
     check_service(f"Service {name}", service)
