@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use breaker_support::{Moody, list};
+use breaker_support::{Moody, list, patient};
 use libs::{
     breaker::{Config, Registry},
     rpc::client::{Peer, PeerOptions, Peers},
@@ -60,7 +60,7 @@ async fn a_name_stands_for_all_its_servers_and_those_that_come_later() {
     let addresses = Arc::new(Mutex::new(vec![first, second]));
     let registry = Registry::new();
     let never = Config::builder().consecutive_failures(1_000_000).failure_rate(None).build().unwrap();
-    let peer = peer_by_name(&registry, &addresses, &PeerOptions::saga().breaker(never));
+    let peer = peer_by_name(&registry, &addresses, &patient(PeerOptions::saga().breaker(never)));
     until_all_are_called(&peer, &[&one, &two]).await;
 
     // One is out, and another comes elsewhere: found without waiting for the usual lookup.

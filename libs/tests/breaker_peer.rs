@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;
+mod clock;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use breaker_support::{HANG, Moody, eager, list, peer_at, peer_in, serve, unheard};
+use breaker_support::{HANG, Moody, PATIENCE, eager, list, peer_at, peer_in, serve, unheard};
+use clock::{becomes, soon, stop_the_clock};
 use libs::{
     breaker::{Cause, CircuitOpen, Reason, Registry, State, service::BreakerService},
     rpc::{
@@ -18,7 +20,10 @@ use proto::breaker::v1::{
     WatchBreakersRequest, breaker_command_service_client::BreakerCommandServiceClient,
     breaker_query_service_client::BreakerQueryServiceClient,
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, advance},
+};
 use tonic::{Code, Status, transport::Server};
 use tonic_types::StatusExt as _;
 
@@ -37,7 +42,7 @@ async fn a_peer_that_keeps_failing_is_left_alone_and_says_so() {
     assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "circuit open: moody"));
     let open = CircuitOpen::from_status(&refused).unwrap();
     assert_eq!((&*open.breaker, open.reason), ("moody", Reason::Open));
-    assert!(open.retry_after >= Duration::from_secs(4), "{open:?}");
+    assert!(open.retry_after > PATIENCE / 4, "{open:?}");
     assert_eq!(moody.calls.load(Ordering::SeqCst), 3, "a refused call is not sent");
     assert_eq!(registry.get("moody").unwrap().snapshot().totals.rejected.sum(), 1);
 }
@@ -95,19 +100,21 @@ async fn a_peer_that_hangs_ends_by_the_deadline_and_trips_it() {
     assert_eq!(peer.breaker().state(), State::Open);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_hangs_after_its_headers_ends_by_the_deadline() {
+    let stopped = stop_the_clock();
     let moody = Moody::serve().await;
     moody.set(HANG);
-    // Enough for what comes before it hangs.
     let peer = peer_at(&moody.uri, &eager().timeout(1000 * MS));
     for _ in 0..3 {
         let mut client = BreakerQueryServiceClient::new(peer.clone());
         let mut stream = client.watch_breakers(WatchBreakersRequest::default()).await.unwrap().into_inner();
         assert!(stream.message().await.unwrap().is_some());
-        assert_eq!(stream.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+        let (ended, ()) = soon(async { tokio::join!(stream.message(), advance(1000 * MS)) }).await;
+        assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
     }
     assert_eq!(peer.breaker().state(), State::Open);
+    drop(stopped);
 }
 
 #[tokio::test]
@@ -124,14 +131,20 @@ async fn an_error_in_trailers_after_a_message_counts() {
     assert_eq!(peer.breaker().state(), State::Open);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_inherited_deadline_holds_when_it_is_earlier_and_a_passed_one_sends_nothing() {
+    let stopped = stop_the_clock();
     let moody = Moody::serve().await;
     moody.set(HANG);
     let peer = peer_at(&moody.uri, &eager());
     let started = Instant::now();
-    let status = deadline::scope(started + 1000 * MS, list(&peer)).await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let hears = async {
+        becomes(|| moody.calls.load(Ordering::SeqCst) == 1).await;
+        advance(1000 * MS).await;
+    };
+    let called = deadline::scope(started + 1000 * MS, list(&peer));
+    let (ended, ()) = soon(async { tokio::join!(called, hears) }).await;
+    assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
     // Far less than its own.
     let told = moody.timeouts.lock().last().copied().flatten();
     assert!(told.is_some_and(|told| told <= 1000 * MS), "{told:?}");
@@ -141,6 +154,7 @@ async fn the_inherited_deadline_holds_when_it_is_earlier_and_a_passed_one_sends_
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(moody.calls.load(Ordering::SeqCst), calls);
     assert_eq!(peer.breaker().snapshot().totals.failure, 1, "what was not sent is not the peer's fault");
+    drop(stopped);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;
+mod clock;
 
 use std::{
     collections::HashMap,
@@ -13,8 +14,9 @@ use std::{
     time::Duration,
 };
 
-use breaker_support::{HANG, Moody, eager, list, peer_at, serve, unheard};
+use breaker_support::{HANG, Moody, PATIENCE, eager, list, patient, peer_at, serve, unheard};
 use bytes::Bytes;
+use clock::{becomes, soon, stop_the_clock};
 use libs::{
     breaker::{CircuitOpen, Class, Classes, Config, Reason, State},
     rpc::{
@@ -26,7 +28,10 @@ use proto::breaker::v1::{
     WatchBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient,
     breaker_query_service_server::BreakerQueryServiceServer,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    time::advance,
+};
 use tonic::{Code, Status, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::Layer as _;
@@ -37,11 +42,16 @@ fn quick_retry() -> Retry {
     Retry::new().backoff(MS, MS)
 }
 
+/// A query's channel that tries again.
+fn trying(retry: Retry) -> PeerOptions {
+    patient(PeerOptions::query().retry(retry))
+}
+
 #[tokio::test]
 async fn a_call_that_may_be_made_twice_is_tried_again() {
     let moody = Moody::serve().await;
     moody.fail_next(2, Code::Unavailable);
-    let peer = peer_at(&moody.uri, &PeerOptions::query().retry(quick_retry()));
+    let peer = peer_at(&moody.uri, &trying(quick_retry()));
     list(&peer).await.unwrap();
     assert_eq!(moody.calls.load(Ordering::SeqCst), 3);
     assert_eq!(moody.previous_attempts.load(Ordering::SeqCst), 2, "the server is told");
@@ -52,7 +62,7 @@ async fn a_call_that_may_be_made_twice_is_tried_again() {
 async fn a_sagas_channel_sends_each_call_once() {
     let moody = Moody::serve().await;
     moody.fail_next(1, Code::Unavailable);
-    let peer = peer_at(&moody.uri, &PeerOptions::saga());
+    let peer = peer_at(&moody.uri, &patient(PeerOptions::saga()));
     assert_eq!(list(&peer).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(moody.calls.load(Ordering::SeqCst), 1);
 }
@@ -62,7 +72,7 @@ async fn what_another_attempt_does_not_help_is_not_tried_again() {
     for code in [Code::InvalidArgument, Code::ResourceExhausted, Code::Internal] {
         let moody = Moody::serve().await;
         moody.fail_next(1, code);
-        let peer = peer_at(&moody.uri, &PeerOptions::query().retry(quick_retry()));
+        let peer = peer_at(&moody.uri, &trying(quick_retry()));
         assert_eq!(list(&peer).await.unwrap_err().code(), code);
         assert_eq!(moody.calls.load(Ordering::SeqCst), 1, "{code:?}");
     }
@@ -73,7 +83,7 @@ async fn a_server_that_pushes_back_is_obeyed() {
     let moody = Moody::serve().await;
     moody.fail_next(1, Code::Unavailable);
     *moody.pushback.lock() = Some("-1");
-    let peer = peer_at(&moody.uri, &PeerOptions::query().retry(quick_retry()));
+    let peer = peer_at(&moody.uri, &trying(quick_retry()));
     assert_eq!(list(&peer).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(moody.calls.load(Ordering::SeqCst), 1);
 }
@@ -82,8 +92,8 @@ async fn a_server_that_pushes_back_is_obeyed() {
 async fn a_breakers_refusal_is_final() {
     let moody = Moody::serve().await;
     moody.set(Code::Unavailable as i32);
-    let options = PeerOptions::query().retry(quick_retry());
-    let breaker = Config::builder().consecutive_failures(2).build().unwrap();
+    let options = trying(quick_retry());
+    let breaker = Config::builder().consecutive_failures(2).open_for(PATIENCE, 1, PATIENCE).build().unwrap();
     let peer = peer_at(&moody.uri, &options.breaker(breaker));
     let refused = list(&peer).await.unwrap_err();
     assert!(CircuitOpen::from_status(&refused).is_some(), "{refused:?}");
@@ -103,7 +113,7 @@ async fn a_refusal_passed_on_by_a_peer_is_final_and_not_the_peers_fault() {
         moody.fail_next(10, status.code());
         *moody.failure.lock() = Some(status.clone());
         let retry = quick_retry().codes([Code::Unavailable, Code::ResourceExhausted]);
-        let peer = peer_at(&moody.uri, &PeerOptions::query().retry(retry));
+        let peer = peer_at(&moody.uri, &trying(retry));
         assert_eq!(list(&peer).await.unwrap_err().code(), status.code());
         assert_eq!(moody.calls.load(Ordering::SeqCst), 1, "{status:?}");
         let totals = peer.breaker().snapshot().totals;
@@ -156,49 +166,67 @@ async fn a_call_that_nobody_worked_on_is_sent_again_once_whatever_the_retries_al
         [(1, Unseen::Refused, 2, true), (2, Unseen::Refused, 2, false), (1, Unseen::Reset, 1, false)]
     {
         let (address, seen) = turning_away(turned_away, how).await;
-        let options = PeerOptions::query().retry(quick_retry().attempts(1));
+        let options = trying(quick_retry().attempts(1));
         let peer = peer_at(&format!("http://{address}"), &options);
         let result = list(&peer).await;
         assert_eq!((result.is_ok(), seen.load(Ordering::SeqCst)), (well, sent), "{result:?}");
     }
     // Whether a saga's call is sent is for the saga's log to say.
     let (address, seen) = turning_away(1, Unseen::Refused).await;
-    list(&peer_at(&format!("http://{address}"), &PeerOptions::saga())).await.unwrap_err();
+    list(&peer_at(&format!("http://{address}"), &patient(PeerOptions::saga()))).await.unwrap_err();
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_hangs_is_given_up_and_another_made() {
+    let stopped = stop_the_clock();
     let moody = Moody::serve().await;
     moody.fail_next(1, Code::Ok);
     moody.failing.1.store(HANG, Ordering::SeqCst);
-    let patient = PeerOptions::query().timeout(Duration::from_secs(60));
-    let peer = peer_at(&moody.uri, &patient.clone().retry(quick_retry().attempt_timeout(500 * MS)));
-    list(&peer).await.unwrap();
+    let peer = peer_at(&moody.uri, &trying(quick_retry().attempt_timeout(500 * MS)));
+    // So long an attempt may take, and then so long the next one is waited for.
+    let hangs = async |calls: usize| {
+        becomes(|| moody.calls.load(Ordering::SeqCst) == calls).await;
+        let failures = peer.breaker().snapshot().totals.failure;
+        advance(500 * MS).await;
+        becomes(|| peer.breaker().snapshot().totals.failure > failures).await;
+        advance(2 * MS).await;
+    };
+    let (answer, ()) = soon(async { tokio::join!(list(&peer), hangs(1)) }).await;
+    answer.unwrap();
     assert_eq!(moody.calls.load(Ordering::SeqCst), 2);
     let totals = peer.breaker().snapshot().totals;
     assert_eq!((totals.failure, totals.success), (1, 1), "the breaker knows that it hung");
     // All that hang end the call, each counted against the tokens.
     moody.set(HANG);
-    let status = list(&peer).await.unwrap_err();
+    let all_hang = async {
+        for calls in 3..=5 {
+            hangs(calls).await;
+        }
+    };
+    let (answer, ()) = soon(async { tokio::join!(list(&peer), all_hang) }).await;
+    let status = answer.unwrap_err();
     assert_eq!((status.code(), moody.calls.load(Ordering::SeqCst)), (Code::DeadlineExceeded, 5));
+    drop(stopped);
 }
 
 #[tokio::test]
 async fn a_server_that_restarts_costs_a_query_nothing() {
     let moody = Moody::default();
-    let mut address: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let mut peer = None;
+    // Held between two lives too, so that nobody else is given the port.
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = held.local_addr().unwrap();
+    let peer = peer_at(&format!("http://{address}"), &patient(PeerOptions::query()));
     for life in 1..=3 {
         let listener = TcpListener::bind(address).await.unwrap();
-        address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let router = Server::builder().add_service(BreakerQueryServiceServer::new(moody.clone()));
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let served = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }));
-        let peer = peer.get_or_insert_with(|| peer_at(&format!("http://{address}"), &PeerOptions::query()));
         for _ in 0..3 {
-            list(peer).await.unwrap();
+            list(&peer).await.unwrap();
         }
         assert_eq!(moody.calls.load(Ordering::SeqCst), 3 * life);
         // It says GOAWAY, and its connections end.
@@ -253,7 +281,7 @@ async fn an_outage_is_not_made_worse_by_retries() {
     let moody = Moody::serve().await;
     moody.set(Code::Unavailable as i32);
     let never = Config::builder().consecutive_failures(1_000_000).failure_rate(None).build().unwrap();
-    let peer = peer_at(&moody.uri, &PeerOptions::query().retry(quick_retry()).breaker(never));
+    let peer = peer_at(&moody.uri, &trying(quick_retry()).breaker(never));
     for _ in 0..100 {
         list(&peer).await.unwrap_err();
     }
@@ -265,7 +293,7 @@ async fn an_outage_is_not_made_worse_by_retries() {
 async fn a_peer_that_is_out_takes_no_retries_from_another_with_the_same_options() {
     let (out, well) = (Moody::serve().await, Moody::serve().await);
     out.set(Code::Unavailable as i32);
-    let options = PeerOptions::query().retry(quick_retry());
+    let options = trying(quick_retry());
     let (unlucky, other) = (peer_at(&out.uri, &options), peer_at(&well.uri, &options));
     for _ in 0..10 {
         list(&unlucky).await.unwrap_err();
@@ -296,7 +324,7 @@ async fn a_dead_address_among_two_is_passed_over_after_three_failures() {
     // For longer than any machine takes over what follows, so that nobody looks whether it is back.
     let hour = Duration::from_secs(3600);
     let out = Config::builder().consecutive_failures(3).open_for(hour, 1, hour).build().unwrap();
-    let peer = peer_at(&format!("{},http://{dead}", moody.uri), &PeerOptions::saga().ejection(out));
+    let peer = peer_at(&format!("{},http://{dead}", moody.uri), &patient(PeerOptions::saga().ejection(out)));
     let mut failed = 0;
     for _ in 0..400 {
         failed += usize::from(list(&peer).await.is_err());
@@ -311,7 +339,10 @@ async fn with_most_addresses_out_all_are_tried() {
     moody.set(Code::Unavailable as i32);
     let peer = peer_at(
         &[&*moody.uri; 3].join(","),
-        &PeerOptions::saga().breaker(Config::builder().consecutive_failures(1_000).failure_rate(None).build().unwrap()),
+        &patient(
+            PeerOptions::saga()
+                .breaker(Config::builder().consecutive_failures(1_000).failure_rate(None).build().unwrap()),
+        ),
     );
     for _ in 0..50 {
         let status = list(&peer).await.unwrap_err();
@@ -325,11 +356,11 @@ async fn with_most_addresses_out_all_are_tried() {
 async fn an_overloaded_server_sheds_calls_and_breakers_rest_as_long_as_it_says() {
     let moody = Moody::default();
     moody.set(HANG);
-    let shed = ShedLayer::new("moody", 2, Duration::from_secs(20));
+    let shed = ShedLayer::new("moody", 2, Duration::from_secs(50));
     let service = shed.layer(BreakerQueryServiceServer::new(moody.clone()));
     let address = serve(Server::builder().add_service(service)).await;
-    let breaker = Config::builder().min_calls(3).build().unwrap();
-    let peer = peer_at(&format!("http://{address}"), &PeerOptions::saga().breaker(breaker));
+    let breaker = Config::builder().min_calls(3).count_window(10).build().unwrap();
+    let peer = peer_at(&format!("http://{address}"), &patient(PeerOptions::saga().breaker(breaker)));
     let working: Vec<_> = (0..2)
         .map(|_| {
             tokio::spawn({
@@ -353,6 +384,7 @@ async fn an_overloaded_server_sheds_calls_and_breakers_rest_as_long_as_it_says()
     let totals = peer.breaker().snapshot().totals;
     assert_eq!((totals.overload, totals.failure), (3, 0));
     let open = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
-    assert!(open.retry_after > Duration::from_secs(15), "{open:?}");
+    // Of fifty seconds some have passed since. A circuit that opens by itself does so for six at the most.
+    assert!(open.retry_after > Duration::from_secs(10), "{open:?}");
     working.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -33,6 +33,9 @@ use tonic::{
 /// Never answers.
 pub const HANG: i32 = -1;
 
+/// Far more than anything here takes: a call that is to be answered, or a circuit that is to stay open, for however slow the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Answers with the code it is told, or hangs.
 #[derive(Clone, Debug, Default)]
 pub struct Moody {
@@ -137,9 +140,15 @@ pub fn unheard() -> (TcpSocket, SocketAddr) {
     (socket, address)
 }
 
-/// A saga channel whose breaker opens after three failures in a row.
+/// A saga channel whose breaker opens after three failures in a row, and stays so for longer than a test takes.
 pub fn eager() -> PeerOptions {
-    PeerOptions::saga().breaker(Config::builder().consecutive_failures(3).probes(1, 1).build().unwrap())
+    let config = Config::builder().consecutive_failures(3).probes(1, 1).open_for(PATIENCE, 1, PATIENCE);
+    patient(PeerOptions::saga().breaker(config.build().unwrap()))
+}
+
+/// The same options for a call that is answered in the end, by whatever machine.
+pub fn patient(options: PeerOptions) -> PeerOptions {
+    options.timeout(PATIENCE).connect_timeout(PATIENCE)
 }
 
 /// A peer named "moody" at the addresses.
