@@ -21,7 +21,7 @@ use proto::saga::v1::{
     StepKind, WatchSagasRequest, saga_command_service_client::SagaCommandServiceClient,
     saga_command_service_server::SagaCommandService as _, saga_query_service_server::SagaQueryService as _,
 };
-use saga_world::{Process, Reserve, Ship, World};
+use saga_world::{PATIENCE, Process, Reserve, Ship, World};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, transport::Server};
@@ -75,7 +75,7 @@ async fn open() -> Api {
     let log = Log::of(&journal);
     let views = Views::open(location.views(), log, &Projections::new().with(SagasView)).await.unwrap();
     let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [older(), outer()]).unwrap();
-    let (queries, impatient) = (queries(Duration::from_secs(10)), queries(Duration::ZERO));
+    let (queries, impatient) = (queries(PATIENCE), queries(Duration::ZERO));
     tokio::spawn(views.run());
     let commands = SagaCommands::new("test", process.coordinator.clone());
     Api { side: CommandSide::new("test", journal), world, process, queries, impatient, commands }
@@ -234,9 +234,12 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
     api.start("outer", "a", 0).await.unwrap();
     api.process.until("a:prepare", |saga| saga.version > 0).await;
     // It is stored before anybody drives it, and driven once it calls.
-    while !api.world.participants.calls().iter().any(|call| call.call.saga_id == "a:prepare") {
-        tokio::task::yield_now().await;
-    }
+    let called = async {
+        while !api.world.participants.calls().iter().any(|call| call.call.saga_id == "a:prepare") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, called).await.unwrap();
     let wrong = PauseSagaRequest { saga_id: "a b".to_owned(), actor: String::new(), reason: "x".repeat(513) };
     assert_eq!(wrong_fields(api.commands.pause_saga(Request::new(wrong)).await), ["saga_id", "actor", "reason"]);
     let pause = PauseSagaRequest {

@@ -25,7 +25,11 @@ use operations::operations;
 use prost::Message as _;
 use proto::saga::v1::{Saga, SagaPhase, SagaTransition, StepState};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tonic::{Status, metadata::MetadataMap};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 operations! {
     Reserve "/reserve" undone by Release;
@@ -57,16 +61,18 @@ fn local(name: &'static str, state: String) -> LocalWork {
 fn definition() -> Arc<Definition> {
     let mut saga = Definition::builder::<i64>("test", 1);
     let quick = Retry { initial: Duration::from_millis(1), most: Duration::from_millis(5), ..Retry::default() };
+    // Who is silent is so for as long as this takes.
+    let hour = Duration::from_secs(3600);
     let reserved = saga.compensatable::<Reserve>("reserve", |input, _| Ok(*input), |undo| undo.reply.unwrap_or(-1));
-    saga.retry(quick);
+    saga.retry(quick).attempt_timeout(hour);
     let charged = saga.compensatable::<Charge>(
         "charge",
         move |_, replies| replies.get(reserved),
         |undo| undo.reply.unwrap_or(-1),
     );
-    saga.retry(quick);
+    saga.retry(quick).attempt_timeout(hour);
     saga.pivot::<Ship>("ship", move |_, replies| replies.get(charged));
-    saga.retry(quick);
+    saga.retry(quick).attempt_timeout(hour);
     saga.retriable_local("complete", |_, _| Ok(local("o", "completed".to_owned())));
     saga.on_compensated(|_, reason| Ok(local("o", format!("rejected: {} {}", reason.step, reason.reason))));
     saga.build().unwrap()
@@ -98,6 +104,16 @@ impl Participants {
 
     fn calls(&self) -> Vec<&'static str> {
         self.calls.lock().unwrap().iter().map(|(path, _)| *path).collect()
+    }
+
+    /// Waits for a call.
+    async fn called(&self, path: &'static str) {
+        let called = async {
+            while !self.calls().contains(&path) {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(timeout(PATIENCE, called).await.is_ok(), "after {PATIENCE:?} nobody has called {path}");
     }
 }
 
@@ -223,20 +239,23 @@ fn a_crash_at_any_point_is_taken_up_where_the_log_ends() {
                 // Either the silent call is reached, or the saga ends without it.
                 tokio::select! {
                     _ = coordinator.finished("s-1") => {}
-                    () = async { while !participants.calls().contains(&silent) { tokio::task::yield_now().await } } => {}
+                    () = participants.called(silent) => {}
                 }
             });
             runtime.shutdown_timeout(Duration::from_secs(5));
 
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
-                let journal = loop {
-                    match Journal::open(&path, TABLES).await {
-                        // The first life's committer is ending its last batch.
-                        Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
-                        opened => break opened.unwrap(),
+                let open = async {
+                    loop {
+                        match Journal::open(&path, TABLES).await {
+                            // The first life's committer is ending its last batch.
+                            Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                            opened => break opened.unwrap(),
+                        }
                     }
                 };
+                let journal = timeout(PATIENCE, open).await.expect("the first life lets go");
                 let coordinator = coordinator(&journal, &participants);
                 coordinator.recover().await.unwrap();
                 let saga = coordinator.finished("s-1").await.unwrap();
@@ -256,9 +275,7 @@ async fn a_cancel_before_the_pivot_turns_back_and_after_it_is_refused() {
     let (journal, participants) = (journal(&folder).await, Participants::told(&[("/charge", Say::Silent)]));
     let coordinator = coordinator(&journal, &participants);
     start(&journal, &coordinator).await;
-    while !participants.calls().contains(&"/charge") {
-        tokio::task::yield_now().await;
-    }
+    participants.called("/charge").await;
     let cancelled = coordinator.cancel("s-1", "ann", "changed my mind").await.unwrap();
     let saga = coordinator.finished("s-1").await.unwrap();
     assert_eq!(saga.phase(), SagaPhase::Compensated);
@@ -274,9 +291,7 @@ async fn a_cancel_before_the_pivot_turns_back_and_after_it_is_refused() {
     let participants = Participants::told(&[("/ship", Say::Silent)]);
     let coordinator = self::coordinator(&journal, &participants);
     start(&journal, &coordinator).await;
-    while !participants.calls().contains(&"/ship") {
-        tokio::task::yield_now().await;
-    }
+    participants.called("/ship").await;
     let refusal = coordinator.cancel("s-1", "ann", "too late").await.unwrap_err();
     assert_eq!(refusal.reason, "PAST_PIVOT");
     assert_eq!(coordinator.cancel("s-2", "ann", "who?").await.unwrap_err().reason, "UNKNOWN_SAGA");
@@ -311,17 +326,20 @@ async fn a_refused_compensation_waits_for_an_operator_who_may_retry_or_skip() {
 
 /// Waits until the saga is in a phase.
 async fn until(journal: &Journal, phase: SagaPhase) -> Saga {
-    loop {
-        let events = libs::journal::events_after(journal.reader(), 0, 100).await.unwrap();
-        let mut saga = Saga::default();
-        for event in events.into_iter().filter(|event| event.kind == "saga") {
-            fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
+    let comes = async {
+        loop {
+            let events = libs::journal::events_after(journal.reader(), 0, 100).await.unwrap();
+            let mut saga = Saga::default();
+            for event in events.into_iter().filter(|event| event.kind == "saga") {
+                fold(&mut saga, SagaTransition::decode(event.payload).unwrap());
+            }
+            if saga.phase() == phase {
+                return saga;
+            }
+            tokio::task::yield_now().await;
         }
-        if saga.phase() == phase {
-            return saga;
-        }
-        tokio::task::yield_now().await;
-    }
+    };
+    timeout(PATIENCE, comes).await.unwrap_or_else(|_| panic!("after {PATIENCE:?} it is not {phase:?}"))
 }
 
 #[tokio::test]

@@ -31,8 +31,12 @@ fn locking(name: &'static str, refuse: bool) -> Arc<Definition> {
     } else {
         saga.lock(keys)
     }
+    // What hangs does so until it is told to go on, and is not called again meanwhile.
+    let hour = Duration::from_secs(3600);
     saga.compensatable::<Reserve>("reserve", |it, _| Ok(it.clone()), |undo| undo.request);
+    saga.attempt_timeout(hour);
     saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.attempt_timeout(hour);
     saga.on_compensated(|it, reason| Ok(local(&reason.reason, it)));
     saga.build().unwrap()
 }
@@ -76,12 +80,14 @@ async fn start(process: &Process, saga_type: &'static str, id: &str, input: &str
 }
 
 async fn ended(process: &Process, id: &str) -> Saga {
-    tokio::time::timeout(Duration::from_secs(20), process.coordinator.finished(id)).await.expect("it ends").unwrap()
+    process.finished(id).await
 }
 
-/// Lets the calls of one saga wait until it is told to go on, then answers.
+/// Lets the actions of one saga wait until it is told to go on.
 fn hang(world: &World, hanging: &'static str) {
-    world.participants.on_call(move |call| if call.saga_id == hanging { Fault::Hang } else { Fault::None });
+    world
+        .participants
+        .on_call(move |call| if call.saga_id == hanging && call.op == Op::Action { Fault::Hang } else { Fault::None });
 }
 
 async fn let_go(world: &World, process: &Process, id: &str) {

@@ -176,7 +176,7 @@ async fn one_that_has_nothing_to_do_hears_that_another_has_ended_its_saga() {
     two.coordinator.cancel("ada-2", "ada", "too late").await.unwrap();
     two.coordinator.skip("ada-1:pay", "account", Op::Action, true, "ada", "booked by hand").await.unwrap();
     two.coordinator.resume("bob-1", "ada", "all is there").await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(20), futures::future::join_all(waiting)).await;
+    let ended = tokio::time::timeout(PATIENCE, futures::future::join_all(waiting)).await;
     let ended: Vec<_> = ended.expect("who waits hears of the end").into_iter().map(Result::unwrap).collect();
     let expected = [
         ("ada-1", SagaPhase::Completed),
@@ -202,7 +202,7 @@ async fn one_that_does_not_know_a_sagas_definition_leaves_it_to_its_owner() {
     let refused = old.coordinator.pause("tea", "ada", "stock-taking").await.unwrap_err();
     assert_eq!((refused.code, &*refused.reason), (Code::Unavailable, "SAGA_NOT_DRIVEN"));
     world.participants.on_call(|_| Fault::None);
-    let ended = tokio::time::timeout(Duration::from_secs(20), new.coordinator.finished("tea")).await;
+    let ended = tokio::time::timeout(PATIENCE, new.coordinator.finished("tea")).await;
     assert_eq!(ended.expect("its owner goes on").unwrap().phase(), SagaPhase::Completed);
 }
 
@@ -217,9 +217,9 @@ fn place_order_with_a_bug() -> Arc<Definition> {
     saga.build().unwrap()
 }
 
-/// Whether a process says at once that a saga is parked; who asks for one that is driven waits.
-async fn is_parked(process: &Process, id: &str) -> bool {
-    let waiting = tokio::time::timeout(Duration::from_secs(2), process.coordinator.finished(id));
+/// Whether a process says within this time that a saga is parked; who asks for one that is driven waits.
+async fn is_parked(process: &Process, id: &str, within: Duration) -> bool {
+    let waiting = tokio::time::timeout(within, process.coordinator.finished(id));
     match waiting.await {
         Err(_) => false,
         Ok(ended) => ended.expect_err("it has not ended").reason == "SAGA_PARKED",
@@ -243,12 +243,14 @@ async fn what_is_parked_is_not_any_more_once_another_drives_it() {
     gone.coordinator.leave().await;
     lose("ship");
     let old = knowing(&world, world.participants.clone(), &[place_order_with_a_bug()]).await;
-    assert!(is_parked(&old, "tea").await);
+    assert!(is_parked(&old, "tea", PATIENCE).await);
     old.place("rum").await.unwrap();
-    becomes("parked", async || is_parked(&old, "rum").await).await;
+    assert!(is_parked(&old, "rum", PATIENCE).await);
     shares(&old);
     tokio::time::sleep(Member::BEAT + Member::BEAT / 2).await;
-    assert!(is_parked(&old, "tea").await && is_parked(&old, "rum").await, "for as long as nobody else drives them");
+    for id in ["tea", "rum"] {
+        assert!(is_parked(&old, id, PATIENCE).await, "for as long as nobody else drives them");
+    }
 
     let new = knowing(&world, world.participants.clone(), &[place_order(), place_order_version(2)]).await;
     // Or it would be gone for the old one once its lease is over, and what it drives an orphan again.
@@ -256,11 +258,13 @@ async fn what_is_parked_is_not_any_more_once_another_drives_it() {
     new.coordinator.retry("rum", "ada", "mended").await.unwrap();
     assert_eq!(new.coordinator.live(), 2);
     for id in ["tea", "rum"] {
-        becomes("driven by another", async || !is_parked(&old, id).await).await;
+        becomes("driven by another", async || !is_parked(&old, id, Duration::from_secs(2)).await).await;
     }
     world.participants.on_call(|_| Fault::None);
     for id in ["tea", "rum"] {
-        assert_eq!(old.finished(id).await.phase(), SagaPhase::Completed);
+        // Where it only took long to say that it is parked, it says so until it hears of the other.
+        let ended = async || old.coordinator.finished(id).await.is_ok_and(|saga| saga.phase() == SagaPhase::Completed);
+        becomes("completed", ended).await;
     }
 }
 
@@ -397,7 +401,11 @@ async fn who_shuts_down_is_not_waited_for() {
     if !database::has_server() {
         return;
     }
-    let world = World::new();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
+    // The call hangs for as long as this takes.
+    saga.attempt_timeout(PATIENCE);
+    let world = World::with(saga.build().unwrap());
     world.participants.on_call(|call| if call.step == "charge" { Fault::Hang } else { Fault::None });
     let one = process(&world, world.participants.clone()).await;
     shares(&one);
@@ -405,12 +413,13 @@ async fn who_shuts_down_is_not_waited_for() {
     one.until("tea", |saga| saga.steps.iter().any(|step| step.name == "charge" && step.attempts > 0)).await;
     world.participants.on_call(|_| Fault::None);
     // As an App does with a hook that overruns, and then with the one after it.
-    let drained = tokio::time::timeout(Duration::from_millis(50), one.coordinator.drain(Duration::from_secs(60))).await;
+    let drained = tokio::time::timeout(Duration::from_millis(50), one.coordinator.drain(PATIENCE)).await;
     assert!(drained.is_err(), "a call hangs");
     one.coordinator.leave().await;
     one.crash().await;
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let two = Process::on(journal, vec![place_order()], world.participants.clone(), Options::default());
+    let definitions = vec![Arc::clone(&world.definition)];
+    let two = Process::on(journal, definitions, world.participants.clone(), Options::default());
     assert_eq!(two.coordinator.recover().await.unwrap(), 1, "the lease was given up");
     assert_eq!(two.finished("tea").await.phase(), SagaPhase::Completed);
 }

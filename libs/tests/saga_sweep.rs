@@ -26,8 +26,9 @@ use libs::{
 use parking_lot::Mutex;
 use prost::Message as _;
 use proto::saga::v1::{ForgetStepsRequest, Saga, SagaPhase, barrier_service_server::BarrierService as _};
-use saga_world::{Charge, Process, Reserve, Ship, place_order};
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, place_order};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tonic::{Code, Request, Status, metadata::MetadataMap};
 
 const KEEP: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -375,11 +376,14 @@ async fn an_action_that_comes_after_the_sweep_is_refused_and_has_no_effect() {
     let process = world.open().await;
     assert_eq!(run(&process, "tea").await, SagaPhase::Completed);
     let effects = services.effects();
-    let mut told = 0;
-    while told < 3 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        told += process.coordinator.forget_ended().await;
-    }
+    let all_are_told = async {
+        let mut told = 0;
+        while told < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            told += process.coordinator.forget_ended().await;
+        }
+    };
+    timeout(PATIENCE, all_are_told).await.unwrap();
     for path in ["Reserve", "Charge", "Ship"] {
         let late = services.late(path).await.unwrap_err();
         assert_eq!(Refusal::from_status(&late).reason, "SAGA_CALL_EXPIRED", "{path}");
@@ -441,9 +445,12 @@ async fn who_is_killed_between_telling_and_remembering_tells_again() {
     services.0.mute.lock().extend(PEERS);
     let coordinator = process.coordinator.clone();
     let telling = tokio::spawn(async move { coordinator.forget_ended().await });
-    while services.0.told.lock().len() < 3 {
-        tokio::task::yield_now().await;
-    }
+    let all_are_told = async {
+        while services.0.told.lock().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all_are_told).await.unwrap();
     telling.abort();
     process.crash().await;
     assert!(services.known("tea").await.is_empty());
@@ -526,14 +533,15 @@ async fn several_that_tell_at_once_tell_no_less_and_nothing_again() {
     assert_eq!((one.coordinator.forget_ended().await, two.coordinator.forget_ended().await), (0, 0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn who_goes_on_after_its_sagas_were_forgotten_calls_nobody() {
     if !database::is_shared() {
         return;
     }
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    saga.retry(Retry { initial: Duration::from_millis(500), ..Retry::default() });
+    let hour = Duration::from_secs(3600);
+    saga.retry(Retry { initial: hour, most: hour, ..Retry::default() });
     let world = World::new(saga.build().unwrap()).await;
     let services = &world.services;
     let (one, two) = (world.open().await, world.open().await);
@@ -547,9 +555,17 @@ async fn who_goes_on_after_its_sagas_were_forgotten_calls_nobody() {
     world.clock.later(8 * DAY);
     assert_eq!(two.coordinator.forget_ended().await, 1);
     let effects = services.effects();
-    while one.coordinator.live() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    assert_eq!(one.coordinator.live(), 1);
+    // No longer than that: what asks the server would give up waiting.
+    tokio::time::pause();
+    tokio::time::advance(hour).await;
+    tokio::time::resume();
+    let lets_go = async {
+        while one.coordinator.live() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, lets_go).await.unwrap();
     assert_eq!(effects, ["action ship of tea"]);
     assert_eq!(services.effects(), effects);
     let calls = services.0.sent.lock().iter().filter(|sent| sent.1.ends_with("Ship")).count();
