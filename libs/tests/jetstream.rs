@@ -6,7 +6,7 @@
 mod broker;
 mod database;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self, Context,
@@ -30,6 +30,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
+    sync::Semaphore,
     task::{AbortHandle, JoinHandle},
     time::{sleep, timeout},
 };
@@ -53,9 +54,12 @@ static SEEN: Table = Table {
 };
 
 /// Writes down every position, in the order in which they come.
+#[derive(Clone)]
 struct Seen {
     /// How long a batch takes beside the writing.
     pause: Duration,
+    /// What a batch waits for, if it does.
+    gate: Option<Arc<Semaphore>>,
 }
 
 impl Projection for Seen {
@@ -64,6 +68,9 @@ impl Projection for Seen {
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
         sleep(self.pause).await;
+        if let Some(gate) = &self.gate {
+            drop(gate.acquire().await.unwrap());
+        }
         let mut seen = Documents::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
         for event in events {
             seen.update(&event.id, event.position, |list: &mut String| list.push_str(&format!("{} ", event.position)));
@@ -73,7 +80,11 @@ impl Projection for Seen {
 }
 
 const fn at_once() -> Seen {
-    Seen { pause: Duration::ZERO }
+    slowly(0)
+}
+
+const fn slowly(millis: u64) -> Seen {
+    Seen { pause: Duration::from_millis(millis), gate: None }
 }
 
 /// A service with a log, which it offers itself as well.
@@ -137,7 +148,7 @@ impl Source {
         let jetstream = connect(broker).await;
         loop {
             let log = Log::of_stream(jetstream.clone(), self.peer.clone(), &["thing"], name, database::is_shared());
-            let projections = Projections::new().with(Seen { pause: seen.pause });
+            let projections = Projections::new().with(seen.clone());
             match Views::open(&location, log, &projections).await {
                 // The killed one's last fold has not let go of the file yet.
                 Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
@@ -355,20 +366,22 @@ async fn what_comes_again_and_in_another_order_is_passed_over() {
     };
     until("the stream is there", || async { context.get_stream(STREAM).await.is_ok() }).await;
     context.get_stream(STREAM).await.unwrap().create_consumer(config).await.unwrap();
-    let (read, _runs) = source.views(&broker, "slow", Seen { pause: Duration::from_millis(150) }).await;
+    let (read, _runs) = source.views(&broker, "slow", slowly(150)).await;
     let stream = context.get_stream(STREAM).await.unwrap();
     let came_again = || async {
         let info = stream.consumer_info("slow").await.unwrap();
         info.delivered.consumer_sequence.saturating_sub(info.delivered.stream_sequence) > 100
     };
-    for _ in 0..200 {
-        source.write(20, 100).await;
-        if database::is_shared() || came_again().await {
-            break;
+    let comes_again = async {
+        loop {
+            source.write(20, 100).await;
+            if database::is_shared() || came_again().await {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
         }
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert!(database::is_shared() || came_again().await, "nothing came twice");
+    };
+    timeout(PATIENCE, comes_again).await.expect("something comes twice");
     source.write(20, 100).await;
     source.check(&read).await;
 }
@@ -383,7 +396,7 @@ async fn the_broker_is_told_of_what_is_committed_and_no_sooner() {
     let mut source = Source::start().await;
     source.publish(&broker).await;
     source.write(10, 100).await;
-    let (read, _runs) = source.views(&broker, "reader", Seen { pause: Duration::from_millis(20) }).await;
+    let (read, _runs) = source.views(&broker, "reader", slowly(20)).await;
     let context = operator(&broker).await;
     let mut floor = 0;
     let follows = async {
@@ -505,16 +518,15 @@ async fn who_reads_a_long_stream_is_shown_its_end_before_coming_there() {
     source.write(2_000, 10).await;
     until("all is published", || async { shown(&published).await.position == 2_000 }).await;
     let log = Log::of_stream(connect(&broker).await, source.peer.clone(), &["thing"], "reader", database::is_shared());
-    let projections = Projections::new().with(Seen { pause: Duration::from_millis(50) });
+    let gate = Arc::new(Semaphore::new(0));
+    let projections = Projections::new().with(Seen { gate: Some(Arc::clone(&gate)), ..at_once() });
     let views = Views::open(database::location(source.folder.path(), "reader"), log, &projections).await.unwrap();
     let board = Board::default();
     views.show_on(&board, "source");
     let _runs = Running(tokio::spawn(views.run()));
-    let mut first = shown(&board).await;
-    while first.head == 0 {
-        sleep(Duration::from_millis(1)).await;
-        first = shown(&board).await;
-    }
+    until("its end is shown", || async { shown(&board).await.head > 0 }).await;
+    let first = shown(&board).await;
+    gate.add_permits(1);
     assert!(first.head == 2_000 && first.position < 2_000, "{first:?}");
     until("it comes there", || async { shown(&board).await.position == 2_000 }).await;
 }

@@ -206,7 +206,7 @@ async fn one_who_stops_in_its_turn_is_not_waited_for() {
         async move { stopped.submit(stands_still).await }
     });
     has_begun.await.unwrap();
-    let noted = tokio::time::timeout(Duration::from_secs(30), other.submit(note("other"))).await;
+    let noted = timeout(PATIENCE, other.submit(note("other"))).await;
     assert_eq!(noted.expect("it waits for one that is stopped").unwrap().outcome, Outcome::Done);
 
     go_on.send(()).unwrap();

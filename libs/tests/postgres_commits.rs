@@ -187,7 +187,7 @@ async fn a_server_that_is_gone_without_a_word_holds_nobody_for_ever() {
         let (journal, cut) = linked(&schema).await;
         journal.submit(note(&format!("before {from}"))).await.unwrap();
         *cut.lock().unwrap() = Cut::Silent(from);
-        let answer = timeout(Duration::from_secs(60), journal.submit(note(from))).await.expect("an answer");
+        let answer = timeout(2 * PATIENCE, journal.submit(note(from))).await.expect("an answer");
         assert_eq!(*cut.lock().unwrap(), Cut::Never, "it fell silent");
         assert_eq!(answer.unwrap().outcome, Outcome::Done, "once more, by another link: {from}");
         assert_eq!(journal.submit(note(from)).await.unwrap().outcome, Outcome::Replayed);
@@ -223,8 +223,12 @@ async fn who_waits_for_a_turn_for_too_long_leaves_nothing_waiting_at_the_server(
     tokio::time::sleep(Duration::from_secs(18)).await;
     let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND (classid, objid) IN
         (SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid())";
-    let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut other).await.unwrap();
-    assert_eq!(waiting, 1);
+    let one_waits = async {
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut other).await.unwrap() != 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), one_waits).await.expect("the one that waits now, and none that was given up");
     other.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.unwrap().outcome, Outcome::Done);
@@ -356,10 +360,11 @@ async fn a_batch_is_not_committed_once_more_when_somebody_came_between() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_loses_a_deadlock_is_committed_once_more() {
     let Some(schema) = Schema::new() else { return };
-    let journal = schema.open().await;
+    // The batch is the one to give way: it looks for a deadlock once, by when there must be one, and the other one never.
+    let url = format!("{}?options[deadlock_timeout]=5s", schema.url);
+    let journal = Journal::open(Location::Postgres { url, schema: schema.name.clone() }, &[]).await.unwrap();
     assert_eq!(journal.submit(note("first")).await.unwrap().outcome, Outcome::Done);
     let mut other = schema.connect().await;
-    // The batch is the one to give way: it looks for a deadlock after a second, the other one never.
     other.execute("SET deadlock_timeout = '1h'").await.unwrap();
     // What it does counts for nothing.
     other.execute("SET session_replication_role = replica").await.unwrap();
