@@ -129,11 +129,15 @@ mod tests {
     #[test]
     fn after_a_rest_the_first_reading_is_fine() {
         let clock = CoarseClock::new();
-        clock.now();
-        while LAST.load(Relaxed) & UNREAD == 0 {
-            thread::sleep(TICK);
-        }
-        let before = fine();
-        assert!(clock.now() >= before);
+        let is_fine = || {
+            clock.now();
+            while LAST.load(Relaxed) & UNREAD == 0 {
+                thread::sleep(TICK);
+            }
+            let before = fine();
+            clock.now() >= before
+        };
+        // Another test may read it just then, and end the rest.
+        assert!((0..10).any(|_| is_fine()));
     }
 }
