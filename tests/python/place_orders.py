@@ -57,9 +57,10 @@ seen = stock_grpc.InventoryQueryServiceStub(at_inventory).GetStock(
     stock.GetStockRequest(sku="tea"), metadata=token_of(call), timeout=TIMEOUT
 )
 assert (seen.stock.added, seen.stock.available, seen.stock.reserved) == (10, 10, 0), seen
-payment_grpc.PaymentCommandServiceStub(at_payment).DepositFunds(
+_, call = payment_grpc.PaymentCommandServiceStub(at_payment).DepositFunds.with_call(
     payment.DepositFundsRequest(request_id="d", customer_id="ann", amount=usd(100)), timeout=TIMEOUT
 )
+deposited = token_of(call)
 
 # One order completes, and asking again with the same request gives the same order.
 first, _ = place("p-1", "ann", "CH")
@@ -116,7 +117,7 @@ assert listed == ["p-3", "p-2", "p-1"], listed
 # The books add up, as soon as the views have followed.
 for _ in itertools.count():
     account = accounts_grpc.PaymentQueryServiceStub(at_payment).GetAccount(
-        accounts.GetAccountRequest(customer_id="ann"), timeout=TIMEOUT
+        accounts.GetAccountRequest(customer_id="ann"), metadata=deposited, timeout=TIMEOUT
     )
     sent = shipments_grpc.ShippingQueryServiceStub(at_shipping).ListShipments(
         shipments.ListShipmentsRequest(), timeout=TIMEOUT

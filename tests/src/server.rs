@@ -65,6 +65,8 @@ impl Server {
             child: None,
         };
         server.flag("--listen", &server.port.address().to_string());
+        // Far more than views are behind their log, on whatever machine.
+        server.flag("--max-staleness-wait", "20s");
         Ok(server)
     }
 

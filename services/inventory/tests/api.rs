@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use inventory::Service;
 use libs::{
     cli::Program as _,
@@ -16,6 +18,7 @@ use proto::{
     },
 };
 use support::{TestApp, store};
+use tempfile::TempDir;
 use tonic::{Code, Response};
 
 fn euros(units: i64) -> Option<Money> {
@@ -152,10 +155,11 @@ async fn a_watcher_sees_every_change_and_can_resume_after_any() {
 
 #[tokio::test]
 async fn a_watch_from_beyond_the_log_is_refused_and_one_from_where_the_log_is_goes_on() {
-    let mut app = TestApp::start().await;
-    let added = app.commands.add_stock(add("tea", 10)).await.unwrap();
+    // What is beyond the log is waited for in vain.
+    let mut app = TestApp::start_waiting(TempDir::new().unwrap(), Duration::ZERO).await;
+    app.commands.add_stock(add("tea", 10)).await.unwrap();
     let watch = |after_position| WatchStockRequest { after_position, ..WatchStockRequest::default() };
-    let stood = app.queries.watch_stock(after(&added, watch(0))).await.unwrap().into_inner().message().await;
+    let stood = app.queries.watch_stock(watch(0)).await.unwrap().into_inner().message().await;
     let position = stood.unwrap().unwrap().position;
     let mut beyond = app.queries.watch_stock(watch(99_999)).await.unwrap().into_inner();
     assert_eq!(

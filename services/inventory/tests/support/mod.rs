@@ -16,6 +16,9 @@ use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::transport::{Channel, Endpoint};
 
+/// Far more than the views are behind. No call has more than half a minute.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// The service under test.
 pub(crate) struct TestApp {
     pub(crate) commands: InventoryCommandServiceClient<Channel>,
@@ -32,8 +35,14 @@ impl TestApp {
 
     /// Starts on data that is there.
     pub(crate) async fn start_on(data: TempDir) -> Self {
+        Self::start_waiting(data, PATIENCE).await
+    }
+
+    /// Starts one whose queries wait for so long, at the most, for what they are to see.
+    pub(crate) async fn start_waiting(data: TempDir, most_wait: Duration) -> Self {
         let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), store(&data).database_url);
         flags.limits.drain_grace = Duration::ZERO;
+        flags.limits.max_staleness_wait = most_wait;
         // Nobody is there: inventory answers all the same.
         flags.peers = vec!["shipping=http://127.0.0.1:1".parse().unwrap()];
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();

@@ -1,6 +1,8 @@
 //! The real service on a free port and fresh data, and real clients.
 #![expect(clippy::unwrap_used, reason = "a test that can not start has failed")]
 
+use std::time::Duration;
+
 use libs::{
     cli::{DatabaseUrl, Program as _, Serve},
     service::App,
@@ -24,7 +26,9 @@ impl TestApp {
     pub(crate) async fn start() -> Self {
         let data = TempDir::new().unwrap();
         let database = DatabaseUrl::Sqlite(data.path().join("payment.db"));
-        let flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
+        let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
+        // Far more than the views are behind. No call has more than half a minute.
+        flags.limits.max_staleness_wait = Duration::from_secs(20);
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();
         Service::assemble(&mut app, &flags).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that can not start has failed")]
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+use std::time::Duration;
+
 use libs::{
     cli::{DatabaseUrl, Program as _, Serve},
     service::App,
@@ -33,7 +35,9 @@ impl TestApp {
     /// Starts it on the data of this folder, in `shipping.db`.
     pub(crate) async fn start_on(data: TempDir) -> Self {
         let database = DatabaseUrl::Sqlite(data.path().join("shipping.db"));
-        let flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
+        let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
+        // Far more than the views are behind. No call has more than half a minute.
+        flags.limits.max_staleness_wait = Duration::from_secs(20);
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();
         Service::assemble(&mut app, &flags).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();
