@@ -183,7 +183,15 @@ async fn a_dead_peer_opens_its_breaker_and_its_return_closes_it() -> anyhow::Res
 
 #[tokio::test]
 async fn a_server_that_is_asked_to_end_says_so_first_and_leaves_nothing_half_done() -> anyhow::Result<()> {
-    let mut shop = seeded().await?;
+    let mut shop = Shop::new()?;
+    // Who waits for an order and what is under way at the end have as long as this takes.
+    shop.order().flag("--max-deadline", "600s");
+    shop.order().flag("--drain-timeout", "600s");
+    for server in shop.servers_mut() {
+        server.start().await?;
+    }
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
     let clients = shop.clients();
     let mut health = HealthClient::new(shop.order().channel());
     let mut watched = health.watch(HealthCheckRequest::default()).await?.into_inner();
@@ -257,8 +265,8 @@ async fn a_server_that_waits_for_its_database_ends_with_0_when_asked_to() -> any
     let _connection = timeout(PATIENCE, database.accept()).await.context("it never asks its database")??;
     let id = server.id().context("it has ended")?.to_string();
     ensure!(Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &id]).status().await?.success());
-    // Far less than the patience it has with its database.
-    let ended = timeout(Duration::from_secs(10), server.wait()).await.context("it does not end")??;
+    let ended = timeout(PATIENCE, server.wait()).await.context("it does not end")??;
+    // One that waits on until it loses its patience with its database says so, and ends with 1.
     assert_eq!(ended.code(), Some(0));
     Ok(())
 }
@@ -429,7 +437,7 @@ async fn the_health_command_tells_a_server_that_serves_from_one_that_does_not() 
     let mut shop = Shop::start().await?;
     let folder = shop.folder().to_owned();
     let server: &mut Server = shop.shipping();
-    let words = ["health", "--listen", &server.address()];
+    let words = ["health", "--timeout", "60s", "--listen", &server.address()];
     let output = run("shipping", &folder, &words).await?;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     server.kill().await?;

@@ -114,12 +114,24 @@ async fn a_trace_goes_on_through_services_that_export_none_and_is_in_their_logs(
     place.metadata_mut().insert("traceparent", parent.parse()?);
     place.metadata_mut().insert("x-request-id", "say \"tea\"".parse()?);
     shop.clients().order_commands().place_order(place).await?;
-    // One that nobody can serve, and one that asks shipping.
-    for (order_id, known) in [("", false), ("o-1", true)] {
+    let ask = |order_id: &str| {
         let mut ask = Request::new(GetOrderRequest { order_id: order_id.to_owned(), include_shipment: true });
         ask.metadata_mut().insert("traceparent", parent.parse()?);
-        assert_eq!(shop.clients().order_queries().get_order(ask).await.is_ok(), known, "{order_id}");
-    }
+        anyhow::Ok(ask)
+    };
+    // One that nobody can serve, and one that asks shipping.
+    assert!(shop.clients().order_queries().get_order(ask("")?).await.is_err());
+    let asked = async {
+        loop {
+            let answer = shop.clients().order_queries().get_order(ask("o-1")?).await;
+            // The view is a moment behind its command, and shipping has half a second for its answer, which may be little.
+            if answer.is_ok_and(|answer| answer.into_inner().shipment.is_some_and(|standing| standing.current)) {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, asked).await.context("shipping is never heard")??;
     let traced = |server: &Server, method: &str| lines(server, &[("trace_id", TRACE), ("method", method)]);
     for (server, method) in [
         (0, "inventory.v1.InventoryCommandService/ReserveStock"),
@@ -128,7 +140,8 @@ async fn a_trace_goes_on_through_services_that_export_none_and_is_in_their_logs(
         (2, "shipping.v1.ShippingQueryService/GetShipment"),
     ] {
         let server = &shop.servers_mut()[server];
-        assert_eq!(traced(server, method).len(), 1, "{method}\n{}", server.log());
+        // More than once where an answer took too long.
+        assert!(!traced(server, method).is_empty(), "{method}\n{}", server.log());
     }
     let placed = traced(shop.order(), "order.v1.OrderCommandService/PlaceOrder");
     assert!(placed.iter().all(|line| line["request_id"] == "say \"tea\"") && placed.len() == 1, "{placed:?}");

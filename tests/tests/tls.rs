@@ -42,7 +42,7 @@ async fn a_server_that_only_trusts_an_authority_is_asked_for_its_health_in_plain
     let listen = shop.shipping().address();
     for (typed, code) in [(&[][..], 0), (&["--tls-ca", &authority][..], 1)] {
         let mut command = program::command("shipping", &folder)?;
-        command.args(["health", "--listen", &listen]).args(typed).env("TLS_CA", &authority);
+        command.args(["health", "--timeout", "60s", "--listen", &listen]).args(typed).env("TLS_CA", &authority);
         let output = program::output(command).await?;
         assert_eq!(output.status.code(), Some(code), "{typed:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
