@@ -1,6 +1,8 @@
 //! The real service on a free port and fresh data, and real clients. Whom it calls is out.
 #![expect(clippy::unwrap_used, reason = "a test that can not start has failed")]
 
+use std::time::Duration;
+
 use libs::{
     cli::{DatabaseUrl, Program as _, Serve},
     service::App,
@@ -27,6 +29,8 @@ impl TestApp {
         // Nobody is there: an order is taken all the same, and goes on once they are back.
         flags.peers =
             Service::PEERS.iter().map(|(name, _)| format!("{name}=http://127.0.0.1:1").parse().unwrap()).collect();
+        // Far more than the views are behind. No call has more than half a minute.
+        flags.limits.max_staleness_wait = Duration::from_secs(20);
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();
         Service::assemble(&mut app, &flags).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{}", app.local_addr())).unwrap().connect_lazy();
