@@ -1,46 +1,22 @@
 //! Compiles every contract with protox: no protoc to install.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use prost::Message as _;
 
-/// The packages, each a folder below this one.
-const FILES: &[&str] = &[
-    "libs/v1/options.proto",
-    "inventory/v1/command.proto",
-    "inventory/v1/query.proto",
-    "inventory/v1/event.proto",
-    "inventory/v1/state.proto",
-    "payment/v1/command.proto",
-    "payment/v1/query.proto",
-    "payment/v1/event.proto",
-    "payment/v1/state.proto",
-    "shipping/v1/command.proto",
-    "shipping/v1/query.proto",
-    "shipping/v1/event.proto",
-    "shipping/v1/state.proto",
-    "order/v1/command.proto",
-    "order/v1/query.proto",
-    "order/v1/event.proto",
-    "order/v1/state.proto",
-    "saga/v1/barrier.proto",
-    "saga/v1/command.proto",
-    "saga/v1/query.proto",
-    "saga/v1/record.proto",
-    "breaker/v1/command.proto",
-    "breaker/v1/query.proto",
-    "events/v1/events.proto",
-    "projections/v1/projections.proto",
-];
-
 fn main() -> Result<(), Box<dyn Error>> {
-    for package in
-        ["libs", "inventory", "payment", "shipping", "order", "saga", "breaker", "events", "projections", "google"]
-    {
-        println!("cargo::rerun-if-changed={package}");
-    }
+    // All of this folder, as a new package is a new folder.
+    println!("cargo::rerun-if-changed=.");
+    let mut contracts = Vec::new();
+    find(Path::new("."), &mut contracts)?;
+    contracts.sort();
     let mut compiler = protox::Compiler::new(["."])?;
-    compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
+    compiler.include_source_info(true).include_imports(true).open_files(contracts)?;
     // Encoded by protox itself: a prost-types descriptor would drop our own method options.
     let encoded = compiler.encode_file_descriptor_set();
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
@@ -51,8 +27,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let settings = tonic_prost_build::configure()
         .bytes(".")
         // Maps in order: a command is known again by a hash of its bytes, which must be the same in whatever process encodes it.
-        .btree_map(".");
+        .btree_map(".")
+        // A module a package, one in the other as their names are.
+        .include_file("packages.rs");
     let settings = boxed.into_iter().fold(settings, |settings, path| settings.boxed(path));
     settings.compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// Every contract below a folder.
+fn find(folder: &Path, contracts: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find(&path, contracts)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            contracts.push(path);
+        }
+    }
     Ok(())
 }
