@@ -2,6 +2,8 @@
 
 set positional-arguments
 
+# Those that are programs of their own; `shop` is all of them in one.
+services := '--package inventory --package payment --package shipping --package order'
 programs := env('CARGO_TARGET_DIR', justfile_directory() / 'target') / 'debug'
 
 [private]
@@ -12,7 +14,7 @@ default:
 [group('run')]
 demo *WHAT:
     @if [ "${1:-}" = breaker ]; then \
-        cargo build --locked --package inventory --package payment --package shipping --package order --package tests && \
+        cargo build --locked {{ services }} --package tests && \
         exec '{{ programs }}/outage'; \
     else exec cargo run --package shop -- demo "$@"; fi
 
@@ -83,13 +85,14 @@ simulate SEEDS='500' FIRST='1':
 
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]
-chaos SECONDS='60' *SEED: (build '-p=inventory' '-p=payment' '-p=shipping' '-p=order' '-p=tests')
+chaos SECONDS='60' *SEED:
+    @cargo build --locked {{ services }} --package tests
     @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
 
 # Measure: all benches, or the one named (orders, saga, cqrs, server, breaker, breaker_torture)
 [group('prove')]
 bench *NAME:
-    @cargo build --release --quiet --locked --package inventory --package payment --package shipping --package order
+    @cargo build --release --quiet --locked {{ services }}
     @name=${1:-}; [ -z "$name" ] || shift; \
     set -- cargo bench --package benches --features breakers --locked ${name:+--bench "$name"} -- "$@"; \
     case "${name:-all}" in \
