@@ -245,6 +245,10 @@ async fn peers_are_known_by_name() {
     assert_eq!(peers("payment=http://elsewhere:1").unwrap().addresses("payment")[0].host(), Some("elsewhere"));
     let unknown = peers("parcels=http://elsewhere:1").unwrap_err();
     assert_eq!(unknown.to_string(), "there is no peer \"parcels\" here; the peers are: inventory, payment");
+    let undeclared = peers("payment=http://elsewhere:1").unwrap().connect("parcels").unwrap_err();
+    let says =
+        "peer \"parcels\" is called but not declared: add it to the program's PEERS, which has: inventory, payment";
+    assert_eq!(undeclared.to_string(), says);
     let secure = peers("payment=https://elsewhere:1").unwrap();
     let error = secure.connect("payment").unwrap_err();
     assert!(error.to_string().contains("--tls-ca"), "{error}");

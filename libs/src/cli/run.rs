@@ -79,7 +79,8 @@ pub fn run<P: Program>() -> ExitCode {
 /// the variables of flags.
 fn found_wrong(error: &BoxError) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PeerError>() {
-        return Some(format!("--peer: {error}"));
+        let typed = !matches!(error, PeerError::Undeclared { .. });
+        return typed.then(|| format!("--peer: {error}"));
     }
     if let Some(error @ (StartError::File { .. } | StartError::Tls(_))) = error.downcast_ref::<StartError>() {
         return Some(error.to_string());
@@ -329,6 +330,15 @@ mod tests {
         assert!(found_wrong(&file.into()).is_some());
         let taken = StartError::Listen { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("taken") };
         assert!(found_wrong(&taken.into()).is_none(), "what is typed is right");
+    }
+
+    #[test]
+    fn a_peer_that_the_program_forgot_is_no_wrong_flag() {
+        let (name, known) = ("a".to_owned(), "none".to_owned());
+        let forgotten = PeerError::Undeclared { name: name.clone(), known: known.clone() };
+        assert_eq!(found_wrong(&forgotten.into()), None);
+        let typed = found_wrong(&PeerError::Unknown { name, known }.into()).expect("typed");
+        assert!(typed.starts_with("--peer: "), "{typed}");
     }
 
     #[test]

@@ -65,6 +65,14 @@ pub enum PeerError {
         /// The names there are.
         known: String,
     },
+    /// A peer is called that was not declared, so nobody could type an address for it: the program's mistake, not a flag's.
+    #[error("peer {name:?} is called but not declared: add it to the program's PEERS, which has: {known}")]
+    Undeclared {
+        /// Who is called.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
     /// TLS is asked for, and it cannot be had.
     #[error("peer {name:?} has the address {uri:?}, but TLS cannot be set up for it: {why}")]
     Tls {

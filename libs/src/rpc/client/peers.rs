@@ -72,7 +72,7 @@ impl Peers {
         let mut gathered = BTreeMap::<String, Vec<Uri>>::new();
         for PeerAddress { name, uris } in given {
             if !peers.addresses.contains_key(name.strip_suffix(QUERIES).unwrap_or(&name)) {
-                return Err(peers.unknown(&name));
+                return Err(PeerError::Unknown { known: peers.known(), name });
             }
             gathered.entry(name).or_default().extend(uris);
         }
@@ -178,7 +178,7 @@ impl Peers {
 
     /// The addresses of a peer, which are kept current.
     pub(super) fn endpoints(&self, name: &str, options: &PeerOptions) -> Result<Endpoints, PeerError> {
-        let uris = self.addresses.get(name).ok_or_else(|| self.unknown(name))?;
+        let uris = self.addresses.get(name).ok_or_else(|| self.undeclared(name))?;
         let several = uris.len() > 1;
         let typed = |uri: &Uri| self.endpoint(name, &Place::typed(uri.clone()), several, options);
         let endpoints = Endpoints::new(uris.iter().map(typed).collect::<Result<_, _>>()?);
@@ -236,10 +236,13 @@ impl Peers {
         endpoint.tls_config(tls).map_err(|error| wrong(root(&error).to_string()))
     }
 
-    fn unknown(&self, name: &str) -> PeerError {
+    fn undeclared(&self, name: &str) -> PeerError {
+        PeerError::Undeclared { name: name.to_owned(), known: self.known() }
+    }
+
+    fn known(&self) -> String {
         let known: Vec<&str> = self.addresses.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        PeerError::Unknown { name: name.to_owned(), known }
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     }
 }
 
