@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use proto::{
     google::r#type::{Money, PostalAddress},
     inventory::v1::AddStockRequest,
@@ -78,14 +78,13 @@ pub async fn run(screen: Screen) -> anyhow::Result<()> {
         screen.line(format!("  {name:<10} {uri}"))?;
     }
     screen.line(screen.paint(Tone::Faint, format!("  serving after {}", brief(began.elapsed()))))?;
-    let uris: Vec<String> = shop.uris().map(|(_, uri)| uri).collect();
-    shop.during(play(&uris, screen)).await
+    let uris = [shop.uri("inventory")?, shop.uri("payment")?, shop.uri("shipping")?, shop.uri("order")?];
+    shop.during(play(uris, screen)).await
 }
 
-async fn play(uris: &[String], screen: Screen) -> anyhow::Result<()> {
-    let [inventory, payment, shipping, order] = uris else { bail!("four services, not {}", uris.len()) };
-    let suppliers = Suppliers::connect(inventory, payment, shipping).await?;
-    let orders = Orders::connect(order).await?;
+async fn play([inventory, payment, shipping, order]: [String; 4], screen: Screen) -> anyhow::Result<()> {
+    let suppliers = Suppliers::connect(&inventory, &payment, &shipping).await?;
+    let orders = Orders::connect(&order).await?;
     stock(&suppliers, screen).await?;
     for (at, scene) in SCENES.iter().enumerate() {
         scene.play(at + 1, &orders, screen).await?;

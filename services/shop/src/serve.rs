@@ -22,10 +22,9 @@ pub async fn run(asked: &config::Serve, screen: Screen) -> anyhow::Result<()> {
     screen.line(format!("  data in {}", asked.data_dir.display()))?;
     screen.line("")?;
     screen.line(screen.paint(Tone::Title, "Lines to paste, in this order, as often as you like"))?;
-    let authorities: Vec<String> = shop.uris().map(|(_, uri)| uri.trim_start_matches("http://").to_owned()).collect();
     for recipe in &RECIPES {
         screen.line(screen.paint(Tone::Faint, format!("# {}", recipe.about)))?;
-        screen.line(recipe.line(&authorities))?;
+        screen.line(recipe.line(shop.uri(recipe.service)?.trim_start_matches("http://")))?;
     }
     screen.line("")?;
     let ended = shop.during(async {

@@ -94,6 +94,15 @@ impl Shop {
         })
     }
 
+    /// The address of a service.
+    ///
+    /// # Errors
+    /// When the shop has none of that name.
+    pub fn uri(&self, name: &str) -> anyhow::Result<String> {
+        let found = self.uris().find(|(known, _)| *known == name);
+        Ok(found.with_context(|| format!("the shop has no service {name}: open it in Shop::start"))?.1)
+    }
+
     /// Serves while something goes on, then closes in order.
     ///
     /// # Errors
