@@ -46,7 +46,8 @@ impl Pods {
         let name = text(&deployment["metadata"]["name"])?;
         let container = &deployment["spec"]["template"]["spec"]["containers"][0];
         let image = text(&container["image"])?;
-        let service = Shop::NAMES.into_iter().find(|name| image == format!("trellis/{name}:local")).context(image)?;
+        let service = Shop::NAMES.into_iter().find(|name| image == format!("trellis/{name}:local"));
+        let service = service.with_context(|| format!("{name}: the image {image} is of no service in Shop::NAMES"))?;
         let port = container["ports"][0]["containerPort"].as_u64().context("a port")?;
         let probe = list(&container["readinessProbe"]["exec"]["command"]).map(text).collect::<Result<_, _>>()?;
         let mut pods = Self { name, service, port, environment: Vec::new(), probe };

@@ -1,11 +1,16 @@
 //! `k8s/overlays/production` as far as one machine goes: a process for each of its Deployments, with the environment that its pods have
 //! there, on a real PostgreSQL and a real NATS. The test gives what a cluster would: addresses for names, and Secrets. Runs where
-//! `TEST_POSTGRES_BIN` and `TEST_NATS` name the servers' programs.
+//! `TEST_POSTGRES_BIN` and `TEST_NATS` name the servers' programs. Whether nobody was forgotten, here and in `overlays/local`, is looked
+//! at everywhere.
 
 #[path = "../../libs/tests/broker/mod.rs"]
 mod broker;
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
 
 use broker::Broker;
 use futures::future::try_join_all;
@@ -14,7 +19,9 @@ use proto::{
     order::v1::{GetOrderRequest, OrderState},
 };
 use tempfile::TempDir;
-use tests::{Clients, Server, collector::Collector, manifests::Pods, postgres::Postgres, program, shop, tls::Secrets};
+use tests::{
+    Clients, Server, Shop, collector::Collector, manifests::Pods, postgres::Postgres, program, shop, tls::Secrets,
+};
 use tokio::time::{sleep, timeout};
 
 /// Far more than anything here takes.
@@ -131,6 +138,47 @@ async fn the_pods_of_production_serve_orders_together_and_are_probed_as_they_ser
         .await?;
     for name in &deciding {
         assert!(collector.spans().iter().any(|span| span.instance == *name), "{name} says in its traces who it is");
+    }
+    Ok(())
+}
+
+/// The peers that a service's program calls, as it says to whoever types another.
+async fn called_by(service: &str) -> anyhow::Result<Vec<String>> {
+    let folder = tempfile::tempdir()?;
+    let mut asked = program::command(service, folder.path())?;
+    asked.args(["serve", "--peer", "nobody=http://nobody:1"]);
+    let says = String::from_utf8(program::output(asked).await?.stderr)?;
+    let (_, peers) = says.split_once("the peers are: ").unwrap_or_else(|| panic!("{service}: {says}"));
+    let peers = peers.split_once(" (").map_or(peers, |(peers, _)| peers).trim();
+    Ok(peers.split(", ").filter(|peer| *peer != "none").map(str::to_owned).collect())
+}
+
+#[tokio::test]
+async fn every_service_is_in_both_overlays_and_is_told_where_its_peers_are() -> anyhow::Result<()> {
+    let mut services = BTreeSet::new();
+    for folder in fs::read_dir(program::repository().join("services"))? {
+        let folder = folder?;
+        // The shop, which is all of them, generates no surface.
+        if folder.path().join("build.rs").is_file() {
+            services.insert(folder.file_name().into_string().expect("a plain name"));
+        }
+    }
+    assert_eq!(services, Shop::NAMES.map(str::to_owned).into(), "the folders in services/, and Shop::NAMES");
+    for overlay in ["k8s/overlays/local", "k8s/overlays/production"] {
+        let all = Pods::of(&program::repository().join(overlay))?;
+        let deployed: BTreeSet<_> = all.iter().map(|pods| pods.service.to_owned()).collect();
+        assert_eq!(deployed, services, "the services in {overlay}, and the folders in services/");
+        for pods in &all {
+            let told = pods.environment.iter().find(|(name, _)| name == "PEER").map_or("", |(_, peers)| peers);
+            for peer in called_by(pods.service).await? {
+                let queries = format!("{peer}.queries");
+                let is_told = told
+                    .split(',')
+                    .filter_map(|part| part.split_once('='))
+                    .any(|(name, _)| name == peer || name == queries);
+                assert!(is_told, "{overlay}: {} calls {peer}, whose address is not in its PEER: {told}", pods.name);
+            }
+        }
     }
     Ok(())
 }
