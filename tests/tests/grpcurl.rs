@@ -54,6 +54,7 @@ async fn grpcurl_lists_and_describes_everything_that_each_server_serves() -> any
             "breaker.v1.BreakerQueryService",
             "order.v1.OrderCommandService",
             "order.v1.OrderQueryService",
+            "saga.v1.ParkedSagaQueryService",
             "saga.v1.SagaCommandService",
             "saga.v1.SagaQueryService",
         ],

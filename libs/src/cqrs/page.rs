@@ -68,7 +68,7 @@ pub struct Page<M> {
 
 impl PageQuery<'_> {
     /// How many rows to read.
-    pub(super) fn size(&self) -> Result<i32, Refusal> {
+    pub(crate) fn size(&self) -> Result<i32, Refusal> {
         if self.page_size < 0 {
             return Err(Refusal::invalid("page_size", "must not be negative"));
         }
@@ -76,7 +76,7 @@ impl PageQuery<'_> {
     }
 
     /// The last row of the page before, by the order's column.
-    pub(super) fn after(&self, table: &str) -> Result<Option<Value>, Refusal> {
+    pub(crate) fn after(&self, table: &str) -> Result<Option<Value>, Refusal> {
         if self.page_token.is_empty() {
             return Ok(None);
         }
@@ -85,7 +85,7 @@ impl PageQuery<'_> {
     }
 
     /// The token of the page that begins after a row.
-    pub(super) fn token(&self, table: &str, last: &Value) -> String {
+    pub(crate) fn token(&self, table: &str, last: &Value) -> String {
         let mut bytes = match last {
             Value::Int(value) => [b"i".as_slice(), &value.to_be_bytes()].concat(),
             Value::Text(value) => [b"t", value.as_bytes()].concat(),

@@ -15,6 +15,7 @@ mod local;
 mod machine;
 mod metrics;
 mod operation;
+mod parked;
 mod plan;
 mod projection;
 mod record;
@@ -34,6 +35,7 @@ pub use self::{
     definition::Definition,
     local::{DecideLocally, LocalWork},
     operation::{Compensated, Operation},
+    parked::ParkedSagas,
     plan::Retry,
     projection::SagasView,
     record::fold,

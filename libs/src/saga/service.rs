@@ -30,6 +30,8 @@ use crate::{
 pub struct SagaQueries {
     read: ReadSide,
     definitions: Arc<Definitions>,
+    /// Of this process, if it drives sagas.
+    coordinator: Option<Coordinator>,
 }
 
 impl SagaQueries {
@@ -41,7 +43,13 @@ impl SagaQueries {
         read: ReadSide,
         definitions: impl IntoIterator<Item = Arc<Definition>>,
     ) -> Result<Self, DefinitionError> {
-        Ok(Self { read, definitions: Arc::new(Definitions::new(definitions)?) })
+        Ok(Self { read, definitions: Arc::new(Definitions::new(definitions)?), coordinator: None })
+    }
+
+    /// The same, which also tell of a saga that it is parked: with a coordinator of this process over the same sagas.
+    #[must_use]
+    pub fn beside(self, coordinator: Coordinator) -> Self {
+        Self { coordinator: Some(coordinator), ..self }
     }
 
     /// The tonic server.
@@ -106,13 +114,14 @@ fn unknown(saga_id: &str) -> Refusal {
     Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
 }
 
-async fn get(read: &ReadSide, saga_id: &str) -> Result<pb::GetSagaResponse, Refusal> {
+async fn get(read: &ReadSide, saga_id: &str, here: Option<&Coordinator>) -> Result<pb::GetSagaResponse, Refusal> {
     let mut violations = Violations::default();
     must_be_id(saga_id, &mut violations);
     violations.refuse()?;
     let view = read.document::<SagaView>(&SAGA_VIEWS, saga_id).await?;
     let saga = view.and_then(|view| view.saga).ok_or_else(|| unknown(saga_id))?;
-    Ok(pb::GetSagaResponse { saga: Some(saga) })
+    let parked = here.and_then(|coordinator| coordinator.parked_as(saga_id));
+    Ok(pb::GetSagaResponse { saga: Some(saga), parked })
 }
 
 async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::ListSagasResponse, Refusal> {
@@ -138,7 +147,8 @@ async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::List
 #[tonic::async_trait]
 impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
     async fn get_saga(&self, request: Request<pb::GetSagaRequest>) -> Result<Response<pb::GetSagaResponse>, Status> {
-        self.read.answer(request, |read, request| async move { get(&read, &request.saga_id).await }).await
+        let here = self.coordinator.as_ref();
+        self.read.answer(request, |read, request| async move { get(&read, &request.saga_id, here).await }).await
     }
 
     async fn list_sagas(

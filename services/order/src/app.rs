@@ -9,7 +9,7 @@ use libs::{
     cqrs::{CommandSide, Projections},
     journal::Journal,
     rpc::client::Peers,
-    saga::{self, Coordinator, Grpc, Options, SagaCommands, SagaQueries, SagasView},
+    saga::{self, Coordinator, Grpc, Options, ParkedSagas, SagaCommands, SagaQueries, SagasView},
     service::{App, Stores},
     telemetry,
 };
@@ -47,11 +47,16 @@ impl Program for Service {
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
         let peers = flags.known_peers(Self::NAME, breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
-        if let Some((side, journal)) = sides.commands.zip(sides.journal) {
-            serve_commands(app, flags, &peers, side, journal).await?;
-        }
+        let coordinator = match sides.commands.zip(sides.journal) {
+            Some((side, journal)) => Some(serve_commands(app, flags, &peers, side, journal).await?),
+            None => None,
+        };
         if let Some(read) = sides.queries {
-            app.add(SagaQueries::new(read.clone(), [place_order::definition()?])?.into_server());
+            let sagas = SagaQueries::new(read.clone(), [place_order::definition()?])?;
+            app.add(match coordinator {
+                Some(coordinator) => sagas.beside(coordinator).into_server(),
+                None => sagas.into_server(),
+            });
             let neighbours = Neighbours::follow(Self::NAME, app, flags, &peers).await?;
             let queries = Queries::new(neighbours, Shipments::connect(&peers)?);
             app.add(
@@ -81,7 +86,7 @@ async fn serve_commands(
     peers: &Peers,
     side: CommandSide,
     journal: Journal,
-) -> Result<(), BoxError> {
+) -> Result<Coordinator, BoxError> {
     // And those of before, while sagas of theirs are open.
     let definitions = [place_order::definition()?];
     let transport = Grpc::connect(&definitions, |peer| peers.connect(peer))?;
@@ -104,12 +109,13 @@ async fn serve_commands(
     app.on_drain("its share of the sagas", async move { left.leave().await });
     app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(Service::NAME, coordinator.clone()).into_server());
+    app.add(ParkedSagas::new(Service::NAME, coordinator.clone()).into_server());
     app.add(
-        OrderCommandServiceServer::new(Completion::new(side, coordinator))
+        OrderCommandServiceServer::new(Completion::new(side, coordinator.clone()))
             .max_decoding_message_size(most)
             .max_encoding_message_size(most),
     );
-    Ok(())
+    Ok(coordinator)
 }
 
 fn stores() -> Stores {

@@ -56,13 +56,26 @@ pub(super) enum Place {
     Driven(Arc<Mailbox>),
     /// Somebody is about to read it and to set a task on it.
     Reserved(Arc<Mailbox>),
-    /// This process's and not driven, and why.
-    Parked(Arc<str>),
-    /// Nobody's, and why it is not driven here.
-    Orphan(Arc<str>),
+    /// This process's and not driven.
+    Parked(Arc<Parked>),
+    /// Nobody's, and not driven here either.
+    Orphan(Arc<Parked>),
+}
+
+/// What is known of a saga that is not driven.
+#[derive(Debug)]
+pub(super) struct Parked {
+    /// Why it is not.
+    pub(super) why: String,
+    /// Since when that is known here, in microseconds since 1970.
+    pub(super) since_micros: i64,
 }
 
 impl Place {
+    fn is_parked(&self) -> bool {
+        matches!(self, Self::Parked(_) | Self::Orphan(_))
+    }
+
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Driven(one), Self::Driven(other)) | (Self::Reserved(one), Self::Reserved(other)) => {
@@ -179,16 +192,16 @@ impl Live {
         self.0.lock().remove(saga_id);
     }
 
-    pub(super) fn park(&self, saga_id: Arc<str>, why: String) {
-        self.0.lock().insert(saga_id, Place::Parked(why.into()));
+    pub(super) fn park(&self, saga_id: Arc<str>, parked: Parked) {
+        self.0.lock().insert(saga_id, Place::Parked(parked.into()));
     }
 
     /// Keeps in mind that nobody drives a saga, this process neither. Answers whether that is news.
-    pub(super) fn pass_by(&self, saga_id: &str, why: &str) -> bool {
+    pub(super) fn pass_by(&self, saga_id: &str, parked: Parked) -> bool {
         let mut live = self.0.lock();
         let news = !live.contains_key(saga_id);
         if news {
-            live.insert(saga_id.into(), Place::Orphan(why.into()));
+            live.insert(saga_id.into(), Place::Orphan(parked.into()));
         }
         news
     }
@@ -202,17 +215,18 @@ impl Live {
     pub(super) fn owned_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
         let live = self.0.lock();
         let owned = live.iter().filter(|(_, place)| matches!(place, Place::Driven(_) | Place::Parked(_)));
-        let page = owned.filter(|(saga_id, _)| ***saga_id > *after);
-        let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
-        drop(live);
-        let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
-        if page.len() > most {
-            page.select_nth_unstable_by(most, by_id);
-            page.truncate(most);
-        }
-        // Sorted, so that they are told in one order: a simulation can be repeated.
-        page.sort_unstable_by(by_id);
-        page
+        page(owned, after, most)
+    }
+
+    /// At most so many of those that are left as they are, by id, after one of them.
+    pub(super) fn parked_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
+        let live = self.0.lock();
+        page(live.iter().filter(|(_, place)| place.is_parked()), after, most)
+    }
+
+    /// How a saga is parked, if it is.
+    pub(super) fn parked_as(&self, saga_id: &str) -> Option<Place> {
+        self.0.lock().get(saga_id).filter(|place| place.is_parked()).cloned()
     }
 
     /// Another process owned a saga after it was seen in this place. What came into its place since knows better.
@@ -234,7 +248,7 @@ impl Live {
                 mailbox.post(mail);
                 Ok(())
             }
-            Some(Place::Parked(why) | Place::Orphan(why)) => Err(Unreachable::Parked(why.to_string(), mail)),
+            Some(Place::Parked(parked) | Place::Orphan(parked)) => Err(Unreachable::Parked(parked.why.clone(), mail)),
             None => Err(Unreachable::NotLive(mail)),
         }
     }
@@ -246,7 +260,7 @@ impl Live {
 
     /// How many are left as they are.
     pub(super) fn parked(&self) -> usize {
-        self.0.lock().values().filter(|place| matches!(place, Place::Parked(_) | Place::Orphan(_))).count()
+        self.0.lock().values().filter(|place| place.is_parked()).count()
     }
 
     /// Wakes every task, to have it look around.
@@ -263,9 +277,31 @@ impl Live {
     }
 }
 
+/// At most so many places, by id, after one of them.
+fn page<'a>(
+    places: impl Iterator<Item = (&'a Arc<str>, &'a Place)>,
+    after: &str,
+    most: usize,
+) -> Vec<(Arc<str>, Place)> {
+    let page = places.filter(|(saga_id, _)| ***saga_id > *after);
+    let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
+    let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
+    if page.len() > most {
+        page.select_nth_unstable_by(most, by_id);
+        page.truncate(most);
+    }
+    // Sorted, so that they are told in one order: a simulation can be repeated.
+    page.sort_unstable_by(by_id);
+    page
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parked(why: &str) -> Parked {
+        Parked { why: why.to_owned(), since_micros: 1 }
+    }
 
     #[test]
     fn what_is_owned_comes_in_pages_by_id() {
@@ -273,10 +309,13 @@ mod tests {
         for id in ["c", "a", "e", "b"] {
             live.enter(&id.into()).unwrap();
         }
-        live.park("d".into(), "a test".to_owned());
-        assert!(live.pass_by("bb", "nobody's"));
+        live.park("d".into(), parked("a test"));
+        assert!(live.pass_by("bb", parked("nobody's")));
         let page = |after| live.owned_after(after, 2).iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
         assert_eq!([page(""), page("b"), page("d")].concat(), ["a", "b", "c", "d", "e"]);
+        let page = |after| live.parked_after(after, 1).iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>();
+        assert_eq!([page(""), page("bb"), page("d")].concat(), ["bb", "d"]);
+        assert!(live.parked_as("a").is_none(), "it is driven");
     }
 
     #[test]
@@ -286,7 +325,7 @@ mod tests {
         live.enter(&"a".into()).unwrap();
         let driven = seen(&live);
         live.leave("a");
-        live.park("a".into(), "once".to_owned());
+        live.park("a".into(), parked("once"));
         let parked = seen(&live);
         live.taken("a", &driven);
         assert_eq!(live.parked(), 1, "parked since");

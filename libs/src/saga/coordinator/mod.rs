@@ -10,6 +10,7 @@ mod driver;
 mod live;
 pub(super) mod locks;
 mod ownership;
+mod parked;
 mod recovery;
 #[cfg(test)]
 mod replies;

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::{
-    Coordinator, Driver, Mail, Shared, admission::Admissions, driver::Start, live::Reservation, ownership::beating,
+    Coordinator, Driver, Mail, Shared,
+    admission::Admissions,
+    driver::Start,
+    live::{Parked, Reservation},
+    ownership::beating,
 };
 use crate::{
     refusal::Refusal,
@@ -70,12 +74,12 @@ impl Shared {
     /// Leaves a saga as it is, and says so.
     pub(super) fn park(&self, saga_id: &str, why: String) {
         tracing::error!(saga.id = saga_id, why, "a saga is parked; the others go on");
-        self.live.park(saga_id.into(), why);
+        self.live.park(saga_id.into(), Parked { why, since_micros: self.now() });
     }
 
     /// Leaves an orphan to whoever can drive it, and says so once.
     pub(super) fn pass_by(&self, saga_id: &str, why: &str) {
-        if self.live.pass_by(saga_id, why) {
+        if self.live.pass_by(saga_id, Parked { why: why.to_owned(), since_micros: self.now() }) {
             tracing::error!(saga.id = saga_id, why, "nobody drives a saga, and it can't be driven here: it is parked");
         }
     }

@@ -375,8 +375,7 @@ impl Driver {
         self.count(None);
         let over = match end {
             End::Parked(why) => {
-                tracing::error!(saga.id = &*self.saga_id, why, "a saga is parked; the others go on");
-                self.shared.live.park(Arc::clone(&self.saga_id), why);
+                self.shared.park(&self.saga_id, why);
                 false
             }
             End::Over | End::Leaving | End::Taken { .. } => {
