@@ -700,6 +700,9 @@ async fn what_pages_somebody_at_night_is_a_metric() {
     assert_eq!(shown("saga.retries", &["charge", "action"]), Some(1.0));
     assert_eq!(shown("saga.call.duration", &["charge", "action", "UNAVAILABLE"]), Some(1.0), "one was held back");
     assert_eq!(shown("saga.call.duration", &["ship", "action", "FAILED_PRECONDITION"]), Some(1.0));
+    process.coordinator.force_close("bug", "ann", "nobody wants it any more").await.unwrap();
+    becomes("saga.parked", &[], 0.0).await;
+    assert_eq!(shown("saga.ended", &["place-order", "force_closed"]), Some(1.0));
     for (step, operation, steps) in [
         ("charge", "action", [&tea.steps[0].action_duration, &milk.steps[0].action_duration].as_slice()),
         ("charge", "compensation", &[&milk.steps[0].compensation_duration]),

@@ -5,35 +5,36 @@
 mod database;
 mod saga_world;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use libs::{
     cqrs::{Log, Projections, Views},
     journal::Journal,
     refusal::Refusal,
-    saga::{Definition, Options, ParkedSagas, SagaQueries, SagasView, TABLES, Transport, testing::Fault},
+    rpc::verdict::Op,
+    saga::{
+        Attempt, Coordinator, Definition, Options, ParkedSagas, SagaQueries, SagasView, TABLES, Transport,
+        testing::{Fault, Participants},
+    },
     testing::wrong_fields,
 };
+use parking_lot::Mutex;
+use prost::Message as _;
 use proto::saga::v1::{
-    GetSagaRequest, ListParkedSagasRequest, ParkedSaga, SagaPhase,
-    parked_saga_query_service_server::ParkedSagaQueryService as _, saga_query_service_server::SagaQueryService as _,
+    EndedStep, ForgetStepsRequest, GetSagaRequest, ListParkedSagasRequest, ParkedSaga, Saga, SagaPhase, Step,
+    StepState, parked_saga_query_service_server::ParkedSagaQueryService as _,
+    saga_query_service_server::SagaQueryService as _,
 };
-use saga_world::{PATIENCE, Process, World, place_order, place_order_version};
-use tonic::Request;
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, place_order, place_order_version};
+use tokio::time::timeout;
+use tonic::{Code, Request, Status, metadata::MetadataMap};
 
 /// A process on the world's database, which has not taken anything up yet.
 async fn opened(world: &World, definitions: Vec<Arc<Definition>>) -> Process {
-    opened_with(world, definitions, world.participants.clone(), Options::default()).await
-}
-
-async fn opened_with(
-    world: &World,
-    definitions: Vec<Arc<Definition>>,
-    transport: impl Transport,
-    options: Options,
-) -> Process {
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    Process::on(journal, definitions, transport, options)
+    Process::on(journal, definitions, world.participants.clone(), Options::default())
 }
 
 /// Sagas that wait for the answer of their second step, whose process is gone.
@@ -127,4 +128,201 @@ async fn a_saga_that_is_shown_says_that_it_is_parked_and_why() {
     assert_eq!(get(&apart, "tea").await.parked, None, "where nothing is driven");
     process.run("milk").await;
     assert_eq!(get(&here, "milk").await.parked, None, "the others are not");
+}
+
+/// A version of an order that is alone with what it orders, so far as its id says what that is before a dash.
+fn alone(version: u32) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", version);
+    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn a_parked_saga_that_is_closed_has_ended_and_is_in_nobodys_way() {
+    let world = World::with(alone(1));
+    left(&world, &["tea-1"]).await;
+    // Its successor queues behind it, under a version that stays.
+    world.participants.on_call(|call| if call.saga_id == "tea-1" { Fault::Hang } else { Fault::None });
+    let process = opened(&world, vec![alone(1), alone(2)]).await;
+    process.coordinator.recover().await.unwrap();
+    process.place("tea-2").await.unwrap();
+    process.until("tea-2", |saga| saga.waits_for_saga_id == "tea-1").await;
+    process.coordinator.leave().await;
+    process.crash().await;
+
+    world.participants.on_call(|_| Fault::None);
+    let process = opened(&world, vec![alone(2)]).await;
+    process.coordinator.recover().await.unwrap();
+    assert_eq!(parked(&process).await, ["tea-1"]);
+    let refused = process.coordinator.cancel("tea-1", "ann", "too old").await.unwrap_err();
+    assert!(refused.reason == "SAGA_PARKED" && refused.message.contains("force-close"), "{refused:?}");
+    let calls = world.participants.calls().len();
+    let closed = process.coordinator.force_close("tea-1", "ann", "paid back by hand").await.unwrap();
+    assert_eq!(closed.phase(), SagaPhase::ForceClosed);
+    assert_eq!(parked(&process).await, [""; 0]);
+    assert_eq!(process.finished("tea-1").await.version, closed.version);
+    assert_eq!(process.finished("tea-2").await.phase(), SagaPhase::Completed);
+    let others = world.participants.calls().into_iter().skip(calls);
+    assert!(others.into_iter().all(|made| made.call.saga_id == "tea-2"), "nobody is called for what is closed");
+
+    let shown = process.until_phase("tea-1", SagaPhase::ForceClosed).await;
+    let [why, who] = &shown.history[shown.history.len() - 2..] else { unreachable!() };
+    assert!(why.what == "parked" && why.detail.contains("place-order version 1"), "{why:?}");
+    assert_eq!((&*who.what, &*who.actor, &*who.detail), ("force-closed", "ann", "paid back by hand"));
+    let phases = |saga: &Saga| saga.steps.iter().map(Step::state).collect::<Vec<_>>();
+    assert_eq!(phases(&shown), [StepState::Done, StepState::Started, StepState::Unspecified], "as it was");
+    for refused in [
+        process.coordinator.force_close("tea-1", "ann", "?").await,
+        process.coordinator.retry("tea-1", "ann", "?").await,
+    ] {
+        assert_eq!(refused.unwrap_err().reason, "SAGA_CLOSED");
+    }
+    // Its id is free, as that of any that has ended.
+    assert_eq!(process.run("tea-1").await.phase(), SagaPhase::Completed);
+    process.coordinator.leave().await;
+    process.crash().await;
+    let process = opened(&world, vec![alone(2)]).await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 0, "nothing is left");
+    assert_eq!(parked(&process).await, [""; 0]);
+}
+
+/// Pays by a saga of its own, which has a bug.
+fn buy() -> Arc<Definition> {
+    let mut pay = Definition::builder::<String>("pay", 1);
+    pay.pivot::<Charge>(
+        "capture",
+        |order, _| if order == "bug" { panic!("nobody thought") } else { Ok(order.clone()) },
+    );
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot_saga::<String, ()>("pay", &pay.build().unwrap(), |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn the_saga_above_one_that_is_closed_asks_what_became_of_it() {
+    let world = World::with(buy());
+    let process = opened(&world, vec![buy()]).await;
+    process.coordinator.recover().await.unwrap();
+    process.place("bug").await.unwrap();
+    process.until("bug", |saga| saga.phase() == SagaPhase::Forward).await;
+    let parks = async {
+        while parked(&process).await != ["bug:pay"] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, parks).await.unwrap();
+    process.coordinator.force_close("bug:pay", "ann", "paid in cash").await.unwrap();
+    let stuck = process.until_phase("bug", SagaPhase::Stuck).await;
+    assert_eq!(stuck.reason.unwrap().reason, "SUB_SAGA_FORCE_CLOSED");
+    process.coordinator.skip("bug", "pay", Op::Action, true, "ann", "paid in cash").await.unwrap();
+    assert_eq!(process.finished("bug").await.phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("bug"), ["ship"]);
+}
+
+/// Whom it tells what to forget; everything else goes where it is called.
+#[derive(Clone)]
+struct Telling {
+    participants: Participants,
+    told: Arc<Mutex<Vec<(&'static str, EndedStep)>>>,
+}
+
+impl Transport for Telling {
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+        if !attempt.path.ends_with("/ForgetSteps") {
+            return self.participants.call(attempt);
+        }
+        let request = ForgetStepsRequest::decode(attempt.request).unwrap();
+        self.told.lock().extend(request.steps.into_iter().map(|step| (attempt.peer, step)));
+        Box::pin(std::future::ready(Ok((Bytes::new(), MetadataMap::new()))))
+    }
+}
+
+/// What participants are told to forget a moment after `id` is closed in a process with these definitions.
+async fn told_once_closed(world: &World, journal: Journal, id: &str) -> Vec<(&'static str, String, String)> {
+    let transport = Telling { participants: world.participants.clone(), told: Arc::default() };
+    let options = Options { keep_answers: Duration::from_millis(1), ..Options::default() };
+    // By the clock of the log.
+    let coordinator = Coordinator::new(journal, [place_order_version(2)], transport.clone(), options).unwrap();
+    coordinator.recover().await.unwrap();
+    assert_eq!(coordinator.forget_ended().await, 0, "it has not ended");
+    coordinator.force_close(id, "ann", "paid back by hand").await.unwrap();
+    let told = async {
+        while coordinator.forget_ended().await == 0 {
+            tokio::task::yield_now().await;
+        }
+        // To whom nothing was to be told the first time.
+        coordinator.forget_ended().await;
+    };
+    timeout(PATIENCE, told).await.unwrap();
+    let mut told: Vec<_> =
+        transport.told.lock().drain(..).map(|(peer, EndedStep { saga_id, step })| (peer, saga_id, step)).collect();
+    told.sort();
+    told
+}
+
+#[tokio::test]
+async fn participants_are_told_what_to_forget_of_a_saga_that_is_closed() {
+    let world = World::new();
+    left(&world, &["tea"]).await;
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let told = told_once_closed(&world, journal, "tea").await;
+    let expected = [("inventory", "reserve"), ("payment", "charge")];
+    assert_eq!(told, expected.map(|(peer, step)| (peer, "tea".to_owned(), step.to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_process_drives_is_not_closed_by_one_that_passed_it_by() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    left(&world, &["tea"]).await;
+    let old = opened(&world, vec![place_order_version(2)]).await;
+    old.coordinator.recover().await.unwrap();
+    assert_eq!(parked(&old).await, ["tea"]);
+    world.participants.on_call(|call| if call.step == "charge" { Fault::LoseRequest } else { Fault::None });
+    let new = opened(&world, vec![place_order()]).await;
+    assert_eq!(new.coordinator.recover().await.unwrap(), 1);
+    tokio::spawn(new.coordinator.clone().share());
+    let refused = old.coordinator.force_close("tea", "ann", "too old").await.unwrap_err();
+    assert_eq!((refused.code, &*refused.reason), (Code::Unavailable, "SAGA_NOT_DRIVEN"));
+    assert_eq!(parked(&old).await, [""; 0], "it is not, any more");
+    world.participants.on_call(|_| Fault::None);
+    assert_eq!(new.finished("tea").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_those_who_passed_a_saga_by_one_closes_it_for_all() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    left(&world, &["rum", "tea"]).await;
+    let open = async || {
+        let process = opened(&world, vec![place_order_version(2)]).await;
+        process.coordinator.recover().await.unwrap();
+        process
+    };
+    let (one, two) = (open().await, open().await);
+    for process in [&one, &two] {
+        assert_eq!(parked(process).await, ["rum", "tea"]);
+    }
+    let closed = one.coordinator.force_close("tea", "ann", "too old").await.unwrap();
+    assert_eq!(parked(&one).await, ["rum"]);
+    // What it still remembers it looks up.
+    assert_eq!(two.coordinator.force_close("tea", "bob", "too old").await.unwrap_err().reason, "SAGA_CLOSED");
+    assert_eq!(parked(&two).await, ["rum"]);
+    assert_eq!(two.finished("tea").await.version, closed.version);
+    one.coordinator.force_close("rum", "ann", "too old").await.unwrap();
+    tokio::spawn(two.coordinator.clone().share());
+    let hears = async {
+        while !parked(&two).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, hears).await.expect("what another has closed is not listed any more");
 }

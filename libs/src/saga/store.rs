@@ -78,6 +78,19 @@ pub(super) async fn orphans_after(
     records.iter().map(orphan).collect()
 }
 
+/// A saga's owner, if that is no process that is there.
+pub(super) async fn owner_gone(journal: &Journal, saga_id: &str) -> Result<Option<Bytes>, sql::Error> {
+    let is_there = Member::is_there("m");
+    let sql = format!(
+        "SELECT owner FROM (
+             SELECT COALESCE((SELECT state FROM aggregates WHERE kind = '{OWNER}' AND id = $1), ''::bytea) AS owner
+         ) AS s
+         WHERE NOT EXISTS (SELECT 1 FROM members m WHERE convert_to(m.name, 'UTF8') = s.owner AND {is_there})"
+    );
+    let found = journal.reader().fetch(&sql, vec![saga_id.into()]).await?;
+    found.first().map(|record| record.blob(0)).transpose()
+}
+
 /// The tables that a journal must keep for a coordinator.
 pub const TABLES: &[&Table] = &[&SAGAS];
 

@@ -6,6 +6,7 @@
 
 mod admission;
 mod call;
+mod closing;
 mod driver;
 mod live;
 pub(super) mod locks;

@@ -84,7 +84,7 @@ impl Shared {
     }
 
     /// How often a saga's owner has changed, where it is this process by now. What is read of the saga after this is at least as new.
-    async fn since(&self, saga_id: &str) -> Result<u64, Refusal> {
+    pub(super) async fn since(&self, saga_id: &str) -> Result<u64, Refusal> {
         let Some(member) = self.member.get() else { return Ok(0) };
         let owned = store::owned(&self.journal, std::iter::once(saga_id), member.name()).await;
         let owned = owned.map_err(|error| {
@@ -97,7 +97,7 @@ impl Shared {
     /// Makes this process the owner of those of the sagas whose owner is as `wanted` says, and answers which.
     ///
     /// What was claimed is remembered until it has a task: whoever asked may leave, and the claim holds all the same.
-    async fn claim(
+    pub(super) async fn claim(
         self: &Arc<Self>,
         saga_ids: Vec<String>,
         wanted: impl Fn(&str, &Aggregate) -> bool + Send + 'static,

@@ -44,7 +44,7 @@ impl Coordinator {
         self.steer(saga_id, Wish::Skip { step: step.to_owned(), op, settled }, actor, reason).await
     }
 
-    /// Closes a STUCK saga as it is.
+    /// Closes a STUCK or parked saga as it is.
     ///
     /// # Errors
     /// NOT_STUCK, SAGA_CLOSED, UNKNOWN_SAGA.
@@ -76,6 +76,9 @@ impl Coordinator {
             Ok(()) => {}
             Err(Unreachable::Parked(_, mail @ Mail::Operator(Command { wish: Wish::Retry, .. }, _))) => {
                 self.revive(saga_id, mail).await?;
+            }
+            Err(Unreachable::Parked(why, Mail::Operator(command @ Command { wish: Wish::ForceClose, .. }, _))) => {
+                return self.close_parked(saga_id, why, command).await;
             }
             Err(why) => {
                 let stored = self.0.stored(saga_id).await?;

@@ -190,6 +190,11 @@ pub(super) fn below(record: &Record, program: &Definition) -> Vec<String> {
         .collect()
 }
 
+/// The sagas that take steps of one, as far as it has begun them.
+pub(super) fn born_by(record: &Record) -> Vec<String> {
+    record.saga.steps.iter().map(|step| step.sub_saga_id.clone()).filter(|id| !id.is_empty()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

@@ -25,7 +25,7 @@ use proto::saga::v1::{SagaPhase, StepKind, StepRecord, StepState};
 pub(super) use self::{
     attempt::Attempt,
     locks::{HOLDER, asks_for_locks},
-    operator::{Command, Settled, Wish},
+    operator::{Command, Settled, Wish, close_parked},
     outlook::{Due, due, leaves, next_wake},
 };
 use super::{

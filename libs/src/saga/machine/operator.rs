@@ -2,11 +2,11 @@
 
 use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
-use super::{Line, Turn};
+use super::{Line, Turn, renew};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::record::{cancelled, is_final},
+    saga::record::{Record, cancelled, is_final},
 };
 
 /// What an operator asks for.
@@ -218,6 +218,16 @@ impl Turn<'_> {
             }
         }
     }
+}
+
+/// Closes a saga as it is, whatever its phase, that nobody can drive, and why. It needs no definition: that may be what is missing.
+pub(in crate::saga) fn close_parked(record: &mut Record, why: &str, command: &Command, now: i64) {
+    record.note(now, Line { what: "parked", detail: why, ..Line::default() });
+    let Command { actor, reason, .. } = command;
+    record.note(now, Line { what: "force-closed", detail: reason, actor, ..Line::default() });
+    record.saga.waits_for_saga_id.clear();
+    record.saga.set_phase(SagaPhase::ForceClosed);
+    renew(record, now);
 }
 
 fn name(phase: SagaPhase) -> &'static str {
