@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use libs::{
     cqrs::{Log, Projections, Views},
-    journal::Journal,
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Row},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
@@ -264,14 +264,104 @@ async fn told_once_closed(world: &World, journal: Journal, id: &str) -> Vec<(&'s
     told
 }
 
+/// Nothing that could be read.
+const GARBAGE: &[u8] = b"\xff";
+
+/// Writes over what is stored.
+async fn write(journal: &Journal, decided: Decided) {
+    let decide = Box::new(move |_: &Loaded<'_>| decided);
+    journal
+        .submit(Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 100 })
+        .await
+        .unwrap();
+}
+
+/// Leaves nothing of a saga's record that could be read.
+async fn spoil(journal: &Journal, id: &str) {
+    let values = vec![id.into(), true.into(), Bytes::from_static(GARBAGE).into()];
+    write(journal, Decided { rows: vec![Row { table: TABLES[0], values }], ..Decided::default() }).await;
+}
+
+/// One whose last step is refused again and again.
+fn refused() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("charge", |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
 #[tokio::test]
-async fn participants_are_told_what_to_forget_of_a_saga_that_is_closed() {
+async fn participants_are_told_what_to_forget_of_a_saga_that_is_closed_whether_its_record_can_be_read_or_not() {
+    for is_spoiled in [false, true] {
+        let world = World::with(refused());
+        let no = Refusal::precondition("NO", "the lorry is gone");
+        world
+            .participants
+            .on_call(move |call| if call.step == "ship" { Fault::Reject(no.clone()) } else { Fault::None });
+        let process = opened(&world, vec![refused()]).await;
+        process.coordinator.recover().await.unwrap();
+        process.place("tea").await.unwrap();
+        process.until_phase("tea", SagaPhase::Stuck).await;
+        // A call of its own, under another name, which the participant remembers beside the first one.
+        process.coordinator.retry("tea", "ann", "there is another lorry").await.unwrap();
+        process.until("tea", |saga| saga.history.iter().filter(|line| line.what == "stuck").count() == 2).await;
+        process.coordinator.leave().await;
+        process.crash().await;
+
+        let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+        if is_spoiled {
+            spoil(&journal, "tea").await;
+        }
+        let told = told_once_closed(&world, journal, "tea").await;
+        let expected = [("payment", "charge"), ("shipping", "ship"), ("shipping", "ship#2"), ("shipping", "ship#3")];
+        assert_eq!(told, expected.map(|(peer, step)| (peer, "tea".to_owned(), step.to_owned())), "{is_spoiled}");
+    }
+}
+
+#[tokio::test]
+async fn a_saga_whose_record_cannot_be_read_says_so_and_is_closed_as_its_log_tells() {
+    let world = World::with(alone(1));
+    left(&world, &["tea-1"]).await;
+    let process = opened(&world, vec![alone(1)]).await;
+    spoil(&process.journal, "tea-1").await;
+    process.coordinator.recover().await.unwrap();
+    let (found, _) = page(&process, 0, "").await;
+    assert!(found.len() == 1 && found[0].error.contains("the record can't be read"), "{found:?}");
+    process.place("tea-2").await.unwrap();
+    process.until("tea-2", |saga| saga.waits_for_saga_id == "tea-1").await;
+    for refused in [
+        process.coordinator.finished("tea-1").await,
+        process.coordinator.pause("tea-1", "ann", "?").await,
+        process.coordinator.retry("tea-1", "ann", "?").await,
+    ] {
+        assert_eq!(refused.unwrap_err().reason, "SAGA_PARKED");
+    }
+    let before = process.until("tea-1", |saga| saga.version == 3).await;
+    let closed = process.coordinator.force_close("tea-1", "ann", "paid back by hand").await.unwrap();
+    assert_eq!((closed.phase(), closed.version), (SagaPhase::ForceClosed, 4));
+    assert_eq!((&closed.steps, &closed.lock_keys, &closed.r#type), (&before.steps, &before.lock_keys, &before.r#type));
+    let shown = process.until_phase("tea-1", SagaPhase::ForceClosed).await;
+    assert!(shown.history.iter().any(|line| line.what == "parked" && line.detail.contains("can't be read")));
+    assert_eq!(process.finished("tea-1").await.version, 4);
+    assert_eq!(process.finished("tea-2").await.phase(), SagaPhase::Completed);
+    assert_eq!(parked(&process).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_saga_of_which_nothing_can_be_read_stays_parked() {
     let world = World::new();
     left(&world, &["tea"]).await;
-    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let told = told_once_closed(&world, journal, "tea").await;
-    let expected = [("inventory", "reserve"), ("payment", "charge")];
-    assert_eq!(told, expected.map(|(peer, step)| (peer, "tea".to_owned(), step.to_owned())));
+    let process = opened(&world, vec![place_order()]).await;
+    spoil(&process.journal, "tea").await;
+    let events = vec![NewEvent { name: "SagaAdvanced", payload: Bytes::from_static(GARBAGE) }];
+    let change = Change { aggregate: AggregateId::new("saga", "tea"), state: None, version: 4, events };
+    write(&process.journal, Decided { changes: vec![change], ..Decided::default() }).await;
+    process.coordinator.recover().await.unwrap();
+    for _ in 0..2 {
+        let refused = process.coordinator.force_close("tea", "ann", "paid back by hand").await.unwrap_err();
+        assert!(refused.reason == "SAGA_PARKED" && refused.message.contains("restore"), "{refused:?}");
+        assert_eq!(parked(&process).await, ["tea"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

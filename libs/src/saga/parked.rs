@@ -16,7 +16,8 @@ use crate::{
 /// What a page token of this listing is bound to.
 const LISTING: &str = "parked_sagas";
 
-/// What a coordinator has parked. It knows that from memory, so it is asked for where sagas are driven, beside [`SagaCommands`](super::SagaCommands).
+/// What a coordinator has parked. It knows that from memory, so it is asked for where sagas are driven, beside
+/// [`SagaCommands`](super::SagaCommands).
 #[derive(Clone, Debug)]
 pub struct ParkedSagas {
     service: &'static str,

@@ -7,7 +7,7 @@ use proto::saga::v1::SagaPhase;
 
 use super::record::{Record, RecordError, is_final};
 use crate::journal::{
-    AggregateId, Change, Decided, Journal, Member, NewEvent, Row, Table,
+    AggregateId, Change, Decided, Journal, Member, NewEvent, Row, Table, head,
     sql::{self, Value},
 };
 
@@ -89,6 +89,24 @@ pub(super) async fn owner_gone(journal: &Journal, saga_id: &str) -> Result<Optio
     );
     let found = journal.reader().fetch(&sql, vec![saga_id.into()]).await?;
     found.first().map(|record| record.blob(0)).transpose()
+}
+
+/// A saga as its transitions tell of it, for one whose record can't be read: see [`Record::told`]. It reads the whole log, a stretch at a time.
+pub(super) async fn told(journal: &Journal, saga_id: &str) -> Result<Stored, sql::Error> {
+    const STRETCH: i64 = 10_000;
+    const SQL: &str =
+        "SELECT payload FROM events WHERE position > $1 AND position <= $2 AND kind = $3 AND id = $4 ORDER BY position";
+    let (head, mut last) = (head(journal.reader()).await?, 0);
+    let mut transitions = Vec::new();
+    while last < head {
+        let next = last + STRETCH;
+        let values = vec![last.into(), next.into(), KIND.into(), saga_id.into()];
+        for record in journal.reader().fetch(SQL, values).await? {
+            transitions.push(record.blob(0)?);
+        }
+        last = next;
+    }
+    Ok(Record::told(transitions))
 }
 
 /// The tables that a journal must keep for a coordinator.

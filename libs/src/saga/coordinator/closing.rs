@@ -37,7 +37,7 @@ impl Shared {
     async fn close(self: Arc<Self>, saga_id: &str, why: &str, command: &Command) -> Result<Saga, Refusal> {
         let Some(mut place) = self.live.reserve(saga_id) else { return Err(not_driven(saga_id)) };
         let owned = self.own_parked(saga_id).await?;
-        let mut record = self.stored(saga_id).await?;
+        let mut record = self.stored_or_told(saga_id).await?;
         let ended = match owned {
             _ if is_final(record.saga.phase()) => Err(closed(saga_id)),
             // Another process has it by now: what was known here is of before.
@@ -54,6 +54,17 @@ impl Shared {
         self.claimed.lock().remove(saga_id);
         place.forget();
         ended
+    }
+
+    /// A saga as it is stored; where that can't be read, as its transitions tell of it.
+    async fn stored_or_told(&self, saga_id: &str) -> Result<Record, Refusal> {
+        if let Ok(record) = self.loaded(saga_id).await? {
+            return Ok(record);
+        }
+        store::told(&self.journal, saga_id).await.map_err(|error| error.refusal())?.map_err(|error| {
+            let what = format!("neither the record of saga {saga_id} nor its events can be read: {error}");
+            Refusal::precondition("SAGA_PARKED", format!("{what}; restore the database, then force-close it"))
+        })
     }
 
     /// Makes a parked saga this process's, if it is not another's that is there, and answers how often its owner has changed by now.

@@ -52,7 +52,7 @@ use super::{
     machine::{self, Input, Moment},
     metrics::Metrics,
     record::{Record, is_final},
-    store,
+    store::{self, Stored},
 };
 use crate::{
     journal::{AggregateId, Decided, Journal, Loaded, Member},
@@ -293,9 +293,12 @@ impl Coordinator {
                 Err(Unreachable::NotLive(_)) => None,
                 Err(parked) => Some(parked),
             };
-            let saga = self.0.stored(saga_id).await?.saga;
-            if is_final(saga.phase()) {
-                return Ok((saga, false));
+            match self.0.loaded(saga_id).await? {
+                Ok(Record { saga, .. }) if is_final(saga.phase()) => return Ok((saga, false)),
+                Err(error) if parked.is_none() => {
+                    return readable(saga_id, Err(error)).map(|record| (record.saga, false));
+                }
+                _ => {}
             }
             if parked.is_some() {
                 // Why is its operator's to know.
@@ -362,17 +365,26 @@ impl Shared {
 
     /// A saga as it is stored.
     async fn stored(&self, saga_id: &str) -> Result<Record, Refusal> {
-        let unreadable = |error: &dyn fmt::Display| {
-            tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
-        };
-        let read = store::load(&self.journal, saga_id).await;
-        match read.inspect_err(|error| unreadable(error)).map_err(|error| error.refusal())? {
-            Some(stored) => stored.inspect_err(|error| unreadable(error)).map_err(|_| Refusal::internal()),
-            None => {
-                Err(Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id))
-            }
-        }
+        readable(saga_id, self.loaded(saga_id).await?)
     }
+
+    /// A saga as it is stored, or why its record is none.
+    async fn loaded(&self, saga_id: &str) -> Result<Stored, Refusal> {
+        let read = store::load(&self.journal, saga_id).await.map_err(|error| {
+            tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+            error.refusal()
+        })?;
+        read.ok_or_else(|| {
+            Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
+        })
+    }
+}
+
+fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
+    stored.map_err(|error| {
+        tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+        Refusal::internal()
+    })
 }
 
 fn not_driven(saga_id: &str) -> Refusal {

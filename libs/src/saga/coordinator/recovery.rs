@@ -61,10 +61,12 @@ impl Coordinator {
 
     /// Takes up one saga that is parked, and has it hear this first.
     pub(super) async fn revive(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
-        let record = self.0.stored(saga_id).await?;
-        if let Err(why) = self.0.definition_of(&record) {
-            return Err(Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} stays parked: {why}")));
-        }
+        let read = self.0.loaded(saga_id).await?.map_err(|error| error.to_string());
+        let record = read.and_then(|record| self.0.definition_of(&record).map(|_| record)).map_err(|why| {
+            let message =
+                format!("saga {saga_id} stays parked: {why}; or force-close it, to leave it as it is for ever");
+            Refusal::precondition("SAGA_PARKED", message)
+        })?;
         // Where others share the database it may be anybody's by now, or nobody's.
         self.seize(&record, mail).await
     }

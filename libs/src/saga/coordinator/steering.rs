@@ -3,7 +3,7 @@
 use proto::saga::v1::Saga;
 use tokio::sync::oneshot;
 
-use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven};
+use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, readable};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -81,7 +81,11 @@ impl Coordinator {
                 return self.close_parked(saga_id, why, command).await;
             }
             Err(why) => {
-                let stored = self.0.stored(saga_id).await?;
+                let stored = match self.0.loaded(saga_id).await? {
+                    // That is why.
+                    Err(_) if matches!(why, Unreachable::Parked(..)) => return Err(why.into_refusal(saga_id)),
+                    stored => readable(saga_id, stored)?,
+                };
                 if is_final(stored.saga.phase()) {
                     return Err(closed(saga_id));
                 }

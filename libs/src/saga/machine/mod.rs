@@ -9,6 +9,8 @@
 //!                 └───────▶ COMPENSATED
 //! ```
 //!
+//! One that is parked, in whatever phase, may be FORCE_CLOSED too: nobody can drive it, so it is closed past all this, by [`close_parked`].
+//!
 //! [`advance`] changes the record, and whoever drives the saga commits it before anything leaves. Then [`due`] says which calls
 //! the record asks for, so that a driver that starts from a stored record does the same as one that never stopped.
 
@@ -30,7 +32,7 @@ pub(super) use self::{
 };
 use super::{
     plan::{Plan, Requests, StepPlan, each},
-    record::{Line, Record, is_final, reason},
+    record::{Line, Record, STUCK, is_final, reason},
 };
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
@@ -188,7 +190,7 @@ impl Turn<'_> {
             self.record.kept.turned_back_for = before.filter(|_| from == SagaPhase::Compensating);
             self.enter(SagaPhase::Stuck);
         }
-        self.note(Line { what: "stuck", step, detail: &refusal.message, ..Line::default() });
+        self.note(Line { what: STUCK, step, detail: &refusal.message, ..Line::default() });
         self.moved.alert = Some("a saga is stuck: an operator must settle what it names");
     }
 

@@ -1,6 +1,7 @@
 //! One saga as its coordinator keeps it.
 
 mod encode;
+mod told;
 
 use bytes::Bytes;
 use prost::{DecodeError, Message as _, encoding::message};
@@ -10,6 +11,7 @@ use proto::saga::v1::{
 };
 use tonic::Code;
 
+pub(super) use self::told::STUCK;
 use super::plan::Steps;
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
