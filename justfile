@@ -33,7 +33,7 @@ order *FLAGS:
 watch *FLAGS:
     @cargo run --package shop -- watch "$@"
 
-# The newest sagas of the services that `up` serves, a line each
+# The newest sagas of the services that `up` serves, and those that are parked, a line each
 [group('run')]
 sagas *FLAGS:
     @cargo run --quiet --package shop -- sagas "$@"

@@ -14,7 +14,10 @@ use proto::{
         payment_command_service_client::PaymentCommandServiceClient,
         payment_query_service_client::PaymentQueryServiceClient,
     },
-    saga::v1::saga_query_service_client::SagaQueryServiceClient,
+    saga::v1::{
+        parked_saga_query_service_client::ParkedSagaQueryServiceClient,
+        saga_query_service_client::SagaQueryServiceClient,
+    },
     shipping::v1::shipping_query_service_client::ShippingQueryServiceClient,
 };
 use tonic::{
@@ -32,6 +35,8 @@ pub struct Orders {
     pub queries: OrderQueryServiceClient<Channel>,
     /// Shows their sagas.
     pub sagas: SagaQueryServiceClient<Channel>,
+    /// Shows those that can't be driven.
+    pub parked: ParkedSagaQueryServiceClient<Channel>,
 }
 
 impl Orders {
@@ -44,7 +49,8 @@ impl Orders {
         Ok(Self {
             commands: OrderCommandServiceClient::new(channel.clone()),
             queries: OrderQueryServiceClient::new(channel.clone()),
-            sagas: SagaQueryServiceClient::new(channel),
+            sagas: SagaQueryServiceClient::new(channel.clone()),
+            parked: ParkedSagaQueryServiceClient::new(channel),
         })
     }
 }

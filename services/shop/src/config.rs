@@ -27,7 +27,7 @@ pub enum Command {
     Order(Order),
     /// Show every saga of services that run as it moves, until Ctrl-C.
     Watch(Watch),
-    /// List the newest sagas of services that run: on a terminal until Ctrl-C, else once.
+    /// List the newest sagas of services that run, and those that are parked: on a terminal until Ctrl-C, else once.
     Sagas(Watch),
     /// Show one saga, or draw a definition.
     #[command(subcommand)]

@@ -1,10 +1,10 @@
 //! The sagas of services that run: a list, one's timeline, a definition's graph.
 
 use proto::saga::v1::{
-    DescribeSagaRequest, DescribeSagaResponse, GetSagaRequest, ListSagasRequest, Saga, SagaPhase, StepKind, StepState,
-    saga_query_service_client::SagaQueryServiceClient,
+    DescribeSagaRequest, DescribeSagaResponse, GetSagaRequest, ListParkedSagasRequest, ListParkedSagasResponse,
+    ListSagasRequest, ParkedSaga, Saga, SagaPhase, StepKind, StepState,
 };
-use tonic::transport::Channel;
+use tonic::Code;
 
 use crate::{
     clients::{Orders, sentence},
@@ -22,19 +22,46 @@ const LISTED: i32 = 20;
 /// When the order service isn't there, or goes away.
 pub async fn list(asked: &config::Watch, screen: Screen) -> anyhow::Result<()> {
     let orders = Orders::connect(&asked.at.address).await?;
-    screen.live(|| table(orders.sagas.clone(), screen)).await
+    screen.live(|| table(orders.clone(), screen)).await
 }
 
-async fn table(mut sagas: SagaQueryServiceClient<Channel>, screen: Screen) -> anyhow::Result<Vec<String>> {
+async fn table(mut orders: Orders, screen: Screen) -> anyhow::Result<Vec<String>> {
     let asked = ListSagasRequest { page_size: LISTED, ..ListSagasRequest::default() };
-    let listed = sagas.list_sagas(asked).await.map_err(|status| sentence(&status))?.into_inner().sagas;
+    let listed = orders.sagas.list_sagas(asked).await.map_err(|status| sentence(&status))?.into_inner().sagas;
     let head = format!("{:<38} {:<14} {:<12} {}", "saga", "type", "phase", "steps");
     let mut lines = vec![screen.paint(Tone::Title, head)];
     if listed.is_empty() {
         lines.push("none yet: ./just order places one".to_owned());
     }
     lines.extend(listed.iter().map(|saga| row(saga, screen)));
+    lines.extend(parked(orders, screen).await?);
     Ok(lines)
+}
+
+/// Below the list: what is parked where it is asked for, however old it is.
+async fn parked(mut orders: Orders, screen: Screen) -> anyhow::Result<Vec<String>> {
+    let asked = ListParkedSagasRequest { page_size: LISTED, ..ListParkedSagasRequest::default() };
+    match orders.parked.list_parked_sagas(asked).await {
+        Ok(listed) => Ok(parked_lines(&listed.into_inner(), screen)),
+        Err(status) if status.code() == Code::Unimplemented => {
+            let elsewhere = "what is parked is known where commands are served: ask there, by --order-address";
+            Ok(vec![screen.paint(Tone::Faint, elsewhere)])
+        }
+        Err(status) => Err(sentence(&status)),
+    }
+}
+
+fn parked_lines(listed: &ListParkedSagasResponse, screen: Screen) -> Vec<String> {
+    let mut lines: Vec<String> = listed.parked_sagas.iter().map(|parked| parked_line(parked, screen)).collect();
+    if !listed.next_page_token.is_empty() {
+        lines.push("and more: saga.v1.ParkedSagaQueryService/ListParkedSagas has them all".to_owned());
+    }
+    lines
+}
+
+fn parked_line(parked: &ParkedSaga, screen: Screen) -> String {
+    let since = parked.park_time.map(|time| format!(" since {time}")).unwrap_or_default();
+    format!("{}: {}", screen.paint(Tone::Bad, format!("PARKED {}{since}", parked.saga_id)), parked.error)
 }
 
 fn row(saga: &Saga, screen: Screen) -> String {
@@ -88,10 +115,14 @@ fn mark(state: StepState) -> char {
 pub async fn show(asked: config::ShowSaga, screen: Screen) -> anyhow::Result<()> {
     let mut orders = Orders::connect(&asked.at.address).await?;
     let answer = orders.sagas.get_saga(GetSagaRequest { saga_id: asked.saga_id }).await;
-    let saga = answer.map_err(|status| sentence(&status))?.into_inner().saga.unwrap_or_default();
+    let answer = answer.map_err(|status| sentence(&status))?.into_inner();
+    let saga = answer.saga.unwrap_or_default();
     screen.line(row(&saga, screen))?;
     for line in Timeline::default().news(&saga, screen) {
         screen.line(line)?;
+    }
+    if let Some(parked) = answer.parked {
+        screen.line(parked_line(&parked, screen))?;
     }
     for step in saga.steps.iter().filter(|step| !step.last_error.is_empty()) {
         screen.line(format!("{}: {}", step.name, screen.paint(Tone::Bad, &step.last_error)))?;
@@ -154,6 +185,21 @@ mod tests {
             row.split_whitespace().collect::<Vec<_>>().join(" "),
             "s-1 place-order compensated ⤺ reserve ✗ charge"
         );
+    }
+
+    #[test]
+    fn what_is_parked_is_a_line_with_its_reason() {
+        let parked = |id: &str| ParkedSaga {
+            saga_id: id.to_owned(),
+            error: "its definition is not here".to_owned(),
+            park_time: Some(libs::time::timestamp(1_700_000_000_000_000)),
+            orphan: false,
+        };
+        let listed = ListParkedSagasResponse { parked_sagas: vec![parked("s-1")], next_page_token: String::new() };
+        let line = "PARKED s-1 since 2023-11-14T22:13:20Z: its definition is not here";
+        assert_eq!(parked_lines(&listed, Screen::plain()), [line]);
+        let more = ListParkedSagasResponse { next_page_token: "next".to_owned(), ..listed };
+        assert!(parked_lines(&more, Screen::plain())[1].contains("ListParkedSagas"));
     }
 
     #[test]
