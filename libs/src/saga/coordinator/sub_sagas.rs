@@ -77,8 +77,8 @@ fn begun(definition: &Definition, record: &Record, now: i64) -> Option<Record> {
 pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_id: String, due: Due) -> Attempt {
     let mut was_told = false;
     loop {
-        match shared.stored(&saga_id).await {
-            Ok(record) => {
+        match shared.loaded(&saga_id).await {
+            Ok(Ok(record)) => {
                 if let Some(attempt) = judge(&below, &record, due) {
                     return attempt;
                 }
@@ -90,7 +90,8 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 tracing::error!(saga.id = saga_id, "a step's saga is not there");
                 return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
             }
-            Err(_) => {}
+            // What can't be read is parked, and that was said once.
+            Ok(Err(_)) | Err(_) => {}
         }
         // Told, and none the wiser: the database is out of reach, or another process has gone on with it.
         if was_told {
