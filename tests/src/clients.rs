@@ -16,7 +16,10 @@ use proto::{
         payment_command_service_client::PaymentCommandServiceClient,
         payment_query_service_client::PaymentQueryServiceClient,
     },
-    saga::v1::saga_query_service_client::SagaQueryServiceClient,
+    saga::v1::{
+        parked_saga_query_service_client::ParkedSagaQueryServiceClient,
+        saga_query_service_client::SagaQueryServiceClient,
+    },
     shipping::v1::{
         shipping_command_service_client::ShippingCommandServiceClient,
         shipping_query_service_client::ShippingQueryServiceClient,
@@ -63,6 +66,7 @@ clients! {
     order_commands: OrderCommandServiceClient over order;
     order_queries: OrderQueryServiceClient over order;
     saga_queries: SagaQueryServiceClient over order;
+    parked_sagas: ParkedSagaQueryServiceClient over order;
     breaker_queries: BreakerQueryServiceClient over order;
 }
 

@@ -14,7 +14,7 @@ use proto::{
         ChargeCustomerRequest, DepositFundsRequest, GetAccountRequest, GetChargeRequest, ListChargesRequest,
         RefundChargeRequest,
     },
-    saga::v1::{DescribeSagaRequest, GetSagaRequest, ListSagasRequest},
+    saga::v1::{DescribeSagaRequest, GetSagaRequest, ListParkedSagasRequest, ListSagasRequest},
     shipping::v1::{CancelShipmentRequest, CreateShipmentRequest, GetShipmentRequest, ListShipmentsRequest, Parcel},
 };
 use tests::{Clients, Shop, facts::Facts, invariants, refusal::Refused, shop::usd};
@@ -363,6 +363,9 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
         assert_eq!(Refused::of(shipping.list_shipments(request).await), Refused::invalid("shipping", &[field]));
         let request = ListOrdersRequest { page_size, page_token: page_token.clone(), ..Default::default() };
         assert_eq!(Refused::of(orders.list_orders(request).await), Refused::invalid("order", &[field]));
+        let request = ListParkedSagasRequest { page_size, page_token: page_token.clone() };
+        let parked = clients.parked_sagas().list_parked_sagas(request).await;
+        assert_eq!(Refused::of(parked), Refused::invalid("order", &[field]));
         let request = ListSagasRequest { page_size, page_token, ..Default::default() };
         assert_eq!(Refused::of(sagas.list_sagas(request).await), Refused::invalid("order", &[field]));
     }
