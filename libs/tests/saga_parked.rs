@@ -192,10 +192,9 @@ async fn a_parked_saga_that_is_closed_has_ended_and_is_in_nobodys_way() {
 /// Pays by a saga of its own, which has a bug.
 fn buy() -> Arc<Definition> {
     let mut pay = Definition::builder::<String>("pay", 1);
-    pay.pivot::<Charge>(
-        "capture",
-        |order, _| if order == "bug" { panic!("nobody thought") } else { Ok(order.clone()) },
-    );
+    pay.pivot::<Charge>("capture", |order, _| {
+        if order == "bug" { panic!("{}", "nobody thought ".repeat(1_000)) } else { Ok(order.clone()) }
+    });
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.pivot_saga::<String, ()>("pay", &pay.build().unwrap(), |order, _| Ok(order.clone()));
     saga.retriable::<Ship>("ship", |order, _| Ok(order.clone()));
@@ -215,6 +214,9 @@ async fn the_saga_above_one_that_is_closed_asks_what_became_of_it() {
         }
     };
     timeout(PATIENCE, parks).await.unwrap();
+    let (found, _) = page(&process, 0, "").await;
+    let error = &found[0].error;
+    assert!(error.contains("panicked: nobody thought") && error.len() == 512, "a page of them is no message: {error}");
     process.coordinator.force_close("bug:pay", "ann", "paid in cash").await.unwrap();
     let stuck = process.until_phase("bug", SagaPhase::Stuck).await;
     assert_eq!(stuck.reason.unwrap().reason, "SUB_SAGA_FORCE_CLOSED");

@@ -3,7 +3,7 @@
 use proto::saga::v1::ParkedSaga;
 
 use super::{Coordinator, live::Place};
-use crate::time::timestamp;
+use crate::{saga::record::shorten, time::timestamp};
 
 impl Coordinator {
     /// At most so many of the sagas that are parked here, by id, after one of them: this process's own, and those that nobody drives and
@@ -28,5 +28,5 @@ fn shown(saga_id: &str, place: &Place) -> Option<ParkedSaga> {
         Place::Driven(_) | Place::Reserved(_) => return None,
     };
     let park_time = Some(timestamp(parked.since_micros));
-    Some(ParkedSaga { saga_id: saga_id.to_owned(), error: parked.why.clone(), park_time, orphan })
+    Some(ParkedSaga { saga_id: saga_id.to_owned(), error: shorten(&parked.why), park_time, orphan })
 }

@@ -277,7 +277,8 @@ pub(super) const fn operation(op: Op) -> Operation {
     }
 }
 
-fn shorten(text: &str) -> String {
+/// A text as long as a history keeps it at the most, so that a page of them is a message.
+pub(super) fn shorten(text: &str) -> String {
     let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= MOST_DETAIL).unwrap_or(text.len());
     text[..end].to_owned()
 }
