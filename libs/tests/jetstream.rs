@@ -511,6 +511,39 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    drop((read, runs));
+    if let Some(relay) = source.relay.take() {
+        relay.abort();
+    }
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    // A log that ends before the old views do, and a stream without anything.
+    let mut restored = Source::start().await;
+    restored.write(4, 100).await;
+    let location = database::location(source.folder.path(), "reader");
+    let views = loop {
+        let (jetstream, peer) = (connect(&broker).await, restored.peer.clone());
+        let log = Log::of_stream(jetstream, peer, &["thing"], "reader", database::is_shared());
+        match Views::open(location.clone(), log, &Projections::new().with(at_once())).await {
+            Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
+            opened => break opened.unwrap(),
+        }
+    };
+    let read = views.read_side("test", PATIENCE);
+    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
+    for (id, expected) in &restored.expected {
+        assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(expected));
+    }
+    assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_reads_a_long_stream_is_shown_its_end_before_coming_there() {
     let Some(broker) = Broker::start() else { return };
     let mut source = Source::start().await;

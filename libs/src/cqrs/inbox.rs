@@ -12,8 +12,8 @@ pub(super) struct Inbox {
     reached: i64,
     /// Up to where the caller has kept them.
     kept: i64,
-    /// Where the log ends, as far as whoever sent them has said.
-    head: i64,
+    /// Where the log ends, if whoever sends them has said so.
+    head: Option<i64>,
 }
 
 impl Inbox {
@@ -33,10 +33,11 @@ impl Inbox {
         forward
     }
 
-    /// Forgets what is held: what comes next is what comes after the position.
+    /// Forgets what is held, and where the log ended: what comes next is what comes after the position, maybe from another log.
     pub(super) fn go_on_from(&mut self, position: i64) {
         self.held.clear();
         self.reached = position;
+        self.head = None;
     }
 
     /// Takes an event, unless it came before.
@@ -54,13 +55,24 @@ impl Inbox {
 
     /// Takes the sender's word of where the log ends.
     pub(super) fn ends(&mut self, head: i64) {
-        self.head = self.head.max(head);
+        self.head = self.head.max(Some(head));
+    }
+
+    /// Where the log ends, as far as the sender has said.
+    pub(super) const fn end(&self) -> Option<i64> {
+        self.head
+    }
+
+    /// True if all has come that is wanted up to a position, or up to the end of a log that ends before it.
+    pub(super) fn has_all(&self, position: i64) -> bool {
+        self.reached >= self.head.map_or(position, |head| head.min(position))
     }
 
     /// Where the log ends for who has kept what came up to a position: there, where all has come and what followed is not wanted.
     pub(super) fn head_after(&self, position: i64) -> i64 {
         let holds = self.held.back().is_some_and(|event| event.position > position);
-        if holds || self.reached < self.head { self.head.max(self.reached) } else { position }
+        let head = self.head.unwrap_or_default();
+        if holds || self.reached < head { head.max(self.reached) } else { position }
     }
 
     /// What is held after a position.

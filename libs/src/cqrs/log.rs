@@ -92,10 +92,11 @@ impl Log {
         self
     }
 
-    /// The same log, for somebody who reads it beside this one.
+    /// The same log, for somebody who reads it beside this one, up to its end. Where that is, of another service's, the service alone
+    /// knows: its stream may be behind, or the copy of a log that was there before.
     pub(super) fn beside(&self) -> Self {
         let source = match &self.source {
-            Source::Stream(consumer) => Source::Stream(Box::new(consumer.beside())),
+            Source::Stream(consumer) => Source::Service(Box::new(consumer.service())),
             source => source.clone(),
         };
         Self { source, upcasters: self.upcasters.clone() }
@@ -136,6 +137,23 @@ impl Log {
         }
     }
 
+    /// The same, but for what there is up to `end` only. False if there is no more of it, because all was handed out or the log ends
+    /// before. Where it ends is asked anew after [`begin_again`](Self::begin_again).
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, sql::Error> {
+        match &mut self.source {
+            Source::Database { reader, .. } => Ok(head(reader).await?.min(end) > position),
+            Source::Service(subscription) => Ok(subscription.news_up_to(position, end).await),
+            Source::Stream(_) => self.news(position).await,
+        }
+    }
+
+    /// Relies no more on what another service has said of its log.
+    pub(super) fn begin_again(&mut self) {
+        if let Source::Service(subscription) = &mut self.source {
+            subscription.begin_again();
+        }
+    }
+
     /// The events after a position, in order, at most `limit`. Of another service: those that have come.
     pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
         match &mut self.source {
@@ -167,6 +185,14 @@ impl Log {
             Source::Database { .. } => None,
             Source::Service(subscription) => Some(subscription.head_after(position)),
             Source::Stream(consumer) => Some(consumer.head_after(position)),
+        }
+    }
+
+    /// Where another service's log ends, if the service has said so.
+    pub(super) const fn told_end(&self) -> Option<i64> {
+        match &self.source {
+            Source::Service(subscription) => subscription.end(),
+            Source::Database { .. } | Source::Stream(_) => None,
         }
     }
 

@@ -37,7 +37,8 @@ impl Outbox {
         EventServiceServer::new(self)
     }
 
-    async fn check(&self, request: &SubscribeRequest) -> Result<(), Refusal> {
+    /// Where the log ends, if it can be read as asked.
+    async fn check(&self, request: &SubscribeRequest) -> Result<i64, Refusal> {
         let mut violations = Violations::default();
         violations.require(request.after_position >= 0, "after_position", "must not be negative");
         violations.require(request.kinds.len() <= 64, "kinds", "must be at most 64");
@@ -50,7 +51,7 @@ impl Outbox {
                 format!("the log ends at {head}: it is not the one that was read to {}", request.after_position);
             return Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", head.to_string()));
         }
-        Ok(())
+        Ok(head)
     }
 }
 
@@ -60,11 +61,14 @@ impl EventService for Outbox {
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
         let (service, request) = (self.service, request.into_inner());
-        self.check(&request).await.map_err(|refusal| refusal.into_status(service))?;
+        let head = self.check(&request).await.map_err(|refusal| refusal.into_status(service))?;
         let SubscribeRequest { after_position, kinds } = request;
         let mut log = self.log.clone();
         let stretches = async_stream::try_stream! {
             let mut reached = after_position;
+            if head == reached {
+                yield SubscribeResponse { after_position, events: Vec::new(), position: head, head };
+            }
             while log.news(reached).await.map_err(|error| unreadable(&error))? {
                 let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
                 events.truncate(that_fit(&events));

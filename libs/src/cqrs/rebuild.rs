@@ -22,6 +22,8 @@ pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
 pub(super) struct Rebuilt {
     views: Views,
     beside: Beside,
+    /// How far the old ones were before. These have all that the log has up to there.
+    old: i64,
 }
 
 /// What views are made anew from, and beside what.
@@ -123,9 +125,9 @@ impl Views {
     }
 
     async fn put_in_place(&mut self, rebuilt: Rebuilt) -> Result<i64, RebuildError> {
-        let Rebuilt { views, beside } = rebuilt;
+        let Rebuilt { views, beside, old } = rebuilt;
         self.writer.attach(beside.location()).await?;
-        let replaced = self.take_tables(views).await;
+        let replaced = self.take_tables(views, old).await;
         self.writer.detach().await?;
         if let Err(error) = beside.remove().await {
             // It is removed before the next time, too.
@@ -134,18 +136,18 @@ impl Views {
         replaced
     }
 
-    async fn take_tables(&mut self, mut rebuilt: Self) -> Result<i64, RebuildError> {
+    async fn take_tables(&mut self, mut rebuilt: Self, mut seen: i64) -> Result<i64, RebuildError> {
         loop {
             let mut transaction = self.writer.begin().await?;
             let names = self.projections.iter().map(|state| state.fold.name());
             let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
-            // The old ones may be of another log, which went further than this one does.
-            let old = if rebuilt.log.is_remote() { old } else { old.min(rebuilt.log.head().await?) };
-            if reached < old {
+            // They need not come as far as old ones of another log, which went further than this one does.
+            if reached < old && seen < old {
                 // The old ones went on while they were made: a query must not see less than before.
                 transaction.rollback().await?;
                 rebuilt = whole(rebuilt.fold_to(old, |_, _| {}).await?)?;
+                seen = old;
                 continue;
             }
             for state in &self.projections {
@@ -179,7 +181,7 @@ impl Plan {
             false => views.log.head().await?,
         };
         let views = whole(views.fold_to(head, progress).await?)?;
-        Ok(Rebuilt { views, beside })
+        Ok(Rebuilt { views, beside, old })
     }
 }
 

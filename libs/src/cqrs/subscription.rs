@@ -59,10 +59,26 @@ impl Subscription {
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them.
     pub(super) async fn news(&mut self, position: i64) {
+        self.wait(position, None).await;
+    }
+
+    /// The same, but no longer than until all has come that is wanted up to `end`, or all that the log has. False if nothing is held then.
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> bool {
+        self.wait(position, Some(end)).await;
+        !self.inbox.is_empty()
+    }
+
+    /// Asks the service again, from where the caller is: what it said of its log's end was true then.
+    pub(super) fn begin_again(&mut self) {
+        self.stream = None;
+        self.inbox.go_on_from(self.inbox.kept());
+    }
+
+    async fn wait(&mut self, position: i64, end: Option<i64>) {
         if !self.inbox.keep(position) {
             self.stream = None;
         }
-        while self.inbox.is_empty() {
+        while self.inbox.is_empty() && !end.is_some_and(|end| self.inbox.has_all(end)) {
             if let Err(status) = self.receive(position).await {
                 self.stream = None;
                 if !self.out {
@@ -87,6 +103,11 @@ impl Subscription {
     /// Where the log ends, as far as is known, for who has kept it up to a position.
     pub(super) fn head_after(&self, position: i64) -> i64 {
         self.inbox.head_after(position)
+    }
+
+    /// Where the log ends, if the service has said so.
+    pub(super) const fn end(&self) -> Option<i64> {
+        self.inbox.end()
     }
 
     pub(super) const fn reached(&self) -> i64 {
@@ -132,7 +153,10 @@ impl Subscription {
             self.inbox.put(envelope::open(event));
         }
         self.inbox.pass(position);
-        self.inbox.ends(head);
+        // An empty log's end is no different from one that isn't told, but for the empty stretch that tells it.
+        if head > 0 || after_position == position {
+            self.inbox.ends(head);
+        }
         Ok(())
     }
 }

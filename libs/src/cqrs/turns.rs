@@ -26,17 +26,19 @@ impl Views {
         Ok(())
     }
 
-    /// Folds up to a position that the log has.
+    /// Folds up to a position, or up to where the log ends now, if that is before.
     pub(super) async fn fold_to(mut self, all: i64, mut progress: impl FnMut(i64, i64)) -> Result<Self, sql::Error> {
+        self.log.begin_again();
         while lowest(&self.projections) < all {
-            if self.log.is_remote() {
-                self.log.news(lowest(&self.projections)).await?;
+            if !self.log.news_up_to(lowest(&self.projections), all).await? {
+                break;
             }
             if self.writer.is_shared() {
                 self.take_turn().await?;
             } else {
                 (self, _) = self.catch_up_once().await?;
             }
+            let all = self.log.told_end().map_or(all, |end| end.min(all));
             progress(lowest(&self.projections).min(all), all);
         }
         Ok(self)

@@ -103,9 +103,9 @@ impl Consumer {
         }
     }
 
-    /// One that reads the same beside this one, under a name of its own.
-    pub(in super::super) fn beside(&self) -> Self {
-        Self::new(self.jetstream.clone(), Durable::another(self.durable.name()), self.service.clone())
+    /// The service itself, for who doesn't go by its stream.
+    pub(in super::super) fn service(&self) -> Subscription {
+        self.service.clone()
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them.

@@ -1,0 +1,92 @@
+//! Views over another service whose log is another one since a backup was put back: they can be made anew of the one that is there.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod squeamish;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use libs::{
+    breaker::Registry,
+    cqrs::{Log, Outbox, Projections, ReadSide, Views},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent},
+    rpc::client::{Peer, PeerOptions, Peers},
+};
+use squeamish::{SEEN, Squeamish};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A log to which this happened, a kind of aggregate each, and the service that has it.
+async fn source(folder: &TempDir, name: &str, kinds: &[&'static str]) -> (Journal, Peer) {
+    let journal = Journal::open(database::location(folder.path(), name), &[]).await.unwrap();
+    for kind in kinds {
+        happen(&journal, kind).await;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let outbox = Outbox::new("source", Log::of(&journal)).into_server();
+    tokio::spawn(Server::builder().add_service(outbox).serve_with_incoming(TcpListenerStream::new(listener)));
+    let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+    (journal, peers.connect_with("source", &PeerOptions::stream()).unwrap())
+}
+
+async fn happen(journal: &Journal, kind: &'static str) {
+    let event = NewEvent { name: "Happened", payload: Vec::new().into() };
+    let (aggregate, events) = (AggregateId::new(kind, "a"), vec![event]);
+    let change = Change { aggregate, state: None, version: 1, events };
+    let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+    let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 0 };
+    journal.submit(entry).await.unwrap();
+}
+
+/// Views over a service's things.
+async fn views(folder: &TempDir, peer: &Peer) -> Views {
+    let squeamish = Squeamish::default();
+    squeamish.mended.store(true, Ordering::SeqCst);
+    let location = database::location(folder.path(), "views");
+    Views::open(location, Log::of_service(peer.clone(), &["thing"]), &Projections::new().with(squeamish)).await.unwrap()
+}
+
+async fn count(read: &ReadSide) -> Option<i64> {
+    read.document(&SEEN, "a").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_went_further_than_another_services_log_are_made_anew_to_where_it_ends() {
+    // Shorter than what was read, without anything, and longer but without anything that is wanted behind it.
+    for restored in [&["thing"; 3][..], &[], &["thing", "thing", "other", "other", "other", "other", "other"]] {
+        let folder = TempDir::new().unwrap();
+        let (_, lost) = source(&folder, "lost", &["thing"; 5]).await;
+        let followed = views(&folder, &lost).await;
+        let read = followed.read_side("test", PATIENCE);
+        let following = tokio::spawn(followed.run());
+        read.wait_for_position(5).await.unwrap();
+        following.abort();
+        let _ = following.await;
+        assert_eq!(count(&read).await, Some(5));
+
+        let (journal, there) = source(&folder, "restored", restored).await;
+        let mut told = Vec::new();
+        let rebuilt = views(&folder, &there).await.rebuild(|position, head| told.push((position, head)));
+        timeout(PATIENCE, rebuilt).await.unwrap_or_else(|_| panic!("no end to {restored:?}")).unwrap();
+        let left = restored.iter().filter(|kind| **kind == "thing").count() as i64;
+        assert_eq!(told.last(), Some(&(left, left)), "{told:?} of {restored:?}");
+        assert!(told.iter().all(|(position, head)| position <= head), "{told:?} of {restored:?}");
+
+        let followed = views(&folder, &there).await;
+        let read = followed.read_side("test", PATIENCE);
+        assert_eq!(count(&read).await.unwrap_or_default(), left, "{restored:?}");
+        let following = tokio::spawn(followed.run());
+        happen(&journal, "thing").await;
+        read.wait_for_position(restored.len() as i64 + 1).await.unwrap();
+        assert_eq!(count(&read).await, Some(left + 1), "{restored:?}");
+        following.abort();
+        let _ = following.await;
+    }
+}
