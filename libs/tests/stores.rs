@@ -14,13 +14,13 @@ use std::{
 };
 
 use libs::{
-    cli::{BoxError, DatabaseUrl, Store},
+    cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
     cqrs::{Log, Projections, Views},
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent,
-        sqlite::{readers, remove},
+        sqlite::{Durability, Writer, readers, remove},
     },
-    service::Stores,
+    service::{App, Stores},
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
@@ -78,6 +78,7 @@ async fn views_that_can_not_fold_every_event_take_nobodys_place() {
     assert!(error.contains("are as they were") && error.contains("poison") && !error.contains('\n'), "{error}");
     assert_eq!(seen(&path, ["a", "poison", "b"]).await, [Some(1); 3]);
     assert!(others.exists());
+    assert_eq!(files(&folder, "views.new"), [""; 0], "it gives back the room that it took");
 
     mended.store(true, Ordering::SeqCst);
     rebuild(&path, &mended).await.unwrap();
@@ -107,6 +108,45 @@ async fn views_that_went_further_than_a_restored_log_are_refused_until_they_are_
     rebuild(&path, &mended).await.unwrap();
     migrate().await.unwrap();
     assert_eq!(seen(&path, ["a", "b", "c"]).await, [Some(1), None, None]);
+}
+
+/// The files of a folder whose names say this.
+fn files(folder: &TempDir, says: &str) -> Vec<String> {
+    let names =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains(says)).collect()
+}
+
+#[tokio::test]
+async fn who_answers_queries_removes_at_its_start_what_one_left_who_was_killed_in_the_midst_of_making_views() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("test.db");
+    let half_made =
+        ["views.anew", "views.new", "views.other.anew"].map(|name| path.with_extension(format!("{name}.db")));
+    let kept = ["views", "views.other"].map(|name| path.with_extension(format!("{name}.db")));
+    let serve = async |surface: Surface| {
+        let flags = Serve::new("127.0.0.1:0".parse().unwrap(), DatabaseUrl::Sqlite(path.clone()));
+        let flags = Serve { surface, ..flags };
+        let mut app = App::bind("test", &flags).await.unwrap();
+        drop(stores(&Arc::default()).open("test", &mut app, &flags).await.unwrap());
+        // What it has begun has let go of the files once it has ended.
+        app.run_until(std::future::ready(())).await.unwrap();
+    };
+    for left in half_made.iter().chain(&kept) {
+        drop(Writer::open(left, Durability::Rebuildable, &[]).unwrap());
+    }
+    serve(Surface::Command).await;
+    assert!(half_made.iter().all(|path| path.exists()), "who folds nothing leaves it to who does");
+
+    let [at_work, ..] = &half_made;
+    let writer = Writer::open(at_work, Durability::Rebuildable, &[]).unwrap();
+    serve(Surface::All).await;
+    assert!(at_work.exists(), "somebody is at it");
+    assert!(half_made[1..].iter().all(|path| !path.exists()));
+    assert!(kept.iter().all(|path| path.exists()));
+    drop(writer);
+    serve(Surface::Query).await;
+    assert_eq!(files(&folder, "anew"), [""; 0]);
 }
 
 #[tokio::test]

@@ -1026,6 +1026,18 @@ impl Projection for Scaled {
     }
 }
 
+/// What there is of views that are made anew: files, or schemas on a server.
+async fn beside(folder: &TempDir, journal: &Journal) -> Vec<String> {
+    let Location::Postgres { schema, .. } = journal.location() else {
+        let names = std::fs::read_dir(folder.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        return names.filter(|name| name.contains("anew")).collect();
+    };
+    let named = "SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)";
+    let found = journal.reader().fetch(named, vec![format!("{schema}_anew").into()]).await.unwrap();
+    found.iter().map(|found| found.text(0).unwrap()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_are_made_anew_while_they_are_read_and_written() {
     let folder = TempDir::new().unwrap();
@@ -1074,6 +1086,7 @@ async fn views_are_made_anew_while_they_are_read_and_written() {
     let refused = refused.into_iter().last().unwrap().unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Aborted);
     assert!(refused.message().contains("are as they were"), "{refused:?}");
+    assert_eq!(beside(&folder, &journal).await, [""; 0], "the room that it took");
     let position = add(&journal, "b", 1).await;
     read.wait_for_token(&token(position)).await.unwrap();
     assert_eq!(sum(&read, "a").await, Some(82));

@@ -126,13 +126,17 @@ impl Views {
 
     async fn put_in_place(&mut self, rebuilt: Rebuilt) -> Result<i64, RebuildError> {
         let Rebuilt { views, beside, old } = rebuilt;
-        self.writer.attach(beside.location()).await?;
-        let replaced = self.take_tables(views, old).await;
-        self.writer.detach().await?;
-        if let Err(error) = beside.remove().await {
-            // It is removed before the next time, too.
-            tracing::warn!(%error, "what is left beside the views is not removed");
-        }
+        let replaced = match self.writer.attach(beside.location()).await {
+            Ok(()) => {
+                let replaced = self.take_tables(views, old).await;
+                self.writer.detach().await.map_err(RebuildError::from).and(replaced)
+            }
+            Err(error) => {
+                drop(views);
+                Err(error.into())
+            }
+        };
+        remove(beside).await;
         replaced
     }
 
@@ -172,16 +176,35 @@ impl Views {
 impl Plan {
     /// Folds the whole log, as far as it goes now.
     async fn build(self, progress: impl FnMut(i64, i64)) -> Result<Rebuilt, RebuildError> {
-        let Self { here, log, projections, old } = self;
-        let beside = Beside::make(&here).await?;
-        let views = Views::open(beside.location(), log, &projections).await?;
+        let beside = Beside::make(&self.here).await?;
+        let old = self.old;
+        match self.build_in(beside.location(), progress).await {
+            Ok(views) => Ok(Rebuilt { views, beside, old }),
+            Err(error) => {
+                // What it took of the disk may be all that was left.
+                remove(beside).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build_in(self, place: &Location, progress: impl FnMut(i64, i64)) -> Result<Views, RebuildError> {
+        let Self { log, projections, old, .. } = self;
+        let views = Views::open(place, log, &projections).await?;
         let head = match views.log.is_remote() {
             // What was folded was wanted; whether there is more will be seen.
             true => old,
             false => views.log.head().await?,
         };
-        let views = whole(views.fold_to(head, progress).await?)?;
-        Ok(Rebuilt { views, beside, old })
+        whole(views.fold_to(head, progress).await?)
+    }
+}
+
+/// Leaves nothing beside the views.
+async fn remove(beside: Beside) {
+    if let Err(error) = beside.remove().await {
+        // It is removed before the next time, too.
+        tracing::warn!(%error, "what is left beside the views is not removed");
     }
 }
 

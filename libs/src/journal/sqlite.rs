@@ -227,6 +227,19 @@ pub fn remove(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The same, unless somebody has it open. True if it is removed.
+///
+/// # Errors
+/// When one of them can't be removed.
+pub fn remove_abandoned(path: &Path) -> Result<bool, OpenError> {
+    let _lock = match lock(path) {
+        Err(OpenError::InUse { .. }) => return Ok(false),
+        lock => lock?,
+    };
+    remove(path).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
+    Ok(true)
+}
+
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = companion(path, ".lock");
     let failed = |path: &Path, source| OpenError::File { path: path.to_owned(), source };

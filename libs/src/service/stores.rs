@@ -12,7 +12,7 @@ use crate::{
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{
         Journal, Location, OpenError, Table,
-        sqlite::{companion, remove},
+        sqlite::{companion, remove, remove_abandoned},
     },
     rpc::client::Peer,
     telemetry,
@@ -62,6 +62,10 @@ impl Stores {
     /// When a database is in use, can't be opened or can't promise durability.
     pub async fn open(self, service: &'static str, app: &mut App, flags: &Serve) -> Result<Sides, BoxError> {
         let location = location(&flags.store, service);
+        // On a full disk the journal can't be opened as long as it is there.
+        if let (true, Location::Sqlite(path)) = (flags.surface.queries(), &location) {
+            remove_half_made(path);
+        }
         let journal = match flags.surface.commands() {
             true => Some(Journal::open(&location, &self.tables).await?),
             false => None,
@@ -175,8 +179,12 @@ impl Stores {
             Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
-        let built = Views::open(&new, Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
-        built.catch_up(tell).await?;
+        let log = Log::open(&location)?.upcast(self.upcasters);
+        if let Err(error) = make(&new, log, &self.projections).await {
+            // What it took of the disk may be all that was left.
+            remove(&new)?;
+            return Err(error);
+        }
         if fs::metadata(companion(&new, "-wal")).is_ok_and(|log| log.len() > 0) {
             return Err(format!("{} is not whole: somebody has it open", new.display()).into());
         }
@@ -190,6 +198,11 @@ impl Stores {
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
     }
+}
+
+/// Makes views of the whole log.
+async fn make(path: &Path, log: Log, projections: &Projections) -> Result<(), BoxError> {
+    Ok(Views::open(path, log, projections).await?.catch_up(tell).await?)
 }
 
 fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {
@@ -220,18 +233,42 @@ fn tell(done: i64, all: i64) {
 
 /// The databases of views over other services' events.
 fn views_of_others(path: &Path) -> io::Result<Vec<PathBuf>> {
+    views_named(path, |source| source != "new" && !source.is_empty())
+}
+
+/// Removes views that somebody was making who was killed. Those that are being made stay, and so does what can't be removed: it is nobody's
+/// need.
+fn remove_half_made(path: &Path) {
+    let half_made = views_named(path, |name| matches!(name.rsplit('.').next(), Some("new" | "anew")));
+    let removed = half_made.map_err(BoxError::from).and_then(|half_made| {
+        for views in half_made {
+            if remove_abandoned(&views)? {
+                tracing::info!(views = %views.display(), "removed: whoever made views anew there came to no end");
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = removed {
+        tracing::warn!(error, "what was left beside the views is not removed");
+    }
+}
+
+/// The databases beside a journal whose names say between its own and the ending that they are such views.
+fn views_named(path: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_stem().and_then(|name| name.to_str())) else {
         return Ok(Vec::new());
     };
     let begins = format!("{name}.views.");
-    let of_another = |name: &str| {
-        let source = name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(".db"));
-        source.is_some_and(|source| source != "new" && !source.is_empty())
-    };
+    let is_such = |name: &str| name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(".db")).is_some_and(&such);
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mut found = Vec::new();
-    for entry in fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })? {
+    // A folder that is yet to be made has none.
+    if !folder.try_exists()? {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(of_another) {
+        if entry.file_name().to_str().is_some_and(is_such) {
             found.push(entry.path());
         }
     }
