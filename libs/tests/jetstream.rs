@@ -5,6 +5,7 @@
 
 mod broker;
 mod database;
+mod lines;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use libs::{
     },
     rpc::client::{Peer, PeerOptions, Peers},
 };
+use lines::Lines;
 use proto::projections::v1::{self as pb, projection_query_service_server::ProjectionQueryService as _};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
@@ -508,6 +510,27 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
     restored.write(1, 100).await;
     until("it goes on", || async { shown(&board).await.position == 13 }).await;
     assert_eq!(shown(&board).await.parked, None);
+}
+
+#[tokio::test]
+async fn that_a_stream_ends_before_what_was_read_is_told_until_it_has_it_again() {
+    let Some(broker) = Broker::start() else { return };
+    let (lines, _kept) = Lines::keep();
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    if let Some(relay) = source.relay.take() {
+        relay.abort();
+    }
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    until("it is told", || async { !lines.that_say("the stream ends before 10").is_empty() }).await;
+    source.publish(&broker).await;
+    until("it is over", || async { !lines.that_say("events come again").is_empty() }).await;
+    assert_eq!(lines.that_say("the stream ends before").len(), 1);
+    source.write(1, 100).await;
+    source.check(&read).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

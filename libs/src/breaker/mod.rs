@@ -15,6 +15,8 @@ mod window;
 
 #[cfg(feature = "rpc")]
 pub(crate) use self::rejection::DRAINING;
+#[cfg(feature = "cqrs")]
+pub(crate) use self::rejection::is_draining;
 pub use self::{
     changes::{Change, ChangeKind},
     classify::Classes,

@@ -26,6 +26,7 @@ mod rebuild;
 mod subscription;
 pub mod testing;
 mod token;
+mod told;
 mod turns;
 mod upcast;
 mod views;

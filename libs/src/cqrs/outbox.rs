@@ -47,8 +47,10 @@ impl Outbox {
         violations.refuse()?;
         let head = self.log.head().await.map_err(|error| unreadable(&error))?;
         if request.after_position > head {
-            let message =
-                format!("the log ends at {head}: it is not the one that was read to {}", request.after_position);
+            let message = format!(
+                "the log ends at {head}: it is not the one that was read to {}; make what was made of that one anew (RebuildProjections)",
+                request.after_position
+            );
             return Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", head.to_string()));
         }
         Ok(head)

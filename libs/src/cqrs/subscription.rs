@@ -5,8 +5,12 @@ use std::{fmt, time::Duration};
 use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
-use super::{envelope, inbox::Inbox};
-use crate::{journal::Event, refusal::code_name, rpc::client::Peer};
+use super::{envelope, inbox::Inbox, told::Told};
+use crate::{
+    journal::Event,
+    refusal::{Refusal, code_name},
+    rpc::client::{CircuitOpen, Peer, is_draining},
+};
 
 /// How long to leave a service alone that is out.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -18,13 +22,13 @@ pub(super) struct Subscription {
     kinds: Vec<String>,
     stream: Option<Streaming<SubscribeResponse>>,
     inbox: Inbox,
-    out: bool,
+    told: Told,
 }
 
 impl Clone for Subscription {
     fn clone(&self) -> Self {
         let (client, source, kinds) = (self.client.clone(), self.source.clone(), self.kinds.clone());
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), out: false }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), told: Told::default() }
     }
 }
 
@@ -44,7 +48,7 @@ impl Subscription {
         let source = peer.name().to_owned();
         let client = EventServiceClient::new(peer).max_decoding_message_size(64 << 20);
         let kinds = kinds.iter().map(ToString::to_string).collect();
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), out: false }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), told: Told::default() }
     }
 
     /// The service it is of.
@@ -81,17 +85,26 @@ impl Subscription {
         while self.inbox.is_empty() && !end.is_some_and(|end| self.inbox.has_all(end)) {
             if let Err(status) = self.receive(position).await {
                 self.stream = None;
-                if !self.out {
-                    tracing::warn!(
-                        source = self.source,
-                        code = code_name(status.code()),
-                        why = status.message(),
-                        "no events come: the views over them stand still until the service is back"
-                    );
-                }
-                self.out = true;
+                self.tell(&status);
                 tokio::time::sleep(PAUSE).await;
             }
+        }
+    }
+
+    /// Tells why no events come, unless that was told. That a stream ended in order is no reason, nor that a circuit is open that the
+    /// reason has opened.
+    fn tell(&mut self, status: &Status) {
+        if is_draining(status) || self.told.is_out() && CircuitOpen::from_status(status).is_some() {
+            return;
+        }
+        // The words may differ each time.
+        if self.told.is_news(&Refusal::from_status(status).reason) {
+            tracing::warn!(
+                source = self.source,
+                code = code_name(status.code()),
+                why = status.message(),
+                "no events come: the views over them stand still until this is mended"
+            );
         }
     }
 
@@ -127,10 +140,9 @@ impl Subscription {
             }
         };
         let next = stream.message().await?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
-        if std::mem::take(&mut self.out) {
-            tracing::info!(source = self.source, "events come again");
-        }
         self.take(next)?;
+        // The first stretch comes at once, though it may be empty.
+        self.told.over(&self.source);
         while !self.inbox.is_full() {
             let Some(stream) = &mut self.stream else { break };
             match futures::FutureExt::now_or_never(stream.message()) {

@@ -13,8 +13,8 @@ use proto::events::v1 as pb;
 use tokio::time::timeout;
 
 use super::{
-    super::{envelope, inbox::Inbox, subscription::Subscription},
-    BrokerError, JetStream, LOOK, PAUSE,
+    super::{envelope, inbox::Inbox, subscription::Subscription, told::Told},
+    BrokerError, JetStream, LOOK, PAUSE, position,
 };
 use crate::journal::Event;
 
@@ -45,7 +45,7 @@ pub(in super::super) struct Consumer {
     /// The consumer was made to begin with what comes next, and nothing has come yet: what it passes over is not in the stream.
     begins: bool,
     service: Subscription,
-    out: bool,
+    told: Told,
 }
 
 /// The name under which the server remembers a reader.
@@ -99,7 +99,7 @@ impl Consumer {
             anew: false,
             begins: false,
             service,
-            out: false,
+            told: Told::default(),
         }
     }
 
@@ -122,11 +122,10 @@ impl Consumer {
             };
             self.close();
             self.anew = true;
-            if !self.out {
+            if self.told.is_news(&error.to_string()) {
                 let source = self.service.source();
                 tracing::warn!(source, %error, "no events come: the views over them stand still until this is mended");
             }
-            self.out = true;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -186,13 +185,19 @@ impl Consumer {
                     self.leave_out(reached + 1);
                     return Ok(());
                 }
-                return Err(format!("the stream is at {last}, and nothing came after {reached}").into());
+                return Err(format!("the stream goes on, and nothing came after {reached}").into());
             }
+            // The service may have been asked for what the stream gets in a moment; by now it would have it.
+            if last < reached {
+                return Err(format!(
+                    "the stream ends before {reached}, which was read: it is not filled again yet, or its log is another one, as after a                      restored backup; then make the views over it anew (RebuildProjections)"
+                )
+                .into());
+            }
+            self.told.over(self.service.source());
         };
-        if std::mem::take(&mut self.out) {
-            tracing::info!(source = self.service.source(), "events come again");
-        }
         self.take(next)?;
+        self.told.over(self.service.source());
         while !self.inbox.is_full() {
             let Some(messages) = &mut self.messages else { break };
             match messages.next().now_or_never() {
@@ -238,6 +243,10 @@ impl Consumer {
         let consumer = stream.get_or_create_consumer(name, config).await?;
         let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).messages().await?;
         self.anew = false;
+        if position(stream.cached_info().state.last_sequence) == self.inbox.reached() {
+            // All has come that there is: nothing else would tell that it is over.
+            self.told.over(self.service.source());
+        }
         Ok(Some(messages))
     }
 

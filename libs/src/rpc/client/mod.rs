@@ -39,3 +39,6 @@ pub use self::{
     retry::Retry,
     timeout::{TimeoutBody, TimeoutFuture},
 };
+/// What a call to a peer may end with that says nothing of the peer.
+#[cfg(feature = "cqrs")]
+pub(crate) use crate::breaker::{CircuitOpen, is_draining};

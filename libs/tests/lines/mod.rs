@@ -1,0 +1,50 @@
+//! What a test's own thread writes to the log.
+
+use std::{
+    fmt::{self, Write as _},
+    sync::{Arc, Mutex},
+};
+
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::layer::{self, SubscriberExt as _};
+
+/// The lines of the read side, from INFO on: the level, and all that is said.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    /// Keeps what this thread writes as long as the guard is held.
+    pub(crate) fn keep() -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
+        (lines, guard)
+    }
+
+    /// Those that say this.
+    pub(crate) fn that_say(&self, this: &str) -> Vec<String> {
+        self.0.lock().unwrap().iter().filter(|line| line.contains(this)).cloned().collect()
+    }
+}
+
+impl<S: Subscriber> layer::Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let metadata = event.metadata();
+        if *metadata.level() <= Level::INFO && metadata.target().starts_with("libs::cqrs") {
+            let mut line = Line(metadata.level().to_string());
+            event.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+    }
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
