@@ -13,11 +13,11 @@ use std::{
 
 use libs::{
     cqrs::{Board, Log, Projection, ProjectionError, Projections, Views},
-    journal::{Event, Journal, Outcome, Row, Table, sql::Transaction, store},
+    journal::{Event, Journal, Location, Outcome, Row, Table, sql::Transaction, store},
 };
 use proto::projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _};
 use schema::{PATIENCE, Schema, change, note};
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 use squeamish::Squeamish;
 use tokio::{
     sync::Semaphore,
@@ -143,10 +143,15 @@ async fn those_who_make_the_same_views_anew_at_once_are_not_in_each_others_way()
 
 /// Views of a process of its own that follow, where they are shown, and what ends them.
 async fn run(journal: &Journal, mended: bool) -> (Board, AbortHandle) {
+    run_at(journal.location().views(), journal, mended).await
+}
+
+/// The same, where that is reached in another way.
+async fn run_at(views: Location, journal: &Journal, mended: bool) -> (Board, AbortHandle) {
     let squeamish = Squeamish::default();
     squeamish.mended.store(mended, Ordering::SeqCst);
     let (projections, board) = (Projections::new().with(squeamish), Board::default());
-    let views = Views::open(journal.location().views(), Log::of(journal), &projections).await.unwrap();
+    let views = Views::open(views, Log::of(journal), &projections).await.unwrap();
     views.show_on(&board, "test");
     (board, tokio::spawn(async { views.run().await.unwrap() }).abort_handle())
 }
@@ -189,4 +194,55 @@ async fn a_parked_projection_goes_on_once_another_process_has_passed_its_event_o
     let views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
     views.rebuild(|_, _| {}).await.unwrap();
     stands(&board, 4, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_only_read_and_write_goes_on_when_the_owner_has_made_the_views_anew() {
+    let Some(schema) = Schema::new() else { return };
+    let (name, journal) = (&schema.name, schema.open().await);
+    let projections = || {
+        let squeamish = Squeamish::default();
+        squeamish.mended.store(true, Ordering::SeqCst);
+        Projections::new().with(squeamish)
+    };
+    Views::make(&journal.location().views(), &projections()).await.unwrap();
+    let role = format!("{name}_clerk");
+    let grant = format!(
+        "CREATE ROLE {role};
+        GRANT USAGE ON SCHEMA {name} TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {name} TO {role};
+        GRANT SELECT ON seen TO PUBLIC"
+    );
+    let mut session = schema.connect().await;
+    sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut session).await.unwrap();
+    // It is another's session that has the clerk's rights, so the clerk needs no password.
+    let and = if schema.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-c%20role%3D{role}", schema.url);
+    let views = Location::Postgres { url, schema: name.clone() }.views();
+    let (board, end) = run_at(views, &journal, true).await;
+    journal.submit(note("a")).await.unwrap();
+    stands(&board, 1, false).await;
+
+    let views = Views::open(journal.location().views(), Log::of(&journal), &projections()).await.unwrap();
+    views.rebuild(|_, _| {}).await.unwrap();
+    journal.submit(note("b")).await.unwrap();
+    stands(&board, 2, false).await;
+    let public = "SELECT count(*) FROM pg_class, aclexplode(relacl) WHERE oid = 'seen'::regclass AND grantee = 0";
+    assert_eq!(sqlx::query_scalar::<_, i64>(public).fetch_one(&mut session).await.unwrap(), 1);
+
+    // A right that is taken away is nobody's poison: it goes on once it is there again.
+    let change_rights = async |what: &str| {
+        let mut session = schema.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(format!("{what} {role}"))).execute(&mut session).await.unwrap();
+    };
+    change_rights("REVOKE INSERT, UPDATE ON seen FROM").await;
+    journal.submit(note("c")).await.unwrap();
+    // Longer than it takes to try so often that it would be given up.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stands(&board, 2, false).await;
+    change_rights("GRANT INSERT, UPDATE ON seen TO").await;
+    stands(&board, 3, false).await;
+    end.abort();
+    let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
 }

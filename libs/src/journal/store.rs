@@ -32,22 +32,42 @@ pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
     }
 }
 
-/// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached.
+/// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached; on
+/// PostgreSQL whoever has rights on the old one has them on the new one.
 #[must_use]
 pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {
     let name = table.name;
-    let mut statements = vec![format!("DROP TABLE IF EXISTS {name}")];
+    let drop = format!("DROP TABLE IF EXISTS {name}");
     match (here, beside) {
         (Location::Postgres { schema: here, .. }, Location::Postgres { schema: beside, .. }) => {
-            statements.push(format!("ALTER TABLE {}.{name} SET SCHEMA {}", quoted(beside), quoted(here)));
+            let (here, beside) = (quoted(here), quoted(beside));
+            let (old, new) = (format!("{here}.{name}"), format!("{beside}.{name}"));
+            vec![granting(&old, &new), drop, format!("ALTER TABLE {new} SET SCHEMA {here}")]
         }
         _ => {
+            let mut statements = vec![drop];
             statements.extend(table.create.iter().map(ToString::to_string));
             // In this form SQLite copies the pages of table and indexes as they are.
             statements.push(format!("INSERT INTO main.{name} SELECT * FROM {BESIDE}.{name}"));
+            statements
         }
     }
-    statements
+}
+
+/// What gives everybody the rights on a table that they have on another. A role without a name is everybody.
+fn granting(old: &str, new: &str) -> String {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let (old, new) = (literal(old), literal(new));
+    format!(
+        "DO $granting$ DECLARE given text; BEGIN
+            FOR given IN
+                SELECT 'GRANT ' || privilege_type || ' ON ' || {new} || ' TO ' || COALESCE(quote_ident(rolname), 'PUBLIC')
+                    || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+                FROM pg_class, aclexplode(relacl) LEFT JOIN pg_roles ON pg_roles.oid = grantee
+                WHERE pg_class.oid = to_regclass({old})
+            LOOP EXECUTE given; END LOOP;
+        END $granting$"
+    )
 }
 
 /// The name under which another file is attached.

@@ -190,8 +190,8 @@ impl Error {
             Self::Sqlite(rusqlite::Error::SqliteFailure(said, _)) => {
                 matches!(said.code, DatabaseBusy | DatabaseLocked | DiskFull | OutOfMemory | SystemIoFailure)
             }
-            // A transaction turned down for others' sake, a lock, the system: these too.
-            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58"]),
+            // A transaction turned down for others' sake, a lock, the system, a right that is yet to be granted: these too.
+            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58", "42501"]),
         }
     }
 
