@@ -190,7 +190,8 @@ impl Consumer {
             // The service may have been asked for what the stream gets in a moment; by now it would have it.
             if last < reached {
                 return Err(format!(
-                    "the stream ends before {reached}, which was read: it is not filled again yet, or its log is another one, as after a                      restored backup; then make the views over it anew (RebuildProjections)"
+                    "the stream ends before {reached}, which was read: it is not filled again yet, or its log is another one, as after a \
+                     restored backup; then make the views over it anew (RebuildProjections)"
                 )
                 .into());
             }

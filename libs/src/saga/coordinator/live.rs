@@ -215,15 +215,28 @@ impl Live {
 
     /// At most so many of those that are this process's, by id, after one of them. What is reserved is yet to become so.
     pub(super) fn owned_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
-        let live = self.0.lock();
-        let owned = live.iter().filter(|(_, place)| matches!(place, Place::Driven(_) | Place::Parked(_)));
-        page(owned, after, most)
+        self.page(after, most, |place| matches!(place, Place::Driven(_) | Place::Parked(_)))
     }
 
     /// At most so many of those that are left as they are, by id, after one of them.
     pub(super) fn parked_after(&self, after: &str, most: usize) -> Vec<(Arc<str>, Place)> {
+        self.page(after, most, Place::is_parked)
+    }
+
+    /// At most so many places of a kind, by id, after one of them.
+    fn page(&self, after: &str, most: usize, wanted: impl Fn(&Place) -> bool) -> Vec<(Arc<str>, Place)> {
         let live = self.0.lock();
-        page(live.iter().filter(|(_, place)| place.is_parked()), after, most)
+        let page = live.iter().filter(|(saga_id, place)| ***saga_id > *after && wanted(place));
+        let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
+        drop(live);
+        let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
+        if page.len() > most {
+            page.select_nth_unstable_by(most, by_id);
+            page.truncate(most);
+        }
+        // Sorted, so that they are told in one order: a simulation can be repeated.
+        page.sort_unstable_by(by_id);
+        page
     }
 
     /// How a saga is parked, if it is.
@@ -277,24 +290,6 @@ impl Live {
             }
         }
     }
-}
-
-/// At most so many places, by id, after one of them.
-fn page<'a>(
-    places: impl Iterator<Item = (&'a Arc<str>, &'a Place)>,
-    after: &str,
-    most: usize,
-) -> Vec<(Arc<str>, Place)> {
-    let page = places.filter(|(saga_id, _)| ***saga_id > *after);
-    let mut page: Vec<_> = page.map(|(saga_id, place)| (Arc::clone(saga_id), place.clone())).collect();
-    let by_id = |(one, _): &(Arc<str>, _), (other, _): &(Arc<str>, _)| one.cmp(other);
-    if page.len() > most {
-        page.select_nth_unstable_by(most, by_id);
-        page.truncate(most);
-    }
-    // Sorted, so that they are told in one order: a simulation can be repeated.
-    page.sort_unstable_by(by_id);
-    page
 }
 
 #[cfg(test)]
