@@ -262,8 +262,8 @@ fn views_named(path: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathB
     let is_such = |name: &str| name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(".db")).is_some_and(&such);
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mut found = Vec::new();
-    // A folder that is yet to be made has none.
-    if !folder.try_exists()? {
+    // One that is yet to be made has none; what else is wrong with it, whoever opens the journal says.
+    if !folder.is_dir() {
         return Ok(found);
     }
     for entry in fs::read_dir(folder)? {
