@@ -146,8 +146,7 @@ impl Unreachable {
         match self {
             Self::NotLive(_) => not_driven(saga_id),
             Self::Parked(why, _) => {
-                let mend =
-                    "mend that, then retry the saga or restart; or force-close it, to leave it as it is for ever";
+                let mend = "mend that, then retry the saga or restart; or force-close it to leave it as it is for ever";
                 let message = format!("saga {saga_id} is parked: {why}; {mend}");
                 Refusal::precondition("SAGA_PARKED", message)
             }

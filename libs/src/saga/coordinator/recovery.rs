@@ -63,8 +63,9 @@ impl Coordinator {
     pub(super) async fn revive(&self, saga_id: &str, mail: Mail) -> Result<(), Refusal> {
         let read = self.0.loaded(saga_id).await?.map_err(|error| error.to_string());
         let record = read.and_then(|record| self.0.definition_of(&record).map(|_| record)).map_err(|why| {
-            let message =
-                format!("saga {saga_id} stays parked: {why}; or force-close it, to leave it as it is for ever");
+            let message = format!(
+                "saga {saga_id} stays parked: {why}; mend that, or force-close it to leave it as it is for ever"
+            );
             Refusal::precondition("SAGA_PARKED", message)
         })?;
         // Where others share the database it may be anybody's by now, or nobody's.
