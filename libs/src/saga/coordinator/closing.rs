@@ -5,16 +5,10 @@ use std::sync::Arc;
 
 use proto::saga::v1::Saga;
 
-#[cfg(not(test))]
-use tokio::spawn;
-
-#[cfg(test)]
-use crate::saga::simulation::process::spawn;
-
-use super::{Coordinator, Shared, closed, locks, not_driven, sub_sagas};
+use super::{Coordinator, Shared, closed, locks, not_driven, ownership::Decide, spawn, sub_sagas};
 use crate::{
     cqrs::not_submitted,
-    journal::{Cause, Decided, Entry, Loaded},
+    journal::{Cause, Entry, Loaded},
     refusal::Refusal,
     saga::{
         machine::{self, Command},
@@ -92,19 +86,18 @@ impl Shared {
         aggregates.extend(release.iter().flat_map(locks::Release::names));
         let fence = self.fence(&saga_id, since);
         aggregates.extend(fence.iter().map(|fence| fence.owner.clone()));
-        let (shared, guard) = (Arc::clone(self), fence.clone());
-        let decide = move |loaded: &Loaded<'_>| {
-            if guard.is_some_and(|guard| !guard.holds(loaded)) {
-                return Decided { rejected: true, ..Decided::default() };
-            }
-            match release {
-                None => decided,
-                Some(release) => release.decide(shared, loaded, |_| decided),
-            }
+        let shared = Arc::clone(self);
+        let decide = move |loaded: &Loaded<'_>| match release {
+            None => decided,
+            Some(release) => release.decide(shared, loaded, |_| decided),
+        };
+        let decide: Decide = match fence.clone() {
+            None => Box::new(decide),
+            Some(fence) => fence.guard(decide),
         };
         let traceparent = record.kept.traceparent.clone();
         let cause = Cause { request: format!("saga/{saga_id}"), traceparent, ..Cause::default() };
-        let entry = Entry { request: None, aggregates, cause, decide: Box::new(decide), size };
+        let entry = Entry { request: None, aggregates, cause, decide, size };
         self.journal.submit_admitted(entry).await.map_err(not_submitted)?;
         if fence.is_some_and(|fence| fence.was_taken()) {
             return Err(not_driven(&saga_id));

@@ -38,6 +38,12 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::{Semaphore, oneshot};
 use tonic::Code;
 
+#[cfg(not(test))]
+use tokio::spawn;
+
+#[cfg(test)]
+use super::simulation::process::spawn;
+
 pub use self::recovery::RecoverError;
 use self::{
     admission::Admissions,

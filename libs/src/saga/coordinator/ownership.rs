@@ -32,6 +32,9 @@ const PAGE: i64 = 256;
 /// Of how many sagas the owner is looked up after each beat. With more the look goes round.
 const MOST_LOOKED_UP: usize = 4096;
 
+/// What a saga's transition comes to, as the journal takes it.
+pub(super) type Decide = Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send>;
+
 /// What a transition must find in its transaction to count.
 #[derive(Clone, Debug)]
 pub(super) struct Fence {
@@ -57,6 +60,12 @@ impl Fence {
         self.taken.store(!holds, Ordering::Release);
         self.again.store(mine && !holds, Ordering::Release);
         holds
+    }
+
+    /// Makes a decision count only while this process still owns the saga.
+    pub(super) fn guard(self, decide: impl FnOnce(&Loaded<'_>) -> Decided + Send + 'static) -> Decide {
+        let refused = || Decided { rejected: true, ..Decided::default() };
+        Box::new(move |loaded| if self.holds(loaded) { decide(loaded) } else { refused() })
     }
 
     /// Whether somebody else owned the saga when the transition was decided.

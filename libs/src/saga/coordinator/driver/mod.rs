@@ -14,12 +14,6 @@ use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-#[cfg(not(test))]
-use tokio::spawn;
-
-#[cfg(test)]
-use crate::saga::simulation::process::spawn;
-
 use self::in_flight::InFlight;
 use super::{
     Shared,
@@ -27,7 +21,7 @@ use super::{
     call::Call,
     closed,
     live::{Mail, Mailbox},
-    not_driven, spans, sub_sagas,
+    not_driven, spans, spawn, sub_sagas,
 };
 use crate::{
     refusal::Refusal,

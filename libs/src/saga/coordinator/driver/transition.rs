@@ -14,7 +14,11 @@ use crate::{
     refusal::Refusal,
     rpc::cause::of_panic,
     saga::{
-        coordinator::{locks, ownership::Fence, sub_sagas},
+        coordinator::{
+            locks,
+            ownership::{Decide, Fence},
+            sub_sagas,
+        },
         machine::{self, Input, Local, Moment},
         record::Record,
         store,
@@ -104,7 +108,7 @@ impl Driver {
         let (decided, size) = store::transition(&mut self.record);
         let traceparent = self.record.kept.traceparent.clone();
         let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent, ..Cause::default() };
-        let decide: Box<dyn FnOnce(&Loaded<'_>) -> Decided + Send> = match with {
+        let decide: Decide = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
         };
@@ -136,8 +140,7 @@ impl Driver {
             None => decide,
             Some(fence) => {
                 aggregates.push(fence.owner.clone());
-                let refused = || Decided { rejected: true, ..Decided::default() };
-                Box::new(move |loaded: &Loaded<'_>| if fence.holds(loaded) { decide(loaded) } else { refused() })
+                fence.guard(decide)
             }
         };
         let entry = Entry { request: None, aggregates, cause, decide, size };
