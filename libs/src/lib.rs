@@ -31,11 +31,11 @@ pub mod testing;
 pub mod time;
 
 /// The page on breakers: its recipes compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "rpc"))]
 #[doc = include_str!("../../docs/breaker.md")]
 struct BreakerInTenMinutes;
 
 /// The page on sagas: its recipes compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "saga"))]
 #[doc = include_str!("../../docs/saga.md")]
 struct SagaInTenMinutes;

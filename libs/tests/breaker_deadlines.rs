@@ -1,4 +1,5 @@
 //! The deadline of a call: what of it a server sees, and that it ends what nothing else would.
+#![cfg(feature = "rpc")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;

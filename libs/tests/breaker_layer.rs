@@ -1,4 +1,5 @@
 //! The layer as tower sees it: what it asks of the service below, and when.
+#![cfg(feature = "breaker")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{future::Ready, sync::Arc};

@@ -1,5 +1,6 @@
 //! What a call can end like on the wire, and what each says: sixteen codes in four kinds of call from a tonic server, and what no
 //! gRPC server should do, from a raw HTTP/2 one.
+#![cfg(feature = "rpc")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;

@@ -1,4 +1,5 @@
 //! A name that stands for several servers: calls go to all of them, and to those that come instead of one that is gone.
+#![cfg(feature = "rpc")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;

@@ -1,4 +1,5 @@
 //! A peer's whole stack against real servers over loopback.
+#![cfg(feature = "rpc")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;

@@ -1,4 +1,5 @@
 //! A breaker that opens and closes for ever holds no more than it did at first.
+#![cfg(feature = "breaker")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{sync::Arc, time::Duration};

@@ -1,4 +1,5 @@
 //! Retries, bounds and several addresses: the rest of a peer's stack, over loopback.
+#![cfg(feature = "rpc")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;

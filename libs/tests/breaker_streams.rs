@@ -1,4 +1,5 @@
 //! Streams, which may work for hours: when they are taken for a success, and what their end says.
+#![cfg(feature = "breaker")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{pin::Pin, sync::Arc, time::Duration};

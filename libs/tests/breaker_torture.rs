@@ -1,4 +1,5 @@
 //! What breakers get wrong, one scenario a test. The same scenarios run against other crates in the benchmarks.
+#![cfg(feature = "breaker")]
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -1,4 +1,5 @@
 //! Whoever watches breakers sees each thing that happens to them, in order, and is told when it could not.
+#![cfg(feature = "breaker")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{pin::Pin, sync::Arc, thread, time::Duration};

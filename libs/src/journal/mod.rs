@@ -16,6 +16,7 @@ mod recent;
 mod requests;
 mod session;
 #[cfg(test)]
+#[cfg_attr(not(feature = "saga"), allow(dead_code, unused_imports, reason = "only sagas are simulated"))]
 pub(crate) mod simulated;
 pub mod sql;
 pub mod sqlite;

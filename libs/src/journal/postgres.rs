@@ -49,6 +49,7 @@ pub(super) struct Server {
 enum Way {
     Postgres(Sessions),
     #[cfg(test)]
+    #[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
     Simulated(std::sync::Arc<dyn Database>),
 }
 
@@ -186,6 +187,7 @@ impl Server {
 
     /// The way to a database of a simulation.
     #[cfg(test)]
+    #[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
     pub(super) fn simulated(database: std::sync::Arc<dyn Database>) -> Self {
         Self { way: Way::Simulated(database), schema: "simulated".to_owned() }
     }

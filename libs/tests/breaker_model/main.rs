@@ -1,4 +1,5 @@
 //! The breaker equals its model, step by step: whatever the configuration and whatever happens.
+#![cfg(feature = "breaker")]
 
 mod model;
 

@@ -1,4 +1,5 @@
 //! Servers as their clients see them, over loopback.
+#![cfg(feature = "rpc")]
 
 #[path = "../clock/mod.rs"]
 mod clock;

@@ -6,6 +6,7 @@
 mod gather;
 mod postgres;
 #[cfg(test)]
+#[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
 mod simulated;
 mod sqlite;
 
