@@ -7,17 +7,23 @@ mod squeamish;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use futures::TryStreamExt as _;
 use libs::{
     breaker::Registry,
-    cqrs::{Log, Outbox, Projections, ReadSide, Views},
+    cqrs::{Board, Log, Outbox, Projections, ReadSide, Views},
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent},
     rpc::client::{Peer, PeerOptions, Peers},
+};
+use proto::projections::v1::{
+    ListProjectionsRequest, RebuildProjectionsRequest,
+    projection_command_service_server::ProjectionCommandService as _,
+    projection_query_service_server::ProjectionQueryService as _,
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::{Request, transport::Server};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,4 +95,43 @@ async fn views_that_went_further_than_another_services_log_are_made_anew_to_wher
         following.abort();
         let _ = following.await;
     }
+}
+
+/// How the views stand: where they are, and where the log ends that they are of.
+async fn stands(board: &Board) -> (i64, i64) {
+    let listed = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await;
+    let shown = &listed.unwrap().into_inner().projections[0];
+    (shown.position, shown.head)
+}
+
+/// Has views over the source that run made anew by word.
+async fn made_anew(board: &Board) {
+    let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
+    let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+    let ended = timeout(PATIENCE, told.try_collect::<Vec<_>>()).await;
+    ended.expect("they end").expect("they are made anew");
+}
+
+/// Views that are at 5, and the service whose log has 3 since it was restored.
+async fn at_five_of_three(folder: &TempDir) -> (Journal, Peer) {
+    let (_, lost) = source(folder, "lost", &["thing"; 5]).await;
+    let followed = views(folder, &lost).await;
+    let read = followed.read_side("test", PATIENCE);
+    let following = tokio::spawn(followed.run());
+    read.wait_for_position(5).await.unwrap();
+    following.abort();
+    let _ = following.await;
+    source(folder, "restored", &["thing"; 3]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_were_made_anew_to_where_another_services_log_ends_lag_behind_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (_journal, there) = at_five_of_three(&folder).await;
+    let (followed, board) = (views(&folder, &there).await, Board::default());
+    followed.show_on(&board, "source");
+    let following = tokio::spawn(followed.run());
+    made_anew(&board).await;
+    assert_eq!(stands(&board).await, (3, 3));
+    following.abort();
 }

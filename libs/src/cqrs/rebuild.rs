@@ -163,8 +163,13 @@ impl Views {
                 checkpoints::store(state.fold.name(), reached, &mut transaction).await?;
             }
             transaction.commit().await?;
+            // Another service may have nothing more to say of it for long.
+            let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
             for state in &mut self.projections {
                 state.go_on(reached);
+                if let Some(end) = end {
+                    state.standing.ends(end);
+                }
             }
             self.caught_up.send_replace(lowest(&self.projections));
             rebuilt.writer.close().await;
