@@ -135,3 +135,30 @@ async fn views_that_were_made_anew_to_where_another_services_log_ends_lag_behind
     assert_eq!(stands(&board).await, (3, 3));
     following.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_anew() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (journal, there) = at_five_of_three(&folder).await;
+    let (one, board) = (views(&folder, &there).await, Board::default());
+    one.show_on(&board, "source");
+    let (other, others) = (views(&folder, &there).await, Board::default());
+    other.show_on(&others, "source");
+    let read = other.read_side("test", PATIENCE);
+    let (one, _other) = (tokio::spawn(one.run()), tokio::spawn(other.run()));
+    made_anew(&board).await;
+    one.abort();
+    let _ = one.await;
+    for position in 4..=7 {
+        happen(&journal, "thing").await;
+        let goes_on = async {
+            while count(&read).await != Some(position) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, goes_on).await.unwrap_or_else(|_| panic!("{position} never came: {others:?}"));
+    }
+}

@@ -103,7 +103,8 @@ impl Log {
     }
 
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more. Another service
-    /// is waited for, however long it is out.
+    /// is waited for, however long it is out; but if its log is found to end before that, there is nothing: see
+    /// [`is_behind`](Self::is_behind).
     pub(super) async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
         let (reader, head, shared) = match &mut self.source {
             Source::Database { reader, head, shared, .. } => (reader, head, *shared),
@@ -134,6 +135,15 @@ impl Log {
             if looked > position {
                 return Ok(true);
             }
+        }
+    }
+
+    /// Whether another service's log was found to end before what was waited for last: whoever shares the views may have made them anew.
+    pub(super) const fn is_behind(&self) -> bool {
+        match &self.source {
+            Source::Service(subscription) => subscription.is_ahead(),
+            Source::Stream(consumer) => consumer.is_ahead(),
+            Source::Database { .. } => false,
         }
     }
 

@@ -16,6 +16,8 @@ use crate::{
 /// How many events are read at a time, and sent in a message: fewer if they are large, so that any reader can take it.
 const STRETCH: i64 = 512;
 const MOST_BYTES: usize = 1 << 20;
+/// Why who asks for what comes after the log's end is refused.
+pub(super) const AHEAD: &str = "AHEAD_OF_LOG";
 
 /// Streams a log to other services, as each takes it in: a slow one makes nothing grow here.
 #[derive(Clone, Debug)]
@@ -51,7 +53,7 @@ impl Outbox {
                 "the log ends at {head}: it is not the one that was read to {}; make what was made of that one anew (RebuildProjections)",
                 request.after_position
             );
-            return Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", head.to_string()));
+            return Err(Refusal::precondition(AHEAD, message).with("head", head.to_string()));
         }
         Ok(head)
     }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
-use super::{envelope, inbox::Inbox, told::Told};
+use super::{envelope, inbox::Inbox, outbox::AHEAD, told::Told};
 use crate::{
     journal::Event,
     refusal::{Refusal, code_name},
@@ -22,13 +22,15 @@ pub(super) struct Subscription {
     kinds: Vec<String>,
     stream: Option<Streaming<SubscribeResponse>>,
     inbox: Inbox,
+    /// The service's last word was that its log ends before what was asked for.
+    is_ahead: bool,
     told: Told,
 }
 
 impl Clone for Subscription {
     fn clone(&self) -> Self {
         let (client, source, kinds) = (self.client.clone(), self.source.clone(), self.kinds.clone());
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), told: Told::default() }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), is_ahead: false, told: Told::default() }
     }
 }
 
@@ -48,7 +50,7 @@ impl Subscription {
         let source = peer.name().to_owned();
         let client = EventServiceClient::new(peer).max_decoding_message_size(64 << 20);
         let kinds = kinds.iter().map(ToString::to_string).collect();
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), told: Told::default() }
+        Self { client, source, kinds, stream: None, inbox: Inbox::default(), is_ahead: false, told: Told::default() }
     }
 
     /// The service it is of.
@@ -61,9 +63,11 @@ impl Subscription {
         self.kinds.is_empty() || self.kinds.iter().any(|wanted| wanted == kind)
     }
 
-    /// Waits until events after `position` are held, which is as far as the caller has kept them.
-    pub(super) async fn news(&mut self, position: i64) {
+    /// Waits until events after `position` are held, which is as far as the caller has kept them. False, a while later, if the service
+    /// says that its log ends before that.
+    pub(super) async fn news(&mut self, position: i64) -> bool {
         self.wait(position, None).await;
+        !self.inbox.is_empty()
     }
 
     /// The same, but no longer than until all has come that is wanted up to `end`, or all that the log has. False if nothing is held then.
@@ -86,7 +90,11 @@ impl Subscription {
             if let Err(status) = self.receive(position).await {
                 self.stream = None;
                 self.tell(&status);
+                self.is_ahead = Refusal::from_status(&status).reason == AHEAD;
                 tokio::time::sleep(PAUSE).await;
+                if self.is_ahead && end.is_none() {
+                    return;
+                }
             }
         }
     }
@@ -123,6 +131,11 @@ impl Subscription {
         self.inbox.end()
     }
 
+    /// Whether the service has refused what was asked for last, because its log ends before.
+    pub(super) const fn is_ahead(&self) -> bool {
+        self.is_ahead
+    }
+
     pub(super) const fn reached(&self) -> i64 {
         self.inbox.reached()
     }
@@ -143,6 +156,7 @@ impl Subscription {
         self.take(next)?;
         // The first stretch comes at once, though it may be empty.
         self.told.over(&self.source);
+        self.is_ahead = false;
         while !self.inbox.is_full() {
             let Some(stream) = &mut self.stream else { break };
             match futures::FutureExt::now_or_never(stream.message()) {

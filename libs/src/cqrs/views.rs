@@ -163,13 +163,14 @@ impl Views {
     }
 
     /// Looks at what other processes have done: how far the log is, and whether one of them has taken a projection that is parked here past
-    /// its event, or made its tables anew.
+    /// its event, or made its tables anew. Those may end further back than here, where they are of another service's log that does.
     async fn look(&mut self) -> Result<(), sql::Error> {
         if !self.log.is_remote() {
             let head = self.log.head().await?;
             self.projections.iter().for_each(|state| state.standing.saw(head));
         }
-        if !self.writer.is_shared() || !self.projections.iter().any(|state| state.parked) {
+        let asks = self.log.is_behind() || self.projections.iter().any(|state| state.parked);
+        if !self.writer.is_shared() || !asks {
             return Ok(());
         }
         let names = self.projections.iter().map(|state| state.fold.name());
@@ -181,6 +182,14 @@ impl Views {
                     projection,
                     checkpoint,
                     "goes on: another process has passed the event it was parked at"
+                );
+                state.go_on(checkpoint);
+            } else if checkpoint < state.checkpoint {
+                let projection = state.fold.name();
+                tracing::info!(
+                    projection,
+                    checkpoint,
+                    "goes on from further back: another process has made the views anew to where the log ends"
                 );
                 state.go_on(checkpoint);
             }

@@ -45,6 +45,8 @@ pub(in super::super) struct Consumer {
     /// The consumer was made to begin with what comes next, and nothing has come yet: what it passes over is not in the stream.
     begins: bool,
     service: Subscription,
+    /// The stream was found to end before what was read.
+    is_ahead: bool,
     told: Told,
 }
 
@@ -99,6 +101,7 @@ impl Consumer {
             anew: false,
             begins: false,
             service,
+            is_ahead: false,
             told: Told::default(),
         }
     }
@@ -108,13 +111,15 @@ impl Consumer {
         self.service.clone()
     }
 
-    /// Waits until events after `position` are held, which is as far as the caller has kept them.
+    /// Waits until events after `position` are held, which is as far as the caller has kept them; or until the stream is found to end
+    /// before that.
     pub(in super::super) async fn news(&mut self, position: i64) {
         if !self.inbox.keep(position) {
             self.close();
         }
         self.acknowledge().await;
         while self.inbox.is_empty() {
+            self.is_ahead = false;
             let Err(error) = self.receive().await else {
                 // A long stretch of what nobody here wants, too: the broker sends only so much that is not acknowledged.
                 self.acknowledge().await;
@@ -127,7 +132,15 @@ impl Consumer {
                 tracing::warn!(source, %error, "no events come: the views over them stand still until this is mended");
             }
             tokio::time::sleep(PAUSE).await;
+            if self.is_ahead {
+                return;
+            }
         }
+    }
+
+    /// Whether the stream was found to end before what was waited for last.
+    pub(in super::super) const fn is_ahead(&self) -> bool {
+        self.is_ahead
     }
 
     /// What is held after a position.
@@ -189,6 +202,7 @@ impl Consumer {
             }
             // The service may have been asked for what the stream gets in a moment; by now it would have it.
             if last < reached {
+                self.is_ahead = true;
                 return Err(format!(
                     "the stream ends before {reached}, which was read: it is not filled again yet, or its log is another one, as after a \
                      restored backup; then make the views over it anew (RebuildProjections)"
@@ -256,7 +270,7 @@ impl Consumer {
         let reached = self.inbox.reached();
         let source = self.service.source();
         tracing::info!(source, position = reached + 1, "the stream doesn't hold this: it is read from the service");
-        self.service.news(reached).await;
+        while !self.service.news(reached).await {}
         self.service.after(reached, i64::MAX).into_iter().for_each(|event| self.inbox.put(event));
         self.inbox.pass(self.service.reached());
         // A subscription that nobody reads any more would keep the service waiting.
