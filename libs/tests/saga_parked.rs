@@ -201,6 +201,39 @@ fn buy() -> Arc<Definition> {
     saga.build().unwrap()
 }
 
+/// Pays by a saga of its own.
+fn pay_below(version: u32) -> Vec<Arc<Definition>> {
+    let mut pay = Definition::builder::<String>("pay", 1);
+    pay.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
+    let pay = pay.build().unwrap();
+    let mut saga = Definition::builder::<String>("place-order", version);
+    saga.pivot_saga::<String, ()>("pay", &pay, |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("ship", |order, _| Ok(order.clone()));
+    vec![saga.build().unwrap(), pay]
+}
+
+#[tokio::test]
+async fn the_id_of_a_saga_that_is_closed_is_free_once_those_below_it_have_ended() {
+    let world = World::new();
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let process = opened(&world, pay_below(1)).await;
+    process.coordinator.recover().await.unwrap();
+    process.place("tea").await.unwrap();
+    process.coordinator.leave().await;
+    process.crash().await;
+
+    let process = opened(&world, pay_below(2)).await;
+    process.coordinator.recover().await.unwrap();
+    process.coordinator.force_close("tea", "ann", "paid in cash").await.unwrap();
+    // The one below goes on: what it pays for is not what another of that id orders.
+    let refused = process.try_place("tea", "coffee").await.unwrap_err();
+    assert!(refused.reason == "SAGA_EXISTS" && refused.message.contains("tea:pay"), "{refused:?}");
+    world.participants.on_call(|_| Fault::None);
+    assert_eq!(process.finished("tea:pay").await.phase(), SagaPhase::Completed);
+    process.place("tea").await.unwrap();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+}
+
 #[tokio::test]
 async fn the_saga_above_one_that_is_closed_asks_what_became_of_it() {
     let world = World::with(buy());

@@ -1,5 +1,7 @@
 //! The ids of sagas: how long they may be, and what those of the sagas below one are.
 
+use std::iter;
+
 use super::Definition;
 use crate::rpc::verdict::LONGEST_NAME;
 
@@ -20,6 +22,16 @@ pub(super) fn next_below(parent: &str, step: &str, before: &str) -> String {
             format!("{first}{COUNT}{}", count.saturating_add(1))
         }
     }
+}
+
+/// The ids of the sagas below one that is yet to begin: of the first of each step, and of those below that.
+pub(super) fn first_below(definition: &Definition, saga_id: &str) -> Vec<String> {
+    let first = definition.sagas().flat_map(|(step, below)| {
+        let id = next_below(saga_id, definition.plan.steps[step].name, "");
+        let below = first_below(below, &id);
+        iter::once(id).chain(below)
+    });
+    first.collect()
 }
 
 /// Whether an id is one that the saga of a step could have, below some other saga.

@@ -22,7 +22,7 @@ mod sweep;
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, iter,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -186,7 +186,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
-    /// this id is under way; INVALID_ARGUMENT for an id that is none, that a step's saga could
+    /// this id is under way, or one below one that had it; INVALID_ARGUMENT for an id that is none, that a step's saga could
     /// have, or that leaves the sagas below it no room for theirs; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
     /// what the first step's request is refused for. Nothing is written then.
     pub fn start<I: Message>(
@@ -227,8 +227,11 @@ impl Coordinator {
             let message = format!("must not end as the ids of the sagas that are the step {step} of others");
             return Err(Refusal::invalid("saga_id", message));
         }
-        if shared.live.contains(saga_id) {
-            return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {saga_id} is under way")));
+        // One of that id may have been closed as it was, and those below it go on.
+        let below = ids::first_below(&definition, saga_id);
+        let mut ids = iter::once(saga_id).chain(below.iter().map(String::as_str));
+        if let Some(id) = ids.find(|id| shared.live.contains(id)) {
+            return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {id} is under way")));
         }
         let admission = Admissions::admit(&shared.admissions).ok_or_else(|| {
             let message = "too many sagas are under way: try again";
