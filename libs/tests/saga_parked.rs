@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod lines;
 mod saga_world;
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use libs::{
     },
     testing::wrong_fields,
 };
+use lines::Lines;
 use parking_lot::Mutex;
 use prost::Message as _;
 use proto::saga::v1::{
@@ -380,6 +382,35 @@ async fn a_saga_whose_record_cannot_be_read_says_so_and_is_closed_as_its_log_tel
     assert_eq!(process.finished("tea-1").await.version, 4);
     assert_eq!(process.finished("tea-2").await.phase(), SagaPhase::Completed);
     assert_eq!(parked(&process).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_saga_that_cannot_be_read_is_told_of_once_though_one_below_waits_for_its_end() {
+    let mut below = Definition::builder::<String>("below", 1);
+    below.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let below = below.build().unwrap();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable_saga::<String, ()>("below", &below, |order, _| Ok(order.clone()));
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
+    let definitions = vec![saga.build().unwrap(), below];
+    let world = World::with(Arc::clone(&definitions[0]));
+    world.participants.on_call(|call| if call.step == "charge" { Fault::Hang } else { Fault::None });
+    let process = opened(&world, definitions.clone()).await;
+    process.coordinator.recover().await.unwrap();
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| saga.steps[1].attempts > 0).await;
+    process.coordinator.leave().await;
+    process.crash().await;
+
+    let process = opened(&world, definitions).await;
+    spoil(&process.journal, "tea").await;
+    let (lines, _guard) = Lines::keep();
+    process.coordinator.recover().await.unwrap();
+    // It looks every second.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(lines.that_say("can't be read").len(), 1, "{:?}", lines.that_say(""));
+    process.coordinator.force_close("tea", "ann", "paid back by hand").await.unwrap();
+    assert_eq!(process.finished("tea:below").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]

@@ -175,7 +175,9 @@ impl Shared {
     /// # Errors
     /// When it can't be read.
     pub(super) async fn parent_end(&self, record: &Record) -> Result<Option<SagaPhase>, Refusal> {
-        let phase = self.stored(&record.saga.parent_saga_id).await?.saga.phase();
+        // What is no record is parked, and that was said once.
+        let above = self.loaded(&record.saga.parent_saga_id).await?.map_err(|_| Refusal::internal())?;
+        let phase = above.saga.phase();
         Ok(is_final(phase).then_some(phase))
     }
 }
