@@ -246,3 +246,35 @@ async fn who_may_only_read_and_write_goes_on_when_the_owner_has_made_the_views_a
     let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
     sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_the_views_were_goes_on_when_somebody_else_has_made_them_anew() {
+    let Some(schema) = Schema::new() else { return };
+    let (name, journal) = (&schema.name, schema.open().await);
+    let role = format!("{name}_clerk");
+    let grant = format!(
+        "CREATE ROLE {role};
+        GRANT USAGE, CREATE ON SCHEMA {name} TO {role};
+        GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {role}"
+    );
+    let mut session = schema.connect().await;
+    sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut session).await.unwrap();
+    // They are the clerk's, and nothing is granted on them.
+    let and = if schema.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-c%20role%3D{role}", schema.url);
+    let views = Location::Postgres { url, schema: name.clone() }.views();
+    let (board, end) = run_at(views, &journal, true).await;
+    journal.submit(note("a")).await.unwrap();
+    stands(&board, 1, false).await;
+
+    let squeamish = Squeamish::default();
+    squeamish.mended.store(true, Ordering::SeqCst);
+    let projections = Projections::new().with(squeamish);
+    let views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+    views.rebuild(|_, _| {}).await.unwrap();
+    journal.submit(note("b")).await.unwrap();
+    stands(&board, 2, false).await;
+    end.abort();
+    let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
+}

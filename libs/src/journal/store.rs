@@ -54,7 +54,8 @@ pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<Strin
     }
 }
 
-/// What gives everybody the rights on a table that they have on another. A role without a name is everybody.
+/// What gives everybody the rights on a table that they have on another. A role without a name is everybody. Until anything is granted on
+/// a table its owner's rights are written nowhere.
 fn granting(old: &str, new: &str) -> String {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let (old, new) = (literal(old), literal(new));
@@ -63,7 +64,8 @@ fn granting(old: &str, new: &str) -> String {
             FOR given IN
                 SELECT 'GRANT ' || privilege_type || ' ON ' || {new} || ' TO ' || COALESCE(quote_ident(rolname), 'PUBLIC')
                     || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
-                FROM pg_class, aclexplode(relacl) LEFT JOIN pg_roles ON pg_roles.oid = grantee
+                FROM pg_class, aclexplode(COALESCE(relacl, acldefault('r', relowner)))
+                    LEFT JOIN pg_roles ON pg_roles.oid = grantee
                 WHERE pg_class.oid = to_regclass({old})
             LOOP EXECUTE given; END LOOP;
         END $granting$"
