@@ -5,7 +5,10 @@
 mod database;
 mod squeamish;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{atomic::Ordering, mpsc},
+    time::Duration,
+};
 
 use futures::TryStreamExt as _;
 use libs::{
@@ -21,7 +24,7 @@ use proto::projections::v1::{
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, transport::Server};
 
@@ -161,4 +164,35 @@ async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_a
         };
         timeout(PATIENCE, goes_on).await.unwrap_or_else(|_| panic!("{position} never came: {others:?}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_make_shared_views_anew_the_later_one_takes_nothing_away() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (journal, there) = at_five_of_three(&folder).await;
+    let (one, board) = (views(&folder, &there).await, Board::default());
+    one.show_on(&board, "source");
+    let read = one.read_side("test", PATIENCE);
+    // The other has folded all and is about to put it in place.
+    let ((tell, folded), (go, may)) = (mpsc::channel(), mpsc::channel::<()>());
+    let later = views(&folder, &there).await.rebuild(move |_, _| {
+        block_in_place(|| {
+            // Nobody listens any more once it is in place.
+            let _ = tell.send(());
+            let _ = may.recv();
+        });
+    });
+    let later = tokio::spawn(later);
+    block_in_place(|| folded.recv_timeout(PATIENCE)).unwrap();
+    let one = tokio::spawn(one.run());
+    made_anew(&board).await;
+    happen(&journal, "thing").await;
+    read.wait_for_position(4).await.unwrap();
+    drop((go, folded));
+    timeout(PATIENCE, later).await.unwrap().unwrap().unwrap();
+    assert_eq!(count(&read).await, Some(4));
+    one.abort();
 }

@@ -22,7 +22,7 @@ pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
 pub(super) struct Rebuilt {
     views: Views,
     beside: Beside,
-    /// How far the old ones were before. These have all that the log has up to there.
+    /// How far the old ones were before. These have all that the log had up to there.
     old: i64,
 }
 
@@ -147,8 +147,8 @@ impl Views {
             let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
             let reached = lowest(&rebuilt.projections);
             // They need not come as far as old ones of another log, which went further than this one does.
-            if reached < old && seen < old {
-                // The old ones went on while they were made: a query must not see less than before.
+            if reached < old && seen != old {
+                // The old ones went on while they were made, or were made anew themselves: a query must not see less than before.
                 transaction.rollback().await?;
                 rebuilt = whole(rebuilt.fold_to(old, |_, _| {}).await?)?;
                 seen = old;
