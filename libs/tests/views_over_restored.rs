@@ -10,23 +10,30 @@ use std::{
     time::Duration,
 };
 
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
-    cqrs::{Board, Log, Outbox, Projections, ReadSide, Views},
+    cqrs::{Board, Log, Outbox, Outgoing, Projections, ReadSide, Views},
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent},
+    refusal::Refusal,
     rpc::client::{Peer, PeerOptions, Peers},
 };
-use proto::projections::v1::{
-    ListProjectionsRequest, RebuildProjectionsRequest,
-    projection_command_service_server::ProjectionCommandService as _,
-    projection_query_service_server::ProjectionQueryService as _,
+use proto::{
+    events::v1::{
+        Event, SubscribeRequest, SubscribeResponse,
+        event_service_server::{EventService, EventServiceServer},
+    },
+    projections::v1::{
+        ListProjectionsRequest, RebuildProjectionsRequest,
+        projection_command_service_server::ProjectionCommandService as _,
+        projection_query_service_server::ProjectionQueryService as _,
+    },
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::block_in_place, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, transport::Server};
+use tonic::{Request, Response, Status, transport::Server};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,12 +44,17 @@ async fn source(folder: &TempDir, name: &str, kinds: &[&'static str]) -> (Journa
     for kind in kinds {
         happen(&journal, kind).await;
     }
+    let outbox = Outbox::new("source", Log::of(&journal)).into_server();
+    (journal, serve(outbox).await)
+}
+
+/// A service that tells of its log.
+async fn serve<S: EventService>(outbox: EventServiceServer<S>) -> Peer {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
-    let outbox = Outbox::new("source", Log::of(&journal)).into_server();
     tokio::spawn(Server::builder().add_service(outbox).serve_with_incoming(TcpListenerStream::new(listener)));
     let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
-    (journal, peers.connect_with("source", &PeerOptions::stream()).unwrap())
+    peers.connect_with("source", &PeerOptions::stream()).unwrap()
 }
 
 async fn happen(journal: &Journal, kind: &'static str) {
@@ -195,4 +207,35 @@ async fn of_two_who_make_shared_views_anew_the_later_one_takes_nothing_away() {
     timeout(PATIENCE, later).await.unwrap().unwrap().unwrap();
     assert_eq!(count(&read).await, Some(4));
     one.abort();
+}
+
+/// A service whose log ended at 5 when it was asked first, and whose backup is put back once it has told of 3.
+struct PutBack;
+
+#[tonic::async_trait]
+impl EventService for PutBack {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        if request.into_inner().after_position > 0 {
+            return Err(Refusal::precondition("AHEAD_OF_LOG", "the log ends at 2").into_status("source"));
+        }
+        let thing = |position| Event { position, kind: "thing".to_owned(), id: "a".to_owned(), ..Event::default() };
+        let events = (1..=3).map(thing).collect();
+        let stretch = SubscribeResponse { after_position: 0, events, position: 3, head: 5 };
+        let ended = Err(Status::unavailable("it is stopped"));
+        Ok(Response::new(futures::stream::iter([Ok(stretch), ended]).boxed()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_are_made_anew_while_the_backup_is_put_back_come_to_an_end() {
+    let folder = TempDir::new().unwrap();
+    at_five_of_three(&folder).await;
+    let followed = views(&folder, &serve(EventServiceServer::new(PutBack)).await).await;
+    let read = followed.read_side("test", PATIENCE);
+    let ended = timeout(PATIENCE, followed.rebuild(|_, _| {})).await.expect("an end");
+    let error = ended.expect_err("the log is another one").to_string();
+    assert!(error.contains("ends before 3"), "{error}");
+    assert_eq!(count(&read).await, Some(5), "the old ones");
 }

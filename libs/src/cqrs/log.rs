@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     JetStream, Upcasters,
     jetstream::{Consumer, Durable},
+    rebuild::RebuildError,
     subscription::Subscription,
 };
 use crate::{
@@ -149,11 +150,11 @@ impl Log {
 
     /// The same, but for what there is up to `end` only. False if there is no more of it, because all was handed out or the log ends
     /// before. Where it ends is asked anew after [`begin_again`](Self::begin_again).
-    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, sql::Error> {
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, RebuildError> {
         match &mut self.source {
             Source::Database { reader, .. } => Ok(head(reader).await?.min(end) > position),
-            Source::Service(subscription) => Ok(subscription.news_up_to(position, end).await),
-            Source::Stream(_) => self.news(position).await,
+            Source::Service(subscription) => subscription.news_up_to(position, end).await,
+            Source::Stream(_) => Ok(self.news(position).await?),
         }
     }
 

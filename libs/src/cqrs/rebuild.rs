@@ -88,7 +88,7 @@ impl Views {
             Err(error) => {
                 tracing::error!(views = %location, %error, "the views are not made anew");
                 Err(match error {
-                    RebuildError::Poison(_) => error.to_string(),
+                    RebuildError::Poison(_) | RebuildError::OtherLog { .. } => error.to_string(),
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
                     }
@@ -233,4 +233,15 @@ pub enum RebuildError {
     /// An event can't be folded.
     #[error("the views were not made anew and are as they were: {0}")]
     Poison(String),
+    /// Another service's log has become another one meanwhile.
+    #[error(
+        "the views were not made anew and are as they were: the log of {service} ends before {position}, which was read: it is another one \
+         since, as after a restored backup; make them anew once more"
+    )]
+    OtherLog {
+        /// The service.
+        service: String,
+        /// How far it was read.
+        position: i64,
+    },
 }

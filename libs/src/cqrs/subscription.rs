@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
-use super::{envelope, inbox::Inbox, outbox::AHEAD, told::Told};
+use super::{envelope, inbox::Inbox, outbox::AHEAD, rebuild::RebuildError, told::Told};
 use crate::{
     journal::Event,
     refusal::{Refusal, code_name},
@@ -71,9 +71,15 @@ impl Subscription {
     }
 
     /// The same, but no longer than until all has come that is wanted up to `end`, or all that the log has. False if nothing is held then.
-    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> bool {
+    ///
+    /// # Errors
+    /// When the service says that its log ends before `position`, which it had told of: it is another one since.
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, RebuildError> {
         self.wait(position, Some(end)).await;
-        !self.inbox.is_empty()
+        if self.is_ahead {
+            return Err(RebuildError::OtherLog { service: self.source.clone(), position });
+        }
+        Ok(!self.inbox.is_empty())
     }
 
     /// Asks the service again, from where the caller is: what it said of its log's end was true then.
@@ -92,7 +98,7 @@ impl Subscription {
                 self.tell(&status);
                 self.is_ahead = Refusal::from_status(&status).reason == AHEAD;
                 tokio::time::sleep(PAUSE).await;
-                if self.is_ahead && end.is_none() {
+                if self.is_ahead {
                     return;
                 }
             }

@@ -27,7 +27,7 @@ impl Views {
     }
 
     /// Folds up to a position, or up to where the log ends now, if that is before.
-    pub(super) async fn fold_to(mut self, all: i64, mut progress: impl FnMut(i64, i64)) -> Result<Self, sql::Error> {
+    pub(super) async fn fold_to(mut self, all: i64, mut progress: impl FnMut(i64, i64)) -> Result<Self, RebuildError> {
         self.log.begin_again();
         while lowest(&self.projections) < all {
             if !self.log.news_up_to(lowest(&self.projections), all).await? {
