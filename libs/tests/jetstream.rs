@@ -533,6 +533,19 @@ async fn that_a_stream_ends_before_what_was_read_is_told_until_it_has_it_again()
     source.check(&read).await;
 }
 
+/// The views over a source, by its stream, where its log is another one now.
+async fn reopened(broker: &Broker, source: &Source, restored: &Source) -> Views {
+    let location = database::location(source.folder.path(), "reader");
+    loop {
+        let (jetstream, peer) = (connect(broker).await, restored.peer.clone());
+        let log = Log::of_stream(jetstream, peer, &["thing"], "reader", database::is_shared());
+        match Views::open(location.clone(), log, &Projections::new().with(at_once())).await {
+            Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
+            opened => break opened.unwrap(),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
     let Some(broker) = Broker::start() else { return };
@@ -549,20 +562,37 @@ async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
     // A log that ends before the old views do, and a stream without anything.
     let mut restored = Source::start().await;
     restored.write(4, 100).await;
-    let location = database::location(source.folder.path(), "reader");
-    let views = loop {
-        let (jetstream, peer) = (connect(&broker).await, restored.peer.clone());
-        let log = Log::of_stream(jetstream, peer, &["thing"], "reader", database::is_shared());
-        match Views::open(location.clone(), log, &Projections::new().with(at_once())).await {
-            Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
-            opened => break opened.unwrap(),
-        }
-    };
+    let views = reopened(&broker, &source, &restored).await;
     let read = views.read_side("test", PATIENCE);
     timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
     for (id, expected) in &restored.expected {
         assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(expected));
     }
+    assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_not_made_anew_to_go_on_with_the_copy_of_a_log_that_was_lost() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    drop((read, runs));
+    if let Some(relay) = source.relay.take() {
+        relay.abort();
+    }
+    let mut restored = Source::start().await;
+    restored.write(4, 100).await;
+    let views = reopened(&broker, &source, &restored).await;
+    let error = timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap_err().to_string();
+    assert!(error.contains("nats stream rm trellis-source"), "{error}");
+
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    let views = reopened(&broker, &source, &restored).await;
+    let read = views.read_side("test", PATIENCE);
+    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
     assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
 }
 

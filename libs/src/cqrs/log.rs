@@ -103,6 +103,14 @@ impl Log {
         Self { source, upcasters: self.upcasters.clone() }
     }
 
+    /// The stream that is followed instead of another service's log, and where it ends, if that can be asked.
+    pub(super) async fn stream_end(&self) -> Option<(String, i64)> {
+        match &self.source {
+            Source::Stream(consumer) => consumer.stream_end().await,
+            Source::Service(_) | Source::Database { .. } => None,
+        }
+    }
+
     /// Waits until the log has something after `position`. False when the journal is closed and there is nothing more. Another service
     /// is waited for, however long it is out; but if its log is found to end before that, there is nothing: see
     /// [`is_behind`](Self::is_behind).

@@ -30,6 +30,8 @@ pub(super) struct Rebuilt {
 struct Plan {
     here: Location,
     log: Log,
+    /// What they go on with then.
+    followed: Log,
     projections: Projections,
     /// How far the old ones are.
     old: i64,
@@ -88,7 +90,9 @@ impl Views {
             Err(error) => {
                 tracing::error!(views = %location, %error, "the views are not made anew");
                 Err(match error {
-                    RebuildError::Poison(_) | RebuildError::OtherLog { .. } => error.to_string(),
+                    RebuildError::Poison(_) | RebuildError::OtherLog { .. } | RebuildError::OtherStream { .. } => {
+                        error.to_string()
+                    }
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
                     }
@@ -103,6 +107,7 @@ impl Views {
         Plan {
             here: self.location.clone(),
             log: self.log.beside(),
+            followed: self.log.clone(),
             projections: Projections(self.projections.iter().map(|state| state.fold.clone()).collect()),
             old: self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
         }
@@ -194,14 +199,22 @@ impl Plan {
     }
 
     async fn build_in(self, place: &Location, progress: impl FnMut(i64, i64)) -> Result<Views, RebuildError> {
-        let Self { log, projections, old, .. } = self;
+        let Self { log, followed, projections, old, .. } = self;
+        // Before the service is asked: where its log ends then, a copy of it has not come further.
+        let stream = followed.stream_end().await;
         let views = Views::open(place, log, &projections).await?;
         let head = match views.log.is_remote() {
             // What was folded was wanted; whether there is more will be seen.
             true => old,
             false => views.log.head().await?,
         };
-        whole(views.fold_to(head, progress).await?)
+        let views = whole(views.fold_to(head, progress).await?)?;
+        match (stream, views.log.told_end()) {
+            (Some((stream, reached)), Some(end)) if reached > end => {
+                Err(RebuildError::OtherStream { stream, reached, end })
+            }
+            _ => Ok(views),
+        }
     }
 }
 
@@ -243,5 +256,18 @@ pub enum RebuildError {
         service: String,
         /// How far it was read.
         position: i64,
+    },
+    /// The stream that they would go on with is no copy of the log that they were made of.
+    #[error(
+        "the views were not made anew and are as they were: {stream} goes on to {reached} and the log that it is to be a copy of ends at \
+         {end}, as after a restored backup; delete it (nats stream rm {stream}), then make them anew"
+    )]
+    OtherStream {
+        /// The stream.
+        stream: String,
+        /// How far it goes.
+        reached: i64,
+        /// Where the log ends.
+        end: i64,
     },
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{
     super::{envelope, inbox::Inbox, subscription::Subscription, told::Told},
-    BrokerError, JetStream, LOOK, PAUSE, position,
+    BrokerError, JetStream, LOOK, PAUSE, position, stream_name,
 };
 use crate::journal::Event;
 
@@ -109,6 +109,12 @@ impl Consumer {
     /// The service itself, for who doesn't go by its stream.
     pub(in super::super) fn service(&self) -> Subscription {
         self.service.clone()
+    }
+
+    /// The stream and where it ends, if the broker can be asked.
+    pub(in super::super) async fn stream_end(&self) -> Option<(String, i64)> {
+        let source = self.service.source();
+        Some((stream_name(source), self.jetstream.last_position(source).await.ok()?))
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them; or until the stream is found to end
