@@ -237,6 +237,31 @@ async fn the_id_of_a_saga_that_is_closed_is_free_once_those_below_it_have_ended(
 }
 
 #[tokio::test]
+async fn another_saga_of_the_id_of_one_that_is_closed_is_shown_without_what_that_one_did() {
+    let world = World::new();
+    left(&world, &["tea"]).await;
+    let mut saga = Definition::builder::<String>("place-order", 2);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    let definition = saga.build().unwrap();
+    let process = opened(&world, vec![Arc::clone(&definition)]).await;
+    process.coordinator.recover().await.unwrap();
+    let location = database::location(world.folder.path(), "order").views();
+    let views = Views::open(location, Log::of(&process.journal), &Projections::new().with(SagasView)).await.unwrap();
+    let read = views.read_side("test", PATIENCE);
+    let running = tokio::spawn(views.run());
+    process.coordinator.force_close("tea", "ann", "paid back by hand").await.unwrap();
+    process.run("tea").await;
+    process.crash().await;
+    timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    let queries = SagaQueries::new(read, [definition]).unwrap();
+    let shown = queries.get_saga(Request::new(GetSagaRequest { saga_id: "tea".to_owned() })).await.unwrap();
+    let shown = shown.into_inner().saga.unwrap();
+    let steps: Vec<_> = shown.steps.iter().map(|step| (&*step.name, step.state())).collect();
+    assert_eq!(steps, [("ship", StepState::Done)]);
+    assert!(shown.history.iter().all(|line| line.what != "force-closed"), "{:?}", shown.history);
+}
+
+#[tokio::test]
 async fn the_saga_above_one_that_is_closed_asks_what_became_of_it() {
     let world = World::with(buy());
     let process = opened(&world, vec![buy()]).await;

@@ -179,8 +179,12 @@ impl Record {
     }
 }
 
-/// Takes a saga, as queries show it, over a transition. From [`Saga::default`] over all of them it is the saga.
+/// Takes a saga, as queries show it, over a transition. From [`Saga::default`] over all of them it is the saga; where its id was used
+/// before, it is the last one of that id.
 pub fn fold(saga: &mut Saga, transition: SagaTransition) {
+    if transition.saga.as_ref().is_some_and(|saga| saga.version <= 1) {
+        *saga = Saga::default();
+    }
     let (mut steps, mut history) = (std::mem::take(&mut saga.steps), std::mem::take(&mut saga.history));
     for StepChange { index, step } in transition.steps {
         let (at, step) = (index as usize, step.unwrap_or_default());

@@ -22,10 +22,6 @@ impl Record {
         let (mut saga, mut refusals) = (Saga::default(), HashMap::<String, u32>::new());
         for bytes in transitions {
             let transition = SagaTransition::decode(bytes)?;
-            if transition.saga.as_ref().is_some_and(|saga| saga.version <= 1) {
-                // An id that was used before.
-                saga = Saga::default();
-            }
             for line in transition.history.iter().filter(|line| line.what == STUCK) {
                 *refusals.entry(line.step.clone()).or_default() += 1;
             }
