@@ -7,8 +7,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     JetStream, Upcasters,
     jetstream::{Consumer, Durable},
-    rebuild::RebuildError,
-    subscription::Subscription,
+    subscription::{OtherLog, Subscription},
 };
 use crate::{
     journal::{
@@ -41,6 +40,17 @@ enum Source {
     },
     Service(Box<Subscription>),
     Stream(Box<Consumer>),
+}
+
+/// No news of a log.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NewsError {
+    /// It can't be read.
+    #[error(transparent)]
+    Database(#[from] sql::Error),
+    /// It is another one since it was read.
+    #[error(transparent)]
+    OtherLog(#[from] OtherLog),
 }
 
 impl From<Source> for Log {
@@ -158,10 +168,10 @@ impl Log {
 
     /// The same, but for what there is up to `end` only. False if there is no more of it, because all was handed out or the log ends
     /// before. Where it ends is asked anew after [`begin_again`](Self::begin_again).
-    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, RebuildError> {
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, NewsError> {
         match &mut self.source {
             Source::Database { reader, .. } => Ok(head(reader).await?.min(end) > position),
-            Source::Service(subscription) => subscription.news_up_to(position, end).await,
+            Source::Service(subscription) => Ok(subscription.news_up_to(position, end).await?),
             Source::Stream(_) => Ok(self.news(position).await?),
         }
     }

@@ -46,6 +46,7 @@ pub use self::{
     query::{Changes, Outgoing},
     read::ReadSide,
     rebuild::RebuildError,
+    subscription::OtherLog,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
     upcast::Upcasters,
     views::{Views, ViewsError},

@@ -7,9 +7,10 @@
 use tokio::{runtime::Handle, task::JoinError};
 
 use super::{
-    Log, Projections, Views,
+    Log, OtherLog, Projections, Views,
     board::Telling,
     checkpoints,
+    log::NewsError,
     turns::{joined, lowest},
 };
 use crate::journal::{Beside, Location, OpenError, sql, store};
@@ -90,7 +91,7 @@ impl Views {
             Err(error) => {
                 tracing::error!(views = %location, %error, "the views are not made anew");
                 Err(match error {
-                    RebuildError::Poison(_) | RebuildError::OtherLog { .. } | RebuildError::OtherStream { .. } => {
+                    RebuildError::Poison(_) | RebuildError::OtherLog(_) | RebuildError::OtherStream { .. } => {
                         error.to_string()
                     }
                     RebuildError::Open(_) | RebuildError::Database(_) => {
@@ -234,6 +235,15 @@ pub(super) fn whole(views: Views) -> Result<Views, RebuildError> {
     }
 }
 
+impl From<NewsError> for RebuildError {
+    fn from(error: NewsError) -> Self {
+        match error {
+            NewsError::Database(error) => Self::Database(error),
+            NewsError::OtherLog(other) => Self::OtherLog(other),
+        }
+    }
+}
+
 /// The views are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
@@ -247,16 +257,8 @@ pub enum RebuildError {
     #[error("the views were not made anew and are as they were: {0}")]
     Poison(String),
     /// Another service's log has become another one meanwhile.
-    #[error(
-        "the views were not made anew and are as they were: the log of {service} ends before {position}, which was read: it is another one \
-         since, as after a restored backup; make them anew once more"
-    )]
-    OtherLog {
-        /// The service.
-        service: String,
-        /// How far it was read.
-        position: i64,
-    },
+    #[error("the views were not made anew and are as they were: {0}; make them anew once more")]
+    OtherLog(OtherLog),
     /// The stream that they would go on with is no copy of the log that they were made of.
     #[error(
         "the views were not made anew and are as they were: {stream} goes on to {reached} and the log that it is to be a copy of ends at \

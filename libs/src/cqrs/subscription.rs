@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
-use super::{envelope, inbox::Inbox, outbox::AHEAD, rebuild::RebuildError, told::Told};
+use super::{envelope, inbox::Inbox, outbox::AHEAD, told::Told};
 use crate::{
     journal::Event,
     refusal::{Refusal, code_name},
@@ -25,6 +25,18 @@ pub(super) struct Subscription {
     /// The service's last word was that its log ends before what was asked for.
     is_ahead: bool,
     told: Told,
+}
+
+/// Another service's log has become another one since it was read.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the log of {service} ends before {position}, which was read: it is another one since, as after a restored backup"
+)]
+pub struct OtherLog {
+    /// The service.
+    pub service: String,
+    /// How far it was read.
+    pub position: i64,
 }
 
 impl Clone for Subscription {
@@ -74,10 +86,10 @@ impl Subscription {
     ///
     /// # Errors
     /// When the service says that its log ends before `position`, which it had told of: it is another one since.
-    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, RebuildError> {
+    pub(super) async fn news_up_to(&mut self, position: i64, end: i64) -> Result<bool, OtherLog> {
         self.wait(position, Some(end)).await;
         if self.is_ahead {
-            return Err(RebuildError::OtherLog { service: self.source.clone(), position });
+            return Err(OtherLog { service: self.source.clone(), position });
         }
         Ok(!self.inbox.is_empty())
     }
