@@ -187,6 +187,25 @@ fn a_part_of_a_room_looks_up_only_to_its_own() {
 }
 
 #[test]
+fn a_test_that_needs_a_server_is_run_on_one() {
+    // Elsewhere it is left out, and nobody would notice.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let suite = fs::read_to_string(root.join("tests/on_postgres.sh")).expect("the suite");
+    let run: BTreeSet<_> = suite.split("--test ").skip(1).filter_map(|name| name.split_whitespace().next()).collect();
+    let mut needy = 0;
+    for folder in ["libs/tests", "tests/tests"] {
+        for file in files(&root.join(folder)).iter().filter(|file| file.parent() == Some(&root.join(folder))) {
+            let (code, name) = (code(file), file.file_stem().and_then(|name| name.to_str()).expect("a name"));
+            if name != "house" && ["has_server(", "Schema::new(", "Postgres::"].iter().any(|said| code.contains(said)) {
+                needy += 1;
+                assert!(run.contains(name), "{}: is not among those of tests/on_postgres.sh", file.display());
+            }
+        }
+    }
+    assert!(needy > 0, "some need one");
+}
+
+#[test]
 fn names_in_braces_are_seen() {
     let code = "use crate::{\n    a::{b, c},\n    d,\n};\nlet x = crate::e::f(); use $crate::g; mycrate::h();";
     assert_eq!(rooms_used(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e"]);

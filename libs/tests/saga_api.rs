@@ -7,7 +7,7 @@ mod saga_world;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use libs::{
     cqrs::{CommandSide, Log, Projections, Views},
     journal::{Cause, Entry, Journal, Loaded},
@@ -83,10 +83,9 @@ async fn open() -> Api {
 
 impl Api {
     /// A query that sees all that is committed now.
-    fn ask<Q>(&self, query: Q) -> Request<Q> {
+    async fn ask<Q>(&self, query: Q) -> Request<Q> {
         let mut request = Request::new(query);
-        // On a file nothing is waited for.
-        self.side.stamp(request.metadata_mut()).now_or_never().unwrap().unwrap();
+        self.side.stamp(request.metadata_mut()).await.unwrap();
         request
     }
 
@@ -95,7 +94,7 @@ impl Api {
     }
 
     async fn listed(&self, list: ListSagasRequest) -> (Vec<String>, String) {
-        let page = self.queries.list_sagas(self.ask(list)).await.unwrap().into_inner();
+        let page = self.queries.list_sagas(self.ask(list).await).await.unwrap().into_inner();
         (page.sagas.into_iter().map(|saga| saga.saga_id).collect(), page.next_page_token)
     }
 }
@@ -150,8 +149,9 @@ async fn a_watch_goes_on_from_where_it_was() {
     api.world.participants.on_call(|call| if call.step == "reserve" { Fault::Hang } else { Fault::None });
     api.start("inner", "a", 0).await.unwrap();
     let watch = |saga_id: &str, after_position| {
-        let saga_id = saga_id.to_owned();
-        api.queries.watch_sagas(api.ask(WatchSagasRequest { saga_id, after_position }))
+        let (queries, asked) =
+            (&api.queries, api.ask(WatchSagasRequest { saga_id: saga_id.to_owned(), after_position }));
+        async move { queries.watch_sagas(asked.await).await }
     };
     let mut all = watch("", 0).await.unwrap().into_inner();
     let seen = watch("a", 0).await.unwrap().into_inner().next().await.unwrap().unwrap();
@@ -249,12 +249,15 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
     };
     assert!(api.commands.pause_saga(Request::new(pause)).await.unwrap().into_inner().saga.unwrap().paused);
     let get = GetSagaRequest { saga_id: "a:prepare".to_owned() };
-    let shown = api.queries.get_saga(api.ask(get)).await.unwrap().into_inner().saga.unwrap();
+    let shown = api.queries.get_saga(api.ask(get).await).await.unwrap().into_inner().saga.unwrap();
     let line = shown.history.last().unwrap();
     assert_eq!((line.what.as_str(), line.actor.as_str(), line.detail.as_str()), ("paused", "ann", "inventory day"));
     assert_eq!(shown.parent_saga_id, "a");
     let unknown = GetSagaRequest { saga_id: "nobody".to_owned() };
-    assert_eq!(refused(api.queries.get_saga(api.ask(unknown)).await), (Code::NotFound, "UNKNOWN_SAGA".to_owned()));
+    assert_eq!(
+        refused(api.queries.get_saga(api.ask(unknown).await).await),
+        (Code::NotFound, "UNKNOWN_SAGA".to_owned())
+    );
     let cancel = CancelSagaRequest { saga_id: "nobody".to_owned(), actor: "ann".to_owned(), reason: "?".to_owned() };
     assert_eq!(refused(api.commands.cancel_saga(Request::new(cancel)).await).1, "UNKNOWN_SAGA");
 }
