@@ -448,10 +448,13 @@ async fn a_saga_of_which_nothing_can_be_read_stays_parked() {
     let change = Change { aggregate: AggregateId::new("saga", "tea"), state: None, version: 4, events };
     write(&process.journal, Decided { changes: vec![change], ..Decided::default() }).await;
     process.coordinator.recover().await.unwrap();
+    let owner = async || process.journal.aggregate(&AggregateId::new("saga_owner", "tea")).await.unwrap().state;
+    let gone = owner().await;
     for _ in 0..2 {
         let refused = process.coordinator.force_close("tea", "ann", "paid back by hand").await.unwrap_err();
         assert!(refused.reason == "SAGA_PARKED" && refused.message.contains("restore"), "{refused:?}");
         assert_eq!(parked(&process).await, ["tea"]);
+        assert_eq!(owner().await, gone, "it is left to whoever can read it");
     }
 }
 

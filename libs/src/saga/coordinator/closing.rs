@@ -30,6 +30,8 @@ impl Coordinator {
 impl Shared {
     async fn close(self: Arc<Self>, saga_id: &str, why: &str, command: &Command) -> Result<Saga, Refusal> {
         let Some(mut place) = self.live.reserve(saga_id) else { return Err(not_driven(saga_id)) };
+        // What can't be closed is not claimed: it stays with whoever can go on with it. What is claimed may have gone on meanwhile.
+        self.stored_or_told(saga_id).await?;
         let owned = self.own_parked(saga_id).await?;
         let mut record = self.stored_or_told(saga_id).await?;
         let ended = match owned {
