@@ -6,9 +6,9 @@ use std::{
 };
 
 use tracing::{
-    Event, Level, Subscriber,
+    Dispatch, Event, Level, Subscriber,
     field::{Field, Visit},
-    subscriber::DefaultGuard,
+    subscriber::{DefaultGuard, NoSubscriber},
 };
 use tracing_subscriber::layer::{self, SubscriberExt as _};
 
@@ -16,12 +16,19 @@ use tracing_subscriber::layer::{self, SubscriberExt as _};
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
+/// As long as it is held, lines are kept.
+pub(crate) struct Keeping {
+    _guard: DefaultGuard,
+    /// With a single one a line that another thread is the first to come to is asked of that thread's, which has none, and is off for all.
+    _second: Dispatch,
+}
+
 impl Lines {
-    /// Keeps what this thread writes as long as the guard is held.
-    pub(crate) fn keep() -> (Self, DefaultGuard) {
-        let lines = Self::default();
+    /// Keeps what this thread writes.
+    pub(crate) fn keep() -> (Self, Keeping) {
+        let (lines, second) = (Self::default(), Dispatch::new(NoSubscriber::new()));
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
-        (lines, guard)
+        (lines, Keeping { _guard: guard, _second: second })
     }
 
     /// Those that say this.
