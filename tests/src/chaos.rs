@@ -10,6 +10,8 @@ use crate::{Clients, Shop, facts::Facts, invariants, load::Load, wish::Wish};
 
 /// Customers who order at the same time.
 const CUSTOMERS: u64 = 8;
+/// Whoever may be killed.
+const SERVERS: usize = Shop::NAMES.len();
 /// How long outstanding orders may take once nobody is killed any more: the longest backoff, a few times over.
 const SETTLE: Duration = Duration::from_secs(120);
 /// Between two looks at whether all has settled.
@@ -48,7 +50,7 @@ pub async fn run(plan: Plan, mut tell: impl FnMut(&Progress)) -> anyhow::Result<
     let load = Load::begin(&clients, CUSTOMERS, plan.seed);
 
     let mut progress = Progress::default();
-    let mut killer = Killer { random: StdRng::seed_from_u64(plan.seed), back: [None; 4] };
+    let mut killer = Killer { random: StdRng::seed_from_u64(plan.seed), back: [None; SERVERS] };
     let end = Instant::now() + plan.time;
     while Instant::now() < end {
         killer.kill_one(&mut shop).await?;
@@ -78,7 +80,7 @@ pub async fn run(plan: Plan, mut tell: impl FnMut(&Progress)) -> anyhow::Result<
 struct Killer {
     random: StdRng,
     /// When each that is down comes back.
-    back: [Option<Instant>; 4],
+    back: [Option<Instant>; SERVERS],
 }
 
 impl Killer {
@@ -86,15 +88,15 @@ impl Killer {
     async fn kill_one(&mut self, shop: &mut Shop) -> anyhow::Result<()> {
         let mut moment = Instant::now() + self.between(0, 600);
         loop {
-            let next = (0..4).filter_map(|at| Some((self.back[at]?, at))).min();
+            let next = (0..SERVERS).filter_map(|at| Some((self.back[at]?, at))).min();
             if let Some((back, at)) = next.filter(|(back, _)| *back <= moment) {
                 sleep_until(back).await;
                 self.bring_back(shop, at)?;
                 continue;
             }
             sleep_until(moment).await;
-            let up: Vec<usize> = (0..4).filter(|at| self.back[*at].is_none()).collect();
-            // With all four down there is nobody to kill before the next is back.
+            let up: Vec<usize> = (0..SERVERS).filter(|at| self.back[*at].is_none()).collect();
+            // With all of them down there is nobody to kill before the next is back.
             let Some(victim) = up.choose(&mut self.random).copied() else {
                 moment += self.between(100, 600);
                 continue;
@@ -124,7 +126,7 @@ impl Killer {
     }
 
     fn bring_all_back(&mut self, shop: &mut Shop) -> anyhow::Result<()> {
-        (0..4)
+        (0..SERVERS)
             .filter(|at| self.back[*at].is_some())
             .collect::<Vec<_>>()
             .into_iter()

@@ -17,7 +17,7 @@ use crate::{Clients, Server, tls::Secrets};
 #[derive(Debug)]
 pub struct Shop {
     // Before the folder, so that no process outlives its data.
-    servers: [Server; 4],
+    servers: [Server; Self::NAMES.len()],
     folder: TempDir,
 }
 
@@ -41,10 +41,8 @@ impl Shop {
     /// When no port or folder is to be had.
     pub fn new() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("shop-").tempdir()?;
-        let [inventory, payment, shipping, order] = Self::NAMES;
-        let server = |name| Server::new(name, folder.path());
-        let mut shop =
-            Self { servers: [server(inventory)?, server(payment)?, server(shipping)?, server(order)?], folder };
+        let [inventory, payment, shipping, order] = Self::NAMES.map(|name| Server::new(name, folder.path()));
+        let mut shop = Self { servers: [inventory?, payment?, shipping?, order?], folder };
         shop.introduce();
         Ok(shop)
     }
@@ -71,28 +69,37 @@ impl Shop {
     }
 
     /// All four, in the order of [`NAMES`](Self::NAMES).
-    pub fn servers_mut(&mut self) -> &mut [Server; 4] {
+    pub fn servers_mut(&mut self) -> &mut [Server; Self::NAMES.len()] {
         &mut self.servers
+    }
+
+    /// Those that take part in order's sagas.
+    pub fn participants_mut(&mut self) -> impl Iterator<Item = &mut Server> {
+        self.servers.iter_mut().filter(|server| server.name() != "order")
     }
 
     /// The inventory service.
     pub fn inventory(&mut self) -> &mut Server {
-        &mut self.servers[0]
+        let [inventory, _, _, _] = &mut self.servers;
+        inventory
     }
 
     /// The payment service.
     pub fn payment(&mut self) -> &mut Server {
-        &mut self.servers[1]
+        let [_, payment, _, _] = &mut self.servers;
+        payment
     }
 
     /// The shipping service.
     pub fn shipping(&mut self) -> &mut Server {
-        &mut self.servers[2]
+        let [_, _, shipping, _] = &mut self.servers;
+        shipping
     }
 
     /// The order service.
     pub fn order(&mut self) -> &mut Server {
-        &mut self.servers[3]
+        let [_, _, _, order] = &mut self.servers;
+        order
     }
 
     /// Where all data and logs are.
@@ -103,7 +110,7 @@ impl Shop {
 
     /// Where the four listen, in the order of [`NAMES`](Self::NAMES).
     #[must_use]
-    pub fn addresses(&self) -> [String; 4] {
+    pub fn addresses(&self) -> [String; Self::NAMES.len()] {
         self.servers.each_ref().map(Server::address)
     }
 

@@ -39,7 +39,7 @@ const TURNED_AWAY: &str = "a participant doesn't let the coordinator in";
 /// A shop whose order service reaches the others through proxies, in their order.
 async fn shop() -> anyhow::Result<(Shop, Vec<Proxy>)> {
     let mut shop = Shop::new()?;
-    let peers: Vec<_> = shop.servers_mut()[..3].iter().map(|peer| (peer.name(), peer.address())).collect();
+    let peers: Vec<_> = shop.participants_mut().map(|peer| (peer.name(), peer.address())).collect();
     let mut proxies = Vec::new();
     for (name, address) in peers {
         let proxy = Proxy::before(address).await?;

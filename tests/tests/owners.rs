@@ -40,7 +40,7 @@ fn order(id: &str, region: &str, wait: bool) -> PlaceOrderRequest {
 /// One more order process beside the shop's own, with the same neighbours.
 async fn second(shop: &mut Shop, folder: &Path) -> anyhow::Result<Server> {
     let mut server = Server::new("order", folder)?;
-    for peer in &shop.servers_mut()[..3] {
+    for peer in shop.participants_mut() {
         server.peer(peer);
     }
     server.start().await?;

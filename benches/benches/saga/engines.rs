@@ -122,7 +122,7 @@ async fn ours(url: Option<String>) -> anyhow::Result<Subject> {
 /// Inventory, payment and shipping, for somebody else's sagas.
 async fn participants() -> anyhow::Result<Shop> {
     let mut shop = Shop::new()?;
-    for server in &mut shop.servers_mut()[..3] {
+    for server in shop.participants_mut() {
         server.start().await?;
     }
     load::prepare(&shop).await?;

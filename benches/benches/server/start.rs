@@ -11,7 +11,7 @@ const ROUNDS: usize = 5;
 const ORDERS: usize = 1_000;
 
 pub(crate) async fn table() -> anyhow::Result<()> {
-    let mut starts: [Vec<Duration>; 4] = Default::default();
+    let mut starts = Shop::NAMES.map(|_| Vec::new());
     for _ in 0..ROUNDS {
         // On fresh data: the databases are made too.
         let mut shop = Shop::new()?;
@@ -57,8 +57,8 @@ async fn begin(server: &mut Server) -> anyhow::Result<Duration> {
 }
 
 /// What each process has in memory, in MB.
-fn memory(shop: &mut Shop) -> anyhow::Result<[f64; 4]> {
-    let mut all = [0.0; 4];
+fn memory(shop: &mut Shop) -> anyhow::Result<[f64; Shop::NAMES.len()]> {
+    let mut all = [0.0; Shop::NAMES.len()];
     for (server, memory) in shop.servers_mut().iter().zip(&mut all) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.id().context("it runs")?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its memory")?;

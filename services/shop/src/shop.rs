@@ -63,18 +63,20 @@ impl Shop {
     pub async fn start(site: &Site) -> anyhow::Result<Self> {
         let mut shop = Self { addresses: Vec::new(), stop: watch::Sender::new(false), running: JoinSet::new() };
         // Each after those whose address it needs to know.
-        shop.open::<shipping::Service>(site, &[]).await?;
-        shop.open::<inventory::Service>(site, &["shipping"]).await?;
-        shop.open::<payment::Service>(site, &[]).await?;
-        shop.open::<order::Service>(site, &["inventory", "payment", "shipping"]).await?;
+        shop.open::<shipping::Service>(site).await?;
+        shop.open::<inventory::Service>(site).await?;
+        shop.open::<payment::Service>(site).await?;
+        shop.open::<order::Service>(site).await?;
         shop.addresses.sort_by_key(|(name, _)| NAMES.iter().position(|known| known == name));
         Ok(shop)
     }
 
-    async fn open<P: Program>(&mut self, site: &Site, peers: &[&str]) -> anyhow::Result<()> {
+    async fn open<P: Program>(&mut self, site: &Site) -> anyhow::Result<()> {
         let mut flags = site.flags::<P>();
-        let known = self.uris().filter(|(name, _)| peers.contains(name));
-        flags.peers = known.map(|(name, uri)| format!("{name}={uri}").parse()).collect::<Result<_, _>>()?;
+        for (peer, _) in P::PEERS {
+            let uri = self.uri(peer).with_context(|| format!("{} calls {peer}, which is opened before it", P::NAME))?;
+            flags.peers.push(format!("{peer}={uri}").parse()?);
+        }
         let mut app = App::bind(P::NAME, &flags).await.context(P::NAME)?;
         self.addresses.push((P::NAME, app.local_addr()));
         P::assemble(&mut app, &flags).await.map_err(|error| anyhow!(error).context(P::NAME))?;
