@@ -61,7 +61,7 @@ impl Shop {
     /// # Errors
     /// When a port is taken or a database can't be opened.
     pub async fn start(site: &Site) -> anyhow::Result<Self> {
-        let mut shop = Self { addresses: Vec::new(), stop: watch::Sender::new(false), running: JoinSet::new() };
+        let mut shop = Self::closed();
         // Each after those whose address it needs to know.
         shop.open::<shipping::Service>(site).await?;
         shop.open::<inventory::Service>(site).await?;
@@ -71,6 +71,11 @@ impl Shop {
         Ok(shop)
     }
 
+    fn closed() -> Self {
+        Self { addresses: Vec::new(), stop: watch::Sender::new(false), running: JoinSet::new() }
+    }
+
+    /// Opens a service, whose peers are open.
     async fn open<P: Program>(&mut self, site: &Site) -> anyhow::Result<()> {
         let mut flags = site.flags::<P>();
         for (peer, _) in P::PEERS {
@@ -125,5 +130,20 @@ impl Shop {
             }
         }
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_whose_peer_is_not_open_says_so() {
+        let data = tempfile::tempdir().unwrap();
+        let (mut shop, site) = (Shop::closed(), Site::anywhere(data.path()));
+        let error = shop.open::<inventory::Service>(&site).await.unwrap_err();
+        assert!(error.to_string().contains("inventory calls shipping, which is opened before it"), "{error:#}");
+        shop.open::<shipping::Service>(&site).await.unwrap();
+        shop.open::<inventory::Service>(&site).await.unwrap();
     }
 }
