@@ -7,8 +7,8 @@ mod database;
 use bytes::Bytes;
 use futures::future::maybe_done;
 use libs::journal::{
-    AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Outcome, RequestKey, Role,
-    SubmitError, events_after, sqlite::companion,
+    AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, OpenError, Outcome, RequestKey,
+    Role, SubmitError, events_after, sqlite::companion,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -226,6 +226,27 @@ async fn who_reads_can_not_write() {
     let found = journal.aggregate(&counter("a")).await.unwrap();
     assert_eq!((found.version, value(&journal, "a").await, value(&journal, "b").await), (1, 5, 0));
     assert_eq!(events_after(journal.reader(), 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_file_of_a_journal_that_was_closed_is_all_of_it_though_somebody_reads() {
+    if database::is_shared() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    journal.submit(add("a", 5, key("k"))).await.unwrap();
+    let reader = journal.reader().clone();
+    assert_eq!(events_after(&reader, 0, 10).await.unwrap().len(), 1);
+    journal.close();
+    journal.ended().await.unwrap();
+
+    let elsewhere = TempDir::new().unwrap();
+    let Location::Sqlite(file) = journal.location() else { unreachable!() };
+    std::fs::copy(file, elsewhere.path().join(file.file_name().unwrap())).unwrap();
+    let copy = open(&elsewhere).await;
+    assert_eq!(value(&copy, "a").await, 5);
+    assert_eq!(events_after(&reader, 0, 10).await.unwrap().len(), 1, "who reads goes on");
 }
 
 #[tokio::test]

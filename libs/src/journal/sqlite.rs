@@ -126,8 +126,14 @@ impl Writer {
         Ok(self.connection.execute_batch(&format!("DETACH DATABASE {name}"))?)
     }
 
-    /// Copies the write-ahead log into the database and closes it.
+    /// Copies the write-ahead log into the database, whose file is all of it then, and closes it. Where somebody goes on reading what the
+    /// log has, it stays beside the file.
     pub fn close(self) {
+        // The last connection would do that by itself; readers of this process or of another are there longer.
+        let copied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        if let Err(error) = copied {
+            tracing::warn!(%error, "what was written last stays in the log beside the database; nothing is lost");
+        }
         if let Err((_, error)) = self.connection.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
         }
