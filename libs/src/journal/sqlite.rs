@@ -130,7 +130,9 @@ impl Writer {
     /// log has, it stays beside the file.
     pub fn close(self) {
         // The last connection would do that by itself; readers of this process or of another are there longer.
-        let copied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        let copied = self.connection.busy_timeout(LEAVING).and_then(|()| {
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+        });
         if let Err(error) = copied {
             tracing::warn!(%error, "what was written last stays in the log beside the database; nothing is lost");
         }
@@ -142,6 +144,8 @@ impl Writer {
 
 /// How long a connection waits for another one's lock: readers meet one only while a log is copied.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long one that is closed waits for readers before it leaves the log where it is: less than a process has to end.
+const LEAVING: Duration = Duration::from_secs(1);
 /// How many statements a connection keeps prepared.
 const PREPARED: usize = 256;
 /// A checkpoint every 64 MiB or so: a page that is written again and again is copied once, and the log stays small enough to be
