@@ -1,5 +1,5 @@
-//! The floor plan: which room of `libs` may use which, and what decisions must do without. One crate cannot be kept in order by its
-//! compiler.
+//! The floor plan: which room of `libs` may use which, and what decisions must do without; and that no test that needs a server is left
+//! out everywhere. One crate cannot be kept in order by its compiler.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

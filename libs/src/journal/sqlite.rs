@@ -130,11 +130,14 @@ impl Writer {
     /// log has, it stays beside the file.
     pub fn close(self) {
         // The last connection would do that by itself; readers of this process or of another are there longer.
-        let copied = self.connection.busy_timeout(LEAVING).and_then(|()| {
-            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
-        });
-        if let Err(error) = copied {
-            tracing::warn!(%error, "what was written last stays in the log beside the database; nothing is lost");
+        match self.connection.busy_timeout(LEAVING).and_then(|()| empty_log(&self.connection)) {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!("somebody reads on: what was written last stays in the log beside the database")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what was written last stays in the log beside the database; nothing is lost");
+            }
         }
         if let Err((_, error)) = self.connection.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
@@ -182,14 +185,18 @@ impl Setting {
 /// may never have been synced, or in vain: what is told of it would be lost with the power.
 fn settle(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |source: rusqlite::Error| OpenError::Database { location: path.into(), source: source.into() };
-    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;
-    if busy != 0 {
+    if !empty_log(connection).map_err(failed)? {
         // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
         let log = companion(path, "-wal");
         let synced = File::open(&log).and_then(|file| file.sync_all());
         synced.map_err(|source| OpenError::File { path: log, source })?;
     }
     Ok(())
+}
+
+/// Copies the write-ahead log into the database, and empties it. False if somebody goes on reading what is there.
+fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
