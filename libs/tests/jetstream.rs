@@ -6,212 +6,25 @@
 mod broker;
 mod database;
 mod lines;
+mod streamed;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
-    self, Context,
+    self,
     consumer::{AckPolicy, pull},
     stream,
 };
 use broker::Broker;
 use futures::StreamExt as _;
-use libs::{
-    breaker::Registry,
-    cqrs::{
-        Board, Documents, Event, JetStream, Log, Outbox, Projection, ProjectionError, Projections, ReadSide, Views,
-    },
-    journal::{
-        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
-    },
-    rpc::client::{Peer, PeerOptions, Peers},
-};
+use libs::cqrs::{Board, Log, Projections, Views};
 use lines::Lines;
-use proto::projections::v1::{self as pb, projection_query_service_server::ProjectionQueryService as _};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use tempfile::TempDir;
+use streamed::{PATIENCE, Running, STREAM, Seen, Source, at_once, connect, operator, shown, slowly, until};
 use tokio::{
-    net::TcpListener,
     sync::Semaphore,
-    task::{AbortHandle, JoinHandle},
     time::{sleep, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, transport::Server};
-
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
-const STREAM: &str = "trellis-source";
-
-static SEEN: Table = Table {
-    name: "seen",
-    create: &["CREATE TABLE IF NOT EXISTS seen (
-        id TEXT NOT NULL PRIMARY KEY,
-        position INTEGER,
-        document BLOB
-    ) WITHOUT ROWID"],
-    columns: &["id", "position", "document"],
-    key: 1,
-    fixed: &[],
-};
-
-/// Writes down every position, in the order in which they come.
-#[derive(Clone)]
-struct Seen {
-    /// How long a batch takes beside the writing.
-    pause: Duration,
-    /// What a batch waits for, if it does.
-    gate: Option<Arc<Semaphore>>,
-}
-
-impl Projection for Seen {
-    const NAME: &'static str = "seen";
-    const TABLES: &'static [&'static Table] = &[&SEEN];
-
-    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        sleep(self.pause).await;
-        if let Some(gate) = &self.gate {
-            drop(gate.acquire().await.unwrap());
-        }
-        let mut seen = Documents::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
-        for event in events {
-            seen.update(&event.id, event.position, |list: &mut String| list.push_str(&format!("{} ", event.position)));
-        }
-        seen.save(transaction, |_| Vec::new()).await
-    }
-}
-
-const fn at_once() -> Seen {
-    slowly(0)
-}
-
-const fn slowly(millis: u64) -> Seen {
-    Seen { pause: Duration::from_millis(millis), gate: None }
-}
-
-/// A service with a log, which it offers itself as well.
-struct Source {
-    folder: TempDir,
-    journal: Journal,
-    peer: Peer,
-    written: i64,
-    /// What the views must say in the end.
-    expected: BTreeMap<String, String>,
-    relay: Option<AbortHandle>,
-}
-
-impl Source {
-    async fn start() -> Self {
-        let folder = TempDir::new().unwrap();
-        let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}", listener.local_addr().unwrap());
-        let outbox = Outbox::new("source", Log::of(&journal)).into_server();
-        tokio::spawn(Server::builder().add_service(outbox).serve_with_incoming(TcpListenerStream::new(listener)));
-        let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
-        let peer = peers.connect_with("source", &PeerOptions::stream()).unwrap();
-        Self { folder, journal, peer, written: 0, expected: BTreeMap::new(), relay: None }
-    }
-
-    /// Writes events of some kilobyte in all, or of this size.
-    async fn write(&mut self, events: i64, size: usize) {
-        for _ in 0..events {
-            self.written += 1;
-            let (position, id) = (self.written, format!("id-{}", self.written % 7));
-            // A third is of a kind that nobody asked for.
-            let kind = if position % 3 == 0 { "other" } else { "thing" };
-            if kind == "thing" {
-                self.expected.entry(id.clone()).or_default().push_str(&format!("{position} "));
-            }
-            let aggregate = AggregateId::new(kind, id);
-            let event = NewEvent { name: "Happened", payload: vec![7; size].into() };
-            let change = Change { aggregate, state: None, version: position.unsigned_abs(), events: vec![event] };
-            let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
-            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size };
-            self.journal.submit(entry).await.unwrap();
-        }
-    }
-
-    /// Publishes from now on, instead of who did.
-    async fn publish(&mut self, broker: &Broker) -> Board {
-        if let Some(relay) = self.relay.take() {
-            relay.abort();
-        }
-        let board = Board::default();
-        let relay = connect(broker).await.relay("source", Log::of(&self.journal));
-        relay.show_on(&board);
-        self.relay = Some(tokio::spawn(relay.run()).abort_handle());
-        board
-    }
-
-    /// Views over its events by the stream, kept in a file of that name.
-    async fn views(&self, broker: &Broker, name: &str, seen: Seen) -> (ReadSide, Running) {
-        let location = database::location(self.folder.path(), name);
-        let jetstream = connect(broker).await;
-        loop {
-            let log = Log::of_stream(jetstream.clone(), self.peer.clone(), &["thing"], name, database::is_shared());
-            let projections = Projections::new().with(seen.clone());
-            match Views::open(&location, log, &projections).await {
-                // The killed one's last fold has not let go of the file yet.
-                Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
-                opened => {
-                    let views = opened.unwrap();
-                    let read = views.read_side("source", Duration::from_secs(1));
-                    return (read, Running(tokio::spawn(views.run())));
-                }
-            }
-        }
-    }
-
-    /// Waits until the views have all, and checks that each event was folded once and in order.
-    async fn check(&self, read: &ReadSide) {
-        let last = if self.written % 3 == 0 { self.written - 1 } else { self.written };
-        let arrived = async {
-            while read.position() < last {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let arrived = timeout(PATIENCE, arrived).await;
-        assert!(arrived.is_ok(), "it stands still at {} of {last}", read.position());
-        for (id, positions) in &self.expected {
-            assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(positions), "{id}");
-        }
-    }
-}
-
-type Ended = Result<(), libs::cqrs::ViewsError>;
-
-/// A projector that stops when this goes.
-struct Running(JoinHandle<Ended>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn connect(broker: &Broker) -> JetStream {
-    JetStream::connect(&broker.url(), "test", None).await.unwrap()
-}
-
-/// The broker as an operator has it.
-async fn operator(broker: &Broker) -> Context {
-    jetstream::new(async_nats::connect(broker.url()).await.unwrap())
-}
-
-async fn shown(board: &Board) -> pb::Projection {
-    let request = Request::new(pb::ListProjectionsRequest {});
-    board.service("source").list_projections(request).await.unwrap().into_inner().projections.remove(0)
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let waits = async {
-        while !holds().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, waits).await.is_ok(), "it never came: {what}");
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_event_counts_once_and_in_order_whoever_is_killed() {
@@ -481,37 +294,6 @@ async fn what_somebody_else_takes_away_comes_again() {
     source.check(&read).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_behind_the_old_one() {
-    let Some(broker) = Broker::start() else { return };
-    let mut lost = Source::start().await;
-    lost.publish(&broker).await;
-    lost.write(10, 100).await;
-    until("all is published", || async {
-        operator(&broker).await.get_stream(STREAM).await.is_ok_and(|s| s.cached_info().state.last_sequence == 10)
-    })
-    .await;
-    if let Some(relay) = lost.relay.take() {
-        relay.abort();
-    }
-    // The same kinds of events at the same positions; it has passed what was published.
-    let mut restored = Source::start().await;
-    restored.write(12, 100).await;
-    let board = restored.publish(&broker).await;
-    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
-    let parked = shown(&board).await.parked.unwrap();
-    assert!(parked.error.contains("message 10 is another event than the log's"), "{}", parked.error);
-    assert!(parked.error.contains("nats stream rm trellis-source"), "{}", parked.error);
-
-    operator(&broker).await.delete_stream(STREAM).await.unwrap();
-    until("all is published anew", || async { shown(&board).await.position == 12 }).await;
-    // Who goes on publishing the log that the stream is of is let to.
-    let board = restored.publish(&broker).await;
-    restored.write(1, 100).await;
-    until("it goes on", || async { shown(&board).await.position == 13 }).await;
-    assert_eq!(shown(&board).await.parked, None);
-}
-
 #[tokio::test]
 async fn that_a_stream_ends_before_what_was_read_is_told_until_it_has_it_again() {
     let Some(broker) = Broker::start() else { return };
@@ -531,69 +313,6 @@ async fn that_a_stream_ends_before_what_was_read_is_told_until_it_has_it_again()
     assert_eq!(lines.that_say("the stream ends before").len(), 1);
     source.write(1, 100).await;
     source.check(&read).await;
-}
-
-/// The views over a source, by its stream, where its log is another one now.
-async fn reopened(broker: &Broker, source: &Source, restored: &Source) -> Views {
-    let location = database::location(source.folder.path(), "reader");
-    loop {
-        let (jetstream, peer) = (connect(broker).await, restored.peer.clone());
-        let log = Log::of_stream(jetstream, peer, &["thing"], "reader", database::is_shared());
-        match Views::open(location.clone(), log, &Projections::new().with(at_once())).await {
-            Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
-            opened => break opened.unwrap(),
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
-    let Some(broker) = Broker::start() else { return };
-    let mut source = Source::start().await;
-    source.publish(&broker).await;
-    source.write(10, 100).await;
-    let (read, runs) = source.views(&broker, "reader", at_once()).await;
-    source.check(&read).await;
-    drop((read, runs));
-    if let Some(relay) = source.relay.take() {
-        relay.abort();
-    }
-    operator(&broker).await.delete_stream(STREAM).await.unwrap();
-    // A log that ends before the old views do, and a stream without anything.
-    let mut restored = Source::start().await;
-    restored.write(4, 100).await;
-    let views = reopened(&broker, &source, &restored).await;
-    let read = views.read_side("test", PATIENCE);
-    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
-    for (id, expected) in &restored.expected {
-        assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(expected));
-    }
-    assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn views_are_not_made_anew_to_go_on_with_the_copy_of_a_log_that_was_lost() {
-    let Some(broker) = Broker::start() else { return };
-    let mut source = Source::start().await;
-    source.publish(&broker).await;
-    source.write(10, 100).await;
-    let (read, runs) = source.views(&broker, "reader", at_once()).await;
-    source.check(&read).await;
-    drop((read, runs));
-    if let Some(relay) = source.relay.take() {
-        relay.abort();
-    }
-    let mut restored = Source::start().await;
-    restored.write(4, 100).await;
-    let views = reopened(&broker, &source, &restored).await;
-    let error = timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap_err().to_string();
-    assert!(error.contains("nats stream rm trellis-source"), "{error}");
-
-    operator(&broker).await.delete_stream(STREAM).await.unwrap();
-    let views = reopened(&broker, &source, &restored).await;
-    let read = views.read_side("test", PATIENCE);
-    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
-    assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
