@@ -3,13 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod desk;
 mod squeamish;
 
 use std::{
-    sync::{atomic::Ordering, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
+use desk::Desk;
 use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
@@ -31,7 +37,11 @@ use proto::{
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::block_in_place, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, block_in_place},
+    time::timeout,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
@@ -58,8 +68,12 @@ async fn serve<S: EventService>(outbox: EventServiceServer<S>) -> Peer {
 }
 
 async fn happen(journal: &Journal, kind: &'static str) {
+    happen_to(journal, kind, "a").await;
+}
+
+async fn happen_to(journal: &Journal, kind: &'static str, id: &str) {
     let event = NewEvent { name: "Happened", payload: Vec::new().into() };
-    let (aggregate, events) = (AggregateId::new(kind, "a"), vec![event]);
+    let (aggregate, events) = (AggregateId::new(kind, id), vec![event]);
     let change = Change { aggregate, state: None, version: 1, events };
     let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
     let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 0 };
@@ -238,4 +252,95 @@ async fn views_that_are_made_anew_while_the_backup_is_put_back_come_to_an_end() 
     let error = ended.expect_err("the log is another one").to_string();
     assert!(error.contains("ends before 3"), "{error}");
     assert_eq!(count(&read).await, Some(5), "the old ones");
+}
+
+/// A log to which this happened, by kind and id.
+async fn log_of(folder: &TempDir, name: &str, events: &[(&'static str, &str)]) -> Journal {
+    let journal = Journal::open(database::location(folder.path(), name), &[]).await.unwrap();
+    for (kind, id) in events {
+        happen_to(&journal, kind, id).await;
+    }
+    journal
+}
+
+/// Views over a service's things that run until this stops them.
+struct Followed {
+    read: ReadSide,
+    board: Board,
+    mended: Arc<AtomicBool>,
+    running: AbortHandle,
+}
+
+impl Followed {
+    async fn start(folder: &TempDir, peer: &Peer) -> Self {
+        let squeamish = Squeamish::default();
+        let mended = Arc::clone(&squeamish.mended);
+        let (location, log) = (database::location(folder.path(), "views"), Log::of_service(peer.clone(), &["thing"]));
+        let views = Views::open(location, log, &Projections::new().with(squeamish)).await.unwrap();
+        let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+        views.show_on(&board, "source");
+        Self { read, board, mended, running: tokio::spawn(views.run()).abort_handle() }
+    }
+
+    async fn is_parked(&self) {
+        let parked = async {
+            let service = self.board.service("test");
+            loop {
+                let listed = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+                if listed.into_inner().projections[0].parked.is_some() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, parked).await.unwrap_or_else(|_| panic!("not parked: {:?}", self.board));
+    }
+
+    /// How often something happened to the good one and to the one that parks, once what was last is folded.
+    async fn counts(&self, last: i64) -> (Option<i64>, Option<i64>) {
+        self.read.wait_for_position(last).await.unwrap();
+        (count(&self.read).await, self.read.document(&SEEN, "poison").await.unwrap())
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_a_lost_log_while_all_were_parked_is_not_folded_into_views_that_were_made_anew() {
+    let (folder, desk) = (TempDir::new().unwrap(), Desk::open().await);
+    let lost = [("thing", "a"), ("thing", "poison"), ("thing", "a"), ("thing", "a"), ("thing", "a")];
+    desk.has(&log_of(&folder, "lost", &lost).await);
+    let followed = Followed::start(&folder, &desk.peer).await;
+    followed.is_parked().await;
+
+    let restored = log_of(&folder, "restored", &lost[..1]).await;
+    desk.has(&restored);
+    followed.mended.store(true, Ordering::SeqCst);
+    made_anew(&followed.board).await;
+    happen(&restored, "thing").await;
+    assert_eq!(followed.counts(2).await, (Some(2), None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_a_lost_log_while_all_were_parked_is_not_folded_into_views_that_another_process_has_made_anew() {
+    if !database::has_server() {
+        return;
+    }
+    let (folder, desk) = (TempDir::new().unwrap(), Desk::open().await);
+    // What nobody wants leaves room for what comes in its place.
+    let lost = [("thing", "a"), ("other", "a"), ("thing", "poison"), ("thing", "a"), ("thing", "a"), ("thing", "a")];
+    desk.has(&log_of(&folder, "lost", &lost).await);
+    let followed = Followed::start(&folder, &desk.peer).await;
+    followed.is_parked().await;
+
+    let restored = log_of(&folder, "restored", &[("thing", "a"), ("thing", "a")]).await;
+    desk.has(&restored);
+    followed.mended.store(true, Ordering::SeqCst);
+    views(&folder, &desk.peer).await.rebuild(|_, _| {}).await.unwrap();
+    happen(&restored, "thing").await;
+    assert_eq!(followed.counts(3).await, (Some(3), None));
 }

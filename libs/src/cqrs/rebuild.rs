@@ -169,6 +169,8 @@ impl Views {
                 checkpoints::store(state.fold.name(), reached, &mut transaction).await?;
             }
             transaction.commit().await?;
+            // What came before may be of a log that was lost since; who was parked may hold much of it.
+            self.log.begin_again();
             // Another service may have nothing more to say of it for long.
             let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
             for state in &mut self.projections {

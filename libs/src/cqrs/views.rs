@@ -176,23 +176,25 @@ impl Views {
         let names = self.projections.iter().map(|state| state.fold.name());
         let stood = checkpoints::read(names, &self.reader).await?;
         for (state, checkpoint) in self.projections.iter_mut().zip(stood) {
+            let projection = state.fold.name();
             if state.parked && checkpoint > state.checkpoint {
-                let projection = state.fold.name();
                 tracing::info!(
                     projection,
                     checkpoint,
                     "goes on: another process has passed the event it was parked at"
                 );
-                state.go_on(checkpoint);
             } else if checkpoint < state.checkpoint {
-                let projection = state.fold.name();
                 tracing::info!(
                     projection,
                     checkpoint,
                     "goes on from further back: another process has made the views anew to where the log ends"
                 );
-                state.go_on(checkpoint);
+            } else {
+                continue;
             }
+            state.go_on(checkpoint);
+            // What came here may be of a log that was lost before the other one asked.
+            self.log.begin_again();
         }
         self.caught_up.send_replace(passed(&self.projections));
         Ok(())
