@@ -5,6 +5,7 @@
 
 mod broker;
 mod database;
+mod desk;
 mod lines;
 mod streamed;
 
@@ -17,7 +18,7 @@ use async_nats::jetstream::{
 };
 use broker::Broker;
 use futures::StreamExt as _;
-use libs::cqrs::{Board, Log, Projections, Views};
+use libs::cqrs::{Board, Log};
 use lines::Lines;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use streamed::{PATIENCE, Running, STREAM, Seen, Source, at_once, connect, operator, shown, slowly, until};
@@ -322,10 +323,8 @@ async fn who_reads_a_long_stream_is_shown_its_end_before_coming_there() {
     let published = source.publish(&broker).await;
     source.write(2_000, 10).await;
     until("all is published", || async { shown(&published).await.position == 2_000 }).await;
-    let log = Log::of_stream(connect(&broker).await, source.peer.clone(), &["thing"], "reader", database::is_shared());
     let gate = Arc::new(Semaphore::new(0));
-    let projections = Projections::new().with(Seen { gate: Some(Arc::clone(&gate)), ..at_once() });
-    let views = Views::open(database::location(source.folder.path(), "reader"), log, &projections).await.unwrap();
+    let views = source.open(&broker, "reader", Seen { gate: Some(Arc::clone(&gate)), ..at_once() }).await;
     let board = Board::default();
     views.show_on(&board, "source");
     let _runs = Running(tokio::spawn(views.run()));

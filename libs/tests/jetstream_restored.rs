@@ -5,35 +5,103 @@
 
 mod broker;
 mod database;
+mod desk;
+mod lines;
 mod streamed;
 
-use std::time::Duration;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use broker::Broker;
+use futures::TryStreamExt as _;
 use libs::{
-    cqrs::{Log, Projections, Views},
-    journal::OpenError,
+    cqrs::{Board, Event, Projection, ProjectionError, ReadSide, Views},
+    journal::{Table, sql::Transaction},
 };
-use streamed::{PATIENCE, SEEN, STREAM, Source, at_once, connect, operator, shown, until};
-use tokio::time::{sleep, timeout};
+use lines::Lines;
+use prost::Message as _;
+use proto::{
+    events::v1 as pb,
+    projections::v1::{RebuildProjectionsRequest, projection_command_service_server::ProjectionCommandService as _},
+};
+use streamed::{PATIENCE, Running, SEEN, STREAM, Seen, Source, at_once, operator, shown, until};
+use tokio::time::timeout;
+use tonic::Request;
+
+/// Of ten events the views want the first three. Four are in the backup.
+const LOST: &[&str] = &["thing", "thing", "thing", "other", "other", "other", "other", "other", "other", "other"];
+const RESTORED: &[&str] = &["thing", "thing", "thing", "other"];
+
+/// A source of what will be lost, all of it published.
+async fn to_be_lost(broker: &Broker) -> Source {
+    let mut source = Source::start().await;
+    let board = source.publish(broker).await;
+    for kind in LOST {
+        source.happen(kind, 100).await;
+    }
+    until("all is published", || async { shown(&board).await.position == 10 }).await;
+    source
+}
+
+/// Puts the backup back as it is to be done: the stream is filled anew with what is left.
+async fn restored(source: &mut Source, broker: &Broker) {
+    source.restore(RESTORED, 100).await;
+    operator(broker).await.delete_stream(STREAM).await.unwrap();
+    let board = source.publish(broker).await;
+    until("what is left is published", || async { shown(&board).await.position == 4 }).await;
+}
+
+/// The source goes on: what the views want comes in the places of what they had passed over, and behind them.
+async fn goes_on(source: &mut Source) {
+    for _ in 5..=11 {
+        source.happen("thing", 100).await;
+    }
+}
+
+/// Views that run, and where they are shown.
+async fn followed(source: &Source, broker: &Broker) -> (ReadSide, Board, Running) {
+    running(source.open(broker, "reader", at_once()).await)
+}
+
+fn running(views: Views) -> (ReadSide, Board, Running) {
+    let (read, board) = (views.read_side("source", PATIENCE), Board::default());
+    views.show_on(&board, "source");
+    (read, board, Running(tokio::spawn(views.run())))
+}
+
+/// Waits until all who read the stream have passed ten positions.
+async fn passed(broker: &Broker) {
+    let context = operator(broker).await;
+    until("it has passed all", || async {
+        let Ok(stream) = context.get_stream(STREAM).await else { return false };
+        let readers: Vec<_> = stream.consumers().try_collect().await.unwrap_or_default();
+        !readers.is_empty() && readers.iter().all(|reader| reader.ack_floor.stream_sequence == 10)
+    })
+    .await;
+}
+
+/// Has views that run made anew by word.
+async fn made_anew(board: &Board) {
+    let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
+    let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+    let ended = timeout(PATIENCE, told.try_collect::<Vec<_>>()).await;
+    ended.expect("they end").expect("they are made anew");
+}
+
+async fn rebuilt(views: Views) {
+    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_behind_the_old_one() {
     let Some(broker) = Broker::start() else { return };
-    let mut lost = Source::start().await;
-    lost.publish(&broker).await;
-    lost.write(10, 100).await;
-    until("all is published", || async {
-        operator(&broker).await.get_stream(STREAM).await.is_ok_and(|s| s.cached_info().state.last_sequence == 10)
-    })
-    .await;
-    if let Some(relay) = lost.relay.take() {
-        relay.abort();
-    }
+    let mut source = to_be_lost(&broker).await;
     // The same kinds of events at the same positions; it has passed what was published.
-    let mut restored = Source::start().await;
-    restored.write(12, 100).await;
-    let board = restored.publish(&broker).await;
+    source.restore(LOST, 100).await;
+    source.write(2, 100).await;
+    let board = source.publish(&broker).await;
     until("it is told", || async { shown(&board).await.parked.is_some() }).await;
     let parked = shown(&board).await.parked.unwrap();
     assert!(parked.error.contains("message 10 is another event than the log's"), "{}", parked.error);
@@ -42,23 +110,10 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
     operator(&broker).await.delete_stream(STREAM).await.unwrap();
     until("all is published anew", || async { shown(&board).await.position == 12 }).await;
     // Who goes on publishing the log that the stream is of is let to.
-    let board = restored.publish(&broker).await;
-    restored.write(1, 100).await;
+    let board = source.publish(&broker).await;
+    source.write(1, 100).await;
     until("it goes on", || async { shown(&board).await.position == 13 }).await;
     assert_eq!(shown(&board).await.parked, None);
-}
-
-/// The views over a source, by its stream, where its log is another one now.
-async fn reopened(broker: &Broker, source: &Source, restored: &Source) -> Views {
-    let location = database::location(source.folder.path(), "reader");
-    loop {
-        let (jetstream, peer) = (connect(broker).await, restored.peer.clone());
-        let log = Log::of_stream(jetstream, peer, &["thing"], "reader", database::is_shared());
-        match Views::open(location.clone(), log, &Projections::new().with(at_once())).await {
-            Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(10)).await,
-            opened => break opened.unwrap(),
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,17 +125,13 @@ async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
     let (read, runs) = source.views(&broker, "reader", at_once()).await;
     source.check(&read).await;
     drop((read, runs));
-    if let Some(relay) = source.relay.take() {
-        relay.abort();
-    }
-    operator(&broker).await.delete_stream(STREAM).await.unwrap();
     // A log that ends before the old views do, and a stream without anything.
-    let mut restored = Source::start().await;
-    restored.write(4, 100).await;
-    let views = reopened(&broker, &source, &restored).await;
+    source.restore(RESTORED, 100).await;
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    let views = source.open(&broker, "reader", at_once()).await;
     let read = views.read_side("test", PATIENCE);
-    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
-    for (id, expected) in &restored.expected {
+    rebuilt(views).await;
+    for (id, expected) in &source.expected {
         assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(expected));
     }
     assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
@@ -95,18 +146,131 @@ async fn views_are_not_made_anew_to_go_on_with_the_copy_of_a_log_that_was_lost()
     let (read, runs) = source.views(&broker, "reader", at_once()).await;
     source.check(&read).await;
     drop((read, runs));
-    if let Some(relay) = source.relay.take() {
-        relay.abort();
-    }
-    let mut restored = Source::start().await;
-    restored.write(4, 100).await;
-    let views = reopened(&broker, &source, &restored).await;
+    source.restore(RESTORED, 100).await;
+    let views = source.open(&broker, "reader", at_once()).await;
     let error = timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap_err().to_string();
     assert!(error.contains("nats stream rm trellis-source"), "{error}");
 
     operator(&broker).await.delete_stream(STREAM).await.unwrap();
-    let views = reopened(&broker, &source, &restored).await;
+    let views = source.open(&broker, "reader", at_once()).await;
     let read = views.read_side("test", PATIENCE);
-    timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap();
+    rebuilt(views).await;
     assert_eq!(read.document::<String>(&SEEN, "id-5").await.unwrap(), None, "of the log that was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_were_made_anew_want_what_comes_in_the_place_of_what_they_had_passed_over() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = to_be_lost(&broker).await;
+    let (read, board, _runs) = followed(&source, &broker).await;
+    passed(&broker).await;
+    restored(&mut source, &broker).await;
+    made_anew(&board).await;
+    goes_on(&mut source).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_wants_what_comes_in_the_place_of_what_it_had_passed_over_once_another_has_made_the_views_anew() {
+    let Some(broker) = Broker::start() else { return };
+    if !database::has_server() {
+        return;
+    }
+    let mut source = to_be_lost(&broker).await;
+    let (read, _, _runs) = followed(&source, &broker).await;
+    passed(&broker).await;
+    restored(&mut source, &broker).await;
+    rebuilt(source.open(&broker, "reader", at_once()).await).await;
+    goes_on(&mut source).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_had_passed_over_what_was_lost_reads_a_stream_that_is_filled_anew_from_where_its_views_are() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = to_be_lost(&broker).await;
+    let (read, _, _runs) = followed(&source, &broker).await;
+    passed(&broker).await;
+    // The log is longer again before anybody sees that the stream was ever shorter.
+    source.restore(RESTORED, 100).await;
+    goes_on(&mut source).await;
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    source.publish(&broker).await;
+    source.check(&read).await;
+}
+
+/// Can't fold the fourth event until it is mended.
+struct Squeamish {
+    mended: Arc<AtomicBool>,
+}
+
+impl Projection for Squeamish {
+    const NAME: &'static str = Seen::NAME;
+    const TABLES: &'static [&'static Table] = Seen::TABLES;
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        if !self.mended.load(Ordering::SeqCst) && events.iter().any(|event| event.position == 4) {
+            let source = <i64 as prost::Message>::decode(&[255_u8][..]).unwrap_err();
+            return Err(ProjectionError::Decode { what: "the fourth".to_owned(), source });
+        }
+        at_once().project(events, transaction).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_a_lost_log_while_all_were_parked_is_not_folded_into_views_that_were_made_anew() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let published = source.publish(&broker).await;
+    for _ in 1..=6 {
+        source.happen("thing", 100).await;
+    }
+    until("all is published", || async { shown(&published).await.position == 6 }).await;
+    let mended = Arc::<AtomicBool>::default();
+    let views = source.open(&broker, "reader", Squeamish { mended: Arc::clone(&mended) }).await;
+    let (read, board, _runs) = running(views);
+    until("it is parked", || async { shown(&board).await.parked.is_some() }).await;
+
+    source.restore(&["thing"; 3], 100).await;
+    operator(&broker).await.delete_stream(STREAM).await.unwrap();
+    source.publish(&broker).await;
+    mended.store(true, Ordering::SeqCst);
+    made_anew(&board).await;
+    // At the fourth place is nothing now that is wanted, and nothing is at the sixth.
+    source.happen("other", 100).await;
+    source.happen("thing", 100).await;
+    source.check(&read).await;
+}
+
+#[tokio::test]
+async fn who_had_passed_over_what_the_broker_has_lost_as_well_goes_on_from_where_its_views_are() {
+    let Some(mut broker) = Broker::start() else { return };
+    let (lines, _kept) = Lines::keep();
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    for kind in RESTORED {
+        source.happen(kind, 100).await;
+    }
+    until("what is in the backup is published", || async { shown(&board).await.position == 4 }).await;
+    if let Some(relay) = source.relay.take() {
+        relay.abort();
+    }
+    broker.kill();
+    let early = broker.remember();
+    broker.go_on();
+    // What the log has no more: its own events must be those that stay in the stream.
+    let context = operator(&broker).await;
+    for (position, kind) in (1..).zip(LOST).skip(RESTORED.len()) {
+        let event = pb::Event { position, kind: (*kind).to_owned(), ..pb::Event::default() };
+        context.publish(format!("trellis.source.{kind}"), event.encode_to_vec().into()).await.unwrap().await.unwrap();
+    }
+    let (read, _, _runs) = followed(&source, &broker).await;
+    passed(&broker).await;
+    broker.kill();
+    broker.give_back(&early);
+    broker.go_on();
+    until("it is told", || async { !lines.that_say("the stream ends before 10").is_empty() }).await;
+    source.publish(&broker).await;
+    goes_on(&mut source).await;
+    source.check(&read).await;
 }

@@ -176,10 +176,12 @@ impl Log {
         }
     }
 
-    /// Relies no more on what another service has said of its log.
+    /// Relies no more on what has come of another service's log, nor on what it has said of it.
     pub(super) fn begin_again(&mut self) {
-        if let Source::Service(subscription) = &mut self.source {
-            subscription.begin_again();
+        match &mut self.source {
+            Source::Service(subscription) => subscription.begin_again(),
+            Source::Stream(consumer) => consumer.begin_again(),
+            Source::Database { .. } => {}
         }
     }
 

@@ -5,27 +5,21 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, Context};
 use libs::{
-    breaker::Registry,
-    cqrs::{
-        Board, Documents, Event, JetStream, Log, Outbox, Projection, ProjectionError, Projections, ReadSide, Views,
-    },
+    cqrs::{Board, Documents, Event, JetStream, Log, Projection, ProjectionError, Projections, ReadSide, Views},
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, OpenError, Table, sql::Transaction,
     },
-    rpc::client::{Peer, PeerOptions, Peers},
 };
 use proto::projections::v1::{self as pb, projection_query_service_server::ProjectionQueryService as _};
 use tempfile::TempDir;
 use tokio::{
-    net::TcpListener,
     sync::Semaphore,
     task::{AbortHandle, JoinHandle},
     time::{sleep, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, transport::Server};
+use tonic::Request;
 
-use crate::{broker::Broker, database};
+use crate::{broker::Broker, database, desk::Desk};
 
 /// Far more than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -81,8 +75,10 @@ pub(crate) const fn slowly(millis: u64) -> Seen {
 pub(crate) struct Source {
     pub(crate) folder: TempDir,
     pub(crate) journal: Journal,
-    pub(crate) peer: Peer,
+    pub(crate) desk: Desk,
     pub(crate) written: i64,
+    /// The last position that the views want.
+    pub(crate) wanted: i64,
     /// What the views must say in the end.
     pub(crate) expected: BTreeMap<String, String>,
     pub(crate) relay: Option<AbortHandle>,
@@ -92,32 +88,49 @@ impl Source {
     pub(crate) async fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}", listener.local_addr().unwrap());
-        let outbox = Outbox::new("source", Log::of(&journal)).into_server();
-        tokio::spawn(Server::builder().add_service(outbox).serve_with_incoming(TcpListenerStream::new(listener)));
-        let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
-        let peer = peers.connect_with("source", &PeerOptions::stream()).unwrap();
-        Self { folder, journal, peer, written: 0, expected: BTreeMap::new(), relay: None }
+        let desk = Desk::open().await;
+        desk.has(&journal);
+        Self { folder, journal, desk, written: 0, wanted: 0, expected: BTreeMap::new(), relay: None }
     }
 
     /// Writes events of some kilobyte in all, or of this size.
     pub(crate) async fn write(&mut self, events: i64, size: usize) {
         for _ in 0..events {
-            self.written += 1;
-            let (position, id) = (self.written, format!("id-{}", self.written % 7));
             // A third is of a kind that nobody asked for.
-            let kind = if position % 3 == 0 { "other" } else { "thing" };
-            if kind == "thing" {
-                self.expected.entry(id.clone()).or_default().push_str(&format!("{position} "));
-            }
-            let aggregate = AggregateId::new(kind, id);
-            let event = NewEvent { name: "Happened", payload: vec![7; size].into() };
-            let change = Change { aggregate, state: None, version: position.unsigned_abs(), events: vec![event] };
-            let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
-            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size };
-            self.journal.submit(entry).await.unwrap();
+            let kind = if (self.written + 1) % 3 == 0 { "other" } else { "thing" };
+            self.happen(kind, size).await;
         }
+    }
+
+    /// Writes an event of that kind and size.
+    pub(crate) async fn happen(&mut self, kind: &'static str, size: usize) {
+        self.written += 1;
+        let (position, id) = (self.written, format!("id-{}", self.written % 7));
+        if kind == "thing" {
+            self.wanted = position;
+            self.expected.entry(id.clone()).or_default().push_str(&format!("{position} "));
+        }
+        let aggregate = AggregateId::new(kind, id);
+        let event = NewEvent { name: "Happened", payload: vec![7; size].into() };
+        let change = Change { aggregate, state: None, version: position.unsigned_abs(), events: vec![event] };
+        let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+        let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size };
+        self.journal.submit(entry).await.unwrap();
+    }
+
+    /// Is stopped, and comes back with another log, to which this happened. Nobody publishes that yet.
+    pub(crate) async fn restore(&mut self, kinds: &[&'static str], size: usize) {
+        self.desk.is_out();
+        if let Some(relay) = self.relay.take() {
+            relay.abort();
+        }
+        self.journal = Journal::open(database::location(self.folder.path(), "restored"), &[]).await.unwrap();
+        (self.written, self.wanted) = (0, 0);
+        self.expected.clear();
+        for kind in kinds {
+            self.happen(kind, size).await;
+        }
+        self.desk.has(&self.journal);
     }
 
     /// Publishes from now on, instead of who did.
@@ -133,36 +146,38 @@ impl Source {
     }
 
     /// Views over its events by the stream, kept in a file of that name.
-    pub(crate) async fn views(&self, broker: &Broker, name: &str, seen: Seen) -> (ReadSide, Running) {
+    pub(crate) async fn open(&self, broker: &Broker, name: &str, seen: impl Projection) -> Views {
         let location = database::location(self.folder.path(), name);
-        let jetstream = connect(broker).await;
+        let (jetstream, projections) = (connect(broker).await, Projections::new().with(seen));
         loop {
-            let log = Log::of_stream(jetstream.clone(), self.peer.clone(), &["thing"], name, database::is_shared());
-            let projections = Projections::new().with(seen.clone());
+            let (jetstream, peer) = (jetstream.clone(), self.desk.peer.clone());
+            let log = Log::of_stream(jetstream, peer, &["thing"], name, database::is_shared());
             match Views::open(&location, log, &projections).await {
                 // The killed one's last fold has not let go of the file yet.
                 Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
-                opened => {
-                    let views = opened.unwrap();
-                    let read = views.read_side("source", Duration::from_secs(1));
-                    return (read, Running(tokio::spawn(views.run())));
-                }
+                opened => break opened.unwrap(),
             }
         }
     }
 
+    /// The same, and they run.
+    pub(crate) async fn views(&self, broker: &Broker, name: &str, seen: Seen) -> (ReadSide, Running) {
+        let views = self.open(broker, name, seen).await;
+        let read = views.read_side("source", Duration::from_secs(1));
+        (read, Running(tokio::spawn(views.run())))
+    }
+
     /// Waits until the views have all, and checks that each event was folded once and in order.
     pub(crate) async fn check(&self, read: &ReadSide) {
-        let last = if self.written % 3 == 0 { self.written - 1 } else { self.written };
         let arrived = async {
-            while read.position() < last {
+            while read.position() < self.wanted {
                 sleep(Duration::from_millis(5)).await;
             }
         };
         let arrived = timeout(PATIENCE, arrived).await;
-        assert!(arrived.is_ok(), "it stands still at {} of {last}", read.position());
-        for (id, positions) in &self.expected {
-            assert_eq!(read.document::<String>(&SEEN, id).await.unwrap().as_ref(), Some(positions), "{id}");
+        assert!(arrived.is_ok(), "it stands still at {} of {}", read.position(), self.wanted);
+        for id in (0..7).map(|id| format!("id-{id}")) {
+            assert_eq!(read.document::<String>(&SEEN, &id).await.unwrap().as_ref(), self.expected.get(&id), "{id}");
         }
     }
 }

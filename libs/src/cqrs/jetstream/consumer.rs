@@ -2,10 +2,13 @@
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
-use async_nats::jetstream::{
-    Message,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    message::Acker,
+use async_nats::{
+    datetime::DateTime,
+    jetstream::{
+        Message,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        message::Acker,
+    },
 };
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
@@ -34,6 +37,8 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 pub(in super::super) struct Consumer {
     jetstream: JetStream,
     durable: Durable,
+    /// When the stream was made that it follows.
+    made: Option<DateTime>,
     messages: Option<pull::Stream>,
     inbox: Inbox,
     /// What came and was not acknowledged, by position.
@@ -94,6 +99,7 @@ impl Consumer {
         Self {
             jetstream,
             durable,
+            made: None,
             messages: None,
             inbox: Inbox::default(),
             unacknowledged: VecDeque::new(),
@@ -121,7 +127,7 @@ impl Consumer {
     /// before that.
     pub(in super::super) async fn news(&mut self, position: i64) {
         if !self.inbox.keep(position) {
-            self.close();
+            self.begin_again();
         }
         self.acknowledge().await;
         while self.inbox.is_empty() {
@@ -142,6 +148,16 @@ impl Consumer {
                 return;
             }
         }
+    }
+
+    /// Goes on from where the caller is, whatever came behind that: a position that was passed over is kept nowhere, and may have been
+    /// another log's.
+    pub(in super::super) fn begin_again(&mut self) {
+        self.close();
+        self.anew = true;
+        self.left_out = None;
+        self.service.begin_again();
+        self.inbox.go_on_from(self.inbox.kept());
     }
 
     /// Whether the stream was found to end before what was waited for last.
@@ -209,6 +225,7 @@ impl Consumer {
             // The service may have been asked for what the stream gets in a moment; by now it would have it.
             if last < reached {
                 self.is_ahead = true;
+                self.begin_again();
                 return Err(format!(
                     "the stream ends before {reached}, which was read: it is not filled again yet, or its log is another one, as after a \
                      restored backup; then make the views over it anew (RebuildProjections)"
@@ -232,6 +249,10 @@ impl Consumer {
     /// Opens the consumer after what was reached; None if the stream doesn't hold what comes next.
     async fn open(&mut self) -> Result<Option<pull::Stream>, BrokerError> {
         let stream = self.jetstream.stream(self.service.source()).await?;
+        let made = stream.cached_info().created;
+        if self.made.replace(made).is_some_and(|before| before != made) {
+            self.begin_again();
+        }
         let next = self.inbox.reached().unsigned_abs() + 1;
         let first = stream.cached_info().state.first_sequence;
         if next < first || self.left_out.is_some_and(|position| position.unsigned_abs() == next) {
