@@ -9,9 +9,12 @@ mod desk;
 mod lines;
 mod streamed;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use broker::Broker;
@@ -27,7 +30,7 @@ use proto::{
     projections::v1::{RebuildProjectionsRequest, projection_command_service_server::ProjectionCommandService as _},
 };
 use streamed::{PATIENCE, Running, SEEN, STREAM, Seen, Source, at_once, operator, shown, until};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Request;
 
 /// Of ten events the views want the first three. Four are in the backup.
@@ -273,4 +276,36 @@ async fn who_had_passed_over_what_the_broker_has_lost_as_well_goes_on_from_where
     source.publish(&broker).await;
     goes_on(&mut source).await;
     source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_waits_for_what_the_stream_leaves_out_goes_on_once_another_has_made_the_views_anew() {
+    let Some(broker) = Broker::start() else { return };
+    if !database::has_server() {
+        return;
+    }
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, _, _runs) = followed(&source, &broker).await;
+    source.check(&read).await;
+    source.desk.is_out();
+    let asked = source.desk.asked();
+    source.happen("thing", 2 << 20).await;
+    until("its place is published", || async { shown(&board).await.position == 11 }).await;
+    until("the service is asked for it", || async { source.desk.asked() > asked }).await;
+
+    restored(&mut source, &broker).await;
+    rebuilt(source.open(&broker, "reader", at_once()).await).await;
+    // Fewer than there were, so that the log stays shorter than what was read.
+    for position in 5..=7 {
+        source.happen("thing", 100).await;
+        let seen = async {
+            let id = format!("id-{}", position % 7);
+            while read.document::<String>(&SEEN, &id).await.unwrap().as_ref() != source.expected.get(&id) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, seen).await.is_ok(), "{position} never came: it is at {}", read.position());
+    }
 }

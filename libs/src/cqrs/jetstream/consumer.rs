@@ -50,7 +50,7 @@ pub(in super::super) struct Consumer {
     /// The consumer was made to begin with what comes next, and nothing has come yet: what it passes over is not in the stream.
     begins: bool,
     service: Subscription,
-    /// The stream was found to end before what was read.
+    /// The stream was found to end before what was read, or the log.
     is_ahead: bool,
     told: Told,
 }
@@ -124,7 +124,7 @@ impl Consumer {
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them; or until the stream is found to end
-    /// before that.
+    /// before that, or the service's log where the service must be asked.
     pub(in super::super) async fn news(&mut self, position: i64) {
         if !self.inbox.keep(position) {
             self.begin_again();
@@ -160,7 +160,7 @@ impl Consumer {
         self.inbox.go_on_from(self.inbox.kept());
     }
 
-    /// Whether the stream was found to end before what was waited for last.
+    /// Whether the stream was found to end before what was waited for last, or the log.
     pub(in super::super) const fn is_ahead(&self) -> bool {
         self.is_ahead
     }
@@ -204,8 +204,7 @@ impl Consumer {
             None => match self.open().await? {
                 Some(messages) => self.messages.insert(messages),
                 None => {
-                    self.ask_the_service().await;
-                    return Ok(());
+                    return self.ask_the_service().await;
                 }
             },
         };
@@ -293,16 +292,26 @@ impl Consumer {
     }
 
     /// Takes from the service what the stream doesn't hold.
-    async fn ask_the_service(&mut self) {
+    async fn ask_the_service(&mut self) -> Result<(), BrokerError> {
         let reached = self.inbox.reached();
         let source = self.service.source();
-        tracing::info!(source, position = reached + 1, "the stream doesn't hold this: it is read from the service");
-        while !self.service.news(reached).await {}
+        if !self.told.is_out() {
+            tracing::info!(source, position = reached + 1, "the stream doesn't hold this: it is read from the service");
+        }
+        if !self.service.news(reached).await {
+            self.is_ahead = true;
+            return Err(format!(
+                "the stream doesn't hold what follows {reached}, and the service's log ends before: it is another one, as after a \
+                 restored backup; make the views over it anew (RebuildProjections)"
+            )
+            .into());
+        }
         self.service.after(reached, i64::MAX).into_iter().for_each(|event| self.inbox.put(event));
         self.inbox.pass(self.service.reached());
         // A subscription that nobody reads any more would keep the service waiting.
         self.service = self.service.clone();
         self.left_out = None;
+        Ok(())
     }
 
     /// Takes a message that comes next. One that came before is passed over; after a gap all is asked for again.
