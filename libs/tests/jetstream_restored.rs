@@ -162,6 +162,72 @@ async fn views_are_not_made_anew_to_go_on_with_the_copy_of_a_log_that_was_lost()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_are_empty_are_not_made_anew_to_go_on_with_the_copy_of_a_log_that_was_lost_either() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = to_be_lost(&broker).await;
+    source.restore(RESTORED, 100).await;
+    let views = source.open(&broker, "reader", at_once()).await;
+    let error = timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap_err().to_string();
+    assert!(error.contains("nats stream rm trellis-source"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_not_made_anew_while_nobody_knows_what_the_stream_holds_that_they_go_on_with() {
+    let Some(mut broker) = Broker::start() else { return };
+    let mut source = to_be_lost(&broker).await;
+    let (read, _, runs) = followed(&source, &broker).await;
+    source.check(&read).await;
+    drop((read, runs));
+    broker.kill();
+    source.restore(RESTORED, 100).await;
+    let views = source.open(&broker, "reader", at_once()).await;
+    let read = views.read_side("test", PATIENCE);
+    let error = timeout(PATIENCE, views.rebuild(|_, _| {})).await.expect("it ends").unwrap_err().to_string();
+    assert!(error.contains("does not say where trellis-source ends"), "{error}");
+    assert!(error.contains("make them anew once it can be asked"), "{error}");
+    assert_eq!(read.position(), 3, "the old ones");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_over_a_log_that_has_outgrown_the_copy_of_a_lost_one_take_nothing_from_that() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    // So large that the service tells of a few at a time.
+    let size = 100_000;
+    for _ in 1..=15 {
+        source.happen("thing", size).await;
+    }
+    let (read, _, runs) = followed(&source, &broker).await;
+    source.check(&read).await;
+    drop((read, runs));
+    for _ in 16..=40 {
+        source.happen("thing", size).await;
+    }
+    until("all is published", || async { shown(&board).await.position == 40 }).await;
+
+    // From before where the old stream ends, the new log has nothing more that the views want.
+    let is_wanted = |position| position <= 15 || position % 2 == 0 && position < 35;
+    let kinds: Vec<_> = (1..=60).map(|position| if is_wanted(position) { "thing" } else { "other" }).collect();
+    source.restore(&kinds, size).await;
+    let board = source.publish(&broker).await;
+    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
+    rebuilt(source.open(&broker, "reader", at_once()).await).await;
+    let (read, _, _runs) = followed(&source, &broker).await;
+    let context = operator(&broker).await;
+    until("all that the stream holds is read", || async {
+        let stream = context.get_stream(STREAM).await.unwrap();
+        let readers: Vec<_> = stream.consumers().try_collect().await.unwrap_or_default();
+        readers.iter().any(|reader| reader.num_pending == 0)
+    })
+    .await;
+    context.delete_stream(STREAM).await.unwrap();
+    until("all is published anew", || async { shown(&board).await.position == 60 }).await;
+    source.happen("thing", size).await;
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_that_were_made_anew_want_what_comes_in_the_place_of_what_they_had_passed_over() {
     let Some(broker) = Broker::start() else { return };
     let mut source = to_be_lost(&broker).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    JetStream, Upcasters,
+    JetStream, UnknownEnd, Upcasters,
     jetstream::{Consumer, Durable},
     subscription::{OtherLog, Subscription},
 };
@@ -113,11 +113,14 @@ impl Log {
         Self { source, upcasters: self.upcasters.clone() }
     }
 
-    /// The stream that is followed instead of another service's log, and where it ends, if that can be asked.
-    pub(super) async fn stream_end(&self) -> Option<(String, i64)> {
+    /// The stream that is followed instead of another service's log, if one is, and where it ends.
+    ///
+    /// # Errors
+    /// When the broker can't be asked.
+    pub(super) async fn stream_end(&self) -> Result<Option<(String, i64)>, UnknownEnd> {
         match &self.source {
-            Source::Stream(consumer) => consumer.stream_end().await,
-            Source::Service(_) | Source::Database { .. } => None,
+            Source::Stream(consumer) => consumer.stream_end().await.map(Some),
+            Source::Service(_) | Source::Database { .. } => Ok(None),
         }
     }
 

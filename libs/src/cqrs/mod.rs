@@ -38,7 +38,7 @@ pub use self::{
     command::{CommandSide, Method, not_submitted},
     decider::{Aggregate, Decision, State},
     documents::Documents,
-    jetstream::{JetStream, Relay},
+    jetstream::{JetStream, Relay, UnknownEnd},
     log::Log,
     outbox::Outbox,
     page::{Page, PageOrder, PageQuery},

@@ -7,7 +7,7 @@
 use tokio::{runtime::Handle, task::JoinError};
 
 use super::{
-    Log, OtherLog, Projections, Views,
+    Log, OtherLog, Projections, UnknownEnd, Views,
     board::Telling,
     checkpoints,
     log::NewsError,
@@ -25,6 +25,8 @@ pub(super) struct Rebuilt {
     beside: Beside,
     /// How far the old ones were before. These have all that the log had up to there.
     old: i64,
+    /// Where the stream ended that they go on with: up to there they have all, whatever the stream holds.
+    stream: i64,
 }
 
 /// What views are made anew from, and beside what.
@@ -91,9 +93,10 @@ impl Views {
             Err(error) => {
                 tracing::error!(views = %location, %error, "the views are not made anew");
                 Err(match error {
-                    RebuildError::Poison(_) | RebuildError::OtherLog(_) | RebuildError::OtherStream { .. } => {
-                        error.to_string()
-                    }
+                    RebuildError::Poison(_)
+                    | RebuildError::OtherLog(_)
+                    | RebuildError::OtherStream { .. }
+                    | RebuildError::UnknownEnd(_) => error.to_string(),
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
                     }
@@ -131,10 +134,10 @@ impl Views {
     }
 
     async fn put_in_place(&mut self, rebuilt: Rebuilt) -> Result<i64, RebuildError> {
-        let Rebuilt { views, beside, old } = rebuilt;
+        let Rebuilt { views, beside, old, stream } = rebuilt;
         let replaced = match self.writer.attach(beside.location()).await {
             Ok(()) => {
-                let replaced = self.take_tables(views, old).await;
+                let replaced = self.take_tables(views, old, stream).await;
                 self.writer.detach().await.map_err(RebuildError::from).and(replaced)
             }
             Err(error) => {
@@ -146,12 +149,12 @@ impl Views {
         replaced
     }
 
-    async fn take_tables(&mut self, mut rebuilt: Self, mut seen: i64) -> Result<i64, RebuildError> {
+    async fn take_tables(&mut self, mut rebuilt: Self, mut seen: i64, stream: i64) -> Result<i64, RebuildError> {
         loop {
             let mut transaction = self.writer.begin().await?;
             let names = self.projections.iter().map(|state| state.fold.name());
             let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
-            let reached = lowest(&rebuilt.projections);
+            let reached = lowest(&rebuilt.projections).max(stream);
             // They need not come as far as old ones of another log, which went further than this one does.
             if reached < old && seen != old {
                 // The old ones went on while they were made, or were made anew themselves: a query must not see less than before.
@@ -192,7 +195,7 @@ impl Plan {
         let beside = Beside::make(&self.here).await?;
         let old = self.old;
         match self.build_in(beside.location(), progress).await {
-            Ok(views) => Ok(Rebuilt { views, beside, old }),
+            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream }),
             Err(error) => {
                 // What it took of the disk may be all that was left.
                 remove(beside).await;
@@ -201,22 +204,22 @@ impl Plan {
         }
     }
 
-    async fn build_in(self, place: &Location, progress: impl FnMut(i64, i64)) -> Result<Views, RebuildError> {
+    /// The views, and where the stream ends that they are to go on with, if one is followed.
+    async fn build_in(self, place: &Location, progress: impl FnMut(i64, i64)) -> Result<(Views, i64), RebuildError> {
         let Self { log, followed, projections, old, .. } = self;
         // Before the service is asked: where its log ends then, a copy of it has not come further.
-        let stream = followed.stream_end().await;
+        let (stream, reached) = followed.stream_end().await?.unwrap_or_default();
         let views = Views::open(place, log, &projections).await?;
         let head = match views.log.is_remote() {
-            // What was folded was wanted; whether there is more will be seen.
-            true => old,
+            // What was folded was wanted; whether there is more will be seen. A stream may be the copy of a log that was lost and that this
+            // one has outgrown: it must have nothing left to tell.
+            true => old.max(reached),
             false => views.log.head().await?,
         };
         let views = whole(views.fold_to(head, progress).await?)?;
-        match (stream, views.log.told_end()) {
-            (Some((stream, reached)), Some(end)) if reached > end => {
-                Err(RebuildError::OtherStream { stream, reached, end })
-            }
-            _ => Ok(views),
+        match views.log.told_end() {
+            Some(end) if reached > end => Err(RebuildError::OtherStream { stream, reached, end }),
+            _ => Ok((views, reached)),
         }
     }
 }
@@ -261,6 +264,9 @@ pub enum RebuildError {
     /// Another service's log has become another one meanwhile.
     #[error("the views were not made anew and are as they were: {0}; make them anew once more")]
     OtherLog(OtherLog),
+    /// It isn't known whether the stream that they would go on with is a copy of the log.
+    #[error("the views were not made anew and are as they were: {0}; make them anew once it can be asked")]
+    UnknownEnd(#[from] UnknownEnd),
     /// The stream that they would go on with is no copy of the log that they were made of.
     #[error(
         "the views were not made anew and are as they were: {stream} goes on to {reached} and the log that it is to be a copy of ends at \

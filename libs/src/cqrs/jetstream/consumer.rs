@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     super::{envelope, inbox::Inbox, subscription::Subscription, told::Told},
-    BrokerError, JetStream, LOOK, PAUSE, position, stream_name,
+    BrokerError, JetStream, LOOK, PAUSE, UnknownEnd, position, stream_name,
 };
 use crate::journal::Event;
 
@@ -117,10 +117,16 @@ impl Consumer {
         self.service.clone()
     }
 
-    /// The stream and where it ends, if the broker can be asked.
-    pub(in super::super) async fn stream_end(&self) -> Option<(String, i64)> {
-        let source = self.service.source();
-        Some((stream_name(source), self.jetstream.last_position(source).await.ok()?))
+    /// The stream and where it ends.
+    ///
+    /// # Errors
+    /// When the broker can't be asked.
+    pub(in super::super) async fn stream_end(&self) -> Result<(String, i64), UnknownEnd> {
+        let (source, stream) = (self.service.source(), stream_name(self.service.source()));
+        match self.jetstream.last_position(source).await {
+            Ok(end) => Ok((stream, end)),
+            Err(source) => Err(UnknownEnd { stream, source }),
+        }
     }
 
     /// Waits until events after `position` are held, which is as far as the caller has kept them; or until the stream is found to end

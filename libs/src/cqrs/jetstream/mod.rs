@@ -29,6 +29,16 @@ const LOOK: Duration = Duration::from_secs(5);
 
 type BrokerError = Box<dyn Error + Send + Sync>;
 
+/// The broker doesn't say where a stream ends.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker does not say where {stream} ends: {source}")]
+pub struct UnknownEnd {
+    /// The stream.
+    pub stream: String,
+    /// Why not.
+    pub source: BrokerError,
+}
+
 /// A connection to a NATS server or cluster. Clones share it.
 #[derive(Clone, Debug)]
 pub struct JetStream {
