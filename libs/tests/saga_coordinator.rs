@@ -109,6 +109,31 @@ async fn a_code_without_a_verdict_never_turns_a_saga_back() {
 }
 
 #[tokio::test]
+async fn an_ok_that_is_not_the_barriers_is_no_end_of_an_operation() {
+    for (op, ended) in [(Op::Action, SagaPhase::Completed), (Op::Compensation, SagaPhase::Compensated)] {
+        let world = World::new();
+        let mut elsewhere = once("charge", op, Fault::Elsewhere);
+        world.participants.on_call(move |call| match call.step.as_str() {
+            "ship" if op == Op::Compensation => Fault::Reject(no()),
+            _ => elsewhere(call),
+        });
+        let process = world.open().await;
+        process.place("tea").await.unwrap();
+        process.until("tea", |saga| step(saga, "charge").last_error.contains("not by its barrier")).await;
+        assert!(!world.participants.done_for("tea").contains(&"ship".to_owned()), "{op:?}");
+        if let Err(refusal) = process.coordinator.retry("tea", "ann", "the right server is there again").await {
+            assert_eq!(refusal.reason, "SAGA_CLOSED", "it has called again by itself before");
+        }
+        let saga = process.finished("tea").await;
+        assert_eq!(saga.phase(), ended);
+        let mut effects = world.participants.done_for("tea");
+        effects.retain(|effect| effect.ends_with("charge"));
+        let expected: &[&str] = if op == Op::Action { &["charge"] } else { &["charge", "-charge"] };
+        assert_eq!(effects, expected);
+    }
+}
+
+#[tokio::test]
 async fn what_is_under_way_at_the_participant_is_asked_for_until_it_is_done() {
     let world = World::new();
     world.participants.on_call(once("charge", Op::Action, Fault::Pending));

@@ -34,7 +34,7 @@ const CALLS: [(usize, &str, &str); 5] = [
 ];
 
 /// What the saga's alert says of a peer that turns calls away.
-const TURNED_AWAY: &str = "a participant doesn't let the coordinator in";
+const TURNED_AWAY: &str = "a participant doesn't answer as one";
 
 /// A shop whose order service reaches the others through proxies, in their order.
 async fn shop() -> anyhow::Result<(Shop, Vec<Proxy>)> {

@@ -232,15 +232,15 @@ impl<I: Message + Default + 'static> Builder<I> {
         self.option("step_deadline", |options| options.deadline = Some(deadline))
     }
 
-    /// Codes that mean a refusal although the answer carries no verdict, for participants without our barrier. The step is
-    /// undone all the same. For Check and Compensatable steps, and for the codes that handlers answer on purpose:
+    /// Codes that mean a refusal although the answer carries no verdict, for participants without our barrier: an OK needs none then,
+    /// either. The step is undone all the same. For Check and Compensatable steps, and for the codes that handlers answer on purpose:
     /// INVALID_ARGUMENT, FAILED_PRECONDITION, NOT_FOUND, OUT_OF_RANGE, ALREADY_EXISTS.
     pub fn trusted_codes(&mut self, codes: &[tonic::Code]) -> &mut Self {
         self.option("trusted_codes", |options| options.trusted = codes.to_vec())
     }
 
-    /// The participant has no barrier: nothing stops an action that comes after its compensation, so the undoing of a call
-    /// with an unknown outcome waits until none can come any more.
+    /// The participant has no barrier. Its OK needs no verdict. Nothing stops an action that comes after its compensation, so the undoing
+    /// of a call with an unknown outcome waits until none can come any more.
     pub fn without_barrier(&mut self) -> &mut Self {
         self.option("without_barrier", |options| options.plain = true)
     }

@@ -91,6 +91,12 @@ impl StepPlan {
     pub(super) fn can_abort(&self) -> bool {
         matches!(self.kind, StepKind::Check | StepKind::Compensatable)
     }
+
+    /// True if an OK counts only with a verdict. What has no effect needs no barrier: a query may answer a check. And who trusts codes
+    /// calls a participant that knows no verdicts.
+    pub(super) fn expects_verdicts(&self) -> bool {
+        self.kind != StepKind::Check && !self.options.plain && self.options.trusted.is_empty()
+    }
 }
 
 /// How a step's calls are made.

@@ -26,19 +26,31 @@ pub(super) enum Ruling {
     GiveUp,
 }
 
-/// The table. A code that the step's author trusts counts for actions only.
+/// What a step's author says of the participant's answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answers<'d> {
+    /// They have a verdict: it has our barrier, and the operation an effect.
+    pub(super) with_verdict: bool,
+    /// Codes that are final without one. They count for actions only.
+    pub(super) trusted: &'d [Code],
+}
+
+/// The table.
 #[must_use]
-pub(super) fn rule(op: Op, code: Code, verdict: Option<Verdict>, trusted: &[Code]) -> Ruling {
+pub(super) fn rule(op: Op, code: Code, verdict: Option<Verdict>, answers: Answers<'_>) -> Ruling {
     match (verdict, code) {
         (Some(Verdict::Rejected), _) => Ruling::Rejected,
         (Some(Verdict::Pending), _) => Ruling::Pending,
         (Some(Verdict::Conflict), _) => Ruling::Conflict,
         (Some(Verdict::Cancelled), _) if op == Op::Action => Ruling::Cancelled,
+        (Some(Verdict::Applied | Verdict::Replayed), Code::Ok) => Ruling::Done,
+        // Somebody else has answered, or something on the way has taken the verdict: nothing says that it was done.
+        (None, Code::Ok) if answers.with_verdict => Ruling::RetrySlowly,
         // A participant without verdicts that answers OK has done what it was asked.
-        (Some(Verdict::Applied | Verdict::Replayed) | None, Code::Ok) => Ruling::Done,
+        (None, Code::Ok) => Ruling::Done,
         // An error that says it took effect, or a compensation that was compensated: ask again, the answer will be kept.
         (Some(_), _) => Ruling::Retry,
-        (None, code) if op == Op::Action && trusted.contains(&code) => Ruling::GiveUp,
+        (None, code) if op == Op::Action && answers.trusted.contains(&code) => Ruling::GiveUp,
         (None, Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied) => Ruling::RetrySlowly,
         (None, _) => Ruling::Retry,
     }
@@ -50,6 +62,8 @@ pub(super) const TRUSTABLE: [Code; 5] =
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     fn codes() -> impl Iterator<Item = Code> {
@@ -72,13 +86,15 @@ mod tests {
             Ruling::RetrySlowly => 's',
             Ruling::GiveUp => 'G',
         };
-        let row = |op, verdict, trusted: &[Code]| {
-            codes().map(|code| letter(rule(op, code, verdict, trusted))).collect::<String>()
+        let row = |op, verdict, with_verdict, trusted: &[Code]| {
+            codes().map(|code| letter(rule(op, code, verdict, Answers { with_verdict, trusted }))).collect::<String>()
         };
         // From OK to UNAUTHENTICATED, in the order of their numbers.
         let expected = [
-            // verdict, action, action whose author trusts what can be trusted, compensation
+            // without a verdict: action, action whose author trusts what can be trusted, compensation
             ["Drrrrrrsrrrrsrrrs", "DrrGrGGsrGrGsrrrs", "Drrrrrrsrrrrsrrrs"],
+            // without one where there must be one, then with each
+            ["srrrrrrsrrrrsrrrs", "srrGrGGsrGrGsrrrs", "srrrrrrsrrrrsrrrs"],
             ["Drrrrrrrrrrrrrrrr", "Drrrrrrrrrrrrrrrr", "Drrrrrrrrrrrrrrrr"],
             ["Drrrrrrrrrrrrrrrr", "Drrrrrrrrrrrrrrrr", "Drrrrrrrrrrrrrrrr"],
             ["XXXXXXXXXXXXXXXXX", "XXXXXXXXXXXXXXXXX", "XXXXXXXXXXXXXXXXX"],
@@ -86,21 +102,23 @@ mod tests {
             ["TTTTTTTTTTTTTTTTT", "TTTTTTTTTTTTTTTTT", "rrrrrrrrrrrrrrrrr"],
             ["CCCCCCCCCCCCCCCCC", "CCCCCCCCCCCCCCCCC", "CCCCCCCCCCCCCCCCC"],
         ];
-        let mut actual = Vec::new();
-        for verdict in verdicts {
-            actual.push([
-                row(Op::Action, verdict, &[]),
-                row(Op::Action, verdict, &TRUSTABLE),
-                row(Op::Compensation, verdict, &TRUSTABLE),
-            ]);
-        }
+        let rows = |verdict, with_verdict| {
+            [
+                row(Op::Action, verdict, with_verdict, &[]),
+                row(Op::Action, verdict, with_verdict, &TRUSTABLE),
+                row(Op::Compensation, verdict, with_verdict, &TRUSTABLE),
+            ]
+        };
+        let actual: Vec<_> =
+            iter::once(rows(None, false)).chain(verdicts.into_iter().map(|verdict| rows(verdict, true))).collect();
         assert_eq!(actual, expected);
     }
 
     #[test]
     fn no_code_alone_refuses_an_operation() {
-        for code in codes() {
-            assert_ne!(rule(Op::Action, code, None, &TRUSTABLE), Ruling::Rejected);
+        for (code, with_verdict) in codes().flat_map(|code| [(code, false), (code, true)]) {
+            let answers = Answers { with_verdict, trusted: &TRUSTABLE };
+            assert_ne!(rule(Op::Action, code, None, answers), Ruling::Rejected);
         }
     }
 }

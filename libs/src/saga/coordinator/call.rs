@@ -21,7 +21,7 @@ use crate::{
         machine::{Attempt, Due, later},
         plan::StepPlan,
         record::{Record, changed_at},
-        reply::rule,
+        reply::{Answers, rule},
         transport,
     },
 };
@@ -126,18 +126,22 @@ impl Call {
 /// What an answer means.
 pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMap), Status>, roll: f64) -> Attempt {
     let Due { step, op } = due;
-    let trusted = &plan.options.trusted;
+    let answers = Answers { with_verdict: plan.expects_verdicts(), trusted: &plan.options.trusted };
     match answer {
         Ok((reply, metadata)) => {
-            let ruling = rule(op, Code::Ok, Verdict::from_metadata(&metadata), trusted);
-            let message = format!("{} answered OK and a verdict that is none", plan.participant);
-            let refusal = Refusal::new(Code::Unknown, "VERDICT", message);
+            let ruling = rule(op, Code::Ok, Verdict::from_metadata(&metadata), answers);
+            let message = format!(
+                "{} answered OK, but not by its barrier: another server may have answered, or a proxy drops saga-verdict; \
+                 of a participant that has none its step says `without_barrier`",
+                plan.participant
+            );
+            let refusal = Refusal::new(Code::Unknown, "NO_VERDICT", message);
             Attempt { step, op, ruling: Some(ruling), reply, refusal, roll }
         }
         Err(status) => {
             // A participant may pass on that a circuit of its own is open: it was called all the same.
             let not_sent = CircuitOpen::from_status(&status).filter(|open| is_circuit_to(plan.participant, open));
-            let ruling = rule(op, status.code(), Verdict::from_metadata(status.metadata()), trusted);
+            let ruling = rule(op, status.code(), Verdict::from_metadata(status.metadata()), answers);
             let mut refusal = Refusal::from_status(&status);
             refusal.retry_after = match &not_sent {
                 Some(open) => Some(open.retry_after),

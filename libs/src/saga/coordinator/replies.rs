@@ -48,20 +48,31 @@ struct Position {
     step: usize,
     op: Op,
     trusted: &'static [Code],
+    /// Whether the compensatable step is `without_barrier`.
+    plain: bool,
 }
 
-const POSITIONS: [Position; 6] = [
-    Position { heading: "a check", step: 0, op: Op::Action, trusted: &[] },
-    Position { heading: "a compensatable step", step: 1, op: Op::Action, trusted: &[] },
+const POSITIONS: [Position; 8] = [
+    Position { heading: "a check", step: 0, op: Op::Action, trusted: &[], plain: false },
+    Position { heading: "a compensatable step", step: 1, op: Op::Action, trusted: &[], plain: false },
+    Position { heading: "a compensatable step without a barrier", step: 1, op: Op::Action, trusted: &[], plain: true },
     Position {
         heading: "a compensatable step whose author trusts every code that can be trusted",
         step: 1,
         op: Op::Action,
         trusted: &TRUSTABLE,
+        plain: false,
     },
-    Position { heading: "the pivot", step: 2, op: Op::Action, trusted: &[] },
-    Position { heading: "a retriable step", step: 3, op: Op::Action, trusted: &[] },
-    Position { heading: "a compensation", step: 1, op: Op::Compensation, trusted: &TRUSTABLE },
+    Position { heading: "the pivot", step: 2, op: Op::Action, trusted: &[], plain: false },
+    Position { heading: "a retriable step", step: 3, op: Op::Action, trusted: &[], plain: false },
+    Position { heading: "a compensation", step: 1, op: Op::Compensation, trusted: &[], plain: false },
+    Position {
+        heading: "a compensation without a barrier",
+        step: 1,
+        op: Op::Compensation,
+        trusted: &TRUSTABLE,
+        plain: true,
+    },
 ];
 
 const VERDICTS: [Option<Verdict>; 7] = [
@@ -75,11 +86,14 @@ const VERDICTS: [Option<Verdict>; 7] = [
 ];
 
 /// A step of each kind, in a row.
-fn definition(trusted: &[Code]) -> std::sync::Arc<Definition> {
+fn definition(Position { trusted, plain, .. }: &Position) -> std::sync::Arc<Definition> {
     let mut saga = Definition::builder::<i64>("one-of-each", 1);
     saga.check::<Look>("look", |_, _| Ok(1));
     saga.compensatable::<Do>("do", |_, _| Ok(2), |_| -2);
     saga.trusted_codes(trusted);
+    if *plain {
+        saga.without_barrier();
+    }
     saga.pivot::<Decide>("decide", |_, _| Ok(3));
     saga.retriable::<Follow>("follow", |_, _| Ok(4));
     saga.build().expect("legal")
@@ -114,7 +128,7 @@ fn called(definition: &Definition, position: &Position) -> Record {
 
 /// What a reply leads to, in a word or two.
 fn consequence(position: &Position, answer: Result<(Bytes, MetadataMap), Status>) -> String {
-    let definition = definition(position.trusted);
+    let definition = definition(position);
     let mut record = called(&definition, position);
     let Position { step, op, .. } = *position;
     let before = record.saga.phase();

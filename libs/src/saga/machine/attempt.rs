@@ -120,7 +120,9 @@ impl Turn<'_> {
         };
         self.wait(*step, wait, &refusal.message);
         if slowly {
-            self.moved.alert = Some("a participant doesn't let the coordinator in: mend it, the saga goes on calling");
+            self.moved.alert = Some(
+                "a participant doesn't answer as one: see the step's last error and mend it, the saga goes on calling",
+            );
         } else if calls.is_multiple_of(MANY) {
             self.moved.alert = Some("a saga's step doesn't get done: see its last error, the saga goes on calling");
         }

@@ -29,6 +29,8 @@ pub enum Fault {
     Repeat,
     /// It never arrives, and something on the way answers.
     Status(Status),
+    /// It never arrives, and a server that is not the participant answers OK.
+    Elsewhere,
     /// The participant isn't done with it yet.
     Pending,
     /// The participant knows the operation by another request.
@@ -174,6 +176,7 @@ impl Inner {
                 self.handle(path, &call, message, None)
             }
             Fault::Status(status) => Err(status),
+            Fault::Elsewhere => Ok((Bytes::new(), MetadataMap::new())),
             Fault::Pending => {
                 let wait = std::time::Duration::from_millis(200);
                 let refusal = Refusal::unavailable("UNDER_WAY", "not done yet", wait);
