@@ -10,11 +10,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use libs::{
+    breaker::{CircuitOpen, Reason},
     journal::{Journal, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Attempt, Definition, Options, Retry, TABLES, Transport,
+        Attempt, Definition, Operation as _, Options, Retry, TABLES, Transport,
         testing::{Call, Fault, Participants},
     },
 };
@@ -394,6 +395,39 @@ async fn who_has_waited_for_long_calls_no_participant_without_barrier_unless_the
     drives_nothing(&stopped).await;
     let calls: Vec<Op> = world.participants.calls().iter().map(|made| made.call.op).collect();
     assert!(calls.ends_with(&[Op::Compensation]), "{calls:?}");
+}
+
+/// A look is a read: of a hundred thousand that wait for one participant, each would write an event every few seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_millis(20)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    let open = CircuitOpen {
+        breaker: Reserve::PEER.into(),
+        reason: Reason::Open,
+        retry_after: Duration::from_millis(40),
+        cause: None,
+        generation: 1,
+    };
+    let (held_back, mut tried) = tokio::sync::mpsc::unbounded_channel();
+    world.participants.on_call(move |_| {
+        let _ = held_back.send(());
+        Fault::Status(open.clone().into_status())
+    });
+    let process = process(&world, world.participants.clone()).await;
+    process.place("tea").await.unwrap();
+    tried.recv().await.unwrap();
+    process.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    let before = *process.journal.head().borrow();
+    for _ in 0..5 {
+        tried.recv().await.unwrap();
+    }
+    assert_eq!(*process.journal.head().borrow(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

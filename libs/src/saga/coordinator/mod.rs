@@ -396,9 +396,12 @@ fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
     })
 }
 
+/// Why nobody here can be told anything about a saga.
+const NOT_DRIVEN: &str = "SAGA_NOT_DRIVEN";
+
 fn not_driven(saga_id: &str) -> Refusal {
     let message = format!("saga {saga_id} is not driven here now: try again");
-    Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
+    Refusal::unavailable(NOT_DRIVEN, message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
 
 fn closed(saga_id: &str) -> Refusal {

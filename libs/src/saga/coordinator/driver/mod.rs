@@ -43,6 +43,8 @@ pub(super) struct Driver {
     saga_id: Arc<str>,
     /// How often its owner had changed before its record was read.
     since: u64,
+    /// When it was last found to be this process's without a commit, in microseconds since 1970; 0 is never.
+    looked_micros: i64,
     /// As it was last committed, and in memory only: calls counted, waits that nobody must know after a restart.
     record: Record,
     mailbox: Arc<Mailbox>,
@@ -111,6 +113,18 @@ enum Happened {
     Time,
 }
 
+/// What must be done before a call may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Age {
+    /// Nothing.
+    Young,
+    /// Look whether the saga is still this process's. Nothing is written: thousands may wait for one participant, and each looks again and
+    /// again.
+    OfOwner,
+    /// Commit it anew: participants count a call's age from its record.
+    OfRecord,
+}
+
 /// A wait that is worth packing the record for: some thousand times what that takes.
 const LONG: Duration = Duration::from_millis(50);
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
@@ -143,6 +157,7 @@ impl Driver {
             program,
             saga_id,
             since,
+            looked_micros: 0,
             record,
             mailbox,
             calls: FuturesUnordered::new(),
@@ -202,9 +217,12 @@ impl Driver {
                 }
             }
             if !draining {
-                if self.is_old()
-                    && let Err(Stopped::End(end)) = Box::pin(self.commit_anew()).await
-                {
+                let renewed = match self.age() {
+                    Age::Young => Ok(()),
+                    Age::OfOwner => Box::pin(self.look_whose()).await,
+                    Age::OfRecord => Box::pin(self.commit_anew()).await,
+                };
+                if let Err(Stopped::End(end)) = renewed {
                     return end;
                 }
                 self.call_due();
@@ -274,22 +292,30 @@ impl Driver {
         }
     }
 
-    /// Whether a call is due on a record that is too old for it to count: the saga may have gone on with another process since. A
-    /// participant without barrier can't tell, and whoever undoes the step waits only for calls of before it took the saga up.
-    fn is_old(&self) -> bool {
+    /// Whether a call is due on a record that is too old for it to count, or on one whose owner was last known too long ago: the saga may
+    /// have gone on with another process since. A participant without barrier can't tell, and whoever undoes the step waits only for calls
+    /// of before it took the saga up.
+    fn age(&self) -> Age {
         let steps = &self.program.plan.steps;
         let (is_shared, counts) = (self.shared.member.get().is_some(), self.shared.counts() / 2);
-        let counts = |step: &StepPlan, op| {
-            let is_bare = is_shared && step.options.plain && op == Op::Action;
-            if is_bare { step.options.attempt_timeout } else { counts }
-        };
+        let is_bare = |step: &StepPlan, op| is_shared && step.options.plain && op == Op::Action;
         let (now, changed) = (self.shared.now(), changed_at(&self.record.saga));
-        let is_over = |counts| now > machine::later(changed, counts);
+        let is_over = |since, most| now > machine::later(since, most);
+        let age = |step: &StepPlan, op| {
+            if is_over(changed, counts) {
+                Age::OfRecord
+            } else if is_bare(step, op) && is_over(changed.max(self.looked_micros), step.options.attempt_timeout) {
+                Age::OfOwner
+            } else {
+                Age::Young
+            }
+        };
         // Mostly it is as good as new.
-        steps.iter().map(|step| counts(step, Op::Action)).min().is_some_and(is_over)
-            && machine::due(&self.record, |due| self.in_flight.contains(due), now)
-                .iter()
-                .any(|due| is_over(counts(&steps[due.step], due.op)))
+        if steps.iter().all(|step| age(step, Op::Action) == Age::Young) {
+            return Age::Young;
+        }
+        let due = machine::due(&self.record, |due| self.in_flight.contains(due), now);
+        due.into_iter().map(|due| age(&steps[due.step], due.op)).max().unwrap_or(Age::Young)
     }
 
     /// How long until the record asks for something by itself.

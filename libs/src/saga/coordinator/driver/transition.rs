@@ -15,7 +15,7 @@ use crate::{
     rpc::cause::of_panic,
     saga::{
         coordinator::{
-            locks,
+            NOT_DRIVEN, locks,
             ownership::{Decide, Fence},
             sub_sagas,
         },
@@ -74,6 +74,25 @@ impl Driver {
     pub(super) async fn commit_anew(&mut self) -> Result<(), Stopped> {
         machine::renew(&mut self.record, self.shared.now());
         patiently!(self.commit(Vec::new(), None)).map(drop)
+    }
+
+    /// Looks whether the saga is still this process's, however long the database is out of reach.
+    pub(super) async fn look_whose(&mut self) -> Result<(), Stopped> {
+        loop {
+            // As of before it is read: who takes the saga over does so after this.
+            let now = self.shared.now();
+            match self.shared.since(&self.saga_id).await {
+                Ok(since) if since == self.since => {
+                    self.looked_micros = now;
+                    return Ok(());
+                }
+                Ok(_) => return Err(Stopped::End(End::Taken { mine_again: true })),
+                Err(refusal) if refusal.reason == NOT_DRIVEN => {
+                    return Err(Stopped::End(End::Taken { mine_again: false }));
+                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
     }
 
     /// Commits the record together with work of our own. The inner error is the work's refusal, and nothing is written then.
