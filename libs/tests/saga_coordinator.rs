@@ -355,6 +355,29 @@ async fn a_paused_saga_calls_nobody_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_step_that_nobody_will_ever_answer_is_settled_by_hand_while_its_saga_is_paused() {
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "ship" { Fault::LoseRequest } else { Fault::None });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| !step(saga, "ship").last_error.is_empty()).await;
+    let skip =
+        async |done| process.coordinator.skip("tea", "ship", Op::Action, done, "ann", "the shipper is no more").await;
+    let refused = skip(true).await.unwrap_err();
+    assert!(refused.reason == "NOT_STUCK" && refused.message.contains("pause it before"), "{refused:?}");
+    process.coordinator.pause("tea", "ann", "the shipper is no more").await.unwrap();
+    let refused = skip(false).await.unwrap_err();
+    assert_eq!(refused.reason, "STEP_UNCERTAIN", "what came before must not be undone for it");
+    let skipped = skip(true).await.unwrap();
+    assert_eq!((step(&skipped, "ship").state(), skipped.phase()), (StepState::Skipped, SagaPhase::Forward));
+    assert!(said(&skipped, "skipped as done"));
+    process.coordinator.resume("tea", "ann", "sent by mail").await.unwrap();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge"]);
+    assert_eq!(process.order("tea").await, "Completed");
+}
+
+#[tokio::test]
 async fn a_saga_of_an_unknown_definition_is_parked_alone_and_goes_on_when_it_is_brought_back() {
     let world = World::new();
     world.participants.on_call(|call| if call.step == "charge" { Fault::Hang } else { Fault::None });

@@ -27,10 +27,10 @@ impl Coordinator {
         self.steer(saga_id, Wish::Retry, actor, reason).await
     }
 
-    /// Takes one operation of a STUCK saga for settled: `done` if it took effect, else it had none.
+    /// Takes one operation of a STUCK or paused saga for settled: `done` if it took effect, else it had none.
     ///
     /// # Errors
-    /// NOT_STUCK, STEP_SETTLED, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
+    /// NOT_STUCK, STEP_SETTLED, STEP_UNCERTAIN for a pivot that may yet take effect, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
     pub async fn skip(
         &self,
         saga_id: &str,

@@ -95,7 +95,7 @@ impl Turn<'_> {
         if self.phase() == SagaPhase::Stuck {
             return Ok(());
         }
-        let message = format!("saga {} is {}, not STUCK", self.record.saga.saga_id, name(self.phase()));
+        let message = format!("saga {} is {}, not STUCK", self.record.saga.saga_id, name_of(self.phase()));
         Err(Refusal::precondition("NOT_STUCK", message))
     }
 
@@ -158,7 +158,15 @@ impl Turn<'_> {
     }
 
     fn skip(&mut self, command: &Command, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
-        self.must_be_stuck()?;
+        // Of one that is paused nothing more is called, so that whoever looks at a participant finds what will stay.
+        if self.phase() != SagaPhase::Stuck && !self.record.saga.paused {
+            let message = format!(
+                "saga {} is {}, not STUCK, and goes on calling: pause it before, and resume it after",
+                self.record.saga.saga_id,
+                name_of(self.phase())
+            );
+            return Err(Refusal::precondition("NOT_STUCK", message));
+        }
         let Some(step) = self.plan.steps.iter().position(|step| step.name == name) else {
             let message = format!("saga {} has no step {name}", self.record.saga.saga_id);
             return Err(Refusal::not_found("UNKNOWN_STEP", message));
@@ -174,6 +182,12 @@ impl Turn<'_> {
             let message = format!("{name} waits for nothing that could be skipped");
             return Err(Refusal::precondition("STEP_SETTLED", message));
         }
+        let pivot = self.plan.steps[step].kind == StepKind::Pivot && op == Op::Action;
+        if pivot && settled == Settled::Rejected && !held {
+            let message =
+                format!("a call of {name} may still take effect, and undoes nothing of what was done before it");
+            return Err(Refusal::precondition("STEP_UNCERTAIN", message));
+        }
         let what = match settled {
             Settled::Done => "skipped as done",
             Settled::Rejected => "skipped as without effect",
@@ -181,7 +195,7 @@ impl Turn<'_> {
         self.audit(command, what, Some((step, op)));
         self.settle(step, op, settled, command);
         let held = self.record.kept.ending_held || self.record.kept.steps.iter().any(|step| step.held);
-        if !held {
+        if !held && self.phase() == SagaPhase::Stuck {
             self.leave_stuck();
         }
         Ok(())
@@ -230,7 +244,7 @@ pub(in crate::saga) fn close_parked(record: &mut Record, why: &str, command: &Co
     renew(record, now);
 }
 
-fn name(phase: SagaPhase) -> &'static str {
+fn name_of(phase: SagaPhase) -> &'static str {
     phase.as_str_name().trim_start_matches("SAGA_PHASE_")
 }
 
