@@ -519,19 +519,19 @@ async fn an_action_that_may_still_come_where_no_barrier_is_holds_its_undoing_bac
     process.until("tea", |saga| step(saga, "reserve").state() == StepState::Started).await;
     process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
     let saga = process.until("tea", |saga| step(saga, "reserve").state() == StepState::Compensating).await;
-    let waits = step(&saga, "reserve").next_attempt_time.unwrap();
     let begun = saga.create_time.unwrap();
-    assert!(waits.seconds - begun.seconds >= 3 * 3600, "{saga:#?}");
+    let waits = |saga: &Saga| step(saga, "reserve").next_attempt_time.unwrap().seconds - begun.seconds >= 3 * 3600;
+    assert!(waits(&saga), "{saga:#?}");
 
     // Neither a crash nor an operator's impatience makes the action less likely to come.
     process.crash().await;
     let process = world.open().await;
     process.coordinator.recover().await.unwrap();
     let taken_up = process.coordinator.pause("tea", "ann", "inventory day").await.unwrap();
-    assert_eq!(step(&taken_up, "reserve").next_attempt_time, Some(waits));
+    assert!(waits(&taken_up), "{taken_up:#?}");
     process.coordinator.resume("tea", "ann", "done").await.unwrap();
     let tried = process.coordinator.retry("tea", "ann", "now!").await.unwrap();
-    assert_eq!(step(&tried, "reserve").next_attempt_time, Some(waits));
+    assert!(waits(&tried), "{tried:#?}");
     assert!(world.participants.calls().iter().all(|call| call.call.op == Op::Action));
 }
 

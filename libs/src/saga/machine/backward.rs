@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepState};
 
-use super::{Line, Local, Turn, each, elapsed, in_states, owed};
+use super::{Line, Local, Turn, each, elapsed, in_states, owed, until_none_comes};
 use crate::{rpc::verdict::Op, time::timestamp};
 
 impl Turn<'_> {
@@ -34,7 +34,8 @@ impl Turn<'_> {
         let kept = &mut self.record.kept.steps[step];
         kept.compensation_request = request;
         kept.compensation_started_micros = self.moment.now;
-        let not_before = kept.compensation_not_before_micros;
+        let none_comes = until_none_comes(&self.plan.steps[step], self.moment.now);
+        let not_before = kept.compensation_not_before_micros.min(none_comes);
         self.record.fresh |= 1 << step;
         let shown = self.record.step_mut(step);
         shown.compensation_attempts = 1;
@@ -66,5 +67,68 @@ impl Turn<'_> {
         }
         self.enter(SagaPhase::Compensated);
         self.note(Line { what: "compensated", ..Line::default() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        refusal::Refusal,
+        saga::{
+            Compensated, Definition, Operation,
+            machine::{Attempt, Command, Input, Moment, Wish, advance, later, next_wake, taken_up},
+            reply::Ruling,
+        },
+    };
+
+    macro_rules! operation {
+        ($($name:ident)*) => { $(
+            struct $name;
+            impl Operation for $name {
+                const PEER: &'static str = "peer";
+                const PATH: &'static str = concat!("/test.v1.Test/", stringify!($name));
+                type Request = i64;
+                type Reply = i64;
+            }
+        )* };
+    }
+
+    operation!(Do Undo);
+
+    impl Compensated for Do {
+        type Compensation = Undo;
+    }
+
+    /// The action may come late, so its undoing waits: as long as that takes, whatever the clock was when it was called.
+    #[test]
+    fn a_clock_that_was_ahead_holds_no_undoing_back_for_ever() {
+        let timeout = Duration::from_secs(5);
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.compensatable::<Do>("do", |input, _| Ok(*input), |_| 0);
+        saga.without_barrier().attempt_timeout(timeout);
+        let definition = saga.build().expect("a definition");
+        let (today, ahead) = (1_000_000, 365 * 86_400 * 1_000_000);
+        let at = |now| Moment { now, draining: false };
+        let mut record = definition.plan.new_record("s", Vec::new(), ahead, 0);
+        advance(&*definition, &mut record, Input::Tick, at(ahead)).expect("begun");
+        let lost = Attempt {
+            step: 0,
+            op: Op::Action,
+            ruling: Some(Ruling::Retry),
+            reply: Bytes::new(),
+            refusal: Refusal::precondition("LOST", "as the test says"),
+            roll: 0.0,
+        };
+        advance(&*definition, &mut record, Input::Attempted(lost), at(ahead)).expect("lost");
+        let cancel = Command { wish: Wish::Cancel, actor: "ann".to_owned(), reason: "as the test says".to_owned() };
+        advance(&*definition, &mut record, Input::Operator(cancel), at(ahead)).expect("it turns back");
+        assert_eq!(record.saga.steps[0].state(), StepState::Compensating);
+        taken_up(&definition.plan, &mut record, today);
+        assert_eq!(next_wake(&definition.plan, &record, |_| false), Some(later(today, timeout * 3)));
     }
 }

@@ -262,14 +262,28 @@ impl Turn<'_> {
 
 fn may_come_late(plan: &StepPlan, kept: &mut StepRecord, now: i64) {
     if plan.options.plain {
-        kept.compensation_not_before_micros = later(now, plan.options.attempt_timeout.saturating_mul(3));
+        kept.compensation_not_before_micros = until_none_comes(plan, now);
     }
+}
+
+/// When none of a step's calls can come any more, if the last one was made just now.
+fn until_none_comes(plan: &StepPlan, now: i64) -> i64 {
+    later(now, plan.options.attempt_timeout.saturating_mul(3))
+}
+
+/// Ends every wait between calls. No undoing waits longer than it would if its action had been called just now, either: it may have been
+/// told to by a clock that was ahead.
+fn call_at_once(plan: &Plan, record: &mut Record, now: i64) {
+    for (plan, kept) in plan.steps.iter().zip(&mut record.kept.steps) {
+        kept.compensation_not_before_micros = kept.compensation_not_before_micros.min(until_none_comes(plan, now));
+    }
+    record.call_at_once(now);
 }
 
 /// A record goes on in another process than the one that committed it. Waits were for the world before, so everything is called at once;
 /// and what that process has called may be on its way yet, although nobody waits for its answer.
 pub(super) fn taken_up(plan: &Plan, record: &mut Record, now: i64) {
-    record.call_at_once(now);
+    call_at_once(plan, record, now);
     for step in each(in_states(record, &[StepState::Started])) {
         may_come_late(&plan.steps[step], &mut record.kept.steps[step], now);
     }
