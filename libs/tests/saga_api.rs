@@ -13,7 +13,7 @@ use libs::{
     journal::{Cause, Entry, Journal, Loaded},
     refusal::Refusal,
     saga::{Definition, LocalWork, Options, Retry, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
-    testing::{refused, wrong_fields},
+    testing::{after, refused, wrong_fields},
 };
 use proto::saga::v1::{
     self as pb, CancelSagaRequest, DescribeSagaRequest, ForceCloseSagaRequest, GetSagaRequest, ListSagasRequest,
@@ -77,8 +77,9 @@ async fn open() -> Api {
     let queries = |most_wait| SagaQueries::new(views.read_side("test", most_wait), [older(), outer()]).unwrap();
     let (queries, impatient) = (queries(PATIENCE), queries(Duration::ZERO));
     tokio::spawn(views.run());
-    let commands = SagaCommands::new("test", process.coordinator.clone());
-    Api { side: CommandSide::new("test", journal), world, process, queries, impatient, commands }
+    let side = CommandSide::new("test", journal);
+    let commands = SagaCommands::new(side.clone(), process.coordinator.clone());
+    Api { side, world, process, queries, impatient, commands }
 }
 
 impl Api {
@@ -247,9 +248,11 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
         actor: "ann".to_owned(),
         reason: "inventory day".to_owned(),
     };
-    assert!(api.commands.pause_saga(Request::new(pause)).await.unwrap().into_inner().saga.unwrap().paused);
-    let get = GetSagaRequest { saga_id: "a:prepare".to_owned() };
-    let shown = api.queries.get_saga(api.ask(get).await).await.unwrap().into_inner().saga.unwrap();
+    let paused = api.commands.pause_saga(Request::new(pause)).await.unwrap();
+    // Whoever asks with the answer's token sees what was done.
+    let get = after(&paused, GetSagaRequest { saga_id: "a:prepare".to_owned() });
+    assert!(paused.into_inner().saga.unwrap().paused);
+    let shown = api.queries.get_saga(get).await.unwrap().into_inner().saga.unwrap();
     let line = shown.history.last().unwrap();
     assert_eq!((line.what.as_str(), line.actor.as_str(), line.detail.as_str()), ("paused", "ann", "inventory day"));
     assert_eq!(shown.parent_saga_id, "a");

@@ -19,7 +19,7 @@ use super::{
     shape::{DefinitionError, LONGEST},
 };
 use crate::{
-    cqrs::{Changes, Outgoing, PageOrder, PageQuery, ReadSide},
+    cqrs::{Changes, CommandSide, Outgoing, PageOrder, PageQuery, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
     rpc::verdict::{LONGEST_NAME, Op, is_name},
@@ -211,18 +211,18 @@ fn describe(definition: &Definition) -> pb::DescribeSagaResponse {
     }
 }
 
-/// The command side: an operator's words to a coordinator. Each goes into the saga's own history.
+/// The command side: an operator's words to a coordinator. Each goes into the saga's own history, and is answered with a consistency token.
 #[derive(Clone, Debug)]
 pub struct SagaCommands {
-    service: &'static str,
+    side: CommandSide,
     coordinator: Coordinator,
 }
 
 impl SagaCommands {
-    /// Commands to a coordinator. `service` is the bare name of the service it is part of, for the domain of errors.
+    /// Commands to a coordinator, beside those of the service that it is part of.
     #[must_use]
-    pub fn new(service: &'static str, coordinator: Coordinator) -> Self {
-        Self { service, coordinator }
+    pub fn new(side: CommandSide, coordinator: Coordinator) -> Self {
+        Self { side, coordinator }
     }
 
     /// The tonic server.
@@ -231,14 +231,15 @@ impl SagaCommands {
         SagaCommandServiceServer::new(self)
     }
 
-    /// Checks who asks and why, then has it done.
-    async fn obeyed(
+    /// Checks who asks and why, then has it done. Whoever sends the reply's token to a query sees what was done.
+    async fn obeyed<R>(
         &self,
         saga_id: &str,
         actor: &str,
         reason: &str,
         ordered: impl Future<Output = Result<pb::Saga, Refusal>> + Send,
-    ) -> Result<pb::Saga, Status> {
+        reply: impl FnOnce(Option<pb::Saga>) -> R + Send,
+    ) -> Result<Response<R>, Status> {
         let mut violations = Violations::default();
         must_be_id(saga_id, &mut violations);
         let mut text = |text: &str, most: usize, field, what| {
@@ -250,7 +251,11 @@ impl SagaCommands {
             Ok(()) => ordered.await,
             Err(refusal) => Err(refusal),
         };
-        obeyed.map_err(|refusal| refusal.into_status(self.service))
+        let saga = obeyed.map_err(|refusal| refusal.into_status(self.side.service()))?;
+        let mut response = Response::new(reply(Some(saga)));
+        // It was done in this process. Nothing that fails after that may make a refusal of it.
+        self.side.stamp_own(response.metadata_mut());
+        Ok(response)
     }
 }
 
@@ -262,8 +267,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::CancelSagaResponse>, Status> {
         let pb::CancelSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.cancel(&saga_id, &actor, &reason);
-        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
-        Ok(Response::new(pb::CancelSagaResponse { saga: Some(saga) }))
+        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::CancelSagaResponse { saga }).await
     }
 
     async fn retry_saga(
@@ -272,8 +276,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::RetrySagaResponse>, Status> {
         let pb::RetrySagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.retry(&saga_id, &actor, &reason);
-        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
-        Ok(Response::new(pb::RetrySagaResponse { saga: Some(saga) }))
+        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::RetrySagaResponse { saga }).await
     }
 
     async fn force_close_saga(
@@ -282,8 +285,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::ForceCloseSagaResponse>, Status> {
         let pb::ForceCloseSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.force_close(&saga_id, &actor, &reason);
-        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
-        Ok(Response::new(pb::ForceCloseSagaResponse { saga: Some(saga) }))
+        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::ForceCloseSagaResponse { saga }).await
     }
 
     async fn pause_saga(
@@ -292,8 +294,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::PauseSagaResponse>, Status> {
         let pb::PauseSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.pause(&saga_id, &actor, &reason);
-        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
-        Ok(Response::new(pb::PauseSagaResponse { saga: Some(saga) }))
+        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::PauseSagaResponse { saga }).await
     }
 
     async fn resume_saga(
@@ -302,8 +303,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::ResumeSagaResponse>, Status> {
         let pb::ResumeSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.resume(&saga_id, &actor, &reason);
-        let saga = self.obeyed(&saga_id, &actor, &reason, ordered).await?;
-        Ok(Response::new(pb::ResumeSagaResponse { saga: Some(saga) }))
+        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::ResumeSagaResponse { saga }).await
     }
 
     async fn skip_step(&self, request: Request<pb::SkipStepRequest>) -> Result<Response<pb::SkipStepResponse>, Status> {
@@ -324,7 +324,6 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
             _ => Err(Refusal::invalid("step", "must be 1 to 64 characters")),
         };
         let ordered = async { self.coordinator.skip(saga_id, step?, op?, done?, actor, reason).await };
-        let saga = self.obeyed(saga_id, actor, reason, ordered).await?;
-        Ok(Response::new(pb::SkipStepResponse { saga: Some(saga) }))
+        self.obeyed(saga_id, actor, reason, ordered, |saga| pb::SkipStepResponse { saga }).await
     }
 }

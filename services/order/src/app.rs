@@ -108,7 +108,7 @@ async fn serve_commands(
     // A hook of its own, after the other: calls that take too long to end must not keep the sagas from the other processes.
     app.on_drain("its share of the sagas", async move { left.leave().await });
     app.on_drain("sagas", async move { drained.drain(grace).await });
-    app.add(SagaCommands::new(Service::NAME, coordinator.clone()).into_server());
+    app.add(SagaCommands::new(side.clone(), coordinator.clone()).into_server());
     app.add(ParkedSagas::new(Service::NAME, coordinator.clone()).into_server());
     app.add(
         OrderCommandServiceServer::new(Completion::new(side, coordinator.clone()))
