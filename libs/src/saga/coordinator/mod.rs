@@ -181,7 +181,9 @@ impl Coordinator {
     /// [`Decision::beside`](crate::cqrs::Decision::beside)). The first requests are frozen in it; once it is durable the saga is
     /// on its way, whoever leaves. If the decision comes to nothing, so does the saga.
     ///
-    /// The id is the caller's to keep unique: make it the id of an aggregate that the same decision creates. A participant that several
+    /// The id is the caller's to keep unique, for ever: make it the id of an aggregate that the same decision creates. The command's
+    /// `request_id` then makes the start idempotent, and what has ended is not begun again; SAGA_EXISTS only tells of what is under way in
+    /// this process. Participants answer what is called under an id that was used before as they answered then. One that several
     /// coordinators call knows a saga by its id alone, so there it must be unique among all of them: put the service's name before it.
     ///
     /// # Errors
