@@ -82,6 +82,12 @@ impl Refusal {
         Self { retry_after: Some(retry_after), ..Self::new(Code::Unavailable, reason, message) }
     }
 
+    /// ABORTED, with the time after which to ask again: what is asked for waits for something else, such as somebody's approval. It is not
+    /// kept, and nothing is written. A saga that calls counts no failure, and asks again until there is another answer.
+    pub fn pending(reason: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(Code::Aborted, reason, message) }
+    }
+
     /// INTERNAL, with nothing of the inside: log the cause where it is known.
     pub fn internal() -> Self {
         Self::new(Code::Internal, "INTERNAL", "internal error")

@@ -4,10 +4,10 @@
 
 mod database;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libs::{
-    cqrs::{CommandSide, Decision, Method},
+    cqrs::{CommandSide, Decision, Method, State},
     journal::Journal,
     refusal::{Refusal, Violations},
     rpc::verdict::{Op, SagaCall, Verdict},
@@ -36,15 +36,16 @@ async fn ask(side: &CommandSide, call: SagaCall) -> Result<Verdict, (Verdict, St
 
 /// As [`ask`], of a request with which so much is wrong.
 async fn checked(side: &CommandSide, call: SagaCall, wrong: Violations) -> Result<Verdict, (Verdict, String)> {
-    submitted(side, call, wrong, None).await
+    submitted(side, call, wrong, None, || Ok(())).await
 }
 
-/// As [`checked`], of a request that is refused for this before it is decided.
+/// As [`checked`], of a request that is refused for this before it is decided, or where it is.
 async fn submitted(
     side: &CommandSide,
     call: SagaCall,
     wrong: Violations,
     beside: Option<Refusal>,
+    decide: impl FnOnce() -> Result<(), Refusal> + Send + 'static,
 ) -> Result<Verdict, (Verdict, String)> {
     const METHODS: [Method; 2] = [
         Method { name: "test.v1.Test/Reserve", compensates: false },
@@ -60,7 +61,8 @@ async fn submitted(
     if let Some(refusal) = beside {
         accepted.refuse(refusal);
     }
-    let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
+    let decide = |_: &State<'_>| decide().map(|()| Decision::reply("done".to_owned()));
+    let answered = side.submit(accepted, Vec::new(), decide).await;
     answered.map(|reply| Verdict::from_metadata(reply.metadata()).unwrap()).map_err(told)
 }
 
@@ -122,11 +124,31 @@ async fn what_names_no_aggregates_any_more_is_answered_as_before_and_refused_for
     let side = side(&folder).await;
     let beside = |id| {
         let too_many = Refusal::invalid("lock_keys", "must be at most 16");
-        submitted(&side, call(id, Op::Action, 0), Violations::default(), Some(too_many))
+        submitted(&side, call(id, Op::Action, 0), Violations::default(), Some(too_many), || Ok(()))
     };
     assert_eq!(ask(&side, call("old", Op::Action, 0)).await, Ok(Verdict::Applied));
     assert_eq!(beside("old").await, Ok(Verdict::Replayed));
     let refused = (Verdict::Rejected, "INVALID_REQUEST".to_owned());
     assert_eq!(beside("new").await, Err(refused.clone()));
     assert_eq!(ask(&side, call("new", Op::Action, 0)).await, Err(refused), "it was kept");
+}
+
+#[tokio::test]
+async fn what_waits_for_something_else_is_pending_until_it_is_decided_or_cancelled() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let pending = |id| {
+        let waits = || Err(Refusal::pending("NOT_APPROVED", "nobody has approved it yet", Duration::from_secs(5)));
+        submitted(&side, call(id, Op::Action, 0), Violations::default(), None, waits)
+    };
+    let not_yet = Err((Verdict::Pending, "NOT_APPROVED".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(pending("approved").await, not_yet);
+        assert_eq!(pending("withdrawn").await, not_yet);
+    }
+    assert_eq!(ask(&side, call("approved", Op::Action, 0)).await, Ok(Verdict::Applied));
+    assert_eq!(pending("approved").await, Ok(Verdict::Replayed));
+    assert_eq!(ask(&side, call("withdrawn", Op::Compensation, 0)).await, Ok(Verdict::Applied));
+    let cancelled = (Verdict::Cancelled, "ACTION_CANCELLED".to_owned());
+    assert_eq!(pending("withdrawn").await, Err(cancelled), "it did nothing and never will");
 }

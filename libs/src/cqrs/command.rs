@@ -9,6 +9,8 @@ use tonic::{
     metadata::{AsciiMetadataValue, MetadataMap},
 };
 
+use tonic_types::StatusExt as _;
+
 use super::{
     Aggregate, Decision, State,
     token::{CONSISTENCY_TOKEN, Token},
@@ -251,7 +253,7 @@ impl CommandSide {
             Outcome::Replayed => Verdict::Replayed,
             Outcome::Rejected | Outcome::RejectedBefore => {
                 let status = stored_status(reply);
-                let verdict = (!is_transient(status.code())).then_some(Verdict::Rejected);
+                let verdict = refused_with(&status);
                 return Err((status, verdict));
             }
             Outcome::TooOld => return Err((too_old().into_status(self.service), None)),
@@ -298,6 +300,15 @@ fn rejected(refusal: Refusal, service: &str) -> Decided {
     let transient = is_transient(refusal.code);
     let status = refusal.into_status(service);
     Decided { rejected: true, transient, reply: Bytes::copy_from_slice(status.details()), ..Decided::default() }
+}
+
+/// What a refusal says of the operation. None where it says nothing of the request itself.
+fn refused_with(status: &Status) -> Option<Verdict> {
+    match status.code() {
+        // As `Refusal::pending` makes it.
+        tonic::Code::Aborted if status.get_details_retry_info().is_some() => Some(Verdict::Pending),
+        code => (!is_transient(code)).then_some(Verdict::Rejected),
+    }
 }
 
 /// Codes that say nothing about the request itself: no verdict, nothing kept, the caller may try again.
