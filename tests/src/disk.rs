@@ -5,15 +5,26 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, bail};
 use rand::{Rng, RngExt as _};
+use tokio::time::{sleep, timeout};
+
+/// Far more than a record takes to be written.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
 /// The system calls that the record is made of.
 pub const CALLS: &str = "pwrite64,ftruncate,fsync,fdatasync,unlink";
+
+/// The clock that a record's times are of, in seconds since 1970.
+#[must_use]
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
 
 /// One thing asked of the disk.
 #[derive(Clone, Debug)]
@@ -47,11 +58,27 @@ impl Recording {
         [strace].into_iter().chain(words).chain([&*file]).map(str::to_owned).collect()
     }
 
-    /// Reads what strace recorded.
+    /// Reads what strace has recorded of a process that has ended.
     ///
     /// # Errors
-    /// When the file is missing or isn't understood.
-    pub fn read(file: &Path) -> anyhow::Result<Self> {
+    /// When the record has no end, or isn't understood.
+    pub async fn of_ended(file: &Path) -> anyhow::Result<Self> {
+        // The recorder ends a moment after what it records.
+        let written = async {
+            loop {
+                if let Ok(text) = fs::read_to_string(file)
+                    && text.lines().last().is_some_and(|line| line.contains("+++"))
+                {
+                    return;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, written).await.context("the record has no end")?;
+        Self::read(file)
+    }
+
+    fn read(file: &Path) -> anyhow::Result<Self> {
         let (mut recording, mut unfinished) = (Self::default(), BTreeMap::new());
         for line in fs::read_to_string(file)?.lines() {
             let mut words = line.split_whitespace();
@@ -132,9 +159,21 @@ impl Recording {
         self
     }
 
-    /// The files of `folder` as a disk may hold them that lost its power before it was asked for the thing at `end`.
-    #[must_use]
-    pub fn files_after(&self, folder: &Path, end: usize, random: &mut impl Rng) -> BTreeMap<PathBuf, Vec<u8>> {
+    /// Lays the files of `folder` into another one as a disk may hold them that lost its power before it was asked for the thing at `end`.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn lay(&self, folder: &Path, end: usize, into: &Path, random: &mut impl Rng) -> anyhow::Result<()> {
+        for (name, bytes) in self.files_after(folder, end, random) {
+            // The index of the log is memory, and nobody's who comes after the power.
+            if !name.to_string_lossy().ends_with("-shm") {
+                fs::write(into.join(name), bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn files_after(&self, folder: &Path, end: usize, random: &mut impl Rng) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
         let synced: BTreeMap<&Path, usize> = self.asked[..end]
             .iter()

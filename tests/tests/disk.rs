@@ -4,12 +4,21 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use proto::inventory::v1::{
-    AddStockRequest, ListStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
-    inventory_query_service_client::InventoryQueryServiceClient,
+use futures::future::try_join_all;
+use proto::{
+    inventory::v1::{
+        AddStockRequest, ListStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
+        inventory_query_service_client::InventoryQueryServiceClient,
+    },
+    order::v1::{Order, OrderState, PlaceOrderRequest, order_command_service_client::OrderCommandServiceClient},
 };
 use tempfile::TempDir;
-use tests::{Server, shop::usd};
+use tests::{
+    Server, Shop,
+    facts::Facts,
+    invariants,
+    shop::{self, usd},
+};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Request, Status};
 
@@ -24,9 +33,14 @@ async fn add(server: &Server, sku: &str) -> Result<String, Status> {
     Ok(token.unwrap_or_default().to_owned())
 }
 
-/// Starts inventory where a system call fails from the so manieth time on in each thread, and uses it until it ends. Answers what it has
-/// answered.
-async fn use_up(server: &mut Server, strace: &str, failure: &str) -> anyhow::Result<Vec<String>> {
+/// Starts a service where a system call fails from the so manieth time on in each thread, and asks it for one thing after another until it
+/// ends. Answers what it has answered.
+async fn use_up<T>(
+    server: &mut Server,
+    strace: &str,
+    failure: &str,
+    ask: impl AsyncFn(&Server, String) -> Result<T, Status>,
+) -> anyhow::Result<Vec<String>> {
     let (call, _) = failure.split_once(':').context("CALL:error=…:when=…")?;
     let words =
         ["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &format!("inject={failure}")];
@@ -40,15 +54,23 @@ async fn use_up(server: &mut Server, strace: &str, failure: &str) -> anyhow::Res
         if let Some(status) = server.has_ended()? {
             break status;
         }
-        let sku = format!("sku-{}-{}", failure.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), answered.len());
-        match timeout(PATIENCE, add(server, &sku)).await.with_context(|| format!("{failure}: no answer"))? {
-            Ok(_) => answered.push(sku),
+        let id = format!("{}-{}", failure.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), answered.len());
+        let answer = timeout(PATIENCE, ask(server, id.clone())).await;
+        match answer.with_context(|| format!("{failure}: no answer"))? {
+            Ok(_) => answered.push(id),
             Err(_) => sleep(Duration::from_millis(5)).await,
         }
         ensure!(answered.len() < 10_000, "{failure}: it never fails");
     };
     ensure!(status.code() == Some(1), "{failure}: {status}\n{}", server.log_end());
     Ok(answered)
+}
+
+/// The line that a service left with, since its log was so long. The log is that of every start: what an earlier failure left there says
+/// nothing of this one.
+fn last_words(server: &Server, before: usize) -> String {
+    let log = server.log();
+    log[before..].lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
@@ -69,11 +91,10 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
         (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], "disk I/O error"),
     ] {
         for failure in failures {
-            // The log is that of every start: what an earlier failure left there says nothing of this one.
             let before = server.log().len();
-            answered.extend(use_up(&mut server, &strace, failure).await?);
-            let log = server.log();
-            let last = log[before..].lines().rfind(|line| line.starts_with("error: ")).unwrap_or_default();
+            let ask = async |server: &Server, id: String| add(server, &id).await;
+            answered.extend(use_up(&mut server, &strace, failure, ask).await?);
+            let last = last_words(&server, before);
             ensure!(last.contains(says), "{failure}: {last}\n{}", server.log_end());
 
             server.start().await?;
@@ -89,5 +110,50 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
         }
     }
     ensure!(answered.len() > 50, "hardly anything was answered: {}", answered.len());
+    Ok(())
+}
+
+/// The coordinator's disk, with sagas under way: each order that it answered comes to its end once there is room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_whose_disk_is_full_loses_no_saga_that_it_began() -> anyhow::Result<()> {
+    let Ok(strace) = std::env::var("TEST_STRACE") else {
+        eprintln!("skipped: needs strace, and TEST_STRACE names none (tests/strace.sh)");
+        return Ok(());
+    };
+    let mut shop = Shop::new()?;
+    try_join_all(shop.participants_mut().map(Server::start)).await?;
+    shop.stock("tea", 10_000, 3).await?;
+    shop.deposit("ann", 100_000).await?;
+    let place = async |server: &Server, id: String| {
+        // Some are turned back by shipping, after the charge.
+        let region = if id.ends_with('3') { "AQ" } else { "CH" };
+        let request = PlaceOrderRequest { wait_for_completion: false, ..shop::order(&id, region) };
+        OrderCommandServiceClient::new(server.channel()).place_order(request).await
+    };
+    let mut answered = Vec::new();
+    for failure in ["pwrite64:error=ENOSPC:when=60+", "pwrite64:error=ENOSPC:when=401+", "fsync:error=EIO:when=40"] {
+        let before = shop.order().log().len();
+        answered.extend(use_up(shop.order(), &strace, failure, &place).await?);
+        let last = last_words(shop.order(), before);
+        ensure!(last.contains("full") || last.contains("disk I/O error"), "{failure}: {last}");
+        shop.order().start().await?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let facts = Facts::read(&shop.clients()).await?;
+            let ended = |id: &&String| {
+                let is_final = |order: &&Order| order.state() != OrderState::Pending && order.order_id == **id;
+                facts.orders.iter().any(|order| is_final(&order))
+            };
+            let open: Vec<&String> = answered.iter().filter(|id| !ended(id)).collect();
+            let differences = invariants::differences(&facts);
+            if open.is_empty() && differences.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{failure}: {open:?} have not ended; {}", differences.join("\n"));
+            sleep(Duration::from_millis(50)).await;
+        }
+        shop.order().kill().await?;
+    }
+    ensure!(answered.len() > 20, "hardly anything was answered: {}", answered.len());
     Ok(())
 }

@@ -1,11 +1,7 @@
 //! The power fails: of what was not synced, the disk holds any sectors. Whatever was answered before is there, and the service starts. Runs
 //! where `TEST_STRACE` names strace, which records what the service asks of its disk.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use futures::future::try_join_all;
@@ -15,21 +11,18 @@ use proto::inventory::v1::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
-use tests::{Server, disk::Recording, shop::usd};
-use tokio::time::{sleep, timeout};
+use tests::{
+    Server,
+    disk::{Recording, now},
+    shop::usd,
+};
 use tonic::{Code, transport::Channel};
 
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Commands that wait together, and how often.
 const TOGETHER: usize = 4;
 const TIMES: usize = 40;
 /// How often the power fails.
 const FAILURES: usize = 25;
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
-}
 
 /// Adds stock under a SKU of its own, and answers the SKU and when it was told that this is done.
 async fn add(channel: Channel, number: usize) -> anyhow::Result<(String, f64)> {
@@ -63,19 +56,7 @@ async fn record(folder: &Path, strace: &str) -> anyhow::Result<Recorded> {
     let leaving = now();
     server.terminate().await?;
     server.ended().await?;
-    // The recorder ends a moment after what it records.
-    let written = async {
-        loop {
-            if let Ok(text) = fs::read_to_string(&file)
-                && text.lines().last().is_some_and(|line| line.contains("+++"))
-            {
-                return;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, written).await.context("the record has no end")?;
-    Ok(Recorded { recording: Recording::read(&file)?, serving, answered, leaving })
+    Ok(Recorded { recording: Recording::of_ended(&file).await?, serving, answered, leaving })
 }
 
 /// Starts inventory on what the disk holds, and answers which of the SKUs are missing.
@@ -87,12 +68,7 @@ async fn missing(
     random: &mut StdRng,
 ) -> anyhow::Result<Vec<String>> {
     let disk = TempDir::new()?;
-    for (name, bytes) in recording.files_after(folder, end, random) {
-        // The index of the log is memory, and nobody's who comes after the power.
-        if !name.to_string_lossy().ends_with("-shm") {
-            fs::write(disk.path().join(name), bytes)?;
-        }
-    }
+    recording.lay(folder, end, disk.path(), random)?;
     let mut server = Server::new("inventory", disk.path())?;
     server.start().await?;
     // Its views have seen what came before this.
