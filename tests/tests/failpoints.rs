@@ -4,6 +4,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
     time::Duration,
 };
 
@@ -14,9 +16,11 @@ use proto::{
     order::v1::{Order, OrderState},
     saga::v1::{GetSagaRequest, SagaPhase},
 };
-use rand::RngExt as _;
 use tests::{Clients, Shop, facts::Facts, invariants, shop::order};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 /// Far more than anything here takes.
@@ -45,8 +49,8 @@ async fn place(clients: &Clients, run: &str) -> Vec<Order> {
     join_all(placed).await
 }
 
-/// Who was killed in which step, and whether that was being undone.
-type Interrupted = (usize, String, bool);
+/// Who was killed at which call in which step, and whether that was being undone.
+type Interrupted = (usize, &'static str, String, bool);
 
 /// The operations of both sagas that a participant takes part in: what a kill may interrupt.
 const OPERATIONS: [(usize, &str, bool); 5] = [
@@ -82,32 +86,73 @@ async fn called_again(clients: &Clients, run: &str) -> anyhow::Result<Vec<(Strin
     Ok(again)
 }
 
+/// From when on a service's calls are counted, in each of its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    /// From its start, which makes many itself.
+    FromStart,
+    /// From when it serves: what is interrupted then is what was asked of it.
+    FromServing,
+}
+
+/// Has strace kill a process that runs, and waits until it would.
+async fn attach(strace: &[String], process: u32) -> anyhow::Result<Child> {
+    let (program, words) = strace.split_first().context("no strace")?;
+    let tracer = Command::new(program).args(words).args(["-p", &process.to_string()]).kill_on_drop(true).spawn()?;
+    let is_traced = |task: &Path| {
+        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|by| by.trim() != "0"))
+    };
+    let attached = async {
+        loop {
+            let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
+            let tasks = tasks.map(|task| Ok(task?.path())).collect::<io::Result<Vec<_>>>()?;
+            if tasks.iter().all(|task| is_traced(task)) {
+                return io::Result::Ok(());
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, attached).await.context("strace doesn't attach")??;
+    Ok(tracer)
+}
+
 /// Runs both orders with a service killed at its so manieth call, in any of its threads, and adds what that interrupted. False if it was
 /// not called so often.
 async fn kill_at(
     shop: &mut Shop,
     strace: &str,
-    (service, call, count): (usize, &str, u32),
+    (service, call, count): (usize, &'static str, u32),
+    counted: Counted,
     interrupted: &mut BTreeSet<Interrupted>,
 ) -> anyhow::Result<bool> {
     let clients = shop.clients();
     let run = format!("{}-{call}-{count}-{}", Shop::NAMES[service], Uuid::new_v4());
     let inject = format!("inject={call}:signal=SIGKILL:when={count}");
-    let words = ["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
-    let strace: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
+    let words = ["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
+    let mut strace: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
     let server = &mut shop.servers_mut()[service];
     server.kill().await?;
-    server.spawn_under(&strace)?;
+    let tracer = if counted == Counted::FromStart {
+        strace.insert(1, "-D".to_owned());
+        server.spawn_under(&strace)?;
+        None
+    } else {
+        server.start().await?;
+        Some(attach(&strace, server.id().context("it has started")?).await?)
+    };
     let killed = {
         let mut placing = std::pin::pin!(place(&clients, &run));
         loop {
             if let Some(status) = server.has_ended()? {
                 ensure!(status.code().is_none(), "{run}: it ended by itself, {status}\n{}", server.log_end());
+                drop(tracer);
                 server.start().await?;
                 break true;
             }
             if timeout(Duration::from_millis(5), &mut placing).await.is_ok() {
                 // From here on it is not to be killed by surprise.
+                drop(tracer);
                 let survived = server.has_ended()?.is_none();
                 if survived {
                     server.kill().await?;
@@ -129,7 +174,7 @@ async fn kill_at(
     }
     if killed {
         let again = called_again(&clients, &run).await?;
-        interrupted.extend(again.into_iter().map(|(step, undone)| (service, step, undone)));
+        interrupted.extend(again.into_iter().map(|(step, undone)| (service, call, step, undone)));
     }
     Ok(killed)
 }
@@ -147,7 +192,7 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
     for service in 0..Shop::NAMES.len() {
         for call in CALLS {
             let mut count = 1;
-            while kill_at(&mut shop, &strace, (service, call, count), &mut interrupted).await? {
+            while kill_at(&mut shop, &strace, (service, call, count), Counted::FromStart, &mut interrupted).await? {
                 kills += 1;
                 // Writes come in dozens, and those at the start are the same every time.
                 count += if call == "pwrite64" { 3 } else { 1 };
@@ -157,21 +202,23 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
             ensure!(count > 2, "{} is never killed at {call}", Shop::NAMES[service]);
         }
     }
-    // Each operation is interrupted there and back, by its participant's end and by that of the order service that waits for it. Where two
-    // orders shared a commit, a point may have been passed over: then chance has to find it.
-    let points = OPERATIONS
-        .into_iter()
-        .flat_map(|(participant, step, undone)| [participant, ORDER].map(|service| (service, step.to_owned(), undone)));
+    // Each operation is interrupted there and back at each of the calls, by its participant's end and by that of the order service that waits
+    // for it. What has been passed over, since a start makes as many calls or two orders shared a commit, is looked for call by call.
+    let points = OPERATIONS.into_iter().flat_map(|(participant, step, undone)| {
+        let by = [participant, ORDER].into_iter().flat_map(|service| CALLS.map(|call| (service, call)));
+        by.map(move |(service, call)| (service, call, step.to_owned(), undone))
+    });
     for point in points {
+        let (service, call, ..) = point;
         let mut tries = 0;
         while !interrupted.contains(&point) {
-            let (service, call) = (point.0, if tries % 2 == 0 { "fsync" } else { "writev" });
-            let count = rand::rng().random_range(1..=most[&(service, call)]);
-            kill_at(&mut shop, &strace, (service, call, count), &mut interrupted).await?;
+            let count = tries % most[&(service, call)] + 1;
+            kill_at(&mut shop, &strace, (service, call, count), Counted::FromServing, &mut interrupted).await?;
             (tries, kills) = (tries + 1, kills + 1);
             ensure!(tries < 100, "{} is never killed in {point:?}: {interrupted:?}", Shop::NAMES[service]);
         }
-        println!("{} was killed in {}, undone={}, after {tries} tries more", Shop::NAMES[point.0], point.1, point.2);
+        let (name, way) = (Shop::NAMES[service], if point.3 { "back" } else { "there" });
+        println!("{name} was killed at {call} in {} on the way {way}, after {tries} tries more", point.2);
     }
     let books = async {
         loop {
