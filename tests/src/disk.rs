@@ -75,12 +75,12 @@ impl Recording {
             }
         };
         timeout(PATIENCE, written).await.context("the record has no end")?;
-        Self::read(file)
+        Self::read(&fs::read_to_string(file)?)
     }
 
-    fn read(file: &Path) -> anyhow::Result<Self> {
+    fn read(record: &str) -> anyhow::Result<Self> {
         let (mut recording, mut unfinished) = (Self::default(), BTreeMap::new());
-        for line in fs::read_to_string(file)?.lines() {
+        for line in record.lines() {
             let mut words = line.split_whitespace();
             let (thread, time) = (words.next().context("no thread")?, words.next().context("no time")?);
             let rest = line[line.find(time).unwrap_or_default() + time.len()..].trim_start();
@@ -94,6 +94,10 @@ impl Recording {
                     && rest.ends_with("= 0")
                 {
                     recording.sync(time, path, begun);
+                    // What follows it is a place further on, for the other syncs that are under way as well.
+                    for (_, at) in unfinished.values_mut().filter(|(_, at)| *at > begun) {
+                        *at += 1;
+                    }
                 }
                 continue;
             }
@@ -237,4 +241,28 @@ fn bytes(text: &str) -> anyhow::Result<Vec<u8>> {
 fn number(text: &str) -> anyhow::Result<usize> {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().with_context(|| format!("not a number: {text:.40}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn a_sync_holds_for_what_was_asked_before_it_whatever_else_is_synced_meanwhile() {
+        let record = concat!(
+            "1 0.1 fsync(3</disk/views> <unfinished ...>\n",
+            "2 0.2 pwrite64(4</disk/log>, \"\\x07\", 1, 0) = 1\n",
+            "2 0.3 fsync(4</disk/log> <unfinished ...>\n",
+            "1 0.4 <... fsync resumed>) = 0\n",
+            "2 0.5 <... fsync resumed>) = 0\n",
+        );
+        let recording = Recording::read(record).expect("a record");
+        let mut random = StdRng::seed_from_u64(1);
+        for _ in 0..64 {
+            let files = recording.files_after(Path::new("/disk"), recording.len(), &mut random);
+            assert_eq!(files.get(Path::new("log")).map(Vec::as_slice), Some([7].as_slice()));
+        }
+    }
 }
