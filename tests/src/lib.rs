@@ -6,6 +6,7 @@ pub mod clients;
 pub mod collector;
 pub mod disk;
 pub mod facts;
+pub mod grpcurl;
 pub mod invariants;
 pub mod load;
 pub mod manifests;

@@ -2,34 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use serde_json::{Value, json};
-use tests::{Server, Shop, program};
-use tokio::process::Command;
+use tests::{
+    Server, Shop,
+    grpcurl::{call, printed, run},
+};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Runs grpcurl against a server.
-async fn grpcurl(flags: &[&str], server: &Server, words: &[&str]) -> anyhow::Result<std::process::Output> {
-    let mut command = Command::new(program::tool("grpcurl")?);
-    command.arg("-plaintext").args(flags).arg(server.address()).args(words);
-    program::output(command).await
-}
-
-/// What grpcurl prints when all is well.
-async fn printed(server: &Server, words: &[&str]) -> anyhow::Result<String> {
-    let output = grpcurl(&[], server, words).await?;
-    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Calls a method and answers its reply.
-async fn call(server: &Server, method: &str, request: &Value) -> anyhow::Result<Value> {
-    let output = grpcurl(&["-d", &request.to_string()], server, &[method]).await?;
-    ensure!(output.status.success(), "{method} {request}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).with_context(|| method.to_owned())
-}
 
 fn order(id: &str, customer: &str, region: &str) -> Value {
     json!({
@@ -100,7 +81,7 @@ async fn grpcurl_asks_every_service_for_its_health() -> anyhow::Result<()> {
             let health = call(server, "grpc.health.v1.Health/Check", &json!({"service": service})).await?;
             assert_eq!(health, json!({"status": "SERVING"}), "{service:?} of {}", server.name());
         }
-        let unknown = grpcurl(&["-d", r#"{"service": "nothing"}"#], server, &["grpc.health.v1.Health/Check"]).await?;
+        let unknown = run(&["-d", r#"{"service": "nothing"}"#], server, &["grpc.health.v1.Health/Check"]).await?;
         assert!(String::from_utf8_lossy(&unknown.stderr).contains("Code: NotFound"), "{unknown:?}");
     }
     Ok(())
@@ -180,7 +161,7 @@ async fn grpcurl_shows_what_is_wrong_with_a_request() -> anyhow::Result<()> {
     let mut request = order("o-1", "ann", "CH");
     request["items"] = json!([]);
     let place = "order.v1.OrderCommandService/PlaceOrder";
-    let output = grpcurl(&["-d", &request.to_string()], shop.order(), &[place]).await?;
+    let output = run(&["-d", &request.to_string()], shop.order(), &[place]).await?;
     let said = String::from_utf8(output.stderr)?;
     assert!(!output.status.success());
     for words in
