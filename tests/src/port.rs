@@ -1,4 +1,4 @@
-//! Ports that stay one server's own while it is killed and restarted.
+//! Where to listen so that no other test does: ports that stay one server's own while it is killed and restarted, and whole addresses.
 
 use std::{
     io,
@@ -41,6 +41,12 @@ impl Port {
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.number).into()
     }
+}
+
+/// An address of this machine that nobody else has: it keeps a program apart whose ports are fixed.
+#[must_use]
+pub fn own_host() -> Ipv4Addr {
+    Ipv4Addr::from((127 << 24) | rand::random_range(1 << 16..1 << 24))
 }
 
 #[cfg(test)]

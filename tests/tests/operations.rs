@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::Ipv4Addr,
     process::Stdio,
     time::Duration,
 };
@@ -17,7 +16,7 @@ use serde_json::Value;
 use tests::{
     Server, Shop,
     collector::{Collector, Measured},
-    program, shop,
+    port, program, shop,
 };
 use tokio::{
     process::Command,
@@ -154,8 +153,7 @@ async fn a_trace_goes_on_through_services_that_export_none_and_is_in_their_logs(
 async fn the_shop_tells_its_services_apart_and_what_is_held_back_goes_out_with_it() -> anyhow::Result<()> {
     let collector = Collector::start().await?;
     let folder = tempfile::tempdir()?;
-    // Its ports are its services' own. An address of this machine that nobody else has keeps it apart.
-    let host = Ipv4Addr::from((127 << 24) | rand::random_range(1 << 16..1 << 24));
+    let host = port::own_host();
     let mut command = program::command("shop", folder.path())?;
     command.args(["serve", "--host", &host.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri());
