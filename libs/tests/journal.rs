@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::maybe_done;
 use libs::journal::{
     AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, OpenError, Outcome, RequestKey,
-    Role, SubmitError, events_after, sqlite::companion,
+    Role, Row, SubmitError, Table, events_after, sqlite::companion,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -100,6 +100,43 @@ async fn what_a_killed_process_left_in_the_log_is_settled_before_it_is_read() {
     std::fs::copy(&left, &settled).unwrap();
     assert_eq!(value(&Journal::open(settled.as_path(), &[]).await.unwrap(), "a").await, 5);
     assert_eq!(value(&journal, "a").await, 5);
+}
+
+/// Its rows name others of it, which must be there by the commit.
+static NEEDY: Table = Table {
+    name: "needy",
+    create: &["CREATE TABLE IF NOT EXISTS needy (
+        id TEXT NOT NULL PRIMARY KEY,
+        needs TEXT REFERENCES needy (id) DEFERRABLE INITIALLY DEFERRED
+    )"],
+    columns: &["id", "needs"],
+    key: 1,
+    fixed: &[],
+};
+
+#[tokio::test]
+async fn what_fails_at_its_commit_is_not_answered_as_done() {
+    let folder = TempDir::new().unwrap();
+    let location = database::location(folder.path(), "test");
+    let journal = Journal::open(location.clone(), &[&NEEDY]).await.unwrap();
+    let needing = |id: &'static str, needs: &'static str| {
+        let entry = add("a", 5, key(id));
+        let decide = move |loaded: &Loaded<'_>| {
+            let row = Row { table: &NEEDY, values: vec![id.into(), needs.into()] };
+            Decided { rows: vec![row], ..(entry.decide)(loaded) }
+        };
+        Entry { decide: Box::new(decide), ..add("a", 0, key(id)) }
+    };
+    assert_eq!(journal.submit(needing("one", "one")).await.unwrap().outcome, Outcome::Done);
+    let answer = journal.submit(needing("two", "nobody")).await;
+    assert!(answer.is_err(), "answered before its commit, which failed: {answer:?}");
+    journal.close();
+    // On SQLite the process ends: opening the file again finds out what became of the commit.
+    assert_eq!(journal.ended().await.is_err(), !database::is_shared());
+    drop(journal);
+    let journal = Journal::open(location, &[&NEEDY]).await.unwrap();
+    assert_eq!(value(&journal, "a").await, 5);
+    assert_eq!(journal.submit(add("a", 2, key("two"))).await.unwrap().outcome, Outcome::Done);
 }
 
 #[tokio::test]
