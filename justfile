@@ -73,6 +73,11 @@ fmt:
 loom:
     RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir '{{ programs }}/../loom'
 
+# Try every world that a saga of four steps, or a few that share locks, can come into with so many mishaps; says how many each comes to
+[group('prove')]
+explore:
+    @cargo test --quiet --package libs --lib --locked -- saga::exploration::no_world saga::exploration::locks::no_two --nocapture
+
 # Leave out the saga's rules one at a time, and see which world each one keeps right, then which simulation
 [group('prove')]
 mutants:

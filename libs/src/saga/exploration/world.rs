@@ -1,6 +1,9 @@
 //! One world, and all that can happen in it next.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -52,6 +55,16 @@ pub(super) struct Budget {
     pub(super) losses: u8,
     pub(super) repeats: u8,
     pub(super) cancels: u8,
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { takeovers, crashes, losses, repeats, cancels } = self;
+        write!(
+            f,
+            "{takeovers} takeover, {crashes} crash, {losses} loss, {repeats} repeat, {cancels} cancel at the most"
+        )
+    }
 }
 
 /// A participant's memory of one operation, and how often it took effect.
@@ -135,14 +148,16 @@ impl World {
 
     /// What makes two worlds the same.
     pub(super) fn key(&self) -> u128 {
+        // Encoding is most of the work: once for both halves.
+        let stored = bytes(&self.stored);
+        let processes = self.processes.each_ref().map(|process| {
+            let running = process.as_ref()?;
+            Some((bytes(&running.record), &running.in_flight))
+        });
         let hash = |seed: u8| {
             let mut hasher = DefaultHasher::new();
-            seed.hash(&mut hasher);
-            bytes(&self.stored).hash(&mut hasher);
+            (seed, &stored, &processes).hash(&mut hasher);
             (self.owner, &self.lives, &self.participants, &self.messages, self.budget).hash(&mut hasher);
-            for process in &self.processes {
-                process.as_ref().map(|process| (bytes(&process.record), &process.in_flight)).hash(&mut hasher);
-            }
             u128::from(hasher.finish())
         };
         hash(0) << 64 | hash(1)
