@@ -1,5 +1,5 @@
-//! Every world that a saga can come into, tried: two processes that take it from each other, crashes between any two effects, calls
-//! and answers that are lost, come twice, late or to somebody who is gone. In each world the same must hold.
+//! Every world that a saga can come into by so many mishaps, tried: two processes that take it from each other, crashes between any two
+//! effects, calls and answers that are lost, come twice, late or to somebody who is gone. In each world the same must hold.
 //!
 //! The machine is the real one, the rest is a model of it: a store that checks who owns the saga, participants with their barrier, and
 //! a network that keeps what it was given. Models with one rule left out, the mutants, are found out.
