@@ -380,6 +380,24 @@ async fn a_step_that_nobody_will_ever_answer_is_settled_by_hand_while_its_saga_i
 }
 
 #[tokio::test]
+async fn what_needs_the_reply_of_a_step_that_was_settled_by_hand_is_refused() {
+    let world = World::new();
+    world.participants.on_call(once("reserve", Op::Action, Fault::Conflict));
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until_phase("tea", SagaPhase::Stuck).await;
+    process.coordinator.skip("tea", "reserve", Op::Action, true, "ann", "it is on the shelf").await.unwrap();
+    let saga = process.finished("tea").await;
+    let reason = saga.reason.clone().unwrap();
+    assert_eq!((saga.phase(), reason.reason.as_str()), (SagaPhase::Compensated, "REPLY_MISSING"), "{}", reason.message);
+    let called: Vec<_> = world.participants.calls().into_iter().map(|call| (call.call.step, call.call.op)).collect();
+    // What an operator says was done is undone, without its reply.
+    assert_eq!(called, [("reserve".to_owned(), Op::Action), ("reserve".to_owned(), Op::Compensation)]);
+    let undo = world.participants.calls().remove(1).message;
+    assert!(String::from_utf8_lossy(&undo).contains("knowing None"), "{undo:?}");
+}
+
+#[tokio::test]
 async fn a_saga_of_an_unknown_definition_is_parked_alone_and_goes_on_when_it_is_brought_back() {
     let world = World::new();
     world.participants.on_call(|call| if call.step == "charge" { Fault::Hang } else { Fault::None });
