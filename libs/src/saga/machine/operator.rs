@@ -184,8 +184,10 @@ impl Turn<'_> {
         }
         let pivot = self.plan.steps[step].kind == StepKind::Pivot && op == Op::Action;
         if pivot && settled == Settled::Rejected && !held {
-            let message =
-                format!("a call of {name} may still take effect, and undoes nothing of what was done before it");
+            let message = format!(
+                "a call of {name} may still take effect, and what was done before it must not be undone then: skip it as DONE, or \
+                 have it called on"
+            );
             return Err(Refusal::precondition("STEP_UNCERTAIN", message));
         }
         let what = match settled {
