@@ -420,11 +420,15 @@ async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() 
         Fault::Status(open.clone().into_status())
     });
     let process = process(&world, world.participants.clone()).await;
-    process.place("tea").await.unwrap();
-    tried.recv().await.unwrap();
-    process.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    let sagas = ["tea", "jam", "rye", "oil"];
+    for id in sagas {
+        process.place(id).await.unwrap();
+    }
+    for id in sagas {
+        process.until(id, |saga| !saga.steps[0].last_error.is_empty()).await;
+    }
     let before = *process.journal.head().borrow();
-    for _ in 0..5 {
+    for _ in 0..10 * sagas.len() {
         tried.recv().await.unwrap();
     }
     assert_eq!(*process.journal.head().borrow(), before);

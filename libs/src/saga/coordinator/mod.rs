@@ -10,6 +10,7 @@ mod closing;
 mod driver;
 mod live;
 pub(super) mod locks;
+mod looks;
 mod ownership;
 mod parked;
 mod recovery;
@@ -49,6 +50,7 @@ use self::{
     admission::Admissions,
     driver::{Driver, Start},
     live::{Live, Mail, Unreachable},
+    looks::Looks,
     sweep::Telling,
 };
 use super::{
@@ -107,6 +109,7 @@ struct Shared {
     live: Live,
     /// Sagas that this process has claimed and that have no task yet.
     claimed: Mutex<BTreeSet<String>>,
+    looks: Looks,
     admissions: Arc<Admissions>,
     /// A turn for each call that may be under way.
     calls: Semaphore,
@@ -164,6 +167,7 @@ impl Coordinator {
             definitions: Definitions::new(definitions)?,
             live: Live::default(),
             claimed: Mutex::default(),
+            looks: Looks::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
@@ -398,12 +402,9 @@ fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
     })
 }
 
-/// Why nobody here can be told anything about a saga.
-const NOT_DRIVEN: &str = "SAGA_NOT_DRIVEN";
-
 fn not_driven(saga_id: &str) -> Refusal {
     let message = format!("saga {saga_id} is not driven here now: try again");
-    Refusal::unavailable(NOT_DRIVEN, message, Duration::from_secs(1)).with("saga_id", saga_id)
+    Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
 
 fn closed(saga_id: &str) -> Refusal {

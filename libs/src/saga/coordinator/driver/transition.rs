@@ -15,7 +15,8 @@ use crate::{
     rpc::cause::of_panic,
     saga::{
         coordinator::{
-            NOT_DRIVEN, locks,
+            locks,
+            looks::Unread,
             ownership::{Decide, Fence},
             sub_sagas,
         },
@@ -81,16 +82,13 @@ impl Driver {
         loop {
             // As of before it is read: who takes the saga over does so after this.
             let now = self.shared.now();
-            match self.shared.since(&self.saga_id).await {
-                Ok(since) if since == self.since => {
+            match self.shared.look_whose(&self.saga_id).await {
+                Ok(Some(since)) if since == self.since => {
                     self.looked_micros = now;
                     return Ok(());
                 }
-                Ok(_) => return Err(Stopped::End(End::Taken { mine_again: true })),
-                Err(refusal) if refusal.reason == NOT_DRIVEN => {
-                    return Err(Stopped::End(End::Taken { mine_again: false }));
-                }
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Ok(since) => return Err(Stopped::End(End::Taken { mine_again: since.is_some() })),
+                Err(Unread) => tokio::time::sleep(PAUSE).await,
             }
         }
     }
