@@ -102,6 +102,10 @@ impl Recording {
                 continue;
             }
             let (name, arguments) = rest.split_once('(').with_context(|| format!("no call: {rest:.60}"))?;
+            // The process ended before strace could see what a thread of it asked.
+            if name == "???" {
+                continue;
+            }
             let (path, arguments) = match name {
                 "unlink" => (PathBuf::from(String::from_utf8(quoted(arguments)?.0)?), ""),
                 _ => path(arguments)?,
@@ -250,6 +254,19 @@ mod tests {
     use rand::{SeedableRng as _, rngs::StdRng};
 
     use super::*;
+
+    #[test]
+    fn what_a_process_asks_as_it_ends_is_no_riddle() {
+        let record = concat!(
+            "1 0.1 pwrite64(4</disk/log>, \"\\x07\", 1, 0) = 1\n",
+            "2 0.2 ???( <unfinished ...>\n",
+            "3 0.2 ???()\n",
+            "1 0.3 fsync(4</disk/log>) = ?\n",
+            "2 0.4 <... ??? resumed>) = ?\n",
+            "1 0.5 +++ exited with 0 +++\n",
+        );
+        assert_eq!(Recording::read(record).expect("a record").len(), 1);
+    }
 
     #[test]
     fn a_sync_holds_for_what_was_asked_before_it_whatever_else_is_synced_meanwhile() {
