@@ -129,13 +129,23 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
     let answers = Answers { with_verdict: plan.expects_verdicts(), trusted: &plan.options.trusted };
     match answer {
         Ok((reply, metadata)) => {
-            let ruling = rule(op, Code::Ok, Verdict::from_metadata(&metadata), answers);
-            let message = format!(
-                "{} answered OK, but not by its barrier: another server may have answered, or a proxy drops saga-verdict; \
-                 of a participant that has none its step says `without_barrier`",
-                plan.participant
-            );
-            let refusal = Refusal::new(Code::Unknown, "NO_VERDICT", message);
+            let verdict = Verdict::from_metadata(&metadata);
+            let ruling = rule(op, Code::Ok, verdict, answers);
+            let refusal = match verdict {
+                None => Refusal::new(
+                    Code::Unknown,
+                    "NO_VERDICT",
+                    format!(
+                        "{} answered OK, but not by its barrier: another server may have answered, or a proxy drops saga-verdict; of a \
+                         participant that has none its step says `without_barrier`",
+                        plan.participant
+                    ),
+                ),
+                Some(verdict) => {
+                    let message = format!("{} answered OK and the verdict {}", plan.participant, verdict.as_str());
+                    Refusal::new(Code::Unknown, "VERDICT", message)
+                }
+            };
             Attempt { step, op, ruling: Some(ruling), reply, refusal, roll }
         }
         Err(status) => {
