@@ -88,6 +88,8 @@ impl Driver {
                     return Ok(());
                 }
                 Ok(since) => return Err(Stopped::End(End::Taken { mine_again: since.is_some() })),
+                // Nothing is called any more, and the database may never be asked again.
+                Err(Unread) if self.is_draining() => return Err(Stopped::End(End::Leaving)),
                 Err(Unread) => tokio::time::sleep(PAUSE).await,
             }
         }
