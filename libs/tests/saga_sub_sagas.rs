@@ -100,6 +100,24 @@ async fn a_step_is_done_when_its_saga_is_and_its_answer_feeds_the_next() {
 }
 
 #[tokio::test]
+async fn a_step_that_is_a_saga_which_goes_on_is_settled_in_that_saga_alone() {
+    let world = World::with(travel());
+    world.participants.on_call(|call| if call.step == "capture" { Fault::LoseRequest } else { Fault::None });
+    let process = world.open().await;
+    process.place("rome").await.unwrap();
+    process.until("rome:pay", |saga| saga.steps.iter().any(|step| !step.last_error.is_empty())).await;
+    process.coordinator.pause("rome", "ann", "the bank is out").await.unwrap();
+    for done in [true, false] {
+        let skipped = process.coordinator.skip("rome", "pay", Op::Action, done, "ann", "paid in cash").await;
+        let refused = skipped.unwrap_err();
+        assert!(refused.reason == "STEP_UNCERTAIN" && refused.message.contains("rome:pay"), "{refused:?}");
+    }
+    world.participants.on_call(|_| Fault::None);
+    process.coordinator.resume("rome", "ann", "it is back").await.unwrap();
+    assert_eq!(ended(&process, "rome").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
 async fn what_is_refused_below_turns_everything_back_in_reverse() {
     for (refused, undone) in [
         ("hotel", ["-flight of rome:book", "-look of rome"].as_slice()),

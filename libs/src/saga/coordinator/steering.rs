@@ -30,7 +30,7 @@ impl Coordinator {
     /// Takes one operation of a STUCK or paused saga for settled: `done` if it took effect, else it had none.
     ///
     /// # Errors
-    /// NOT_STUCK, STEP_SETTLED, STEP_UNCERTAIN for a pivot that may yet take effect, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
+    /// NOT_STUCK, STEP_SETTLED, STEP_UNCERTAIN for a pivot that may yet take effect or a saga that goes on, STEP_UNDER_WAY, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
     pub async fn skip(
         &self,
         saga_id: &str,
@@ -44,7 +44,7 @@ impl Coordinator {
         self.steer(saga_id, Wish::Skip { step: step.to_owned(), op, settled }, actor, reason).await
     }
 
-    /// Closes a STUCK or parked saga as it is.
+    /// Closes a STUCK, paused or parked saga as it is.
     ///
     /// # Errors
     /// NOT_STUCK, SAGA_CLOSED, UNKNOWN_SAGA.

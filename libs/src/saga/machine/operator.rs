@@ -62,8 +62,11 @@ impl Turn<'_> {
                 Ok(())
             }
             Wish::Skip { step, op, settled } => self.skip(command, step, *op, *settled),
+            Wish::ForceClose if self.record.kept.awaits_parent && self.phase() != SagaPhase::Stuck => {
+                Err(self.part_of_another())
+            }
             Wish::ForceClose => {
-                self.must_be_stuck()?;
+                self.must_rest()?;
                 self.audit(command, "force-closed", None);
                 self.enter(SagaPhase::ForceClosed);
                 Ok(())
@@ -91,11 +94,13 @@ impl Turn<'_> {
         }
     }
 
-    fn must_be_stuck(&self) -> Result<(), Refusal> {
-        if self.phase() == SagaPhase::Stuck {
+    /// Refuses while the saga goes on by itself: what an operator finds at a participant would not stay.
+    fn must_rest(&self) -> Result<(), Refusal> {
+        if self.phase() == SagaPhase::Stuck || self.record.saga.paused {
             return Ok(());
         }
-        let message = format!("saga {} is {}, not STUCK", self.record.saga.saga_id, name_of(self.phase()));
+        let (saga_id, phase) = (&self.record.saga.saga_id, name_of(self.phase()));
+        let message = format!("saga {saga_id} is {phase}, not STUCK, and goes on: pause it before");
         Err(Refusal::precondition("NOT_STUCK", message))
     }
 
@@ -158,15 +163,7 @@ impl Turn<'_> {
     }
 
     fn skip(&mut self, command: &Command, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
-        // Of one that is paused nothing more is called, so that whoever looks at a participant finds what will stay.
-        if self.phase() != SagaPhase::Stuck && !self.record.saga.paused {
-            let message = format!(
-                "saga {} is {}, not STUCK, and goes on calling: pause it before, and resume it after",
-                self.record.saga.saga_id,
-                name_of(self.phase())
-            );
-            return Err(Refusal::precondition("NOT_STUCK", message));
-        }
+        self.must_rest()?;
         let Some(step) = self.plan.steps.iter().position(|step| step.name == name) else {
             let message = format!("saga {} has no step {name}", self.record.saga.saga_id);
             return Err(Refusal::not_found("UNKNOWN_STEP", message));
@@ -182,13 +179,8 @@ impl Turn<'_> {
             let message = format!("{name} waits for nothing that could be skipped");
             return Err(Refusal::precondition("STEP_SETTLED", message));
         }
-        let pivot = self.plan.steps[step].kind == StepKind::Pivot && op == Op::Action;
-        if pivot && settled == Settled::Rejected && !held {
-            let message = format!(
-                "a call of {name} may still take effect, and what was done before it must not be undone then: skip it as DONE, or \
-                 have it called on"
-            );
-            return Err(Refusal::precondition("STEP_UNCERTAIN", message));
+        if !held {
+            self.must_be_known(step, op, settled)?;
         }
         let what = match settled {
             Settled::Done => "skipped as done",
@@ -203,6 +195,26 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Refuses what nobody can know of an operation that may still take effect.
+    fn must_be_known(&self, step: usize, op: Op, settled: Settled) -> Result<(), Refusal> {
+        let plan = &self.plan.steps[step];
+        let unknown = |message: String| Err(Refusal::precondition("STEP_UNCERTAIN", message).with("step", plan.name));
+        match (op, settled, plan.kind) {
+            // It is undone, or withdrawn.
+            (Op::Action, Settled::Rejected, StepKind::Compensatable) => Ok(()),
+            _ if plan.is_saga() => {
+                let below = &self.record.saga.steps[step].sub_saga_id;
+                unknown(format!("{} is saga {below}, which goes on: settle what it waits for there", plan.name))
+            }
+            (Op::Action, Settled::Rejected, StepKind::Pivot) => unknown(format!(
+                "a call of {} may still take effect, and what was done before it must not be undone then: skip it as DONE, have it called \
+                 on, or force-close the saga",
+                plan.name
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn settle(&mut self, step: usize, op: Op, settled: Settled, command: &Command) {
         let kind = self.plan.steps[step].kind;
         self.record.step_mut(step).next_attempt_time = None;
@@ -212,6 +224,10 @@ impl Turn<'_> {
             (Op::Action, Settled::Done) => {
                 kept.may_have_run = true;
                 self.set_state(step, StepState::Skipped);
+                // Should it be undone after all: a call of it may be on its way yet.
+                if !held {
+                    self.may_come_late(step);
+                }
             }
             // A call of it may be on its way yet. Undoing it costs nothing where there was no effect, and keeps a late one out.
             (Op::Action, Settled::Rejected) if kind == StepKind::Compensatable && !held => {
@@ -254,9 +270,13 @@ fn name_of(phase: SagaPhase) -> &'static str {
 mod tests {
     use super::*;
     use crate::saga::{
-        Definition, Operation,
-        machine::{Input, Moment, advance},
+        Compensated, Definition, Operation,
+        machine::{Input, Moment, advance, later, next_wake},
     };
+
+    impl Compensated for Ship {
+        type Compensation = Self;
+    }
 
     struct Ship;
 
@@ -265,6 +285,28 @@ mod tests {
         const PATH: &'static str = "/ship";
         type Request = i64;
         type Reply = i64;
+    }
+
+    /// Where no barrier is, a call of it may be on its way yet.
+    #[test]
+    fn what_was_settled_as_done_is_undone_when_none_of_its_calls_can_come_any_more() {
+        let timeout = std::time::Duration::from_secs(5);
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.compensatable::<Ship>("ship", |input, _| Ok(*input), |_| 0);
+        saga.without_barrier().attempt_timeout(timeout);
+        saga.pivot::<Ship>("decide", |input, _| Ok(*input));
+        let definition = saga.build().expect("a definition");
+        let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
+        let moment = Moment { now: 1, draining: false };
+        advance(&*definition, &mut record, Input::Tick, moment).expect("begun");
+        let skip = Wish::Skip { step: "ship".to_owned(), op: Op::Action, settled: Settled::Done };
+        for wish in [Wish::Pause, skip, Wish::Cancel, Wish::Resume] {
+            let command = Command { wish, actor: "ann".to_owned(), reason: "I have looked".to_owned() };
+            advance(&*definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
+        }
+        assert_eq!(record.saga.steps[0].state(), StepState::Compensating);
+        let wakes = next_wake(&definition.plan, &record, |_| false);
+        assert_eq!(wakes, Some(later(1, timeout * 3)));
     }
 
     #[test]

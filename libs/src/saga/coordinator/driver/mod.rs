@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use proto::saga::v1::{Saga, SagaPhase};
+use proto::saga::v1::{Saga, SagaPhase, StepKind};
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -29,7 +29,7 @@ use crate::{
     saga::{
         Definition,
         definition::StepCode,
-        machine::{self, Attempt, Due, Input},
+        machine::{self, Attempt, Command, Due, Input, Settled, Wish},
         plan::StepPlan,
         record::{Record, changed_at},
         store,
@@ -301,10 +301,12 @@ impl Driver {
         let is_bare = |step: &StepPlan, op| is_shared && step.options.plain && op == Op::Action;
         let (now, changed) = (self.shared.now(), changed_at(&self.record.saga));
         let is_over = |since, most| now > machine::later(since, most);
+        // By a clock that was ahead it was looked at nobody knows when.
+        let looked = if self.looked_micros > now { 0 } else { self.looked_micros };
         let age = |step: &StepPlan, op| {
             if is_over(changed, counts) {
                 Age::OfRecord
-            } else if is_bare(step, op) && is_over(changed.max(self.looked_micros), step.options.attempt_timeout) {
+            } else if is_bare(step, op) && is_over(changed.max(looked), step.options.attempt_timeout) {
                 Age::OfOwner
             } else {
                 Age::Young
@@ -376,6 +378,9 @@ impl Driver {
                     self.ask_parent().await?;
                     self.step(Input::Woken).await?;
                 }
+                Mail::Operator(command, answer) if self.is_under_way(&command) => {
+                    let _ = answer.send(Err(under_way(&self.saga_id)));
+                }
                 Mail::Operator(command, answer) => {
                     let reply = match self.step(Input::Operator(command)).await {
                         Ok(()) => Ok(self.record.saga.clone()),
@@ -389,6 +394,18 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Whether an operator would settle what a call is under way for. It may have yet to leave, and what they have found would not stay. What
+    /// is undone for it is another matter.
+    fn is_under_way(&self, command: &Command) -> bool {
+        let Wish::Skip { step: name, op, settled } = &command.wish else { return false };
+        let rests = self.record.saga.paused || self.record.saga.phase() == SagaPhase::Stuck;
+        let is_undone =
+            |step: &StepPlan| (*op, *settled, step.kind) == (Op::Action, Settled::Rejected, StepKind::Compensatable);
+        let mut steps = self.program.plan.steps.iter();
+        let step = steps.position(|step| step.name == name && step.is_remote() && !is_undone(step));
+        rests && step.is_some_and(|step| self.in_flight.contains(Due { step, op: *op }))
     }
 
     fn leave(mut self: Box<Self>, end: End) {
@@ -431,6 +448,11 @@ impl Driver {
             }
         }
     }
+}
+
+fn under_way(saga_id: &str) -> Refusal {
+    let message = "a call of this step is under way: ask again when it has ended";
+    Refusal::unavailable("STEP_UNDER_WAY", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
 
 async fn sleep(wait: Option<Duration>) {

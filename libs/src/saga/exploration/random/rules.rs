@@ -25,7 +25,7 @@ impl Transition<'_> {
     pub(super) fn check(self, steps: &[StepPlan], shown: &mut Saga) -> Result<Record, String> {
         let Self { before, after, stored, told } = self;
         let (was, is) = (before.saga.phase(), after.saga.phase());
-        if !may_follow(was, is) {
+        if !may_follow(&before.saga, is) {
             return Err(format!("{} after {}", is.as_str_name(), was.as_str_name()));
         }
         if after.saga.version != before.saga.version + 1 {
@@ -59,12 +59,13 @@ impl Transition<'_> {
     }
 }
 
-fn may_follow(was: SagaPhase, is: SagaPhase) -> bool {
+fn may_follow(before: &Saga, is: SagaPhase) -> bool {
     use SagaPhase::{Compensated, Compensating, ForceClosed, Forward, Scheduled, Stuck};
-    match was {
+    match before.phase() {
+        Scheduled | Forward | Compensating if is == ForceClosed => before.paused,
         // One transition may go through several.
-        Scheduled => is != ForceClosed,
-        Forward => !matches!(is, Scheduled | ForceClosed),
+        Scheduled => true,
+        Forward => is != Scheduled,
         Compensating => matches!(is, Compensating | Compensated | Stuck),
         Stuck => is != Scheduled,
         _ => false,
