@@ -291,7 +291,11 @@ async fn stock_is_counted(mut shop: Shop) -> anyhow::Result<()> {
     // It is recalled: set aside again, for as long as its reservation stands.
     let recall = CancelShipmentRequest { shipment_id: "one".to_owned(), ..CancelShipmentRequest::default() };
     clients.shipping_commands().cancel_shipment(recall).await?;
-    let recalled = changed(&mut changes, (9, 1, 0)).await?;
+    let mut recalled = changed(&mut changes, (9, 1, 0)).await?;
+    // A change of inventory's own that is told late, such as the release of what was refused, is counted with what is known by then.
+    while recalled.shipping_position == today.shipping_position {
+        recalled = changed(&mut changes, (9, 1, 0)).await?;
+    }
     assert!(recalled.position >= today.position && recalled.shipping_position > today.shipping_position);
     counted(&clients, (9, 1, 0)).await?;
     drop(changes);
