@@ -8,7 +8,6 @@ use tonic::{
     Code, Response, Status,
     metadata::{AsciiMetadataValue, MetadataMap},
 };
-
 use tonic_types::StatusExt as _;
 
 use super::{
