@@ -5,7 +5,7 @@ use std::{
     env,
     fs::{self, File},
     net::Ipv4Addr,
-    process::{Output, Stdio},
+    process::{ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -111,21 +111,31 @@ impl Up {
         Ok(Self { child, host, lines, _printing: printing, folder })
     }
 
-    /// What another run of the shop says of it.
-    async fn told(&self, words: &[&str]) -> anyhow::Result<String> {
+    /// Another run of the shop, which asks this one.
+    fn asking(&self, words: &[&str]) -> anyhow::Result<Command> {
         let mut command = shop(&self.folder, words)?;
         command.args(["--order-address", &format!("http://{}:50054", self.host)]);
-        plain(program::output(command).await?)
+        Ok(command)
+    }
+
+    /// What another run of the shop says of it.
+    async fn told(&self, words: &[&str]) -> anyhow::Result<String> {
+        plain(program::output(self.asking(words)?).await?)
     }
 
     /// Ends as by Ctrl-C.
     async fn interrupted(mut self) -> anyhow::Result<()> {
-        let process = self.child.id().context("it has ended")?.to_string();
-        ensure!(Command::new("kill").args(["-INT", &process]).status().await?.success());
-        let ended = timeout(PATIENCE, self.child.wait()).await.context("it does not end")??;
+        let ended = interrupt(&mut self.child).await?;
         ensure!(ended.success(), "{ended}: {}", fs::read_to_string(self.folder.path().join("log"))?);
         Ok(())
     }
+}
+
+/// Ends a program as by Ctrl-C.
+async fn interrupt(child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let process = child.id().context("it has ended")?.to_string();
+    ensure!(Command::new("kill").args(["-INT", &process]).status().await?.success());
+    Ok(timeout(PATIENCE, child.wait()).await.context("it does not end")??)
 }
 
 /// What a shell that has grpcurl on its PATH makes of a line.
@@ -200,13 +210,18 @@ async fn the_running_service_draws_the_saga_that_the_readme_shows() -> anyhow::R
     Ok(())
 }
 
-#[tokio::test]
-async fn an_order_is_placed_listed_and_shown() -> anyhow::Result<()> {
+/// The shelf and the customer's money, which `./just order` relies on.
+async fn stocked() -> anyhow::Result<Up> {
     let up = Up::start().await?;
-    // The shelf and the customer's money, which `./just order` relies on.
     for line in &up.lines[..2] {
         paste(line, false).await?;
     }
+    Ok(up)
+}
+
+#[tokio::test]
+async fn an_order_is_placed_listed_and_shown() -> anyhow::Result<()> {
+    let up = stocked().await?;
     let placed = up.told(&["order"]).await?;
     let end = placed.lines().last().and_then(|line| line.strip_prefix("  order ")).context("no order")?;
     let (id, end) = end.split_once(' ').context("no end")?;
@@ -221,5 +236,43 @@ async fn an_order_is_placed_listed_and_shown() -> anyhow::Result<()> {
     let lines: Vec<Vec<&str>> = shown.lines().map(words).collect();
     assert_eq!(lines.first(), Some(&words(&row)), "{shown}");
     assert_eq!(lines.last(), Some(&vec!["saga", "completed"]), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_order_is_watched_as_it_moves() -> anyhow::Result<()> {
+    let up = stocked().await?;
+    let mut watch = up.asking(&["watch"])?.stdout(Stdio::piped()).spawn()?;
+    let mut shown = BufReader::new(watch.stdout.take().context("its output")?).lines();
+    let mut next = async || timeout(PATIENCE, shown.next_line()).await.context("nothing is shown")??.context("it ends");
+    assert_eq!(next().await?, "watching; Ctrl-C ends");
+    let placed = up.told(&["order"]).await?;
+    let id = placed.lines().last().and_then(|line| line.split_whitespace().nth(1)).context("no order")?.to_owned();
+    // What the one who has placed it is shown, its heading and its end aside.
+    let moves: Vec<&str> = placed.lines().filter(|line| line.contains(" ms  ") || line.contains(" µs  ")).collect();
+    assert!(moves.len() > 4, "{placed}");
+    for expected in moves {
+        assert_eq!(next().await?, format!("{id}  {expected}"));
+    }
+    assert_eq!(next().await?, format!("{id}  Completed"));
+    assert!(interrupt(&mut watch).await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_circuits_of_an_order_are_listed() -> anyhow::Result<()> {
+    let up = stocked().await?;
+    up.told(&["order"]).await?;
+    let inventory = format!("http://{}:50051", up.host);
+    let listed = up.told(&["breakers", "--inventory-address", &inventory]).await?;
+    let mut lines = listed.lines();
+    let column = lines.next().and_then(|head| head.find("    calls")).context("no head")?;
+    let rows: Vec<&str> = lines.collect();
+    for peer in ["inventory", "payment", "shipping"] {
+        let of_it = |row: &&&str| row.split_whitespace().take(3).eq(["order", peer, "closed"]);
+        let row = rows.iter().find(of_it).with_context(|| format!("no circuit to {peer}:\n{listed}"))?;
+        // One call of the order's.
+        assert_eq!(row[column..column + "    calls".len()].trim(), "1", "{listed}");
+    }
     Ok(())
 }
