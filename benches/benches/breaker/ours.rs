@@ -6,7 +6,7 @@ use libs::breaker::{
     Breaker, Class, Clock, CoarseClock, Config, ConfigBuilder, MonotonicClock, Rate, SlowCalls, State,
 };
 
-use super::Row;
+use super::{Outcome, Row};
 
 fn breaker(config: ConfigBuilder, clock: Arc<dyn Clock>) -> Breaker {
     Breaker::with_clock("bench", config.build().expect("makes sense"), clock)
@@ -14,9 +14,9 @@ fn breaker(config: ConfigBuilder, clock: Arc<dyn Clock>) -> Breaker {
 
 fn row(name: &'static str, config: ConfigBuilder, clock: Arc<dyn Clock>) -> Row {
     let breaker = breaker(config, clock);
-    let call = move || match breaker.admit() {
+    let call = move |outcome: Outcome| match breaker.admit() {
         Ok(permit) => {
-            permit.finish(Class::Success);
+            permit.finish(if outcome.is_ok() { Class::Success } else { Class::Failure });
             true
         }
         Err(_) => false,
@@ -50,7 +50,7 @@ pub(super) fn open() -> Vec<Row> {
     breaker.admit().expect("closed").finish(Class::Failure);
     vec![Row {
         name: "ours: core",
-        call: Box::new(move || breaker.admit().map(|permit| permit.finish(Class::Success)).is_ok()),
+        call: Box::new(move |_| breaker.admit().map(|permit| permit.finish(Class::Success)).is_ok()),
     }]
 }
 
