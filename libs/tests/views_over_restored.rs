@@ -43,7 +43,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Code, Request, Response, Status, transport::Server};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -166,6 +166,27 @@ async fn views_that_were_made_anew_to_where_another_services_log_ends_lag_behind
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_views_that_go_back_is_told_to_watch_from_0() {
+    let folder = TempDir::new().unwrap();
+    let (_journal, there) = at_five_of_three(&folder).await;
+    let (followed, board) = (views(&folder, &there).await, Board::default());
+    followed.show_on(&board, "source");
+    let read = followed.read_side("test", PATIENCE);
+    let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
+    let following = tokio::spawn(followed.run());
+    assert_eq!(changes.next().await.unwrap().unwrap(), (5, 5));
+    made_anew(&board).await;
+    let told = timeout(PATIENCE, changes.next()).await.expect("it is told").unwrap();
+    let refusal = told.expect_err("it is over");
+    assert_eq!((refusal.code, &*refusal.reason), (Code::FailedPrecondition, "AHEAD_OF_LOG"), "{refusal:?}");
+    assert!(refusal.message.contains("watch from 0"), "{refusal:?}");
+
+    let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
+    assert_eq!(changes.next().await.unwrap().unwrap(), (3, 3));
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_anew() {
     if !database::has_server() {
         return;
@@ -177,10 +198,14 @@ async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_a
     let (other, others) = (views(&folder, &there).await, Board::default());
     other.show_on(&others, "source");
     let read = other.read_side("test", PATIENCE);
+    let mut changes = Box::pin(read.follow::<i64>(&SEEN, Vec::new(), 0));
+    assert_eq!(changes.next().await.unwrap().unwrap(), (5, 5));
     let (one, _other) = (tokio::spawn(one.run()), tokio::spawn(other.run()));
     made_anew(&board).await;
     one.abort();
     let _ = one.await;
+    let told = timeout(PATIENCE, changes.next()).await.expect("who watches is told").unwrap();
+    assert_eq!(told.expect_err("it is over").reason, "AHEAD_OF_LOG");
     for position in 4..=7 {
         happen(&journal, "thing").await;
         let goes_on = async {

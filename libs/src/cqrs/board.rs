@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -26,6 +26,8 @@ use crate::refusal::Refusal;
 pub(super) struct Standing {
     name: &'static str,
     checkpoint: AtomicI64,
+    /// How many times it went back.
+    times_back: AtomicU64,
     parked: Mutex<Option<ParkedEvent>>,
     /// How far the log is: told by the journal, or as far as the projector has seen.
     head: Option<watch::Receiver<i64>>,
@@ -43,7 +45,8 @@ impl Standing {
         bell: Arc<Notify>,
     ) -> Arc<Self> {
         let (checkpoint, seen) = (AtomicI64::new(checkpoint), AtomicI64::new(checkpoint));
-        Arc::new(Self { name, checkpoint, parked: Mutex::default(), head, seen, wanted: AtomicBool::default(), bell })
+        let (times_back, parked, wanted) = (AtomicU64::default(), Mutex::default(), AtomicBool::default());
+        Arc::new(Self { name, checkpoint, times_back, parked, head, seen, wanted, bell })
     }
 
     pub(super) fn moved(&self, checkpoint: i64) {
@@ -69,8 +72,15 @@ impl Standing {
 
     /// It goes on from a position, which may be further back, and is not parked.
     pub(super) fn go_on(&self, checkpoint: i64) {
+        if checkpoint < self.checkpoint() {
+            self.times_back.fetch_add(1, Ordering::Relaxed);
+        }
         self.moved(checkpoint);
         *self.parked.lock() = None;
+    }
+
+    pub(super) fn times_back(&self) -> u64 {
+        self.times_back.load(Ordering::Relaxed)
     }
 
     pub(super) fn checkpoint(&self) -> i64 {

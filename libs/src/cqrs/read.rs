@@ -163,6 +163,23 @@ impl ReadSide {
         matches!(tokio::time::timeout(most, passed).await, Ok(Ok(_)))
     }
 
+    /// How many times views went back.
+    fn times_back(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.standing.times_back()).sum()
+    }
+
+    /// Refuses to go on with a watch if views went back since they were counted: what it was told of is another log's.
+    fn has_not_gone_back(&self, times: u64, watched: i64) -> Result<(), Refusal> {
+        if self.times_back() == times {
+            return Ok(());
+        }
+        let at = self.position();
+        let message = format!(
+            "the views were made anew to {at}: their log is not the one that was watched to {watched}: watch from 0"
+        );
+        Err(Refusal::precondition("AHEAD_OF_LOG", message).with("head", at.to_string()))
+    }
+
     fn behind(&self, wanted: &str) -> Refusal {
         let message = format!("the views are at {} and {wanted}", self.position());
         Refusal::unavailable("NOT_CAUGHT_UP", message, Duration::from_millis(100))
@@ -244,7 +261,8 @@ impl ReadSide {
     /// Every document that changes after a position, in the order of the changes, for ever. Changes between two looks are
     /// one: a slow watcher gets fewer of them and never makes anything grow. Each comes with the position after which to go on: of several
     /// documents that one event changes, all but the last come with the one before. A position that the views don't come to is refused as
-    /// [`wait_for_position`](Self::wait_for_position) does.
+    /// [`wait_for_position`](Self::wait_for_position) does. It ends with FAILED_PRECONDITION, AHEAD_OF_LOG when the views go back, made anew
+    /// of another service's restored log.
     pub fn follow<M: Message + Default + 'static>(
         &self,
         table: &'static Table,
@@ -254,12 +272,14 @@ impl ReadSide {
         let read = self.clone();
         async_stream::try_stream! {
             read.has_passed(table)?;
+            let times_back = read.times_back();
             read.wait_for_position(after_position).await?;
-            let Self { reader, mut caught_up, .. } = read;
+            let mut caught_up = read.caught_up.clone();
             let mut position = after_position;
             loop {
                 // Look at how far the views are before reading them: what comes between is read again, never missed.
                 caught_up.mark_unchanged();
+                read.has_not_gone_back(times_back, position)?;
                 loop {
                     let mut conditions = Conditions::default();
                     conditions.filter(&filter);
@@ -269,8 +289,8 @@ impl ReadSide {
                         table.name,
                         conditions.sql()
                     );
-                    let read = reader.fetch(&sql, conditions.values).await;
-                    let records = read.map_err(|error| unreadable(table, &error))?;
+                    let found = read.reader.fetch(&sql, conditions.values).await;
+                    let records = found.map_err(|error| unreadable(table, &error))?;
                     let positions = records.iter().map(|record| record.int(0)).collect::<Result<Vec<_>, _>>();
                     let positions = positions.map_err(|error| unreadable(table, &error))?;
                     let full = records.len() == MOST_CHANGES;
