@@ -17,8 +17,8 @@ use libs::{
     cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
     cqrs::{Log, Projections, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent,
-        sqlite::{Durability, Writer, readers, remove},
+        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, head,
+        sqlite::{Durability, Writer, companion, readers, remove},
     },
     service::{App, Stores},
 };
@@ -160,4 +160,26 @@ async fn what_follows_another_service_is_made_ready_too() {
     let others = folder.path().join("test.views.other.db");
     let read = readers(&others, 1).unwrap().fetch_keys(&SEEN, vec![vec!["a".into()]]).await.unwrap();
     assert!(read.is_empty());
+}
+
+/// A query process may be the first to come back: whoever wrote the log was killed before it was synced.
+#[tokio::test]
+async fn what_a_killed_process_left_in_the_log_is_settled_before_a_query_process_reads_it() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(format!("{name}.db"));
+    let killed = Journal::open(path("killed").as_path(), &[]).await.unwrap();
+    write(&killed, &["a"]).await;
+    let (left, settled) = (path("left"), path("settled"));
+    for suffix in ["", "-wal"] {
+        std::fs::copy(companion(&path("killed"), suffix), companion(&left, suffix)).unwrap();
+    }
+    let log = Log::open(left.as_path()).unwrap();
+    let projections = Projections::new().with(Squeamish { mended: Arc::default() });
+    let views = Views::open(&left.with_extension("views.db"), log, &projections).await.unwrap();
+    views.catch_up(|_, _| {}).await.unwrap();
+    assert_eq!(seen(&left, ["a"]).await, [Some(1)]);
+    // The power fails, and what was in the log alone is gone.
+    std::fs::copy(&left, &settled).unwrap();
+    let journal = Journal::open(settled.as_path(), &[]).await.unwrap();
+    assert_eq!(head(journal.reader()).await.unwrap(), 1);
 }

@@ -71,9 +71,9 @@ impl Log {
     /// The log of a journal that another process writes, on the same database.
     ///
     /// # Errors
-    /// When its database isn't there or can't be read.
+    /// When its database isn't there or can't be read, or the disk doesn't take what a killed process left in it.
     pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
-        let (reader, recent) = (store::readers(&location.into(), 1)?, Recent::default());
+        let (reader, recent) = (store::readers_of_journal(&location.into(), 1)?, Recent::default());
         Ok(Self::from(Source::Database { reader, recent, head: None, shared: true }))
     }
 

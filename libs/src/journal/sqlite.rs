@@ -100,7 +100,7 @@ impl Writer {
             script.push(';');
         }
         connection.execute_batch(&script).map_err(|error| failed(error.into()))?;
-        settle(&connection, path)?;
+        settle(&connection, path, EMPTYING)?;
         let (journal_mode, synchronous) = (journal_mode.value, synchronous.value);
         let sqlite = rusqlite::version();
         tracing::info!(path = %path.display(), journal_mode, synchronous, sqlite, "database open");
@@ -130,9 +130,9 @@ impl Writer {
     /// log has, it stays beside the file.
     pub fn close(self) {
         // The last connection would do that by itself; readers of this process or of another are there longer.
-        match self.connection.busy_timeout(LEAVING).and_then(|()| empty_log(&self.connection)) {
-            Ok(true) => {}
-            Ok(false) => {
+        match self.connection.busy_timeout(LEAVING).and_then(|()| copy_log(&self.connection, EMPTYING)) {
+            Ok(Copied::All) => {}
+            Ok(Copied::Part | Copied::ByAnother) => {
                 tracing::info!("somebody reads on: what was written last stays in the log beside the database")
             }
             Err(error) => {
@@ -181,22 +181,51 @@ impl Setting {
     }
 }
 
+/// Copies all and waits for readers, so that the log is empty then.
+const EMPTYING: &str = "TRUNCATE";
+/// Copies what can be copied beside a writer and readers, without holding up any of them.
+const BESIDE_OTHERS: &str = "PASSIVE";
+/// How long to wait for another process that copies the same log.
+const COPYING: Duration = Duration::from_millis(5);
+
 /// Has the disk take what an earlier process left in the log, before anybody reads it. SQLite finds there what was written, though it
 /// may never have been synced, or in vain: what is told of it would be lost with the power.
-fn settle(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+fn settle(connection: &Connection, path: &Path, how: &str) -> Result<(), OpenError> {
     let failed = |source: rusqlite::Error| OpenError::Database { location: path.into(), source: source.into() };
-    if !empty_log(connection).map_err(failed)? {
-        // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
-        let log = companion(path, "-wal");
-        let synced = File::open(&log).and_then(|file| file.sync_all());
-        synced.map_err(|source| OpenError::File { path: log, source })?;
+    let mut waited = Duration::ZERO;
+    loop {
+        match copy_log(connection, how).map_err(failed)? {
+            Copied::All => return Ok(()),
+            Copied::ByAnother if waited < BUSY => std::thread::sleep(COPYING),
+            Copied::Part | Copied::ByAnother => break,
+        }
+        waited += COPYING;
     }
-    Ok(())
+    // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
+    let log = companion(path, "-wal");
+    let synced = File::open(&log).and_then(|file| file.sync_all());
+    synced.map_err(|source| OpenError::File { path: log, source })
 }
 
-/// Copies the write-ahead log into the database, and empties it. False if somebody goes on reading what is there.
-fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
+/// How much of a log is in its database, and synced.
+enum Copied {
+    All,
+    /// Somebody goes on reading what was there before the rest.
+    Part,
+    /// Another process is at it.
+    ByAnother,
+}
+
+/// Copies the write-ahead log into the database.
+fn copy_log(connection: &Connection, how: &str) -> rusqlite::Result<Copied> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
+        let (busy, frames, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(match (busy, frames) {
+            (0, _) if frames == copied => Copied::All,
+            (1, -1) => Copied::ByAnother,
+            _ => Copied::Part,
+        })
+    })
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
@@ -213,13 +242,34 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 /// # Errors
 /// When it isn't there or can't be read.
 pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
+    read_only(path, count).map(Reader::sqlite)
+}
+
+/// The same on what others may be told of, whether a writer has it open or none does: what one left in the log that was killed is on the
+/// disk before it is read.
+///
+/// # Errors
+/// When it isn't there or can't be read, or the disk doesn't take it.
+pub fn settled_readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
+    let connections = read_only(path, count)?;
+    let failed = |source: Error| OpenError::Database { location: path.into(), source };
+    // From now on it is found there up to where it is now, until a writer has synced more.
+    if let Some(connection) = connections.first() {
+        connection.pragma_query_value(None, "schema_version", |_| Ok(())).map_err(|error| failed(error.into()))?;
+    }
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+    settle(&connection, path, BESIDE_OTHERS)?;
+    Ok(Reader::sqlite(connections))
+}
+
+fn read_only(path: &Path, count: usize) -> Result<Vec<Connection>, OpenError> {
     let open = |_| {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.pragma_update(None, "query_only", true)?;
         Ok(connection)
     };
     let failed = |source| OpenError::Database { location: path.into(), source };
-    (0..count).map(open).collect::<Result<_, Error>>().map(Reader::sqlite).map_err(failed)
+    (0..count).map(open).collect::<Result<_, Error>>().map_err(failed)
 }
 
 /// A file that goes with a database, by what its name ends with: one of SQLite's own, or the lock.

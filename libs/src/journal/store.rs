@@ -25,10 +25,25 @@ enum Kind {
 pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
     match location {
         Location::Sqlite(path) => sqlite::readers(path, count),
-        Location::Postgres { .. } => match Server::readers(location, count)? {
-            Some(server) => Ok(Reader::postgres(server)),
-            None => Err(OpenError::Database { location: location.clone(), source: Error::Closed }),
-        },
+        Location::Postgres { .. } => on_server(location, count),
+    }
+}
+
+/// The same on a journal, whose events others are told of: in a file they are on the disk by then, whatever became of who wrote them.
+///
+/// # Errors
+/// As [`readers`], and when the disk doesn't take them.
+pub fn readers_of_journal(location: &Location, count: usize) -> Result<Reader, OpenError> {
+    match location {
+        Location::Sqlite(path) => sqlite::settled_readers(path, count),
+        Location::Postgres { .. } => on_server(location, count),
+    }
+}
+
+fn on_server(location: &Location, count: usize) -> Result<Reader, OpenError> {
+    match Server::readers(location, count)? {
+        Some(server) => Ok(Reader::postgres(server)),
+        None => Err(OpenError::Database { location: location.clone(), source: Error::Closed }),
     }
 }
 
