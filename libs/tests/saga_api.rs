@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{CommandSide, Log, Projections, Views},
-    journal::{Cause, Entry, Journal, Loaded},
+    cqrs::{CommandSide, Log, Projection, ProjectionError, Projections, Views},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction},
     refusal::Refusal,
     saga::{Definition, LocalWork, Options, Retry, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
     testing::{after, refused, wrong_fields},
@@ -22,7 +22,7 @@ use proto::saga::v1::{
     saga_command_service_server::SagaCommandService as _, saga_query_service_server::SagaQueryService as _,
 };
 use saga_world::{PATIENCE, Process, Reserve, Ship, World};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, transport::Server};
 
@@ -142,6 +142,43 @@ async fn sagas_are_listed_by_phase_and_type_a_page_at_a_time_the_newest_first() 
     assert_eq!(wrong_fields(api.queries.list_sagas(Request::new(wrong)).await), ["phases"]);
     let wrong = ListSagasRequest { page_token: "garbage".to_owned(), ..ListSagasRequest::default() };
     assert_eq!(wrong_fields(api.queries.list_sagas(Request::new(wrong)).await), ["page_token"]);
+}
+
+/// Keeps nothing.
+struct Bystander;
+
+impl Projection for Bystander {
+    const NAME: &'static str = "bystander";
+    const TABLES: &'static [&'static Table] = &[];
+
+    async fn project(&self, _: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_watch_of_a_view_that_is_far_behind_the_others_is_told_what_comes_into_it() {
+    let world = World::with(inner());
+    let location = database::location(world.folder.path(), "order");
+    let journal = Journal::open(location.clone(), TABLES).await.unwrap();
+    let process = Process::on(journal.clone(), vec![outer()], world.participants.clone(), Options::default());
+    start(&process, "inner", "a", 0).await.unwrap();
+    process.finished("a").await;
+    let event = || NewEvent { name: "Happened", payload: Vec::new().into() };
+    let (aggregate, events) = (AggregateId::new("thing", "a"), std::iter::repeat_with(event).take(5_000).collect());
+    let change = Change { aggregate, state: None, version: 1, events };
+    let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+    let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 9 };
+    journal.submit(entry).await.unwrap();
+    let (log, projections) = (|| Log::of(&journal), Projections::new().with(Bystander));
+    Views::open(location.views(), log(), &projections).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+
+    let views = Views::open(location.views(), log(), &projections.with(SagasView)).await.unwrap();
+    let queries = SagaQueries::new(views.read_side("test", PATIENCE), [older(), outer()]).unwrap();
+    let mut all = queries.watch_sagas(Request::new(WatchSagasRequest::default())).await.unwrap().into_inner();
+    tokio::spawn(views.run());
+    let seen = timeout(PATIENCE, all.next()).await.expect("it is told").unwrap().unwrap();
+    assert_eq!(seen.saga.unwrap().phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]

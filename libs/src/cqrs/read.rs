@@ -88,6 +88,19 @@ impl ReadSide {
         *self.caught_up.borrow()
     }
 
+    /// The position that every view has passed as [`position`](Self::position) says, and this one too: what comes into it from now on comes
+    /// after that.
+    #[must_use]
+    pub fn position_of(&self, table: &Table) -> i64 {
+        let position = self.position();
+        self.standing_of(table).map_or(position, |standing| standing.checkpoint().min(position))
+    }
+
+    fn standing_of(&self, table: &Table) -> Option<&Standing> {
+        let of_it = |kept: &&Kept| kept.tables.iter().any(|kept| kept.name == table.name);
+        self.kept.iter().find(of_it).map(|kept| &*kept.standing)
+    }
+
     /// Waits for the write that the request's consistency token names, and answers the read side for that request: a view that is parked
     /// before that write, or far behind the others, refuses with UNAVAILABLE, NOT_CAUGHT_UP, and the others answer. Without a token it never waits.
     ///
@@ -109,8 +122,7 @@ impl ReadSide {
         if asked == 0 {
             return Ok(());
         }
-        let of_it = |kept: &&Kept| kept.tables.iter().any(|table| table.name == name);
-        let Some(standing) = self.kept.iter().find(of_it).map(|kept| &kept.standing) else { return Ok(()) };
+        let Some(standing) = self.standing_of(table) else { return Ok(()) };
         let at = standing.checkpoint();
         if at >= asked {
             return Ok(());

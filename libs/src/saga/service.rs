@@ -86,7 +86,7 @@ impl SagaQueries {
         let read = read.clone();
         let response = |(position, view): (i64, SagaView)| pb::WatchSagasResponse { saga: view.saga, position };
         if saga_id.is_empty() {
-            let after = if after_position == 0 { read.position() } else { after_position };
+            let after = if after_position == 0 { read.position_of(&SAGA_VIEWS) } else { after_position };
             return Ok(read.follow::<SagaView>(&SAGA_VIEWS, Vec::new(), after).map_ok(response).boxed());
         }
         let one = async_stream::try_stream! {
