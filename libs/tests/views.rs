@@ -763,6 +763,24 @@ async fn a_watcher_who_leaves_a_change_untaken_is_dropped_and_can_resume() {
     assert_eq!(watch(2).await.next().await.unwrap().unwrap(), (3, 1));
 }
 
+#[tokio::test]
+async fn what_a_watcher_has_not_taken_is_read_when_it_does_where_documents_are_large() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Large)).await;
+    for at in 0..40 {
+        add(&journal, &format!("id-{at:02}"), 60).await;
+    }
+    read.wait_for_token(&token(40)).await.unwrap();
+    let mut changes = Box::pin(read.follow::<String>(&SEEN, Vec::new(), 0));
+    assert_eq!(changes.next().await.unwrap().unwrap().0, 1);
+    let position = add(&journal, "id-20", 1).await;
+    read.wait_for_token(&token(position)).await.unwrap();
+    // Had the watch held it, it would be told as it was as well.
+    let rest: Vec<i64> = changes.take(39).map(|change| change.unwrap().0).collect().await;
+    assert_eq!(rest, (2..=41).filter(|at| *at != 21).collect::<Vec<_>>());
+}
+
 /// Changes a hundred documents by each event.
 struct Hundred;
 

@@ -26,6 +26,8 @@ use crate::{
 
 /// How many changes a watcher is read at a time.
 const MOST_CHANGES: usize = 256;
+/// The most bytes of documents that are kept for a watcher who may be slow, unless one event changes more.
+const MOST_CHANGED: usize = 256 << 10;
 /// The most bytes of documents on a page that holds more than one: half of what a client takes who says nothing.
 const PAGE_BYTES: usize = 2 << 20;
 /// What is left of a caller's time for the answer that the wait was in vain.
@@ -302,18 +304,22 @@ impl ReadSide {
                         conditions.sql()
                     );
                     let found = read.reader.fetch(&sql, conditions.values).await;
-                    let records = found.map_err(|error| unreadable(table, &error))?;
+                    let mut records = found.map_err(|error| unreadable(table, &error))?;
                     let positions = records.iter().map(|record| record.int(0)).collect::<Result<Vec<_>, _>>();
                     let positions = positions.map_err(|error| unreadable(table, &error))?;
-                    let full = records.len() == MOST_CHANGES;
-                    let whole = if full { whole(&positions) } else { records.len() };
-                    for (at, record) in records[..whole].iter().enumerate() {
+                    let documents = records.iter().map(|record| record.blob(1).map_or(0, |document| document.len()));
+                    let fit = that_fit(documents, MOST_CHANGED).min(records.len());
+                    let whole = whole(&positions, fit, records.len() == MOST_CHANGES);
+                    let more = whole < records.len() || whole == MOST_CHANGES;
+                    records.truncate(whole);
+                    // What is told is let go of: whoever takes it may be slow.
+                    for (at, record) in records.into_iter().enumerate() {
                         if positions.get(at + 1) != Some(&positions[at]) {
                             position = positions[at];
                         }
-                        yield (position, decode(table, record, 1)?);
+                        yield (position, decode(table, &record, 1)?);
                     }
-                    if !full {
+                    if !more {
                         break;
                     }
                 }
@@ -326,10 +332,16 @@ impl ReadSide {
     }
 }
 
-/// How many of a full look's changes to take: what the last event has changed may be cut off by the limit.
-fn whole(positions: &[i64]) -> usize {
-    let last = positions.last();
-    positions.iter().rposition(|position| Some(position) != last).map_or(positions.len(), |at| at + 1)
+/// How many of a look's changes to take. So many fit, and there may be more than were found where the look is full: of what the last event
+/// has changed a part may be left out. Then that event waits for the next look, unless it is the only one.
+fn whole(positions: &[i64], fit: usize, full: bool) -> usize {
+    let last = positions[..fit].last();
+    let is_whole = positions.get(fit).map_or(!full, |next| Some(next) != last);
+    if is_whole {
+        return fit;
+    }
+    let of_others = positions[..fit].iter().rposition(|position| Some(position) != last);
+    of_others.map_or_else(|| positions.iter().take_while(|position| Some(*position) == last).count(), |at| at + 1)
 }
 
 /// The conditions of a SELECT.
@@ -379,4 +391,25 @@ fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -
 fn unreadable(table: &Table, error: &sql::Error) -> Refusal {
     tracing::error!(table = table.name, %error, "a view can't be read");
     error.refusal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_told_whole_or_in_the_next_look() {
+        for (positions, fit, full, expected) in [
+            (&[][..], 0, false, 0),
+            (&[1, 2, 3], 3, false, 3),
+            (&[1, 2, 3], 3, true, 2),
+            (&[1, 2, 3], 2, false, 2),
+            (&[1, 2, 2, 3], 2, false, 1),
+            (&[1, 2, 2, 3], 3, false, 3),
+            (&[1, 1, 1, 2], 2, false, 3),
+            (&[1, 1, 1], 3, true, 3),
+        ] {
+            assert_eq!(whole(positions, fit, full), expected, "{positions:?}, {fit}, {full}");
+        }
+    }
 }
