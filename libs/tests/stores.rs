@@ -183,3 +183,18 @@ async fn what_a_killed_process_left_in_the_log_is_settled_before_a_query_process
     let journal = Journal::open(settled.as_path(), &[]).await.unwrap();
     assert_eq!(head(journal.reader()).await.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn new_views_that_can_not_take_their_place_leave_the_old_ones_there() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    let journal = Journal::open(&path, &[]).await.unwrap();
+    write(&journal, &["a"]).await;
+    rebuild(&path, &mended).await.unwrap();
+    // What is beside the old ones can't be removed: it is where the new ones would find their log.
+    let log = companion(&path.with_extension("views.db"), "-wal");
+    std::fs::create_dir(&log).unwrap();
+    rebuild(&path, &mended).await.unwrap_err();
+    std::fs::remove_dir(&log).unwrap();
+    assert_eq!(seen(&path, ["a"]).await, [Some(1)]);
+}

@@ -192,9 +192,7 @@ impl Stores {
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
             remove(&source)?;
         }
-        remove(&old)?;
-        fs::rename(&new, &old)?;
-        remove(&new)?;
+        take_place(&new, &old)?;
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
     }
@@ -203,6 +201,19 @@ impl Stores {
 /// Makes views of the whole log.
 async fn make(path: &Path, log: Log, projections: &Projections) -> Result<(), BoxError> {
     Ok(Views::open(path, log, projections).await?.catch_up(tell).await?)
+}
+
+/// Puts views that are whole in the place of old ones: whoever is killed in the midst of it leaves the ones or the others.
+fn take_place(new: &Path, old: &Path) -> io::Result<()> {
+    // It has nothing that the old file lacks, unless that is lost, and would be taken for the new one's.
+    for suffix in ["-wal", "-shm"] {
+        match fs::remove_file(companion(old, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::rename(new, old)?;
+    remove(new)
 }
 
 fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {
