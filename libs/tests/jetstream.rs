@@ -334,3 +334,22 @@ async fn who_reads_a_long_stream_is_shown_its_end_before_coming_there() {
     assert!(first.head == 2_000 && first.position < 2_000, "{first:?}");
     until("it comes there", || async { shown(&board).await.position == 2_000 }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_the_log_is_that_another_process_writes_is_shown_before_it_is_published() {
+    let Some(mut broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.write(1_000, 10).await;
+    let log = Log::open(database::location(source.folder.path(), "source")).unwrap();
+    let (relay, board) = (connect(&broker).await.relay("source", log), Board::default());
+    relay.show_on(&board);
+    let relay = tokio::spawn(relay.run());
+    until("its end is shown", || async { shown(&board).await.head > 0 }).await;
+    assert_eq!(shown(&board).await.head, 1_000);
+    until("all is published", || async { shown(&board).await.position == 1_000 }).await;
+    broker.kill();
+    source.write(600, 10).await;
+    until("the new end is shown", || async { shown(&board).await.head == 1_600 }).await;
+    assert_eq!(shown(&board).await.position, 1_000);
+    relay.abort();
+}

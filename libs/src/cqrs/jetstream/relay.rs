@@ -10,18 +10,20 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use prost::Message as _;
 use proto::events::v1 as pb;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     super::{Board, Log, board::Standing, envelope},
     BrokerError, JetStream, LOOK, PAUSE, message_id, position, subject,
 };
-use crate::journal::Event;
+use crate::journal::{Event, sql};
 
 /// How many messages are under way at a time.
 const STRETCH: i64 = 256;
 /// How long who publishes second stands back from who was first.
 const STAND_BACK: Duration = Duration::from_secs(1);
+/// How often to look how far the log is that is not published yet.
+const LOOK_AHEAD: Duration = Duration::from_secs(1);
 /// Of a message's allowance, what its headers and the protocol may take.
 const HEADERS: usize = 1024;
 
@@ -32,6 +34,8 @@ pub struct Relay {
     service: &'static str,
     log: Log,
     standing: Arc<Standing>,
+    /// When it was seen how far the log is.
+    looked: Instant,
 }
 
 /// How publishing ended.
@@ -55,7 +59,7 @@ struct Foreign {
 impl Relay {
     pub(super) fn new(jetstream: JetStream, service: &'static str, log: Log) -> Self {
         let standing = Standing::new("jetstream", 0, log.watched_head(), Arc::default());
-        Self { jetstream, service, log, standing }
+        Self { jetstream, service, log, standing, looked: Instant::now() }
     }
 
     /// Shows on a board how far it is.
@@ -81,6 +85,8 @@ impl Relay {
                         told = why;
                     }
                     sleep(PAUSE).await;
+                    // If that is what fails, it was told.
+                    let _ = self.look_ahead().await;
                 }
             }
         }
@@ -111,13 +117,24 @@ impl Relay {
             }
             last = end;
             self.standing.moved(last);
+            self.look_ahead().await?;
         }
+    }
+
+    /// Shows how far the log is: other processes may write it, and nothing else tells of what is not read yet.
+    async fn look_ahead(&mut self) -> Result<(), sql::Error> {
+        if self.looked.elapsed() >= LOOK_AHEAD {
+            self.standing.saw(self.log.head().await?);
+            self.looked = Instant::now();
+        }
+        Ok(())
     }
 
     /// Where the stream ends, if it is a copy of this log.
     async fn end_of(&mut self, stream: &Stream) -> Result<i64, BrokerError> {
         let info = stream.get_info().await?;
         let (last, head) = (position(info.state.last_sequence), self.log.head().await?);
+        self.standing.saw(head);
         let foreign = |what: String| Foreign { stream: info.config.name.clone(), what };
         if last > head {
             return Err(foreign(format!("it ends at {last} and the log at {head}")).into());
