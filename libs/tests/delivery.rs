@@ -230,7 +230,7 @@ impl Projection for Squeamish {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_all_are_parked_nothing_is_asked_for_and_nothing_that_came_is_let_go() {
+async fn where_all_are_parked_nothing_is_asked_for_until_one_is_to_go_on() {
     let folder = TempDir::new().unwrap();
     let (asked, mut told) = mpsc::unbounded_channel();
     let (log, mended) = (Log::of_service(peer(Brief { asked }).await, &[]), Arc::<AtomicBool>::default());
@@ -263,8 +263,8 @@ async fn where_all_are_parked_nothing_is_asked_for_and_nothing_that_came_is_let_
         let seen: Option<String> = read.document(&SEEN, &format!("id-{id}")).await.unwrap();
         assert_eq!(seen, Some(format!("{id} ")));
     }
-    // What came had been kept: it is asked for what comes next.
-    assert_eq!(told.recv().await, Some(3));
+    // The service may be what was mended: it is asked again for what could not be folded.
+    assert_eq!(told.recv().await, Some(1));
     running.abort();
 }
 

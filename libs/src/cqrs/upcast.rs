@@ -15,6 +15,11 @@ use crate::journal::Event;
 /// What no message can be read from: no field has this tag.
 const UNREADABLE: Bytes = Bytes::from_static(&[0]);
 
+/// Whether the upcast of an event panicked.
+pub(super) fn is_unreadable(event: &Event) -> bool {
+    event.payload == UNREADABLE
+}
+
 /// How to bring a service's old events into the form of today, by the kind of their aggregate.
 #[derive(Clone, Default)]
 pub struct Upcasters(BTreeMap<&'static str, Upcaster>);

@@ -148,6 +148,8 @@ impl Views {
         for state in &mut self.projections {
             if state.parked && state.standing.take_wanted() {
                 state.parked = false;
+                // What has come of another service may be what can't be folded, and that service may be what was mended.
+                self.log.begin_again();
             }
         }
     }

@@ -43,7 +43,12 @@ impl Desk {
 
     /// From now on this is its log. Who is being told of another one hears no more.
     pub(crate) fn has(&self, journal: &Journal) {
-        self.outbox.send_replace(Some(Outbox::new("source", Log::of(journal))));
+        self.tells(Log::of(journal));
+    }
+
+    /// The same, as some version of the service reads it.
+    pub(crate) fn tells(&self, log: Log) {
+        self.outbox.send_replace(Some(Outbox::new("source", log)));
     }
 
     /// From now on it is out.

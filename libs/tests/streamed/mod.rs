@@ -135,11 +135,16 @@ impl Source {
 
     /// Publishes from now on, instead of who did.
     pub(crate) async fn publish(&mut self, broker: &Broker) -> Board {
+        self.publish_as(broker, Log::of(&self.journal)).await
+    }
+
+    /// The same, as some version of the service reads its log.
+    pub(crate) async fn publish_as(&mut self, broker: &Broker, log: Log) -> Board {
         if let Some(relay) = self.relay.take() {
             relay.abort();
         }
         let board = Board::default();
-        let relay = connect(broker).await.relay("source", Log::of(&self.journal));
+        let relay = connect(broker).await.relay("source", log);
         relay.show_on(&board);
         self.relay = Some(tokio::spawn(relay.run()).abort_handle());
         board

@@ -348,7 +348,7 @@ impl Consumer {
                     self.inbox.pass(position);
                 }
             }
-            // Too large to be published, or somebody else's. The service has it.
+            // Too large to be published, unreadable then, or somebody else's. The service has it.
             _ => self.leave_out(position),
         }
         Ok(())

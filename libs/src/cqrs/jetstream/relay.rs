@@ -13,7 +13,7 @@ use proto::events::v1 as pb;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    super::{Board, Log, board::Standing, envelope},
+    super::{Board, Log, board::Standing, envelope, upcast::is_unreadable},
     BrokerError, JetStream, LOOK, PAUSE, message_id, position, subject,
 };
 use crate::journal::{Event, sql};
@@ -149,7 +149,7 @@ impl Relay {
             if id.as_deref() != Some(&*message_id(self.service, last)) {
                 return Err(foreign(format!("somebody else published message {last}")).into());
             }
-            // After a restored backup other events may have taken the places of those that were published. What was too large is empty.
+            // After a restored backup other events may have taken the places of those that were published. What was too large or unreadable is empty.
             let ours = self.log.after(last - 1, 1).await?.pop().map(envelope::seal);
             let theirs = pb::Event::decode(message.payload.clone()).ok();
             if !message.payload.is_empty() && !ours.zip(theirs).is_some_and(|(ours, theirs)| is_same(&ours, &theirs)) {
@@ -169,9 +169,10 @@ impl Relay {
         let mut sent = Vec::with_capacity(events.len());
         for event in events {
             let (position, subject) = (event.position, subject(self.service, &event.kind));
+            let is_unreadable = is_unreadable(&event);
             let payload = Bytes::from(envelope::seal(event).encode_to_vec());
-            // Nothing instead of what is too large: whoever wants it reads it from the service.
-            let payload = if payload.len() <= most { payload } else { Bytes::new() };
+            // Nothing instead of what is too large, or can't be read until the program is mended: whoever wants it asks the service.
+            let payload = if is_unreadable || payload.len() > most { Bytes::new() } else { payload };
             let message = PublishMessage::build()
                 .message_id(message_id(self.service, position))
                 .expected_last_sequence(position.unsigned_abs() - 1)

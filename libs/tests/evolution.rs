@@ -1,0 +1,167 @@
+//! Events whose form has changed since they were written, in views of another service: by whatever way they come, they are read in the form
+//! of today. What goes by the stream runs where `TEST_NATS` names the server's program.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod broker;
+mod database;
+mod desk;
+mod streamed;
+
+use std::time::Duration;
+
+use broker::Broker;
+use libs::{
+    cqrs::{
+        Aggregate, Board, Documents, Event, Log, Projection, ProjectionError, Projections, ReadSide, Upcasters, Views,
+    },
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Table, sql::Transaction},
+};
+use prost::Message as _;
+use proto::projections::v1::{
+    ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
+};
+use streamed::{Running, SEEN, Source, shown, until};
+use tonic::Request;
+
+/// Far more than any wait for what is there takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is said ends with a mark today, and did not once.
+enum Today {}
+
+impl Aggregate for Today {
+    const KIND: &'static str = "thing";
+    type State = ();
+    type Event = String;
+
+    const OLD_FORMS: &'static [&'static str] = &["Said"];
+
+    fn evolve((): &mut (), _: &String) {}
+
+    fn upcast(event: &mut String) {
+        if !event.ends_with('!') {
+            event.push('!');
+        }
+    }
+
+    fn event_name(_: &String) -> &'static str {
+        "Said"
+    }
+}
+
+/// The same, by a program that can't read what is bad.
+enum Broken {}
+
+impl Aggregate for Broken {
+    const KIND: &'static str = "thing";
+    type State = ();
+    type Event = String;
+
+    const OLD_FORMS: &'static [&'static str] = Today::OLD_FORMS;
+
+    fn evolve((): &mut (), _: &String) {}
+
+    fn upcast(event: &mut String) {
+        assert_ne!(event, "bad");
+        Today::upcast(event);
+    }
+
+    fn event_name(event: &String) -> &'static str {
+        Today::event_name(event)
+    }
+}
+
+/// The log as a version of the program reads it.
+fn read_by<A: Aggregate>(journal: &Journal) -> Log {
+    Log::of(journal).upcast(Upcasters::new().with::<A>())
+}
+
+async fn say(journal: &Journal, text: &str) {
+    let event = NewEvent { name: "Said", payload: text.to_owned().encode_to_vec().into() };
+    let change = Change { aggregate: AggregateId::new("thing", "a"), state: None, version: 1, events: vec![event] };
+    let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+    let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+    journal.submit(entry).await.unwrap();
+}
+
+/// Writes down what was said.
+struct Heard;
+
+impl Projection for Heard {
+    const NAME: &'static str = "heard";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let mut heard = Documents::<String>::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
+        for event in events {
+            let said = String::decode(event.payload.clone())
+                .map_err(|source| ProjectionError::Decode { what: event.describe(), source })?;
+            heard.update(&event.id, event.position, |all| *all = format!("{all} {said}").trim_start().to_owned());
+        }
+        heard.save(transaction, |_| Vec::new()).await
+    }
+}
+
+/// Views that hear another service, and run.
+struct Hearing {
+    read: ReadSide,
+    board: Board,
+    _runs: Running,
+}
+
+impl Hearing {
+    fn of(views: Views) -> Self {
+        let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+        views.show_on(&board, "source");
+        Self { read, board, _runs: Running(tokio::spawn(views.run())) }
+    }
+
+    async fn heard(&self, last: i64) -> String {
+        self.read.wait_for_position(last).await.unwrap();
+        self.read.document::<String>(&SEEN, "a").await.unwrap().unwrap()
+    }
+
+    async fn is_parked(&self) {
+        until("it is parked", || async { shown(&self.board).await.parked.is_some() }).await;
+    }
+
+    async fn resume(&self) {
+        let request = Request::new(ResumeProjectionRequest { name: "heard".to_owned() });
+        self.board.service("test").resume_projection(request).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_parked_goes_on_once_the_service_can_read_its_event() {
+    let source = Source::start().await;
+    source.desk.tells(read_by::<Broken>(&source.journal));
+    say(&source.journal, "bad").await;
+    let log = Log::of_service(source.desk.peer.clone(), &["thing"]);
+    let location = database::location(source.folder.path(), "views");
+    let hearing = Hearing::of(Views::open(location, log, &Projections::new().with(Heard)).await.unwrap());
+    hearing.is_parked().await;
+
+    source.desk.tells(read_by::<Today>(&source.journal));
+    hearing.resume().await;
+    assert_eq!(hearing.heard(1).await, "bad!");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_read_when_it_was_published_comes_once_the_service_can() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.desk.tells(read_by::<Broken>(&source.journal));
+    for text in ["good", "bad"] {
+        say(&source.journal, text).await;
+    }
+    source.publish_as(&broker, read_by::<Broken>(&source.journal)).await;
+    let hearing = Hearing::of(source.open(&broker, "views", Heard).await);
+    hearing.is_parked().await;
+    assert_eq!(hearing.heard(1).await, "good!");
+
+    source.desk.tells(read_by::<Today>(&source.journal));
+    source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
+    hearing.resume().await;
+    assert_eq!(hearing.heard(2).await, "good! bad!");
+}
