@@ -10,6 +10,7 @@ mod streamed;
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream;
 use broker::Broker;
 use libs::{
     cqrs::{
@@ -21,7 +22,8 @@ use prost::Message as _;
 use proto::projections::v1::{
     ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
 };
-use streamed::{Running, SEEN, Source, shown, until};
+use streamed::{Running, SEEN, STREAM, Source, connect, operator, shown, until};
+use tokio::time::sleep;
 use tonic::Request;
 
 /// Far more than any wait for what is there takes.
@@ -164,4 +166,127 @@ async fn what_could_not_be_read_when_it_was_published_comes_once_the_service_can
     source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
     hearing.resume().await;
     assert_eq!(hearing.heard(2).await, "good! bad!");
+}
+
+/// Before anything was said in another form.
+enum Before {}
+
+impl Aggregate for Before {
+    const KIND: &'static str = "thing";
+    type State = ();
+    type Event = String;
+
+    fn evolve((): &mut (), _: &String) {}
+
+    fn event_name(event: &String) -> &'static str {
+        Today::event_name(event)
+    }
+}
+
+/// Since it ends with two marks.
+enum Later {}
+
+impl Aggregate for Later {
+    const KIND: &'static str = "thing";
+    type State = ();
+    type Event = String;
+
+    const OLD_FORMS: &'static [&'static str] = &["Said", "Said"];
+
+    fn evolve((): &mut (), _: &String) {}
+
+    fn upcast(event: &mut String) {
+        Today::upcast(event);
+        if !event.ends_with("!!") {
+            event.push('!');
+        }
+    }
+
+    fn event_name(event: &String) -> &'static str {
+        Today::event_name(event)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_in_an_old_form_is_read_in_the_form_of_today() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.desk.tells(read_by::<Before>(&source.journal));
+    let board = source.publish_as(&broker, read_by::<Before>(&source.journal)).await;
+    for text in ["a", "b"] {
+        say(&source.journal, text).await;
+    }
+    until("they are published", || async { shown(&board).await.position == 2 }).await;
+    let before = Hearing::of(source.open(&broker, "before", Heard).await);
+    assert_eq!(before.heard(2).await, "a b");
+
+    source.desk.tells(read_by::<Today>(&source.journal));
+    let board = source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
+    say(&source.journal, "c").await;
+    until("it is published", || async { shown(&board).await.position == 3 }).await;
+    let late = Hearing::of(source.open(&broker, "late", Heard).await);
+    assert_eq!(late.heard(3).await, "a! b! c!");
+    assert_eq!(before.heard(3).await, "a b c!", "who has the stream open");
+
+    source.desk.tells(read_by::<Later>(&source.journal));
+    let board = source.publish_as(&broker, read_by::<Later>(&source.journal)).await;
+    say(&source.journal, "d").await;
+    until("it is published", || async { shown(&board).await.position == 4 }).await;
+    let later = Hearing::of(source.open(&broker, "later", Heard).await);
+    assert_eq!(later.heard(4).await, "a!! b!! c!! d!!");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_in_the_form_of_today_nobody_is_asked_for() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
+    for text in ["a", "b"] {
+        say(&source.journal, text).await;
+    }
+    until("they are published", || async { shown(&board).await.position == 2 }).await;
+    let hearing = Hearing::of(source.open(&broker, "views", Heard).await);
+    assert_eq!(hearing.heard(2).await, "a! b!");
+    assert_eq!(source.desk.asked(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_of_both_versions_side_by_side_leave_nothing_that_is_read_in_an_old_form() {
+    let Some(broker) = Broker::start() else { return };
+    let source = Source::start().await;
+    // The operator's own, of which nothing else is changed.
+    let config = stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec!["trellis.source.>".to_owned()],
+        max_messages: 1_000,
+        description: Some("Ask Ann.".to_owned()),
+        ..stream::Config::default()
+    };
+    operator(&broker).await.create_stream(config).await.unwrap();
+    let publish = async |log: Log| {
+        let relay = connect(&broker).await.relay("source", log);
+        tokio::spawn(relay.run()).abort_handle()
+    };
+    let newer = publish(read_by::<Today>(&source.journal)).await;
+    let mut expected = Vec::new();
+    for round in 0..6 {
+        // It comes and goes, and publishes some of it.
+        let older = publish(read_by::<Before>(&source.journal)).await;
+        for at in 0..20 {
+            say(&source.journal, &format!("{round}-{at}")).await;
+            expected.push(format!("{round}-{at}!"));
+        }
+        sleep(Duration::from_millis(50)).await;
+        older.abort();
+    }
+    source.desk.tells(read_by::<Today>(&source.journal));
+    let last = i64::try_from(expected.len()).unwrap();
+    let late = Hearing::of(source.open(&broker, "late", Heard).await);
+    assert_eq!(late.heard(last).await, expected.join(" "));
+    newer.abort();
+
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    let config = &stream.cached_info().config;
+    assert_eq!(config.max_messages, 1_000);
+    assert_eq!(config.description.as_deref(), Some("Ask Ann. Old forms: thing.Said=1"));
 }

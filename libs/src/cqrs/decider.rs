@@ -22,7 +22,8 @@ pub trait Aggregate: 'static {
     /// The state that follows an event. Total: an event that happened is never refused.
     fn evolve(state: &mut Self::State, event: &Self::Event);
 
-    /// The names of events that were once written in another form, which logs may still hold.
+    /// The names of events that were once written in another form, which logs may still hold: once for each such form, so that what was
+    /// published in one of them is known from what is in the form of today.
     const OLD_FORMS: &'static [&'static str] = &[];
 
     /// Brings an event of [`OLD_FORMS`](Self::OLD_FORMS) into the form of today; one that has it is left alone. It is asked wherever a log

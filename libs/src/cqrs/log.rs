@@ -103,6 +103,10 @@ impl Log {
         self
     }
 
+    pub(super) const fn upcasters(&self) -> &Upcasters {
+        &self.upcasters
+    }
+
     /// The same log, for somebody who reads it beside this one, up to its end. Where that is, of another service's, the service alone
     /// knows: its stream may be behind, or the copy of a log that was there before.
     pub(super) fn beside(&self) -> Self {

@@ -46,6 +46,11 @@ impl Upcasters {
         self
     }
 
+    /// The names of events that have old forms, by the kind of their aggregate.
+    pub(super) fn old_forms(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+        self.0.iter().map(|(kind, upcaster)| (*kind, upcaster.names))
+    }
+
     /// Brings events into the form of today. One that can't be read stays as it is: whoever folds it says so. So does whoever reads one
     /// whose upcast panics, which becomes unreadable: taken in its old form it would be folded to something else than it means.
     pub(super) fn apply(&self, mut events: Vec<Event>) -> Vec<Event> {

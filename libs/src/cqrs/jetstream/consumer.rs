@@ -17,7 +17,9 @@ use tokio::time::timeout;
 
 use super::{
     super::{envelope, inbox::Inbox, subscription::Subscription, told::Told},
-    BrokerError, JetStream, LOOK, PAUSE, UnknownEnd, position, stream_name,
+    BrokerError, JetStream, LOOK, PAUSE, UnknownEnd,
+    forms::{self, Forms},
+    position, stream_name,
 };
 use crate::journal::Event;
 
@@ -39,6 +41,8 @@ pub(in super::super) struct Consumer {
     durable: Durable,
     /// When the stream was made that it follows.
     made: Option<DateTime>,
+    /// The old forms that its publishers bring events from.
+    forms: Forms,
     messages: Option<pull::Stream>,
     inbox: Inbox,
     /// What came and was not acknowledged, by position.
@@ -100,6 +104,7 @@ impl Consumer {
             jetstream,
             durable,
             made: None,
+            forms: Forms::default(),
             messages: None,
             inbox: Inbox::default(),
             unacknowledged: VecDeque::new(),
@@ -254,6 +259,7 @@ impl Consumer {
     /// Opens the consumer after what was reached; None if the stream doesn't hold what comes next.
     async fn open(&mut self) -> Result<Option<pull::Stream>, BrokerError> {
         let stream = self.jetstream.stream(self.service.source()).await?;
+        self.forms = Forms::told_by(stream.cached_info().config.description.as_deref());
         let made = stream.cached_info().created;
         if self.made.replace(made).is_some_and(|before| before != made) {
             self.begin_again();
@@ -340,12 +346,16 @@ impl Consumer {
             }
             return Err(format!("after {reached} came {position}").into());
         }
+        let form = forms::of_message(message.headers.as_ref());
         match pb::Event::decode(message.payload) {
             Ok(event) if event.position == position => {
-                if self.service.wants(&event.kind) {
+                if !self.service.wants(&event.kind) {
+                    self.inbox.pass(position);
+                } else if form == Some(self.forms.of_event(&event.kind, &event.name)) {
                     self.inbox.put(envelope::open(event));
                 } else {
-                    self.inbox.pass(position);
+                    // Published by another version of the service than the newest, or by a newer one than was known here.
+                    self.leave_out(position);
                 }
             }
             // Too large to be published, unreadable then, or somebody else's. The service has it.

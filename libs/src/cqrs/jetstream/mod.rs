@@ -6,6 +6,7 @@
 //! it has lost, by a power failure or because it keeps events for a while only, is published again or read from the service.
 
 mod consumer;
+mod forms;
 mod relay;
 
 use std::{error::Error, path::PathBuf, time::Duration};
@@ -14,8 +15,10 @@ use async_nats::{
     ConnectOptions, Event as Connection, ServerAddr,
     jetstream::{self, stream},
 };
+use serde_json::{Value, json};
 
 pub(super) use self::consumer::{Consumer, Durable};
+use self::forms::Forms;
 pub use self::relay::Relay;
 use super::Log;
 
@@ -78,6 +81,28 @@ impl JetStream {
             ..stream::Config::default()
         };
         Ok(self.context.get_or_create_stream(config).await?)
+    }
+
+    /// Has the description of a stream tell of these forms. Nothing else of it is changed, nor lost that only a newer client knows of.
+    async fn tell_of(&self, forms: &Forms, stream: &stream::Stream) -> Result<(), BrokerError> {
+        let stream::Config { name, description, .. } = &stream.cached_info().config;
+        if forms.missing_in(description.as_deref()).is_none() {
+            return Ok(());
+        }
+        let mut config = self.ask(format!("STREAM.INFO.{name}"), &json!({})).await?["config"].take();
+        if let Some(description) = forms.missing_in(config["description"].as_str()) {
+            config["description"] = description.into();
+            self.ask(format!("STREAM.UPDATE.{name}"), &config).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, subject: String, request: &Value) -> Result<Value, BrokerError> {
+        let answer: Value = self.context.request(subject, request).await?;
+        match answer.get("error") {
+            Some(error) => Err(error.to_string().into()),
+            None => Ok(answer),
+        }
     }
 
     /// Where the stream of a service ends.

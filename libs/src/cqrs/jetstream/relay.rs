@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     super::{Board, Log, board::Standing, envelope, upcast::is_unreadable},
-    BrokerError, JetStream, LOOK, PAUSE, message_id, position, subject,
+    BrokerError, JetStream, LOOK, PAUSE,
+    forms::{FORM, Forms},
+    message_id, position, subject,
 };
 use crate::journal::{Event, sql};
 
@@ -33,6 +35,8 @@ pub struct Relay {
     jetstream: JetStream,
     service: &'static str,
     log: Log,
+    /// The old forms that its events are brought from.
+    forms: Forms,
     standing: Arc<Standing>,
     /// When it was seen how far the log is.
     looked: Instant,
@@ -59,7 +63,8 @@ struct Foreign {
 impl Relay {
     pub(super) fn new(jetstream: JetStream, service: &'static str, log: Log) -> Self {
         let standing = Standing::new("jetstream", 0, log.watched_head(), Arc::default());
-        Self { jetstream, service, log, standing, looked: Instant::now() }
+        let forms = Forms::of(log.upcasters());
+        Self { jetstream, service, log, forms, standing, looked: Instant::now() }
     }
 
     /// Shows on a board how far it is.
@@ -96,6 +101,8 @@ impl Relay {
     async fn publish(&mut self, told: &mut String) -> Result<Ended, BrokerError> {
         let stream = self.jetstream.stream(self.service).await?;
         let mut last = self.end_of(&stream).await?;
+        // Before there is any message that says so.
+        self.jetstream.tell_of(&self.forms, &stream).await?;
         self.standing.go_on(last);
         if !std::mem::take(told).is_empty() {
             tracing::info!(service = self.service, position = last, "events are published again");
@@ -105,9 +112,16 @@ impl Relay {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Ok(Ended::Closed),
                 Ok(Err(error)) => return Err(error.into()),
-                // A broker that lost its last messages gets them again.
-                Err(_) if self.jetstream.last_position(self.service).await? == last => continue,
-                Err(_) => return Ok(Ended::Moved),
+                Err(_) => {
+                    let stream = self.jetstream.stream(self.service).await?;
+                    // A broker that lost its last messages gets them again.
+                    if position(stream.cached_info().state.last_sequence) != last {
+                        return Ok(Ended::Moved);
+                    }
+                    // Somebody else may have described it.
+                    self.jetstream.tell_of(&self.forms, &stream).await?;
+                    continue;
+                }
             }
             let events = self.log.after(last, STRETCH).await?;
             let Some(end) = events.last().map(|event| event.position) else { continue };
@@ -169,14 +183,17 @@ impl Relay {
         let mut sent = Vec::with_capacity(events.len());
         for event in events {
             let (position, subject) = (event.position, subject(self.service, &event.kind));
-            let is_unreadable = is_unreadable(&event);
+            let (is_unreadable, form) = (is_unreadable(&event), self.forms.of_event(&event.kind, &event.name));
             let payload = Bytes::from(envelope::seal(event).encode_to_vec());
             // Nothing instead of what is too large, or can't be read until the program is mended: whoever wants it asks the service.
             let payload = if is_unreadable || payload.len() > most { Bytes::new() } else { payload };
-            let message = PublishMessage::build()
+            let mut message = PublishMessage::build()
                 .message_id(message_id(self.service, position))
                 .expected_last_sequence(position.unsigned_abs() - 1)
                 .payload(payload);
+            if form > 0 {
+                message = message.header(FORM, form.to_string());
+            }
             sent.push(context.send_publish(subject, message).await?);
         }
         for acknowledged in sent {
