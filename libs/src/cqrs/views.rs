@@ -1,8 +1,9 @@
 //! The read side's database and the one who keeps it up to date.
 //!
 //! One projector a database reads the log after the lowest checkpoint and hands each batch to every projection, all in one
-//! transaction; those that are further on than that get theirs in turn, and don't wait for one that begins. When one of them fails, the
-//! batch is done again one projection at a time: the one that goes on failing is parked with the event and the error, and the others go on.
+//! transaction; those that are further on than that get theirs in turn, and don't wait for one that begins, unless the log is another
+//! service's, which comes once. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is
+//! parked with the event and the error, and the others go on.
 
 use std::{sync::Arc, time::Duration};
 
