@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
 };
@@ -22,8 +22,12 @@ use crate::refusal::Refusal;
 
 /// What tonic and prost begin with where a message or its frame can't be read.
 const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error: received message with"];
+/// What tonic says where a request has no message, or ends within it.
+const UNFINISHED: [&str; 2] = ["Missing request message", "Unexpected EOF decoding stream"];
+/// The bytes before a message: a flag and how long it is.
+const PREFIX: usize = 5;
 
-/// Answers INVALID_ARGUMENT, `MALFORMED_MESSAGE`, where a request can't be read.
+/// Answers INVALID_ARGUMENT, `MALFORMED_MESSAGE`, where a request can't be read, and CANCELLED where its caller has gone before its end.
 #[derive(Clone, Copy, Debug)]
 pub struct MalformedLayer(&'static str);
 
@@ -63,9 +67,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> MalformedFuture<S::Future> {
-        let read = Arc::new(AtomicBool::new(false));
-        let request = request.map(|inner| Body::new(Reading { inner, read: Arc::clone(&read) }));
-        MalformedFuture { inner: self.inner.call(request), read, service: self.service }
+        let reached = Arc::new(Reached::new(&request));
+        let body = |inner| Body::new(Reading { inner, seen: 0, prefix: [0; PREFIX], reached: Arc::clone(&reached) });
+        MalformedFuture { inner: self.inner.call(request.map(body)), reached, service: self.service }
     }
 }
 
@@ -75,7 +79,7 @@ pin_project! {
     pub struct MalformedFuture<F> {
         #[pin]
         inner: F,
-        read: Arc<AtomicBool>,
+        reached: Arc<Reached>,
         service: &'static str,
     }
 }
@@ -86,28 +90,79 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Malforme
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
-        // A unary surface is asked once the request is at its end: what it says then is about something else, such as another
-        // service's answer that it couldn't read.
-        if details::code(response.headers()) != Some(Code::Internal) || this.read.load(Relaxed) {
+        if details::code(response.headers()) != Some(Code::Internal) {
             return Poll::Ready(Ok(response));
         }
-        let status = Status::from_header_map(response.headers()).filter(|status| {
-            status.details().is_empty() && UNREADABLE.iter().any(|words| status.message().starts_with(words))
-        });
-        Poll::Ready(Ok(match status {
-            Some(status) => {
-                let refusal = Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", status.message());
-                refusal.into_status(this.service).into_http()
-            }
-            None => response,
-        }))
+        let refusal = Status::from_header_map(response.headers()).and_then(|status| this.reached.blames(&status));
+        Poll::Ready(Ok(refusal.map_or(response, |refusal| refusal.into_status(this.service).into_http())))
     }
 }
 
-/// A request's body that says whether somebody has come to its end.
+/// How far a request's body was read.
+#[derive(Debug)]
+struct Reached(AtomicU8);
+
+impl Reached {
+    /// Not to its end.
+    const WITHIN: u8 = 0;
+    /// To its end, with a message in it.
+    const END: u8 = 1;
+    /// To its end, which is before that of its message.
+    const SHORT: u8 = 2;
+    /// To where its caller left.
+    const LEFT: u8 = 3;
+
+    fn new(request: &Request<Body>) -> Self {
+        // Nobody reads what has ended with its headers.
+        Self(AtomicU8::new(if http_body::Body::is_end_stream(request.body()) { Self::SHORT } else { Self::WITHIN }))
+    }
+
+    /// What to say in place of an INTERNAL, if that is the request's own fault.
+    fn blames(&self, status: &Status) -> Option<Refusal> {
+        let says = |words: &[&str]| {
+            status.details().is_empty() && words.iter().any(|words| status.message().starts_with(words))
+        };
+        let malformed = |why: &str| Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", why);
+        match self.0.load(Relaxed) {
+            Self::WITHIN if says(&UNREADABLE) => Some(malformed(status.message())),
+            Self::SHORT if says(&UNFINISHED) => Some(malformed("the request ends before its message does")),
+            Self::LEFT if says(&UNFINISHED) => {
+                Some(Refusal::new(Code::Cancelled, "CANCELLED", "the caller left before the request's end"))
+            }
+            // A unary surface is asked once the request is at its end: what it says then is about something else, such as another
+            // service's answer that it couldn't read.
+            _ => None,
+        }
+    }
+}
+
+/// A request's body that notes how far it was read.
 struct Reading {
     inner: Body,
-    read: Arc<AtomicBool>,
+    seen: usize,
+    prefix: [u8; PREFIX],
+    reached: Arc<Reached>,
+}
+
+impl Reading {
+    fn saw(&mut self, data: &[u8]) {
+        if let Some(prefix) = self.prefix.get_mut(self.seen..) {
+            prefix.iter_mut().zip(data).for_each(|(kept, byte)| *kept = *byte);
+        }
+        self.seen = self.seen.saturating_add(data.len());
+    }
+
+    /// Where a body ends whose last word this is.
+    fn end(&self, last: &Option<Result<Frame<Bytes>, Status>>) -> u8 {
+        match last {
+            Some(Err(status)) if status.code() == Code::Cancelled => return Reached::LEFT,
+            Some(Err(_)) => return Reached::END,
+            Some(Ok(_)) | None => {}
+        }
+        let [_, length @ ..] = self.prefix;
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if self.seen < PREFIX.saturating_add(length) { Reached::SHORT } else { Reached::END }
+    }
 }
 
 impl http_body::Body for Reading {
@@ -116,8 +171,12 @@ impl http_body::Body for Reading {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-            self.read.store(true, Relaxed);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.saw(data);
+        } else {
+            self.reached.0.store(self.end(&frame), Relaxed);
         }
         Poll::Ready(frame)
     }
@@ -128,5 +187,52 @@ impl http_body::Body for Reading {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use http_body_util::StreamBody;
+    use proto::inventory::v1::{GetStockRequest, GetStockResponse};
+    use tonic_prost::ProstCodec;
+    use tonic_types::StatusExt as _;
+    use tower::service_fn;
+
+    use super::*;
+
+    /// What tonic's server answers to a request of these frames.
+    async fn answered(frames: Vec<Result<&'static [u8], Status>>) -> (Code, String) {
+        let surface = service_fn(async |request| {
+            let stock = service_fn(async |_: tonic::Request<GetStockRequest>| {
+                Ok::<_, Status>(tonic::Response::new(GetStockResponse::default()))
+            });
+            let mut grpc = tonic::server::Grpc::new(ProstCodec::<GetStockResponse, GetStockRequest>::default());
+            Ok::<_, Infallible>(grpc.unary(stock, request).await)
+        });
+        let frames = frames.into_iter().map(|frame| frame.map(|data| Frame::data(Bytes::from_static(data))));
+        let body = if frames.len() == 0 { Body::empty() } else { Body::new(StreamBody::new(stream::iter(frames))) };
+        let answer = MalformedLayer::new("tea").layer(surface).call(Request::new(body)).await.expect("an answer");
+        let Some(status) = Status::from_header_map(answer.headers()) else { return (Code::Ok, String::new()) };
+        let info = status.get_details_error_info();
+        (status.code(), info.map_or_else(|| status.message().to_owned(), |info| info.reason))
+    }
+
+    #[tokio::test]
+    async fn a_request_that_ends_before_its_message_is_its_senders_mistake() {
+        let malformed = (Code::InvalidArgument, "MALFORMED_MESSAGE".to_owned());
+        assert_eq!(answered(vec![]).await, malformed, "no message");
+        assert_eq!(answered(vec![Ok(b"")]).await, malformed, "nor anything else");
+        assert_eq!(answered(vec![Ok(b"\0\0")]).await, malformed, "half a prefix");
+        assert_eq!(answered(vec![Ok(b"\0\0\0\0"), Ok(b"\x05\x0a\x03te")]).await, malformed, "cut short");
+        assert_eq!(answered(vec![Ok(b"\0\0\0\0"), Ok(b"\x05\x0a\x03te"), Ok(b"a")]).await.0, Code::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_leaves_before_the_requests_end_has_cancelled() {
+        let left = || Err(Status::cancelled("h2 protocol error: stream no longer needed"));
+        let cancelled = (Code::Cancelled, "CANCELLED".to_owned());
+        assert_eq!(answered(vec![left()]).await, cancelled);
+        assert_eq!(answered(vec![Ok(b"\0\0\0\0\x05\x0a\x03"), left()]).await, cancelled);
     }
 }
