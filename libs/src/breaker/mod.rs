@@ -14,9 +14,7 @@ pub mod service;
 mod window;
 
 #[cfg(feature = "rpc")]
-pub(crate) use self::rejection::DRAINING;
-#[cfg(feature = "cqrs")]
-pub(crate) use self::rejection::is_draining;
+pub(crate) use self::rejection::{DRAINING, is_draining};
 pub use self::{
     changes::{Change, ChangeKind},
     classify::Classes,

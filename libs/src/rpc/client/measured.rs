@@ -15,7 +15,10 @@ use tracing::Span;
 
 use super::timeout::into_status;
 use crate::{
-    breaker::layer::{BoxError, grpc_status},
+    breaker::{
+        is_draining,
+        layer::{BoxError, grpc_status},
+    },
     refusal::code_name,
     rpc::verdict::SAGA_ID,
     telemetry::{ClientMetrics, propagation},
@@ -30,6 +33,8 @@ struct Call {
     span: Span,
     begin: Instant,
     code: Code,
+    /// Its server ended it in order: a stream that has no end of its own.
+    drained: bool,
 }
 
 impl Drop for Call {
@@ -38,7 +43,7 @@ impl Drop for Call {
         if let Some(metrics) = &self.metrics {
             metrics.record(&self.peer, method, code, self.begin.elapsed());
         }
-        propagation::end_span(&self.span, code, self.code != Code::Ok);
+        propagation::end_span(&self.span, code, self.code != Code::Ok && !self.drained);
     }
 }
 
@@ -68,7 +73,7 @@ impl<T> Measured<T> {
         }
         let (peer, path, begin) = (Arc::clone(peer), path.to_owned(), Instant::now());
         let inner = span.in_scope(|| send(request));
-        let call = Call { metrics: metrics.cloned(), peer, path, span, begin, code: Code::Cancelled };
+        let call = Call { metrics: metrics.cloned(), peer, path, span, begin, code: Code::Cancelled, drained: false };
         Self { inner, call: Some(Box::new(call)) }
     }
 }
@@ -112,7 +117,13 @@ impl<B: Body<Error = BoxError>> Body for Measured<B> {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    end(this.call, grpc_status(trailers).unwrap_or(Code::Unknown));
+                    let code = grpc_status(trailers).unwrap_or(Code::Unknown);
+                    if let Some(call) = this.call
+                        && code == Code::Unavailable
+                    {
+                        call.drained = Status::from_header_map(trailers).is_some_and(|status| is_draining(&status));
+                    }
+                    end(this.call, code);
                 }
             }
             Some(Err(status)) => end(this.call, status.code()),

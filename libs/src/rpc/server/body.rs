@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tonic::{Status, body::Body};
 
-use super::call::Call;
+use super::call::{Call, Quiet};
 use crate::{breaker::DRAINING, refusal::Refusal};
 
 /// An answer's body: its trailers say what became of the call. A stream that waits when its server drains ends UNAVAILABLE,
@@ -36,8 +36,11 @@ impl ServerBody {
         Self { inner, call: Some(call), draining: None }
     }
 
-    fn end(&mut self, refusal: Refusal) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let trailers = self.call.take().map(|call| {
+    /// Ends the answer here, whatever it had still to say.
+    fn end(&mut self, refusal: Refusal, quiet: Option<Quiet>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.inner = Body::empty();
+        let trailers = self.call.take().map(|mut call| {
+            call.quiet = quiet;
             let status = refusal.into_status(call.shared.service);
             Ok(Frame::trailers(call.fail(&status)))
         });
@@ -70,10 +73,11 @@ impl http_body::Body for ServerBody {
             catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)))
         });
         match polled {
-            Err(_) => this.end(Refusal::internal()),
+            Err(_) => this.end(Refusal::internal(), None),
             // What was to be said is said before the stream ends.
             Ok(Poll::Pending) if this.must_end(cx) => {
-                this.end(Refusal::unavailable(DRAINING, "this server is about to stop: call again", Duration::ZERO))
+                let why = "this server is about to stop, or the connection is old: call again";
+                this.end(Refusal::unavailable(DRAINING, why, Duration::ZERO), Some(Quiet::Drained))
             }
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Some(Ok(frame)))) => match frame.into_trailers() {

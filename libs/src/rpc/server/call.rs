@@ -26,6 +26,15 @@ pub(super) struct Shared {
     pub(super) draining: watch::Receiver<bool>,
 }
 
+/// Why the end of a call is worth no line of its own, though it has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quiet {
+    /// It was refused with many others, which is told of for all of them together.
+    Shed,
+    /// A stream that has no end of its own was ended in order: nothing has failed.
+    Drained,
+}
+
 /// A call under way. Dropped before it is finished, it was cancelled by its client.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -34,8 +43,7 @@ pub(super) struct Call {
     pub(super) caller: Option<Arc<Caller>>,
     path: Option<PathAndQuery>,
     start: Instant,
-    /// It was refused with many others, which is told of for all of them together.
-    pub(super) shed: bool,
+    pub(super) quiet: Option<Quiet>,
     finished: bool,
 }
 
@@ -45,7 +53,7 @@ impl Call {
         let request_id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= 128).cloned();
         let caller = Caller::new(request.headers(), request_id);
         let span = propagation::server_span(method(path.as_ref()), request.headers());
-        Self { shared, span, caller, path, start: Instant::now(), shed: false, finished: false }
+        Self { shared, span, caller, path, start: Instant::now(), quiet: None, finished: false }
     }
 
     /// Ends the call with the status in headers or trailers, which it completes.
@@ -77,14 +85,19 @@ impl Call {
             // A call may end before anybody has looked whether its path is served.
             metrics.record(self.shared.methods.label(method), name, elapsed);
         }
-        propagation::end_span(&self.span, name, is_fault(code));
+        propagation::end_span(&self.span, name, is_fault(code) && self.quiet != Some(Quiet::Drained));
         let service = self.shared.service;
         let elapsed_ms = elapsed.as_secs_f64() * 1_000.0;
         self.scope(|| match code {
             Code::Ok | Code::Cancelled => {
                 tracing::debug!(service, method, code = name, elapsed_ms, "answered")
             }
-            _ if self.shed => tracing::debug!(service, method, code = name, elapsed_ms, "shed"),
+            _ if self.quiet == Some(Quiet::Shed) => {
+                tracing::debug!(service, method, code = name, elapsed_ms, "shed")
+            }
+            _ if self.quiet == Some(Quiet::Drained) => {
+                tracing::debug!(service, method, code = name, elapsed_ms, "drained")
+            }
             code if is_fault(code) => {
                 tracing::warn!(service, method, code = name, elapsed_ms, why, "failed")
             }

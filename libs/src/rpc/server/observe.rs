@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 
 use super::{
     Methods, ServerBody,
-    call::{Call, Shared},
+    call::{Call, Quiet, Shared},
     details,
 };
 use crate::{rpc::shed, telemetry::ServerMetrics};
@@ -92,7 +92,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveF
         };
         let Ok(mut response) = response;
         let Some(mut call) = this.call.take() else { return Poll::Ready(Ok(response.map(ServerBody::finished))) };
-        call.shed = shed::was_shed(&response);
+        call.quiet = shed::was_shed(&response).then_some(Quiet::Shed);
         // A status among the headers is the whole answer: tonic sends the errors of unary calls so.
         if details::code(response.headers()).is_some() {
             call.finish(response.headers_mut());
@@ -106,22 +106,27 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveF
 mod tests {
     use std::{
         collections::BTreeSet,
-        future::pending,
+        future::{pending, ready},
         sync::atomic::{AtomicUsize, Ordering},
         time::Duration,
     };
 
+    use bytes::Bytes;
+    use futures::stream;
+    use http_body::Frame;
+    use http_body_util::{BodyExt as _, StreamBody};
     use opentelemetry::metrics::MeterProvider as _;
     use opentelemetry_sdk::metrics::{
         InMemoryMetricExporter, SdkMeterProvider,
         data::{AggregatedMetrics, MetricData},
     };
+    use tonic::Status;
     use tower::service_fn;
     use tracing::{Event, Level, Subscriber};
     use tracing_subscriber::layer::{self, SubscriberExt as _};
 
     use super::*;
-    use crate::rpc::shed::ShedLayer;
+    use crate::{breaker::is_draining, rpc::shed::ShedLayer};
 
     /// Counts warnings.
     #[derive(Clone, Default)]
@@ -150,6 +155,22 @@ mod tests {
             _ => Vec::new(),
         });
         attributes.filter(|pair| pair.key.as_str() == "rpc.method").map(|pair| pair.value.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_ended_in_order_is_no_failure() {
+        let warnings = Warnings::default();
+        let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+        let (drain, draining) = watch::channel(false);
+        let endless = || Body::new(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Status>>()));
+        let watching = service_fn(|_: Request<Body>| ready(Ok(Response::new(endless()))));
+        let mut server = ObserveLayer::new("tea", None, Methods::new([], []), draining).layer(watching);
+        let answer = server.call(call("/tea.v1.Tea/WatchTea")).await.expect("an answer");
+        drain.send_replace(true);
+        let ended = answer.into_body().collect().await.expect("an end").trailers().cloned().expect("trailers");
+        let status = Status::from_header_map(&ended).expect("a status");
+        assert!(is_draining(&status), "{status:?}");
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
