@@ -5,11 +5,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::{HeaderName, HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request::Parts};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyStream, Full, StreamBody};
 use pin_project_lite::pin_project;
@@ -116,15 +117,12 @@ where
             }
             return answer;
         };
-        match retry.failed(attempt, pushback) {
-            Some(pause) if deadline.is_none_or(|deadline| Instant::now() + pause < deadline) => {
-                // What was answered goes before the wait: it holds a place in the connection.
-                drop(answer);
-                sleep(pause).await;
-                attempt += 1;
-            }
-            _ => return answer,
-        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let Some(pause) = retry.failed(attempt, pushback, left) else { return answer };
+        // What was answered goes before the wait: it holds a place in the connection.
+        drop(answer);
+        sleep(pause).await;
+        attempt += 1;
     }
 }
 
@@ -155,11 +153,21 @@ where
     match ends {
         None => (call.await.map(in_grpc), false),
         Some(ends) => match timeout_at(ends, call).await {
-            Ok(answer) => (answer.map(in_grpc), false),
-            // Dropped, so the breaker has judged it: by the timeout that it carried.
-            Err(_) => (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true),
+            Ok(Ok(answer)) if !says_late(answer.headers(), ends) => (Ok(in_grpc(answer)), false),
+            Ok(Err(error)) => (Err(error), false),
+            // By its clock or by ours; dropped, so the breaker has judged it: by the timeout that it carried.
+            Ok(Ok(_)) | Err(_) => {
+                (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true)
+            }
         },
     }
+}
+
+/// Whether this is the server's word for the end of the attempt's time, which it was told of and may see first.
+fn says_late(headers: &HeaderMap, ends: Instant) -> bool {
+    const MARGIN: Duration = Duration::from_millis(5);
+    matches!(layer::grpc_status(headers), Some(Code::DeadlineExceeded | Code::Cancelled))
+        && Instant::now() + MARGIN >= ends
 }
 
 fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Instant>) -> Request<Body> {
@@ -236,7 +244,7 @@ fn after(taken: Vec<Bytes>, next: Option<Result<Frame<Bytes>, Status>>, rest: Bo
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Duration};
+    use std::sync::Mutex;
 
     use tokio::time::sleep;
     use tower::service_fn;
@@ -254,6 +262,27 @@ mod tests {
             let request = Request::new(Body::new(Full::new(Bytes::from(vec![0; bytes]))));
             call(server, Arc::new(Retry::new()), request, None).await.expect_err("it is out");
             assert_eq!(sent.into_inner().expect("no panic"), attempts, "{bytes} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_whose_end_the_server_sees_first_is_followed_by_another() {
+        let (half, millisecond) = (Duration::from_millis(500), Duration::from_millis(1));
+        for code in ["4", "1"] {
+            let sent = Mutex::new(0);
+            let server = service_fn(|_: Request<Body>| {
+                let mut sent = sent.lock().expect("no panic");
+                *sent += 1;
+                let (status, hangs) = if *sent == 1 { (code, half - millisecond) } else { ("0", millisecond) };
+                async move {
+                    sleep(hangs).await;
+                    Ok::<_, BoxError>(Response::builder().header("grpc-status", status).body(()).expect("a response"))
+                }
+            });
+            let request = Request::new(Body::new(Full::new(Bytes::new())));
+            let (retry, deadline) = (Retry::new().attempt_timeout(half), Instant::now() + half * 10);
+            let answer: Result<_, BoxError> = call(server, Arc::new(retry), request, Some(deadline)).await;
+            assert_eq!(layer::grpc_status(answer.expect("the second is answered").headers()), Some(Code::Ok));
         }
     }
 

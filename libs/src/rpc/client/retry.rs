@@ -115,7 +115,7 @@ impl Retry {
     }
 
     /// Gives an attempt up if no answer has begun after so long, and tries again: of several addresses one may hang. `None`, the default,
-    /// leaves it to the call's deadline.
+    /// leaves it to the call's deadline. Not for methods that stream: to the server this is the time of the whole answer.
     pub fn attempt_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.attempt_timeout = timeout.into();
         self
@@ -133,21 +133,20 @@ impl Retry {
         let _ = self.budget.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give);
     }
 
-    /// Notes that attempt number `attempt` (from one) failed, and says after how long to try again, if at all.
-    pub(super) fn failed(&self, attempt: u32, pushback: Pushback) -> Option<Duration> {
+    /// Notes that attempt number `attempt` (from one) failed, and says after how long to try again, if at all; `left` is what the call has
+    /// of its time. What is not tried again takes nothing of the share.
+    pub(super) fn failed(&self, attempt: u32, pushback: Pushback, left: Option<Duration>) -> Option<Duration> {
         let take = |tokens: u32| Some(tokens.saturating_sub(Self::TOKEN));
         let held = self.budget.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or(0);
         let tokens_left = held.saturating_sub(Self::TOKEN);
         if attempt >= self.attempts || pushback == Pushback::Never || tokens_left <= Self::TOKENS / 2 {
             return None;
         }
-        if !self.budget.share.withdraw() {
-            return None;
-        }
-        Some(match pushback {
+        let pause = match pushback {
             Pushback::After(delay) => delay,
             _ => self.pause(attempt),
-        })
+        };
+        (left.is_none_or(|left| pause < left) && self.budget.share.withdraw()).then_some(pause)
     }
 
     fn pause(&self, attempt: u32) -> Duration {
@@ -188,10 +187,21 @@ mod tests {
     fn five_failures_in_a_row_stop_retries_until_calls_go_well_again() {
         let retry = Retry::new();
         (0..100).for_each(|_| retry.begin());
-        let tried = (0..10).filter(|_| retry.failed(1, Pushback::None).is_some()).count();
+        let tried = (0..10).filter(|_| retry.failed(1, Pushback::None, None).is_some()).count();
         assert_eq!(tried, 4, "the fifth leaves half of the tokens");
         (0..70).for_each(|_| retry.succeeded());
-        assert!(retry.failed(1, Pushback::None).is_some());
+        assert!(retry.failed(1, Pushback::None, None).is_some());
+    }
+
+    #[test]
+    fn what_there_is_no_time_for_takes_no_ones_share() {
+        let (retry, second) = (Retry::new(), Duration::from_secs(1));
+        // Three a second, over ten seconds.
+        for _ in 0..30 {
+            assert_eq!(retry.failed(1, Pushback::After(second), Some(second)), None);
+            (0..10).for_each(|_| retry.succeeded());
+        }
+        assert_eq!(retry.failed(1, Pushback::After(second), Some(second * 2)), Some(second));
     }
 
     #[test]
@@ -204,9 +214,9 @@ mod tests {
             assert_eq!(Pushback::of(&headers(never)), Pushback::Never);
         }
         let retry = Retry::new();
-        assert_eq!(retry.failed(1, Pushback::After(Duration::from_secs(2))), Some(Duration::from_secs(2)));
-        assert_eq!(retry.failed(1, Pushback::Never), None);
-        assert_eq!(retry.failed(3, Pushback::None), None, "three attempts are enough");
+        assert_eq!(retry.failed(1, Pushback::After(Duration::from_secs(2)), None), Some(Duration::from_secs(2)));
+        assert_eq!(retry.failed(1, Pushback::Never, None), None);
+        assert_eq!(retry.failed(3, Pushback::None, None), None, "three attempts are enough");
     }
 
     #[test]
