@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use proto::{
+    breaker::v1::{ResetBreakerRequest, breaker_command_service_client::BreakerCommandServiceClient},
     google::r#type::{Money, PostalAddress},
     inventory::v1::{
         AddStockRequest, GetStockRequest, Item, ListStockRequest, ReleaseStockRequest, ReserveStockRequest,
@@ -13,6 +14,10 @@ use proto::{
     payment::v1::{
         ChargeCustomerRequest, DepositFundsRequest, GetAccountRequest, GetChargeRequest, ListChargesRequest,
         RefundChargeRequest,
+    },
+    projections::v1::{
+        RebuildProjectionsRequest, ResumeProjectionRequest,
+        projection_command_service_client::ProjectionCommandServiceClient,
     },
     saga::v1::{DescribeSagaRequest, GetSagaRequest, ListParkedSagasRequest, ListSagasRequest},
     shipping::v1::{CancelShipmentRequest, CreateShipmentRequest, GetShipmentRequest, ListShipmentsRequest, Parcel},
@@ -369,5 +374,21 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
         let request = ListSagasRequest { page_size, page_token, ..Default::default() };
         assert_eq!(Refused::of(sagas.list_sagas(request).await), Refused::invalid("order", &[field]));
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_are_not_repeated_that_no_answer_could_hold() -> anyhow::Result<()> {
+    let (shop, _) = shop().await?;
+    let clients = shop.clients();
+    let name = "n".repeat(1 << 20);
+    let mut breakers = BreakerCommandServiceClient::new(clients.order.clone());
+    let of = Refused::of(breakers.reset_breaker(ResetBreakerRequest { name: name.clone() }).await);
+    assert_eq!(of, Refused::invalid("order", &["name"]));
+    let mut projections = ProjectionCommandServiceClient::new(clients.order.clone());
+    let of = Refused::of(projections.resume_projection(ResumeProjectionRequest { name: name.clone() }).await);
+    assert_eq!(of, Refused::invalid("order", &["name"]));
+    let of = Refused::of(projections.rebuild_projections(RebuildProjectionsRequest { source: name }).await);
+    assert_eq!(of, Refused::invalid("order", &["source"]));
     Ok(())
 }

@@ -15,6 +15,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Breaker, Cause, Change, ChangeKind, Override, Registry, Rejections, State, Totals, Transition};
 
+/// More than any breaker's name has.
+const MOST_NAME: usize = 256;
+
 /// Serves the breakers of a registry.
 #[derive(Clone, Debug)]
 pub struct BreakerService {
@@ -45,6 +48,10 @@ impl BreakerService {
 
     fn find(&self, name: &str) -> Result<Arc<Breaker>, Status> {
         self.registry.get(name).ok_or_else(|| {
+            // It would be repeated in an answer's headers, and in the log.
+            if name.len() > MOST_NAME {
+                return self.invalid(&[("name", "is longer than any breaker's")]);
+            }
             let details = ErrorDetails::with_error_info("UNKNOWN_BREAKER", &*self.domain, HashMap::new());
             let known = self.registry.list("");
             let names: Vec<&str> = known.iter().take(20).map(|breaker| &**breaker.name()).collect();

@@ -21,6 +21,9 @@ use tonic::{Code, Request, Response, Status};
 use super::Outgoing;
 use crate::refusal::Refusal;
 
+/// More than any name has; it would be repeated in an answer's headers, and in the log.
+const MOST_NAME: usize = 256;
+
 /// One projection, as its projector tells.
 #[derive(Debug)]
 pub(super) struct Standing {
@@ -247,6 +250,10 @@ impl ProjectionCommandService for ProjectionService {
         let name = request.into_inner().name;
         let board = self.board.places.read();
         let Some(place) = board.iter().find(|place| place.standing.name == name) else {
+            if name.len() > MOST_NAME {
+                let refusal = Refusal::invalid("name", "is longer than any projection's");
+                return Err(refusal.into_status(self.service));
+            }
             let known: Vec<&str> = board.iter().map(|place| place.standing.name).collect();
             let message = format!("no projection is named {name:?} here; there are: {}", known.join(", "));
             return Err(Refusal::not_found("UNKNOWN_PROJECTION", message).into_status(self.service));
@@ -267,7 +274,7 @@ impl ProjectionCommandService for ProjectionService {
         request: Request<pb::RebuildProjectionsRequest>,
     ) -> Result<Response<Self::RebuildProjectionsStream>, Status> {
         let (service, source) = (self.service, request.into_inner().source);
-        if source.is_empty() {
+        if source.is_empty() || source.len() > MOST_NAME {
             let refusal = Refusal::invalid("source", "must be the service whose events the views are made of");
             return Err(refusal.into_status(service));
         }
