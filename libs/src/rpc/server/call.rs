@@ -50,7 +50,7 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
         let path = request.uri().path_and_query().cloned();
-        let request_id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= 128).cloned();
+        let request_id = request.headers().get(REQUEST_ID).filter(|id| is_name(id)).cloned();
         let caller = Caller::new(request.headers(), request_id);
         let span = propagation::server_span(method(path.as_ref()), request.headers());
         Self { shared, span, caller, path, start: Instant::now(), quiet: None, finished: false }
@@ -124,6 +124,11 @@ fn method(path: Option<&PathAndQuery>) -> &str {
     path.map_or("", |path| path.path().trim_start_matches('/'))
 }
 
+/// Whether the log can show a request by this name.
+fn is_name(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len()) && id.to_str().is_ok()
+}
+
 /// True if the server is to blame, not the request.
 const fn is_fault(code: Code) -> bool {
     matches!(
@@ -140,4 +145,16 @@ const fn is_fault(code: Code) -> bool {
 fn generated() -> HeaderValue {
     let text = format!("{:032x}", rand::random::<u128>());
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unnamed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_called_by_what_the_log_can_show() {
+        let named = |id: &[u8]| is_name(&HeaderValue::from_bytes(id).expect("a header"));
+        assert!(named(b"say \"tea\"") && named(&[b'a'; 128]));
+        assert!(!named(b"") && !named(&[b'a'; 129]) && !named(b"a\xff"));
+    }
 }
