@@ -240,7 +240,7 @@ impl Coordinator {
                         tracing::warn!(
                             peer,
                             code = code_name(code),
-                            message,
+                            error = message,
                             "can't be told now what it may forget, but later"
                         );
                     }
