@@ -1,6 +1,6 @@
 //! The moment by which an answer is needed, handed from the call being served to every call made for it.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
 
@@ -20,6 +20,18 @@ pub fn scope<F: Future>(deadline: Instant, future: F) -> Scoped<F> {
     DEADLINE.scope(earliest(Some(deadline), current()).unwrap_or(deadline), future)
 }
 
+/// What is left of a caller's time for the answer that what was waited for has not come.
+pub const ANSWERING: Duration = Duration::from_millis(20);
+
+/// Runs a future under a deadline that comes [`ANSWERING`] before the one in force, if there is one: what it waits for in vain can
+/// still be done without.
+pub async fn with_time_to_answer<F: Future>(future: F) -> F::Output {
+    match current() {
+        Some(deadline) => scope(deadline.checked_sub(ANSWERING).unwrap_or(deadline), future).await,
+        None => future.await,
+    }
+}
+
 /// The deadline in force here, if there is one.
 #[must_use]
 pub fn current() -> Option<Instant> {
@@ -37,8 +49,6 @@ pub fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant>
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -52,6 +62,8 @@ mod tests {
         })
         .await;
         scope(late, scope(soon, async { assert_eq!(current(), Some(soon)) })).await;
+        with_time_to_answer(async { assert_eq!(current(), None) }).await;
+        scope(late, with_time_to_answer(async { assert_eq!(current(), Some(late - ANSWERING)) })).await;
         assert_eq!(current(), None);
     }
 }

@@ -6,7 +6,10 @@ use libs::{
     breaker::{Answer, CircuitOpen, Fallback, LastKnown},
     cli::BoxError,
     refusal::code_name,
-    rpc::client::{Peer, PeerOptions, Peers},
+    rpc::{
+        client::{Peer, PeerOptions, Peers},
+        deadline,
+    },
 };
 use proto::{
     order::v1::ShipmentStanding,
@@ -48,7 +51,8 @@ impl Shipments {
 
     /// How the shipment of this id stands. Always answers, and says whose word it is.
     pub async fn standing(&self, shipment_id: &str) -> ShipmentStanding {
-        let asked = self.fallback.or_last_known(&self.known, shipment_id.to_owned(), self.ask(shipment_id));
+        let ask = deadline::with_time_to_answer(self.ask(shipment_id));
+        let asked = self.fallback.or_last_known(&self.known, shipment_id.to_owned(), ask);
         match asked.await {
             Ok(Answer::Fresh(shipment)) => ShipmentStanding { shipment, current: true, ..ShipmentStanding::default() },
             Ok(Answer::Fallback { value: shipment, age, because }) => ShipmentStanding {

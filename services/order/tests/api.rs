@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use libs::testing::{after, refused, wrong_fields};
 use proto::{
     google::r#type::PostalAddress,
@@ -12,7 +14,8 @@ use proto::{
     },
 };
 use support::TestApp;
-use tonic::Code;
+use tokio::{net::TcpListener, time::timeout};
+use tonic::{Code, Request};
 
 fn place(order_id: &str, customer_id: &str) -> PlaceOrderRequest {
     PlaceOrderRequest {
@@ -55,6 +58,29 @@ async fn an_order_is_taken_while_everybody_it_needs_is_out() {
     let standing = app.queries.get_order(asked).await.unwrap().into_inner().shipment.unwrap();
     assert!(!standing.current && standing.shipment.is_none(), "{standing:?}");
     assert!(standing.unavailable_because.starts_with("shipping "), "{standing:?}");
+}
+
+#[tokio::test]
+async fn an_order_is_shown_in_time_though_shipping_hangs_for_longer_than_its_caller_waits() {
+    // It takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut app = TestApp::start_with_shipping_at(&silent.local_addr().unwrap().to_string()).await;
+    let placed = app.commands.place_order(place("o1", "ada")).await.unwrap();
+    app.queries.get_order(after(&placed, get("o1"))).await.unwrap();
+    let shown = async {
+        loop {
+            let mut asked = Request::new(GetOrderRequest { include_shipment: true, ..get("o1") });
+            asked.set_timeout(Duration::from_millis(300));
+            // A loaded machine may take longer for the answer than is left for it.
+            let Ok(answer) = app.queries.get_order(asked).await else { continue };
+            let standing = answer.into_inner().shipment.unwrap();
+            if standing.unavailable_because == "shipping gave no answer: DEADLINE_EXCEEDED" {
+                return standing;
+            }
+        }
+    };
+    let standing = timeout(Duration::from_secs(60), shown).await.expect("never an answer without shipping's");
+    assert!(!standing.current && standing.shipment.is_none(), "{standing:?}");
 }
 
 #[tokio::test]

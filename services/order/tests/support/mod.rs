@@ -23,12 +23,17 @@ pub(crate) struct TestApp {
 
 impl TestApp {
     pub(crate) async fn start() -> Self {
+        Self::start_with_shipping_at("127.0.0.1:1").await
+    }
+
+    pub(crate) async fn start_with_shipping_at(shipping: &str) -> Self {
         let data = TempDir::new().unwrap();
         let database = DatabaseUrl::Sqlite(data.path().join("order.db"));
         let mut flags = Serve::new("127.0.0.1:0".parse().unwrap(), database);
         // Nobody is there: an order is taken all the same, and goes on once they are back.
+        let at = |name| if name == "shipping" { shipping } else { "127.0.0.1:1" };
         flags.peers =
-            Service::PEERS.iter().map(|(name, _)| format!("{name}=http://127.0.0.1:1").parse().unwrap()).collect();
+            Service::PEERS.iter().map(|(name, _)| format!("{name}=http://{}", at(*name)).parse().unwrap()).collect();
         // Far more than the views are behind. No call has more than half a minute.
         flags.limits.max_staleness_wait = Duration::from_secs(20);
         let mut app = App::bind(Service::NAME, &flags).await.unwrap();
