@@ -106,9 +106,9 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message that the service's own commands and queries take or answer, in bytes. What is there for operators and for other
-    /// services takes 4 MiB.
-    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 10..))]
+    /// The largest message that the service's own commands and queries take or answer, in bytes, 64 KiB at the least: what the largest
+    /// command makes must go into an answer. What is there for operators and for other services takes 4 MiB.
+    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(64 << 10..))]
     pub max_message_bytes: usize,
 
     /// The largest header list of a call, in bytes; a larger one is refused with RESOURCE_EXHAUSTED, and one of more than twice as
