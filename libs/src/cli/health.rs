@@ -3,7 +3,6 @@
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -13,7 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{BoxError, Tls, duration};
-use crate::rpc::cause::root;
+use crate::{rpc::cause::root, service::tls};
 
 /// Whom to ask.
 #[derive(Clone, Debug, Args)]
@@ -77,13 +76,19 @@ async fn check(health: &Health) -> Result<ServingStatus, BoxError> {
 /// The server's own files serve to ask it as well: its authority is trusted, and its certificate shown where it wants to see
 /// one. The name is not the address asked but what every certificate for such a probe names.
 fn client_tls(tls: &Tls) -> Result<Option<ClientTlsConfig>, BoxError> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let Tls { tls_cert, tls_key, tls_ca } = tls;
     // Without an authority the server's own file is trusted: that is enough if it signed itself, or has who signed it in its chain.
-    let Some(authority) = tls.tls_ca.as_deref().or(tls.tls_cert.as_deref()) else { return Ok(None) };
-    let config =
-        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(authority)?)).domain_name("localhost");
-    Ok(Some(match (&tls.tls_cert, &tls.tls_key) {
-        (Some(certificate), Some(key)) => config.identity(Identity::from_pem(read(certificate)?, read(key)?)),
+    let authority = match (tls_ca, tls_cert) {
+        (Some(path), _) => tls::read("--tls-ca", path)?,
+        (None, Some(path)) => tls::read("--tls-cert", path)?,
+        (None, None) => return Ok(None),
+    };
+    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
+    Ok(Some(match (tls_cert, tls_key) {
+        (Some(certificate), Some(key)) => {
+            let (certificate, key) = (tls::read("--tls-cert", certificate)?, tls::read("--tls-key", key)?);
+            config.identity(Identity::from_pem(certificate, key))
+        }
         _ => config,
     }))
 }
