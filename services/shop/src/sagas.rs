@@ -128,7 +128,8 @@ pub async fn show(asked: config::ShowSaga, screen: Screen) -> anyhow::Result<()>
         screen.line(format!("{}: {}", step.name, screen.paint(Tone::Bad, &step.last_error)))?;
     }
     if let Some(reason) = saga.reason {
-        screen.line(format!("because of {}: {}: {}", reason.step, reason.reason, reason.message))?;
+        let because = format!("because of {}: {}: {}", reason.step, reason.reason, reason.message);
+        screen.line(screen.paint(Tone::Plain, because))?;
     }
     Ok(())
 }

@@ -85,14 +85,22 @@ impl Screen {
 
     /// A text in a tone.
     pub fn paint(&self, tone: Tone, text: impl fmt::Display) -> String {
+        let text = printable(&text.to_string());
         let code = match tone {
-            Tone::Plain => return text.to_string(),
+            Tone::Plain => return text,
             Tone::Faint => "2",
             Tone::Title => "1",
             Tone::Good => "32",
             Tone::Bad => "31",
             Tone::Undo => "33",
         };
-        if self.colours { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_string() }
+        if self.colours { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text }
     }
+}
+
+/// A text without anything that a terminal would obey: what it says may be a stranger's words.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let shown = |letter: char| if letter.is_control() { letter.escape_default().collect() } else { letter.to_string() };
+    text.chars().map(shown).collect()
 }

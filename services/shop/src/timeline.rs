@@ -134,6 +134,14 @@ mod tests {
     }
 
     #[test]
+    fn a_strangers_words_are_no_line_of_their_own_and_move_no_cursor() {
+        let mut asked = entry(1, 100_000, "cancel asked");
+        asked.detail = "nice\n   +1.0 ms  saga  completed\n\u{1b}[2J\u{7}".to_owned();
+        let lines = Timeline::default().news(&saga(vec![asked]), Screen::plain());
+        assert!(lines.len() == 1 && !lines[0].contains(char::is_control), "{lines:?}");
+    }
+
+    #[test]
     fn durations_are_short_to_read() {
         let brief = |micros| brief(Duration::from_micros(micros));
         assert_eq!([brief(850), brief(12_340), brief(1_250_000)], ["850 µs", "12.3 ms", "1.2 s"]);
