@@ -276,3 +276,42 @@ async fn the_circuits_of_an_order_are_listed() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_second_shop_says_in_a_line_what_to_do_by_its_own_flags() -> anyhow::Result<()> {
+    let up = Up::start().await?;
+    let (here, data) = (up.host.to_string(), up.folder.path().join("data").display().to_string());
+    let elsewhere = port::own_host().to_string();
+    for (words, what_to_do) in [
+        (["--host", &here, "--data-dir", "another"], "another process listens on"),
+        (["--host", &elsewhere, "--data-dir", &data], "another process has"),
+    ] {
+        let mut second = shop(&up.folder, &["serve"])?;
+        let output = program::output({
+            second.args(words);
+            second
+        })
+        .await?;
+        let said = String::from_utf8(output.stderr)?;
+        let said = said.lines().rfind(|line| line.starts_with("error: ")).context("no error")?;
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let (_, flag) = said.split_once("or give another ").context("no advice")?;
+        assert!(said.contains(what_to_do) && words.contains(&flag), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_words_are_told_in_a_line() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut loud = shop(&folder, &["serve"])?;
+    loud.env("RUST_LOG", "loud");
+    for (mut command, what) in [(shop(&folder, &["serve", "--prot", "1"])?, "--prot"), (loud, "RUST_LOG")] {
+        command.args(["--host", &port::own_host().to_string()]);
+        let output = program::output(command).await?;
+        let said = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1 && said.contains(what), "{said}");
+    }
+    Ok(())
+}

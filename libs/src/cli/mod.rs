@@ -14,6 +14,6 @@ pub use self::{
     database::{DatabaseUrl, WrongUrl},
     flags::{Limits, Serve, Store, Surface, Tls},
     program::{BoxError, Program},
-    run::run,
+    run::{asked, run},
     signal::shutdown,
 };

@@ -55,11 +55,7 @@ enum Command {
 pub fn run<P: Program>() -> ExitCode {
     let line = match parse::<P>(std::env::args_os()) {
         Ok(line) => line,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return wrong_flags(&one_line(&error)),
+        Err(error) => return not_asked(&error),
     };
     let command = line.command.unwrap_or_else(|| Command::Serve(Box::new(line.serve)));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -181,6 +177,23 @@ fn one_line(error: &clap::Error) -> String {
     let first = text.split("\n\n").next().unwrap_or(&text);
     let words: Vec<&str> = first.split_whitespace().collect();
     words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+/// What a program is asked to do that is no service.
+///
+/// # Errors
+/// How to end: where help was asked for, or something is wrong, which is told in one line.
+pub fn asked<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| not_asked(&error))
+}
+
+/// Tells why there is nothing to do.
+fn not_asked(error: &clap::Error) -> ExitCode {
+    if !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return wrong_flags(&one_line(error));
+    }
+    let _ = error.print();
+    ExitCode::SUCCESS
 }
 
 fn wrong_flags(why: &str) -> ExitCode {

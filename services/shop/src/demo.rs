@@ -1,8 +1,11 @@
 //! The demonstration: three orders on fresh data, each announced with its end, and the books afterwards.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use proto::{
     google::r#type::{Money, PostalAddress},
     inventory::v1::AddStockRequest,
@@ -70,6 +73,7 @@ const SCENES: [Scene; 3] = [
 /// # Errors
 /// When anything ends otherwise than announced.
 pub async fn run(screen: Screen) -> anyhow::Result<()> {
+    let mut stopped = pin!(libs::cli::shutdown()?);
     let data = tempfile::tempdir().context("no room for the demo's data")?;
     let began = Instant::now();
     screen.line(screen.paint(Tone::Title, "Four services, each with its own database, on fresh data"))?;
@@ -79,7 +83,14 @@ pub async fn run(screen: Screen) -> anyhow::Result<()> {
     }
     screen.line(screen.paint(Tone::Faint, format!("  serving after {}", brief(began.elapsed()))))?;
     let uris = [shop.uri("inventory")?, shop.uri("payment")?, shop.uri("shipping")?, shop.uri("order")?];
-    shop.during(play(uris, screen)).await
+    shop.during(async {
+        tokio::select! {
+            played = play(uris, screen) => played,
+            // In order, so that the data goes too.
+            () = &mut stopped => bail!("stopped before its end"),
+        }
+    })
+    .await
 }
 
 async fn play([inventory, payment, shipping, order]: [String; 4], screen: Screen) -> anyhow::Result<()> {

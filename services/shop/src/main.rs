@@ -5,19 +5,23 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser as _;
+use libs::telemetry::TelemetryError;
 use shop::{
     breakers,
     config::{Cli, Command, Saga},
     demo, order, sagas,
-    screen::Screen,
+    screen::{Screen, printable},
     serve, watch,
 };
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let screen = Screen::stdout();
-    let ended = match Cli::parse().asked() {
+    let cli = match libs::cli::asked::<Cli>() {
+        Ok(cli) => cli,
+        Err(end) => return end,
+    };
+    let ended = match cli.asked() {
         Command::Serve(asked) => serve::run(&asked, screen).await,
         Command::Demo => demo::run(screen).await,
         Command::Order(asked) => order::run(asked, screen).await,
@@ -35,6 +39,8 @@ async fn main() -> ExitCode {
     if error.chain().any(unread) {
         return ExitCode::SUCCESS;
     }
-    let _ = writeln!(io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
+    let _ = writeln!(io::stderr(), "error: {}", printable(&format!("{error:#}")));
+    // As the services themselves end.
+    let wrong_variable = error.downcast_ref::<TelemetryError>().is_some_and(TelemetryError::is_wrong_variable);
+    ExitCode::from(if wrong_variable { 2 } else { 1 })
 }

@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use libs::{
-    cli::{DatabaseUrl, Limits, Program, Serve},
+    cli::{BoxError, DatabaseUrl, Limits, Program, Serve},
+    journal::OpenError,
     service::App,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -84,7 +85,7 @@ impl Shop {
         }
         let mut app = App::bind(P::NAME, &flags).await.context(P::NAME)?;
         self.addresses.push((P::NAME, app.local_addr()));
-        P::assemble(&mut app, &flags).await.map_err(|error| anyhow!(error).context(P::NAME))?;
+        P::assemble(&mut app, &flags).await.map_err(|error| known(error).context(P::NAME))?;
         let mut stopped = self.stop.subscribe();
         self.running.spawn(async move {
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
@@ -131,6 +132,11 @@ impl Shop {
         }
         ended
     }
+}
+
+/// An error in whose chain a database that doesn't open can be found.
+fn known(error: BoxError) -> anyhow::Error {
+    error.downcast::<OpenError>().map_or_else(|other| anyhow!(other), |open| anyhow::Error::new(*open))
 }
 
 #[cfg(test)]
