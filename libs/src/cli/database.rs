@@ -18,8 +18,10 @@ pub enum WrongUrl {
     /// Neither `sqlite:PATH` nor `postgres://…`.
     #[error("a database is sqlite:PATH, such as sqlite:data/orders.db, or postgres://…")]
     Form,
-    /// A path with options behind it, as other programs take them.
-    #[error("a SQLite database is sqlite:PATH without a ?: no options are taken, and a file that is missing is made")]
+    /// A URI or a path with options behind it, as other programs take them.
+    #[error(
+        "a SQLite database is sqlite:PATH without a ? or a file: before it: no options are taken, and a file that is missing is made"
+    )]
     Options,
     /// A server that could never be reached.
     #[error("this postgres://… can't be used: {0}")]
@@ -34,8 +36,8 @@ impl FromStr for DatabaseUrl {
             // Both `sqlite:PATH` and `sqlite://PATH` are in use elsewhere.
             Some(("sqlite", path)) => match path.strip_prefix("//").unwrap_or(path) {
                 "" => Err(WrongUrl::Form),
-                // It would be part of the file's name.
-                path if path.contains('?') => Err(WrongUrl::Options),
+                // It would be part of the file's name here, and none of it to SQLite: two names of one database, and two locks.
+                path if path.contains('?') || path.starts_with("file:") => Err(WrongUrl::Options),
                 path => Ok(Self::Sqlite(path.into())),
             },
             Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
@@ -92,7 +94,7 @@ mod tests {
         for wrong in ["", "sqlite:", "sqlite://", "data/a.db", "mysql://host/db", "postgres:host"] {
             assert_eq!(wrong.parse::<DatabaseUrl>(), Err(WrongUrl::Form), "{wrong}");
         }
-        for wrong in ["sqlite:a.db?mode=rwc", "sqlite://a.db?", "sqlite:?"] {
+        for wrong in ["sqlite:a.db?mode=rwc", "sqlite://a.db?", "sqlite:?", "sqlite:file:a.db", "sqlite:file:///a.db"] {
             assert_eq!(wrong.parse::<DatabaseUrl>(), Err(WrongUrl::Options), "{wrong}");
         }
     }

@@ -36,6 +36,12 @@ pub enum OpenError {
         /// The system's word.
         source: io::Error,
     },
+    /// Nobody has made it yet, and who only reads makes none.
+    #[error("there is no database {path} yet: serve its commands or run migrate first")]
+    Missing {
+        /// Which database.
+        path: PathBuf,
+    },
     /// Another process has the database open.
     #[error("{path} is in use by another process: stop that one, or give this one its own --database-url")]
     InUse {
@@ -263,6 +269,9 @@ pub fn settled_readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
 }
 
 fn read_only(path: &Path, count: usize) -> Result<Vec<Connection>, OpenError> {
+    if matches!(fs::exists(path), Ok(false)) {
+        return Err(OpenError::Missing { path: path.to_owned() });
+    }
     let open = |_| {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.pragma_update(None, "query_only", true)?;
@@ -307,8 +316,12 @@ pub fn remove_abandoned(path: &Path) -> Result<bool, OpenError> {
     Ok(true)
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock_path = companion(path, ".lock");
+/// Takes a database for oneself, until what this answers is dropped. A file of more than one name, by links, is one database.
+///
+/// # Errors
+/// When somebody has it open, or its lock can't be made.
+pub fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = companion(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), ".lock");
     let failed = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
