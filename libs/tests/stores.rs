@@ -5,19 +5,20 @@
 mod squeamish;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use libs::{
     cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
-    cqrs::{Log, Projections, Views},
+    cqrs::{Log, Projection, ProjectionError, Projections, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, head,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Table, head,
+        sql::Transaction,
         sqlite::{Durability, Writer, companion, readers, remove},
     },
     service::{App, Stores},
@@ -84,6 +85,60 @@ async fn views_that_can_not_fold_every_event_take_nobodys_place() {
     rebuild(&path, &mended).await.unwrap();
     assert_eq!(seen(&path, ["a", "poison", "b"]).await, [Some(1); 3]);
     assert!(!others.exists());
+}
+
+/// Tries, at each fold, to open the views and to make them anew, as a supervisor or an impatient operator may.
+struct Impatient {
+    journal: PathBuf,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Projection for Impatient {
+    const NAME: &'static str = "impatient";
+    const TABLES: &'static [&'static Table] = &[];
+
+    async fn project(&self, _: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let views = Writer::open(&self.journal.with_extension("views.db"), Durability::Rebuildable, &[]);
+        let anew = Stores::default().rebuild("test", &kept(&self.journal)).await;
+        let in_use = [
+            matches!(views, Err(OpenError::InUse { .. })),
+            anew.is_err_and(|error| error.is::<OpenError>() && error.to_string().contains("is in use")),
+        ];
+        self.refused.fetch_add(in_use.into_iter().filter(|refused| *refused).count(), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nobody_opens_views_while_they_are_made_anew() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("test.db");
+    let journal = Journal::open(&path, &[]).await.unwrap();
+    write(&journal, &["a"]).await;
+    rebuild(&path, &Arc::new(AtomicBool::new(true))).await.unwrap();
+    let refused = Arc::default();
+    let impatient = Impatient { journal: path.clone(), refused: Arc::clone(&refused) };
+    let projections = Projections::new().with(impatient).with(Squeamish { mended: Arc::new(AtomicBool::new(true)) });
+    Stores { projections, ..Stores::default() }.rebuild("test", &kept(&path)).await.unwrap();
+    assert_eq!(refused.load(Ordering::SeqCst), 2, "neither of the two got hold of them");
+    assert_eq!(seen(&path, ["a"]).await, [Some(1)]);
+}
+
+#[tokio::test]
+async fn a_database_is_one_by_whatever_name() {
+    let folder = TempDir::new().unwrap();
+    let (path, link) = (folder.path().join("test.db"), folder.path().join("link.db"));
+    let _journal = Journal::open(&path, &[]).await.unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let error = Journal::open(&link, &[]).await.unwrap_err().to_string();
+    assert!(error.contains("is in use by another process"), "{error}");
+}
+
+#[tokio::test]
+async fn who_only_reads_says_what_makes_the_database() {
+    let folder = TempDir::new().unwrap();
+    let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();
+    assert!(error.contains("serve its commands or run migrate first") && !error.contains('\n'), "{error}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use crate::{
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{
         Journal, Location, OpenError, Table,
-        sqlite::{companion, remove, remove_abandoned},
+        sqlite::{companion, lock, remove, remove_abandoned},
     },
     rpc::client::Peer,
     telemetry,
@@ -161,7 +161,8 @@ impl Stores {
     /// serving queries.
     ///
     /// # Errors
-    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then.
+    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then. Until it ends nobody can begin to
+    /// serve queries of them.
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         let location = location(store, service);
         let Location::Sqlite(path) = &location else {
@@ -172,13 +173,15 @@ impl Stores {
             return Ok(());
         };
         let (old, new) = (path.with_extension("views.db"), path.with_extension("views.new.db"));
-        remove(&new)?;
         // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
         match Views::open(&old, Log::open(&location)?, &Projections::new()).await {
             Ok(views) => views.catch_up(|_, _| {}).await?,
             Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
+        // Nor may anybody begin to: whoever did would go on reading what is removed in the end.
+        let _old = lock(&old)?;
+        remove(&new)?;
         let log = Log::open(&location)?.upcast(self.upcasters);
         if let Err(error) = make(&new, log, &self.projections).await {
             // What it took of the disk may be all that was left.
@@ -188,9 +191,12 @@ impl Stores {
         if fs::metadata(companion(&new, "-wal")).is_ok_and(|log| log.len() > 0) {
             return Err(format!("{} is not whole: somebody has it open", new.display()).into());
         }
+        let _new = lock(&new)?;
         for source in views_of_others(path)? {
+            if !remove_abandoned(&source)? {
+                return Err(OpenError::InUse { path: source }.into());
+            }
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
-            remove(&source)?;
         }
         take_place(&new, &old)?;
         tracing::info!(views = %old.display(), "the views are made anew");
