@@ -47,11 +47,13 @@ enum Cut {
 static ENDED: AtomicUsize = AtomicUsize::new(0);
 
 /// As the committer asks.
-const ASKED: &str = "SELECT pg_xact_status($1::xid8)";
+const ASKED: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' ELSE pg_xact_status($1::xid8) END";
 /// The id was given to another transaction since, and that one is committed.
 const GIVEN_AGAIN: &str = "SELECT 'committed'||left($1,0) ";
 /// The transaction waits for the server's disk, or for a standby.
-const IN_PROGRESS: &str = "SELECT'in progress'||left($1,0)";
+const IN_PROGRESS: &str = "SELECT 'in progress'||left($1,0)";
+/// It is a standby that is asked.
+const IN_RECOVERY: &str = "SELECT 'in recovery'||left($1,0)";
 /// No transaction has the id yet.
 const UNHEARD_OF: &str = "SELECT pg_xact_status('999999')";
 
@@ -132,12 +134,13 @@ async fn carry(
     }
 }
 
-/// Puts another question of the same length in the place of the one what became of the commit.
+/// Puts another question in the place of the one what became of the commit, with blanks for what it is shorter.
 fn answer_otherwise(said: &mut [u8], cut: &Mutex<Cut>) {
     let mut cut = cut.lock().unwrap();
     let (Cut::Crashed(instead) | Cut::Asked(instead)) = *cut else { return };
     if let Some(at) = said.windows(ASKED.len()).position(|words| words == ASKED.as_bytes()) {
-        said[at..at + ASKED.len()].copy_from_slice(instead.as_bytes());
+        said[at..at + ASKED.len()].fill(b' ');
+        said[at..at + instead.len()].copy_from_slice(instead.as_bytes());
         *cut = Cut::Asked(instead);
     }
 }
@@ -206,10 +209,21 @@ async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answ
     assert!(!submitted.is_finished());
     *cut.lock().unwrap() = Cut::Never;
     // The session has the other question prepared.
-    let asks = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1";
+    let asks = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(query, $1)";
     sqlx::query(asks).bind(IN_PROGRESS).execute(&mut schema.connect().await).await.unwrap();
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.unwrap().outcome, Outcome::Done, "it was lost, and is made once more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_nobody_promotes_is_not_asked_for_ever() {
+    let Some(schema) = Schema::new() else { return };
+    let (journal, cut) = linked(&schema).await;
+    *cut.lock().unwrap() = Cut::Lost(IN_RECOVERY);
+    let answer = timeout(PATIENCE, journal.submit(note("stranded"))).await.expect("an answer");
+    assert_eq!(answer, Err(SubmitError::Closed));
+    let ended = journal.ended().await.expect_err("a restart reads what stands").to_string();
+    assert!(ended.contains("in recovery"), "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

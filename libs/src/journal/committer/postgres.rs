@@ -32,6 +32,8 @@ const ASK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
+/// How a server is asked what became of a transaction. A standby that is to take over may have the commit, and has yet to replay it.
+const BECAME: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' ELSE pg_xact_status($1::xid8) END";
 /// What the server says of a transaction that it has never heard of.
 const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
@@ -201,7 +203,7 @@ impl Committer {
         tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
         let mut deadline = Instant::now() + ASK;
         loop {
-            let asked = self.server.fetch("SELECT pg_xact_status($1::xid8)", &[id.into()]).await;
+            let asked = self.server.fetch(BECAME, &[id.into()]).await;
             let status = asked.and_then(|records| records.first().map_or(Ok(String::new()), |record| record.text(0)));
             let became = match status.as_deref() {
                 Ok("committed") => self.stands(sets).await,
@@ -213,6 +215,7 @@ impl Committer {
                     continue;
                 }
                 Err(error) if code(error).as_deref() == Some(UNHEARD_OF) => Ok(false),
+                // Among them `in recovery`, for as long as nobody promotes the standby.
                 Ok(status) => Err(Error::Corrupt(format!("transaction {id} is {status}"))),
                 Err(_) => status.map(|_| false),
             };

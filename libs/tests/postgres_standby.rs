@@ -1,0 +1,45 @@
+//! What becomes of a batch whose server is gone in the midst of its commit, where a standby has the commit and is to take over. Runs where
+//! `TEST_POSTGRES_BIN` names the server's programs.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod schema;
+mod standby;
+
+use libs::journal::{Journal, Location, Outcome};
+use schema::{PATIENCE, note, noted};
+use sqlx::Executor as _;
+use standby::{Pair, session, until};
+use tokio::time::timeout;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_a_standby_has_yet_to_replay_is_known_once_it_is_promoted() {
+    let Some(pair) = Pair::start().await else { return };
+    let url = format!("{}&options[synchronous_commit]=remote_apply", pair.url());
+    let journal = Journal::open(Location::Postgres { url, schema: "test".to_owned() }, &[]).await.unwrap();
+    assert_eq!(journal.submit(note("before")).await.unwrap().outcome, Outcome::Done);
+    let (mut primary, mut standby) = (session(pair.primary).await, session(pair.standby).await);
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until(&mut standby, "pg_get_wal_replay_pause_state() = 'paused'").await;
+
+    let mut submitted = tokio::spawn({
+        let journal = journal.clone();
+        async move { journal.submit(note("shipped")).await }
+    });
+    until(&mut primary, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
+    until(&mut primary, "(SELECT flush_lsn = pg_current_wal_flush_lsn() FROM pg_stat_replication)").await;
+    pair.fail_over();
+    let asked = "EXISTS (SELECT FROM pg_stat_activity
+        WHERE application_name = 'trellis test' AND query LIKE '%pg_xact_status(%')";
+    tokio::select! {
+        early = &mut submitted => panic!("answered by what the standby had replayed: {early:?}"),
+        () = until(&mut standby, asked) => {}
+    }
+    standby.execute("SELECT pg_promote()").await.unwrap();
+
+    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    assert_eq!(answer.map(|done| done.outcome), Ok(Outcome::Done), "it was committed");
+    assert_eq!(journal.submit(note("shipped")).await.unwrap().outcome, Outcome::Replayed);
+    assert_eq!(noted(&journal).await, ["before", "shipped"]);
+}

@@ -1,0 +1,163 @@
+//! A PostgreSQL server and its hot standby, by the programs in the folder that `TEST_POSTGRES_BIN` names, behind one address that leads to
+//! either.
+
+use std::{
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tempfile::TempDir;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Two servers, the second of which follows the first.
+pub(crate) struct Pair {
+    folder: TempDir,
+    bin: PathBuf,
+    pub(crate) primary: SocketAddr,
+    pub(crate) standby: SocketAddr,
+    /// Where both are reached.
+    near: SocketAddr,
+    leads_to: Arc<Mutex<SocketAddr>>,
+}
+
+impl Pair {
+    /// None where no programs are named. Whoever commits on the first with `synchronous_commit=remote_apply` waits for the second.
+    #[expect(clippy::print_stderr, reason = "a test that is left out says why")]
+    pub(crate) async fn start() -> Option<Self> {
+        let Some(bin) = std::env::var_os("TEST_POSTGRES_BIN") else {
+            eprintln!("skipped: needs PostgreSQL, and TEST_POSTGRES_BIN names no programs (tests/postgres.sh)");
+            return None;
+        };
+        let folder = tempfile::Builder::new().prefix("standby-").tempdir().unwrap();
+        if is_root() {
+            done(Command::new("chown").arg("postgres").arg(folder.path()));
+        }
+        let (near, leads_to) = address().await;
+        let pair = Self { folder, bin: bin.into(), primary: free().await, standby: free().await, near, leads_to };
+        *pair.leads_to.lock() = pair.primary;
+        let (primary, standby) = (pair.data("primary"), pair.data("standby"));
+        done(pair.program("initdb").args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "-D"]).arg(&primary));
+        // Named here and not in the settings, which the other one takes over: it waits for nobody.
+        pair.go_on("primary", pair.primary, "-c synchronous_standby_names=*");
+        let copied = ["-R", "-X", "stream", "-c", "fast", "-U", "trellis", "-h", "127.0.0.1", "-p"];
+        let port = pair.primary.port().to_string();
+        done(pair.program("pg_basebackup").args(copied).arg(port).arg("-D").arg(&standby));
+        pair.go_on("standby", pair.standby, "");
+        Some(pair)
+    }
+
+    fn go_on(&self, which: &str, address: SocketAddr, more: &str) {
+        let options = format!("-p {} -k '' -c listen_addresses=127.0.0.1 {more}", address.port());
+        let (data, log) = (self.data(which), self.folder.path().join(format!("{which}.log")));
+        done(self.program("pg_ctl").arg("-D").arg(data).arg("-l").arg(log).args(["-w", "-o", &options, "start"]));
+    }
+
+    /// The address of whichever of them is reached.
+    pub(crate) fn url(&self) -> String {
+        url(self.near)
+    }
+
+    /// The first one is gone at once, and whoever reaches for it reaches the second.
+    pub(crate) fn fail_over(&self) {
+        *self.leads_to.lock() = self.standby;
+        self.stop("primary");
+    }
+
+    fn stop(&self, which: &str) {
+        done(self.program("pg_ctl").arg("-D").arg(self.data(which)).args(["-m", "immediate", "stop"]));
+    }
+
+    /// One of their programs. They refuse to run as root.
+    fn program(&self, name: &str) -> Command {
+        let program = self.bin.join(name);
+        let mut command = if is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command.current_dir(self.folder.path()).env("HOME", self.folder.path());
+        command
+    }
+
+    fn data(&self, which: &str) -> PathBuf {
+        self.folder.path().join(which)
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for which in ["primary", "standby"] {
+            // It may not run, and there is nobody to tell.
+            let _ = self.program("pg_ctl").arg("-D").arg(self.data(which)).args(["-m", "immediate", "stop"]).output();
+        }
+    }
+}
+
+/// A session with one of them.
+pub(crate) async fn session(address: SocketAddr) -> PgConnection {
+    PgConnection::connect(&url(address)).await.unwrap()
+}
+
+/// Waits until the server says that it is so.
+pub(crate) async fn until(session: &mut PgConnection, so: &str) {
+    let sql = format!("SELECT {so}");
+    let is_so = async {
+        while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(&*sql)).fetch_one(&mut *session).await.unwrap() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("it never came to {so}"));
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("postgres://trellis@{address}/postgres?sslmode=disable")
+}
+
+/// An address that leads to another one, of which it can be told.
+async fn address() -> (SocketAddr, Arc<Mutex<SocketAddr>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = listener.local_addr().unwrap();
+    let leads_to = Arc::new(Mutex::new(near));
+    let to = Arc::clone(&leads_to);
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let to = *to.lock();
+            tokio::spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(to).await {
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    (near, leads_to)
+}
+
+async fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+fn done(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Whether the process may do everything, as its own entry in /proc says.
+fn is_root() -> bool {
+    std::fs::metadata(Path::new("/proc/self")).is_ok_and(|process| process.uid() == 0)
+}
