@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How often a log in another process is looked at.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// Where events come from.
 #[derive(Clone, Debug)]
@@ -149,6 +149,10 @@ impl Log {
                 Some(news) => {
                     let told = timeout(POLL, news.wait_for(|head| *head > position)).await;
                     match told.map(|told| told.is_ok()) {
+                        // What was told of may be lost since, and nobody will say so any more.
+                        Ok(true) if news.has_changed().is_err() => {
+                            return Ok(crate::journal::head(reader).await? > position);
+                        }
                         Ok(told) => return Ok(told),
                         Err(_) => crate::journal::head(reader).await?,
                     }

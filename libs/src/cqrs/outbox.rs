@@ -5,9 +5,10 @@ use proto::events::v1::{
     SubscribeRequest, SubscribeResponse,
     event_service_server::{EventService, EventServiceServer},
 };
+use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-use super::{Log, Outgoing, envelope};
+use super::{Log, Outgoing, envelope, log::POLL};
 use crate::{
     journal::Event,
     refusal::{Refusal, Violations},
@@ -76,7 +77,11 @@ impl EventService for Outbox {
             while log.news(reached).await.map_err(|error| unreadable(&error))? {
                 let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
                 events.truncate(that_fit(&events));
-                let Some(position) = events.last().map(|event| event.position) else { continue };
+                let Some(position) = events.last().map(|event| event.position) else {
+                    // What was told of is lost, as after a failover: the next commit here tells where the log ends now.
+                    sleep(POLL).await;
+                    continue;
+                };
                 let head = log.head().await.map_err(|error| unreadable(&error))?;
                 let is_wanted = |event: &Event| kinds.is_empty() || kinds.iter().any(|kind| *kind == event.kind);
                 let wanted = events.into_iter().filter(is_wanted);

@@ -166,13 +166,16 @@ impl Views {
     }
 
     /// Looks at what other processes have done: how far the log is, and whether one of them has taken a projection that is parked here past
-    /// its event, or made its tables anew. Those may end further back than here, where they are of another service's log that does.
+    /// its event, or made its tables anew. Those may end further back than here, where they are of another service's log that does, or of a
+    /// server that has taken over from one that was further on.
     async fn look(&mut self) -> Result<(), sql::Error> {
+        let mut is_lost = false;
         if !self.log.is_remote() {
             let head = self.log.head().await?;
-            self.projections.iter().for_each(|state| state.standing.saw(head));
+            self.projections.iter().for_each(|state| state.standing.ends(head));
+            is_lost = self.projections.iter().any(|state| state.checkpoint > head);
         }
-        let asks = self.log.is_behind() || self.projections.iter().any(|state| state.parked);
+        let asks = is_lost || self.log.is_behind() || self.projections.iter().any(|state| state.parked);
         if !self.writer.is_shared() || !asks {
             return Ok(());
         }
@@ -185,6 +188,12 @@ impl Views {
                     projection,
                     checkpoint,
                     "goes on: another process has passed the event it was parked at"
+                );
+            } else if checkpoint < state.checkpoint && is_lost {
+                tracing::warn!(
+                    projection,
+                    checkpoint,
+                    "goes on from further back: the log has lost its last events, and the views with it"
                 );
             } else if checkpoint < state.checkpoint {
                 tracing::info!(

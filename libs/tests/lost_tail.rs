@@ -1,0 +1,153 @@
+//! A log that has lost its last events, and the views with it, while a process goes on: as after a failover to a server that had not come
+//! so far. Runs where `TEST_POSTGRES` names one.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod schema;
+mod squeamish;
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use libs::{
+    cqrs::{Board, Log, Outbox, Projections, ReadSide, Views, ViewsError},
+    journal::{Journal, Location},
+};
+use proto::{
+    events::v1::{SubscribeRequest, event_service_server::EventService as _},
+    projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _},
+};
+use schema::{PATIENCE, Schema, note};
+use sqlx::{AssertSqlSafe, Executor as _};
+use squeamish::{SEEN, Squeamish};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tonic::{Request, metadata::MetadataMap};
+
+/// Notes this, each in an event of its own.
+async fn note_all(journal: &Journal, keys: &[&str]) -> i64 {
+    let mut position = 0;
+    for key in keys {
+        position = journal.submit(note(key)).await.unwrap().position;
+    }
+    position
+}
+
+/// Loses all that came after a position, in the log and in the views over it.
+async fn lose_after(schema: &Schema, position: i64) {
+    let sql = format!(
+        "BEGIN;
+        DELETE FROM events WHERE position > {position};
+        DELETE FROM requests WHERE key <> 'first';
+        DELETE FROM aggregates WHERE id <> 'first';
+        DELETE FROM seen WHERE position > {position};
+        UPDATE checkpoints SET position = {position};
+        COMMIT"
+    );
+    schema.connect().await.execute(AssertSqlSafe(sql)).await.unwrap();
+}
+
+/// Views over a log that count what was noted, and where they are shown.
+async fn views(schema: &Schema, log: Log) -> (ReadSide, Board, JoinHandle<Result<(), ViewsError>>) {
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let views = Views::open(location, log, &Projections::new().with(Squeamish::default())).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    (read, board, tokio::spawn(views.run()))
+}
+
+async fn count(read: &ReadSide, id: &str) -> Option<i64> {
+    read.document(&SEEN, id).await.unwrap()
+}
+
+async fn becomes(holds: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !holds().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE / 4, waits).await.expect("it never comes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_go_back_with_a_log_that_has_lost_its_last_events() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    // One that writes the log itself, and one that reads alone.
+    let own = views(&schema, Log::of(&journal)).await;
+    let beside = views(&schema, Log::open(journal.location()).unwrap()).await;
+    let lost = note_all(&journal, &["first", "second", "third", "fourth"]).await;
+    for (read, ..) in [&own, &beside] {
+        read.wait_for_position(lost).await.unwrap();
+    }
+
+    lose_after(&schema, 1).await;
+    // The next one will be at a position that was passed.
+    for (read, ..) in [&own, &beside] {
+        becomes(async || read.position() == 1).await;
+    }
+    let again = note_all(&journal, &["again"]).await;
+    assert!(again < lost);
+    let mut token = MetadataMap::new();
+    token.insert("consistency-token", format!("test:{again:x}").parse().unwrap());
+    for (read, board, _) in [&own, &beside] {
+        read.wait_for_token(&token).await.unwrap();
+        assert_eq!((count(read, "again").await, count(read, "second").await), (Some(1), None));
+        // The end that is shown is the one that there is.
+        let service = board.service("test");
+        becomes(async || {
+            let shown = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+            let shown = &shown.projections[0];
+            (shown.position, shown.head, shown.parked.is_none()) == (again, again, true)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_of_a_log_that_has_lost_its_last_events_waits_for_the_next_without_asking_all_the_time() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    views(&schema, Log::of(&journal)).await;
+    note_all(&journal, &["first", "second", "third"]).await;
+    lose_after(&schema, 1).await;
+    let outbox = Outbox::new("test", Log::of(&journal));
+    let request = SubscribeRequest { after_position: 1, kinds: Vec::new() };
+    let mut stretches = outbox.subscribe(Request::new(request)).await.unwrap().into_inner();
+    assert_eq!(stretches.next().await.unwrap().unwrap().head, 1);
+    let told = tokio::spawn(async move { stretches.next().await.unwrap().unwrap() });
+
+    const SCANS: &str =
+        "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE schemaname = $1 AND relname = 'events'";
+    let mut server = schema.connect().await;
+    let mut scans =
+        async || sqlx::query_scalar::<_, i64>(SCANS).bind(&schema.name).fetch_one(&mut server).await.unwrap();
+    let before = scans().await;
+    // A session says what it did once a second.
+    sleep(Duration::from_secs(3)).await;
+    let asked = scans().await - before;
+    assert!(asked < 1_000, "the log was asked {asked} times");
+    let again = note_all(&journal, &["again"]).await;
+    assert_eq!(timeout(PATIENCE, told).await.unwrap().unwrap().position, again);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_a_log_that_has_lost_its_last_events_ends_with_it() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let (read, _, following) = views(&schema, Log::of(&journal)).await;
+    let lost = note_all(&journal, &["first", "second", "third"]).await;
+    read.wait_for_position(lost).await.unwrap();
+    lose_after(&schema, 1).await;
+    becomes(async || read.position() == 1).await;
+    let outbox = Outbox::new("test", Log::of(&journal));
+    let request = SubscribeRequest { after_position: 1, kinds: Vec::new() };
+    let stretches = outbox.subscribe(Request::new(request)).await.unwrap().into_inner();
+    journal.close();
+    journal.ended().await.unwrap();
+    timeout(PATIENCE / 4, following).await.expect("the views end").unwrap().unwrap();
+    assert_eq!(timeout(PATIENCE / 4, stretches.count()).await.expect("what is told ends"), 1);
+}
