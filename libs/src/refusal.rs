@@ -171,11 +171,13 @@ impl Violations {
         }
     }
 
-    /// Checks a request_id (AIP-155): empty, or up to 128 visible ASCII characters.
-    pub fn request_id(&mut self, value: &str) {
-        if value.len() > 128 || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+    /// Checks a request_id (AIP-155): empty, or up to 128 visible ASCII characters. True if it is that.
+    pub fn request_id(&mut self, value: &str) -> bool {
+        let is_one = value.len() <= 128 && value.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_one {
             self.add("request_id", "must be at most 128 visible ASCII characters; a UUID is best");
         }
+        is_one
     }
 
     /// INVALID_ARGUMENT with every field that is wrong.

@@ -15,6 +15,11 @@ use libs::{
 use tempfile::TempDir;
 use tonic::{Status, metadata::MetadataMap};
 
+const METHODS: [Method; 2] = [
+    Method { name: "test.v1.Test/Reserve", compensates: false },
+    Method { name: "test.v1.Test/Release", compensates: true },
+];
+
 fn micros_from_now(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(now.as_micros()).unwrap() + seconds * 1_000_000
@@ -47,10 +52,6 @@ async fn submitted(
     beside: Option<Refusal>,
     decide: impl FnOnce() -> Result<(), Refusal> + Send + 'static,
 ) -> Result<Verdict, (Verdict, String)> {
-    const METHODS: [Method; 2] = [
-        Method { name: "test.v1.Test/Reserve", compensates: false },
-        Method { name: "test.v1.Test/Release", compensates: true },
-    ];
     let mut metadata = MetadataMap::new();
     call.write_to(&mut metadata);
     let method = &METHODS[usize::from(call.op == Op::Compensation)];
@@ -98,15 +99,17 @@ async fn an_action_that_comes_after_its_compensation_is_cancelled() {
     assert_eq!(ask(&side, call("gone", Op::Compensation, 0)).await, Ok(Verdict::Replayed));
 }
 
+/// What is wrong with a request since the service has another version.
+fn wrong() -> Violations {
+    let mut violations = Violations::default();
+    violations.add("sku", "must not be tea any more");
+    violations
+}
+
 #[tokio::test]
 async fn what_is_wrong_by_now_is_answered_as_when_it_was_right_and_undone_all_the_same() {
     let folder = TempDir::new().unwrap();
     let side = side(&folder).await;
-    let wrong = || {
-        let mut violations = Violations::default();
-        violations.add("sku", "must not be tea any more");
-        violations
-    };
     assert_eq!(ask(&side, call("old", Op::Action, 0)).await, Ok(Verdict::Applied));
     assert_eq!(checked(&side, call("old", Op::Action, 0), wrong()).await, Ok(Verdict::Replayed));
     // Nothing came before it, and nothing will.
@@ -116,6 +119,29 @@ async fn what_is_wrong_by_now_is_answered_as_when_it_was_right_and_undone_all_th
     let refused = (Verdict::Rejected, "INVALID_REQUEST".to_owned());
     assert_eq!(checked(&side, call("never", Op::Action, 0), wrong()).await, Err(refused.clone()));
     assert_eq!(ask(&side, call("never", Op::Action, 0)).await, Err(refused), "it was kept");
+}
+
+#[tokio::test]
+async fn what_a_client_asks_again_is_answered_as_when_it_was_right_and_else_refused_and_not_kept() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap();
+    let side = CommandSide::new("test", journal.clone());
+    let ask = async |sku: &str, id: &str, wrong| {
+        let told = |status: Status| Refusal::from_status(&status).reason.into_owned();
+        let accepted = side.accept(&METHODS[0], &MetadataMap::new(), &sku.to_owned(), id, wrong).await.map_err(told)?;
+        let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
+        answered.map(tonic::Response::into_inner).map_err(told)
+    };
+    let (done, invalid) = (Ok("done".to_owned()), Err("INVALID_REQUEST".to_owned()));
+    assert_eq!(ask("tea", "old", Violations::default()).await, done);
+    assert_eq!(ask("tea", "old", wrong()).await, done);
+    assert_eq!(ask("coffee", "old", wrong()).await, Err("REQUEST_ID_REUSED".to_owned()));
+    let commits = journal.stats().commits;
+    for id in ["new", "", "not visible", &"x".repeat(129)] {
+        assert_eq!(ask("tea", id, wrong()).await, invalid, "{id}");
+    }
+    assert_eq!(journal.stats().commits, commits, "nothing was kept");
+    assert_eq!(ask("coffee", "new", Violations::default()).await, done, "mended");
 }
 
 #[tokio::test]

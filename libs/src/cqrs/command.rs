@@ -49,11 +49,18 @@ pub struct Accepted {
     cause: Cause,
     saga: Option<SagaCall>,
     size: usize,
-    refused: Option<Refusal>,
+    refused: Option<Refused>,
+}
+
+/// Why a request is refused where nothing was answered to it before.
+#[derive(Debug)]
+struct Refused {
+    refusal: Refusal,
+    is_kept: bool,
 }
 
 impl Accepted {
-    /// True for what is refused already, such as a saga's call that is wrong. It is to be submitted all the same; its aggregates are not
+    /// True for what is refused already, such as a request that is wrong. It is to be submitted all the same; its aggregates are not
     /// looked at.
     #[must_use]
     pub const fn is_refused(&self) -> bool {
@@ -63,7 +70,7 @@ impl Accepted {
     /// Has it refused where it is [submitted](CommandSide::submit), rather than decided: what it was answered before it is answered again,
     /// and a saga's call is told so by a verdict.
     pub fn refuse(&mut self, refusal: Refusal) {
-        self.refused = Some(refusal);
+        self.refused = Some(Refused { refusal, is_kept: true });
     }
 }
 
@@ -136,11 +143,12 @@ impl CommandSide {
 
     /// Finds out under which key a request is answered. `violations` holds what is wrong with it.
     ///
-    /// A saga's call that is wrong is accepted, to be [submitted](Self::submit) and refused there: what it was answered before, when it
-    /// was still right, it is answered again, and a refusal is kept, since it must have no effect later either.
+    /// What is wrong and has a key is accepted, to be [submitted](Self::submit) and refused there: what it was answered before, when it
+    /// was still right, it is answered again. A saga's call that is refused so is kept, since it must have no effect later either; a client
+    /// may mend its request.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT with every wrong field.
+    /// INVALID_ARGUMENT with every wrong field, where there is no key.
     pub async fn accept<Q: Message>(
         &self,
         method: &Method,
@@ -149,7 +157,7 @@ impl CommandSide {
         request_id: &str,
         mut violations: Violations,
     ) -> Result<Accepted, Status> {
-        violations.request_id(request_id);
+        let is_named = violations.request_id(request_id) && !request_id.is_empty();
         let saga = SagaCall::from_metadata(metadata).map_err(|refusal| refusal.into_status(self.service))?;
         if saga.as_ref().is_some_and(|call| call.op == Op::Compensation) && !method.compensates {
             let refusal = Refusal::invalid("saga-op", format!("{} compensates nothing", method.name));
@@ -165,8 +173,7 @@ impl CommandSide {
                 };
                 (Some(call.key(call.op)), role)
             }
-            None if request_id.is_empty() => (None, Role::Action),
-            None => (Some(format!("{}/{request_id}", method.name)), Role::Action),
+            None => (is_named.then(|| format!("{}/{request_id}", method.name)), Role::Action),
         };
         // This call's own span, where there is one; else the caller's word, which goes into every event.
         let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok());
@@ -186,7 +193,10 @@ impl CommandSide {
         let accepted = Accepted { key, cause, saga, size: encoded.len(), refused: None };
         match violations.refuse() {
             Ok(()) => Ok(accepted),
-            Err(refusal) if accepted.saga.is_some() => Ok(Accepted { refused: Some(refusal), ..accepted }),
+            Err(refusal) if accepted.key.is_some() => {
+                let is_kept = accepted.saga.is_some();
+                Ok(Accepted { refused: Some(Refused { refusal, is_kept }), ..accepted })
+            }
             Err(refusal) => Err(refusal.into_status(self.service)),
         }
     }
@@ -217,8 +227,9 @@ impl CommandSide {
                 let late = "the saga's deadline has passed: the action must not begin any more";
                 return rejected(Refusal::precondition("SAGA_DEADLINE_PASSED", late), service);
             }
-            if let Some(refusal) = refused {
-                return rejected(refusal, service);
+            if let Some(Refused { refusal, is_kept }) = refused {
+                let rejected = rejected(refusal, service);
+                return Decided { transient: rejected.transient || !is_kept, ..rejected };
             }
             let decided = decide(&State::new(loaded)).and_then(|decision| decision.into_decided(loaded));
             decided.unwrap_or_else(|refusal| rejected(refusal, service))
