@@ -22,7 +22,17 @@ pub fn after<R, Q>(reply: &Response<R>, query: Q) -> Request<Q> {
 /// A call as one operation of a step of saga `saga-1`.
 pub fn in_saga<Q>(op: Op, message: Q) -> Request<Q> {
     let [saga_id, saga_type, step] = ["saga-1", "a-saga", "a-step"].map(str::to_owned);
-    let call = SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros: 0, expires_micros: 0 };
+    let call = SagaCall {
+        saga_id,
+        saga_type,
+        step,
+        op,
+        attempt: 1,
+        round: 1,
+        deadline_micros: 0,
+        expires_micros: 0,
+        request: None,
+    };
     let mut request = Request::new(message);
     call.write_to(request.metadata_mut());
     request

@@ -79,7 +79,17 @@ impl World {
         expires_micros: i64,
     ) -> Result<(String, Option<Verdict>), Status> {
         let (saga_id, saga_type, step) = (saga_id.to_owned(), "test".to_owned(), step.to_owned());
-        let call = SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros: 0, expires_micros };
+        let call = SagaCall {
+            saga_id,
+            saga_type,
+            step,
+            op,
+            attempt: 1,
+            round: 1,
+            deadline_micros: 0,
+            expires_micros,
+            request: None,
+        };
         let mut metadata = MetadataMap::new();
         call.write_to(&mut metadata);
         self.ask(if op == Op::Action { &RESERVE } else { &RELEASE }, &metadata, "").await
@@ -117,8 +127,12 @@ async fn a_walk_goes_through_all_that_is_stored_and_leaves_what_sagas_may_ask_fo
     for at in 0..1_100 {
         let key = |method: &str| format!("{method}.v1.Test/Do/{at}");
         for method in ["alpha", "zeta"] {
-            let request =
-                libs::journal::RequestKey { key: key(method), hash: [1; 32], role: libs::journal::Role::Action };
+            let request = libs::journal::RequestKey {
+                key: key(method),
+                hash: [1; 32],
+                other_hash: None,
+                role: libs::journal::Role::Action,
+            };
             let decide = Box::new(|_: &libs::journal::Loaded<'_>| libs::journal::Decided::default());
             let (request, aggregates, cause) = (Some(request), Vec::new(), libs::journal::Cause::default());
             let entry = libs::journal::Entry { request, aggregates, cause, decide, size: 10 };

@@ -12,6 +12,8 @@ use libs::{
     refusal::{Refusal, Violations},
     rpc::verdict::{Op, SagaCall, Verdict},
 };
+use prost::Message;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tonic::{Status, metadata::MetadataMap};
 
@@ -27,7 +29,7 @@ fn micros_from_now(seconds: i64) -> i64 {
 
 fn call(saga_id: &str, op: Op, deadline_micros: i64) -> SagaCall {
     let (saga_id, saga_type, step) = (saga_id.to_owned(), "test".to_owned(), "reserve".to_owned());
-    SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros, expires_micros: 0 }
+    SagaCall { saga_id, saga_type, step, op, attempt: 1, round: 1, deadline_micros, expires_micros: 0, request: None }
 }
 
 async fn side(folder: &TempDir) -> CommandSide {
@@ -142,6 +144,71 @@ async fn what_a_client_asks_again_is_answered_as_when_it_was_right_and_else_refu
     }
     assert_eq!(journal.stats().commits, commits, "nothing was kept");
     assert_eq!(ask("coffee", "new", Violations::default()).await, done, "mended");
+}
+
+/// A request, as the version of today knows it.
+#[derive(Clone, PartialEq, Message)]
+struct Today {
+    #[prost(string, tag = "1")]
+    sku: String,
+}
+
+/// The same with a field more.
+#[derive(Clone, PartialEq, Message)]
+struct Tomorrow {
+    #[prost(string, tag = "1")]
+    sku: String,
+    #[prost(string, tag = "9")]
+    note: String,
+}
+
+/// Has a call decided by the version that knows its request as a `Q`. It says what its request's hash is, or it is of before that was said.
+async fn arrives<Q: Message + Default>(side: &CommandSide, id: &str, sent: &Tomorrow, says: bool) -> Option<Verdict> {
+    let mut metadata = MetadataMap::new();
+    call(id, Op::Action, 0).write_to(&mut metadata);
+    let bytes = sent.encode_to_vec();
+    if says {
+        let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        metadata.insert("saga-request", hash.parse().unwrap());
+    }
+    let request = Q::decode(&*bytes).unwrap();
+    let accepted = side.accept(&METHODS[0], &metadata, &request, "", Violations::default()).await.unwrap();
+    let answered = side.submit(accepted, Vec::new(), |_| Ok(Decision::reply("done".to_owned()))).await;
+    Verdict::from_metadata(match &answered {
+        Ok(reply) => reply.metadata(),
+        Err(status) => status.metadata(),
+    })
+}
+
+#[tokio::test]
+async fn a_call_that_is_repeated_to_a_version_that_knows_more_of_its_request_or_less_is_the_same_call() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let sent = Tomorrow { sku: "tea".to_owned(), note: "green".to_owned() };
+    assert_eq!(arrives::<Today>(&side, "sooner", &sent, true).await, Some(Verdict::Applied));
+    assert_eq!(arrives::<Tomorrow>(&side, "sooner", &sent, true).await, Some(Verdict::Replayed));
+    assert_eq!(arrives::<Tomorrow>(&side, "later", &sent, true).await, Some(Verdict::Applied));
+    assert_eq!(arrives::<Today>(&side, "later", &sent, true).await, Some(Verdict::Replayed));
+    let other = Tomorrow { note: "black".to_owned(), ..sent };
+    for id in ["sooner", "later"] {
+        assert_eq!(arrives::<Tomorrow>(&side, id, &other, true).await, Some(Verdict::Conflict), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_the_same_whether_it_says_what_its_requests_hash_is_or_is_of_before() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let sent = Tomorrow { sku: "tea".to_owned(), note: "green".to_owned() };
+    let other = Tomorrow { note: "black".to_owned(), ..sent.clone() };
+    for says in [false, true] {
+        let id = format!("says-{says}");
+        assert_eq!(arrives::<Tomorrow>(&side, &id, &sent, says).await, Some(Verdict::Applied), "{id}");
+        assert_eq!(arrives::<Tomorrow>(&side, &id, &sent, !says).await, Some(Verdict::Replayed), "{id}");
+        for says in [false, true] {
+            assert_eq!(arrives::<Tomorrow>(&side, &id, &other, says).await, Some(Verdict::Conflict), "{id}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -45,7 +45,10 @@ fn note(size: usize) -> Entry {
 }
 
 fn keyed(key: &str, size: usize) -> Entry {
-    Entry { request: Some(RequestKey { key: key.to_owned(), hash: [7; 32], role: Role::Action }), ..note(size) }
+    Entry {
+        request: Some(RequestKey { key: key.to_owned(), hash: [7; 32], other_hash: None, role: Role::Action }),
+        ..note(size)
+    }
 }
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Committed, SubmitError>> + Send + 'a>>;

@@ -25,12 +25,12 @@ async fn reopen(journal: Journal, folder: &TempDir) -> Journal {
 }
 
 fn key(key: &str) -> Option<RequestKey> {
-    Some(RequestKey { key: key.to_owned(), hash: [7; 32], role: Role::Action })
+    Some(RequestKey { key: key.to_owned(), hash: [7; 32], other_hash: None, role: Role::Action })
 }
 
 fn undo_key(key: &str, action: &str) -> Option<RequestKey> {
     let role = Role::Compensation { action: action.to_owned(), expires_micros: 0 };
-    Some(RequestKey { key: key.to_owned(), hash: [7; 32], role })
+    Some(RequestKey { key: key.to_owned(), hash: [7; 32], other_hash: None, role })
 }
 
 fn counter(name: &str) -> AggregateId {

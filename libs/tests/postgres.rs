@@ -47,7 +47,7 @@ fn note(key: &str) -> Entry {
     let event = NewEvent { name: "Noted", payload: key.to_owned().into() };
     let change = Change { aggregate: aggregate.clone(), state: None, version: 1, events: vec![event] };
     let decide = move |_: &libs::journal::Loaded<'_>| Decided { changes: vec![change], ..Decided::default() };
-    let request = Some(RequestKey { key: key.to_owned(), hash: [1; 32], role: Role::Action });
+    let request = Some(RequestKey { key: key.to_owned(), hash: [1; 32], other_hash: None, role: Role::Action });
     Entry { request, aggregates: vec![aggregate], cause: Cause::default(), decide: Box::new(decide), size: 10 }
 }
 

@@ -13,7 +13,7 @@ use libs::{
     cqrs::{CommandSide, Decision, Method},
     journal::Journal,
     refusal::{Refusal, Violations},
-    rpc::carried::CarriedKeys,
+    rpc::{carried::CarriedKeys, verdict::SagaCall},
     saga::{
         Attempt, Coordinator, Definition, Options, TABLES, Transport,
         testing::{Fault, Participants},
@@ -22,6 +22,7 @@ use libs::{
 use parking_lot::Mutex;
 use proto::saga::v1::SagaPhase;
 use saga_world::{PATIENCE, Process, Reserve, Ship, World};
+use sha2::{Digest as _, Sha256};
 use tonic::{Status, metadata::MetadataMap};
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -31,6 +32,8 @@ const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 struct Seen {
     participants: Participants,
     calls: Arc<Mutex<Vec<BTreeSet<String>>>>,
+    /// Of those that said another hash than their request's.
+    wrong: Arc<Mutex<Vec<SagaCall>>>,
 }
 
 impl Transport for Seen {
@@ -43,6 +46,10 @@ impl Transport for Seen {
             _ => None,
         });
         self.calls.lock().push(entries.collect());
+        let call = SagaCall::from_metadata(&attempt.metadata).unwrap().unwrap();
+        if call.request != Some(Sha256::digest(&attempt.request).into()) {
+            self.wrong.lock().push(call);
+        }
         self.participants.call(attempt)
     }
 }
@@ -87,7 +94,7 @@ async fn ask(process: &Process, id: &'static str, metadata: &MetadataMap) -> Res
 #[tokio::test]
 async fn what_is_named_and_the_trace_go_with_every_call_after_a_restart_too_and_nothing_else_does() {
     let world = World::with(definition());
-    let seen = Seen { participants: world.participants.clone(), calls: Arc::default() };
+    let seen = Seen { participants: world.participants.clone(), calls: Arc::default(), wrong: Arc::default() };
     world.participants.on_call(|call| if call.step == "reserve" { Fault::Hang } else { Fault::None });
     let process = open(&world, &seen).await;
     let sent = metadata(&[
@@ -120,6 +127,7 @@ async fn what_is_named_and_the_trace_go_with_every_call_after_a_restart_too_and_
         let trace = format!("traceparent: {TRACE}");
         assert_eq!(call.into_iter().collect::<Vec<_>>(), ["baggage: session=7;ttl=1", &trace, "x-tenant: acme"]);
     }
+    assert_eq!(*seen.wrong.lock(), []);
     // Another saga has its own, or none.
     seen.calls.lock().clear();
     ask(&process, "milk", &metadata(&[("x-other", "no")])).await.unwrap();
@@ -130,7 +138,7 @@ async fn what_is_named_and_the_trace_go_with_every_call_after_a_restart_too_and_
 #[tokio::test]
 async fn what_is_too_much_to_carry_is_refused_before_anything_is_written() {
     let world = World::with(definition());
-    let seen = Seen { participants: world.participants.clone(), calls: Arc::default() };
+    let seen = Seen { participants: world.participants.clone(), calls: Arc::default(), wrong: Arc::default() };
     let process = open(&world, &seen).await;
     let status = ask(&process, "tea", &metadata(&[("x-tenant", &"x".repeat(3000))])).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);

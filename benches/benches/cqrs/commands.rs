@@ -23,7 +23,7 @@ pub(crate) fn command(number: usize, aggregates: usize, run: &str) -> Entry {
         Decided { reply: vec![1_u8; 20].into(), changes: vec![change], ..Decided::default() }
     };
     Entry {
-        request: Some(RequestKey { key, hash: [3; 32], role: Role::Action }),
+        request: Some(RequestKey { key, hash: [3; 32], other_hash: None, role: Role::Action }),
         aggregates: vec![id],
         cause: Cause::default(),
         decide: Box::new(decide),

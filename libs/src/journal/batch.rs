@@ -74,7 +74,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
             Role::Action => None,
             Role::Compensation { action, .. } => world.requests.get(action),
         };
-        judge(&request.role, &request.hash, world.requests.get(&request.key), action, now_micros)
+        judge(request, world.requests.get(&request.key), action, now_micros)
     });
     let known = |outcome, reply| Ended {
         result: Ok(Committed { outcome, reply, position: *head }),

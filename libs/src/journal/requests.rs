@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::{
-    entry::{Role, Table},
+    entry::{RequestKey, Role, Table},
     sql::{Error, Reader, Record, Value},
 };
 
@@ -111,22 +111,16 @@ pub(super) enum Judgement {
 }
 
 /// The rule. `own` is what is known under the request's key, `action` what is known under its action's, for compensations.
-pub(super) fn judge(
-    role: &Role,
-    hash: &[u8; 32],
-    own: Option<&Known>,
-    action: Option<&Known>,
-    now_micros: i64,
-) -> Judgement {
+pub(super) fn judge(request: &RequestKey, own: Option<&Known>, action: Option<&Known>, now_micros: i64) -> Judgement {
     if let Some(known) = own {
         return match known.ending {
             Ending::Tombstone => Judgement::Cancelled,
-            _ if known.hash != *hash => Judgement::Conflict,
+            _ if !request.is_same(&known.hash) => Judgement::Conflict,
             Ending::Done => Judgement::Replay(known.reply.clone()),
             Ending::Rejected => Judgement::RejectAgain(known.reply.clone()),
         };
     }
-    match (role, action.map(|known| known.ending)) {
+    match (&request.role, action.map(|known| known.ending)) {
         (Role::Action, _) => Judgement::Decide { action_reply: None },
         (Role::Compensation { expires_micros, .. }, None) if (1..now_micros).contains(expires_micros) => {
             Judgement::TooOld
@@ -149,7 +143,8 @@ mod tests {
     const NOW: i64 = 1_000;
 
     fn judge(role: &Role, hash: &[u8; 32], own: Option<&Known>, action: Option<&Known>) -> Judgement {
-        super::judge(role, hash, own, action, NOW)
+        let request = RequestKey { key: "a".to_owned(), hash: *hash, other_hash: None, role: role.clone() };
+        super::judge(&request, own, action, NOW)
     }
 
     fn known(ending: Ending) -> Known {

@@ -20,9 +20,19 @@ static SAGA_ATTEMPT: HeaderName = HeaderName::from_static("saga-attempt");
 static SAGA_ROUND: HeaderName = HeaderName::from_static("saga-round");
 static SAGA_DEADLINE: HeaderName = HeaderName::from_static("saga-deadline");
 static SAGA_EXPIRES: HeaderName = HeaderName::from_static("saga-expires");
+static SAGA_REQUEST: HeaderName = HeaderName::from_static("saga-request");
 /// Any of these makes a request a saga's.
-static SAGA_CALL: [&HeaderName; 8] =
-    [&SAGA_ID, &SAGA_TYPE, &SAGA_STEP, &SAGA_OP, &SAGA_ATTEMPT, &SAGA_ROUND, &SAGA_DEADLINE, &SAGA_EXPIRES];
+static SAGA_CALL: [&HeaderName; 9] = [
+    &SAGA_ID,
+    &SAGA_TYPE,
+    &SAGA_STEP,
+    &SAGA_OP,
+    &SAGA_ATTEMPT,
+    &SAGA_ROUND,
+    &SAGA_DEADLINE,
+    &SAGA_EXPIRES,
+    &SAGA_REQUEST,
+];
 
 /// The longest name of a saga, a step or a type.
 pub(crate) const LONGEST_NAME: usize = 128;
@@ -119,6 +129,9 @@ pub struct SagaCall {
     /// After this the call itself counts for nothing, in microseconds since 1970; 0 is never. Whoever still drives the saga calls again,
     /// and of a saga that has ended nothing may come to life.
     pub expires_micros: i64,
+    /// The SHA-256 of the request's bytes as they were frozen, by which a participant knows it again. What it hashes itself is the message as
+    /// far as it knows it, and its next version may know more. None of a coordinator that doesn't say.
+    pub request: Option<[u8; 32]>,
 }
 
 impl SagaCall {
@@ -150,11 +163,14 @@ impl SagaCall {
         };
         let (attempt, round) = (number(&SAGA_ATTEMPT), number(&SAGA_ROUND));
         let (deadline_micros, expires_micros) = (number(&SAGA_DEADLINE), number(&SAGA_EXPIRES));
+        let request = headers.get(&SAGA_REQUEST).map(|digits| from_hex(digits.as_bytes()));
+        violations.require(request != Some(None), SAGA_REQUEST.as_str(), "must be a SHA-256, 64 hexadecimal digits");
         violations.refuse()?;
         let op = if op == "action" { Op::Action } else { Op::Compensation };
         let (saga_id, saga_type, step) = (saga_id.to_owned(), saga_type.to_owned(), step.to_owned());
         let [attempt, round] = [attempt, round.max(1)].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-        Ok(Some(Self { saga_id, saga_type, step, op, attempt, round, deadline_micros, expires_micros }))
+        let request = request.flatten();
+        Ok(Some(Self { saga_id, saga_type, step, op, attempt, round, deadline_micros, expires_micros, request }))
     }
 
     /// Writes it into a request. Text that can't stand in metadata is left out, and the participant refuses the call.
@@ -172,8 +188,11 @@ impl SagaCall {
         }
         headers.insert(SAGA_DEADLINE.clone(), self.deadline_micros.into());
         headers.insert(SAGA_EXPIRES.clone(), self.expires_micros.into());
+        if let Some(Ok(value)) = self.request.map(|hash| HeaderValue::from_bytes(&to_hex(hash))) {
+            headers.insert(SAGA_REQUEST.clone(), value);
+        }
         // Never seen again: out of HPACK's table, where they would only push out what comes with every call.
-        for key in [&SAGA_ID, &SAGA_DEADLINE, &SAGA_EXPIRES] {
+        for key in [&SAGA_ID, &SAGA_DEADLINE, &SAGA_EXPIRES, &SAGA_REQUEST] {
             if let Some(value) = headers.get_mut(key) {
                 value.set_sensitive(true);
             }
@@ -204,6 +223,26 @@ pub fn operation_key(saga_id: &str, step: &str, op: Op) -> String {
     format!("{OPERATION_KEYS}{saga_id}/{step}/{}", op.as_str())
 }
 
+fn to_hex(hash: [u8; 32]) -> [u8; 64] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut digits = [0; 64];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    digits
+}
+
+fn from_hex(digits: &[u8]) -> Option<[u8; 32]> {
+    let digits: &[u8; 64] = digits.try_into().ok()?;
+    let mut hash = [0; 32];
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            *byte = *byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
+        }
+    }
+    Some(hash)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +257,7 @@ mod tests {
             round: 2,
             deadline_micros: 1_700_000_000_000_000,
             expires_micros: 1_700_000_000_000_001,
+            request: Some(std::array::from_fn(|at| u8::try_from(at * 8).unwrap_or_default())),
         }
     }
 
@@ -270,6 +310,23 @@ mod tests {
             let refusal = SagaCall::from_metadata(&alone).expect_err(key.as_str());
             assert_eq!(refusal.violations[0].field, SAGA_ID.as_str(), "{key}");
         }
+    }
+
+    #[test]
+    fn what_is_no_hash_of_a_request_is_refused_and_none_is_none() {
+        let mut metadata = MetadataMap::new();
+        SagaCall { request: None, ..call() }.write_to(&mut metadata);
+        assert!(!metadata.contains_key(SAGA_REQUEST.as_str()));
+        assert_eq!(SagaCall::from_metadata(&metadata), Ok(Some(SagaCall { request: None, ..call() })));
+        for text in ["", "00", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"+0".repeat(32)] {
+            let value = HeaderValue::from_str(text).expect("visible");
+            metadata.as_mut().insert(&SAGA_REQUEST, value);
+            let refusal = SagaCall::from_metadata(&metadata).expect_err(text);
+            assert_eq!(refusal.violations[0].field, SAGA_REQUEST.as_str(), "{text}");
+        }
+        metadata.as_mut().insert(&SAGA_REQUEST, HeaderValue::from_str(&"aF".repeat(32)).expect("visible"));
+        let read = SagaCall::from_metadata(&metadata).expect("right").and_then(|call| call.request);
+        assert_eq!(read, Some([0xaf; 32]));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::saga::v1::CarriedEntry;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span};
@@ -56,6 +57,10 @@ impl Call {
         let Due { step, op } = due;
         let plan = &program.plan.steps[step];
         let kept = &record.kept.steps[step];
+        let message = match op {
+            Op::Action => &kept.request,
+            Op::Compensation => &kept.compensation_request,
+        };
         // Neither a compensation nor what comes after the pivot is ever too late.
         let bound = op == Op::Action && plan.kind != proto::saga::v1::StepKind::Retriable;
         let call = SagaCall {
@@ -68,10 +73,7 @@ impl Call {
             deadline_micros: if bound { record.kept.deadline_micros } else { 0 },
             // As old as the last transition: the saga had not ended then, whoever may have gone on with it since.
             expires_micros: later(changed_at(&record.saga), shared.counts()),
-        };
-        let message = match op {
-            Op::Action => &kept.request,
-            Op::Compensation => &kept.compensation_request,
+            request: Some(Sha256::digest(message).into()),
         };
         // Room for what every call says: a map that grows is written anew each time.
         let mut carried = MetadataMap::with_capacity(16);

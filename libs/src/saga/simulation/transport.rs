@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use proto::saga::v1::StepState;
 use rand::{RngExt as _, rngs::StdRng};
+use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 use tonic::{Status, metadata::MetadataMap};
 
@@ -95,8 +96,8 @@ impl Transport for Unreliable {
         self.world.note(format_args!("{} calls {what}, {fate:?}", self.host));
         self.world.count("calls");
         call.iter().for_each(|call| self.check(call));
-        let is_again = call.is_some_and(|call| call.attempt > 1);
-        let attempt = if is_again && Mutant::RebuiltOnRetry.is_left_out() { rebuilt(attempt) } else { attempt };
+        let again = call.filter(|call| call.attempt > 1 && Mutant::RebuiltOnRetry.is_left_out());
+        let attempt = if let Some(call) = again { rebuilt(call, attempt) } else { attempt };
         let (world, host, grpc) = (Arc::clone(&self.world), self.host, Arc::clone(&self.grpc));
         if let Fate::Repeated(wait) = fate {
             world.count("repeated calls");
@@ -139,8 +140,11 @@ fn copy(attempt: &Attempt) -> Attempt {
     Attempt { peer, path, request: request.clone(), metadata: metadata.clone(), timeout: *timeout }
 }
 
-/// The same call with another request.
-fn rebuilt(attempt: Attempt) -> Attempt {
+/// The same call with another request, and what it says of it.
+fn rebuilt(call: SagaCall, attempt: Attempt) -> Attempt {
     let request = String::decode(attempt.request.clone()).unwrap_or_default();
-    Attempt { request: format!("{request} again").encode_to_vec().into(), ..attempt }
+    let request = format!("{request} again").encode_to_vec();
+    let Attempt { mut metadata, .. } = attempt;
+    SagaCall { request: Some(Sha256::digest(&request).into()), ..call }.write_to(&mut metadata);
+    Attempt { request: request.into(), metadata, ..attempt }
 }
