@@ -198,21 +198,29 @@ async fn a_server_that_is_gone_without_a_word_holds_nobody_for_ever() {
     tokio::join!(falls_silent("BEGIN"), falls_silent("UNION ALL"), falls_silent("INSERT INTO"), falls_silent("COMMIT"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answer() {
-    let Some(schema) = Schema::new() else { return };
-    let (journal, cut) = linked(&schema).await;
+/// Has a commit lost of which the server says for so long that it is in progress, and answers what came of it.
+async fn slow(schema: &Schema, time: Duration) -> Result<Outcome, SubmitError> {
+    let (journal, cut) = linked(schema).await;
     *cut.lock().unwrap() = Cut::Lost(IN_PROGRESS);
     let submitted = tokio::spawn(async move { journal.submit(note("slow")).await });
-    // For longer than a server may say nothing at all.
-    tokio::time::sleep(Duration::from_secs(33)).await;
+    tokio::time::sleep(time).await;
     assert!(!submitted.is_finished());
     *cut.lock().unwrap() = Cut::Never;
     // The session has the other question prepared.
-    let asks = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(query, $1)";
-    sqlx::query(asks).bind(IN_PROGRESS).execute(&mut schema.connect().await).await.unwrap();
-    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
-    assert_eq!(answer.unwrap().outcome, Outcome::Done, "it was lost, and is made once more");
+    let asks = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = $1 AND starts_with(query, $2)";
+    let asks = sqlx::query(asks).bind(format!("trellis {}", schema.name)).bind(IN_PROGRESS);
+    asks.execute(&mut schema.connect().await).await.unwrap();
+    timeout(PATIENCE, submitted).await.expect("an answer").unwrap().map(|committed| committed.outcome)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answer() {
+    let (Some(schema), Some(other)) = (Schema::new(), Schema::new()) else { return };
+    // For longer than a server may say nothing at all; and until what it was decided on may have come and gone and come again.
+    let ended = tokio::join!(slow(&schema, Duration::from_secs(33)), slow(&other, Duration::from_secs(46)));
+    assert_eq!(ended, (Ok(Outcome::Done), Err(SubmitError::Unavailable)), "lost, and made once more while it is young");
+    assert_eq!(other.open().await.submit(note("slow")).await.unwrap().outcome, Outcome::Done, "nothing was written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

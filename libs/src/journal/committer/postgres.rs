@@ -32,6 +32,9 @@ const ASK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
+/// For how long after it was decided a batch is tried, by a clock that goes on while the process is stopped. What it was decided on may have
+/// gone and come again: a saga that was undone, has ended and is forgotten since.
+const YOUNG: Duration = Duration::from_secs(45);
 /// How a server is asked what became of a transaction. A standby that is to take over may have the commit, and has yet to replay it.
 const BECAME: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' ELSE pg_xact_status($1::xid8) END";
 /// What the server says of a transaction that it has never heard of.
@@ -129,7 +132,7 @@ impl Committer {
             let _ = turn.transaction.rollback().await;
         } else {
             let sets = Sets::of(&world, writes, now_micros);
-            match self.write_patiently(turn, &named, &sets).await? {
+            match self.write_patiently(turn, &named, &sets, now_micros).await? {
                 Ok(forgotten) => {
                     self.cache.write().learn(&world, sets.changed);
                     self.counters.committed(forgotten);
@@ -162,9 +165,15 @@ impl Committer {
         Ok(Turn { transaction, id, seen })
     }
 
-    /// Writes what was decided, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
+    /// Writes what was decided then, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
     /// written.
-    async fn write_patiently(&self, turn: Turn, named: &Named, sets: &Sets) -> Result<Result<u64, Error>, Error> {
+    async fn write_patiently(
+        &self,
+        turn: Turn,
+        named: &Named,
+        sets: &Sets,
+        decided_micros: i64,
+    ) -> Result<Result<u64, Error>, Error> {
         let Turn { mut transaction, mut id, seen } = turn;
         let mut tries = 1;
         loop {
@@ -178,8 +187,11 @@ impl Committer {
             tries += 1;
             tracing::warn!(%error, "a batch was not committed: once more");
             match self.begin(named).await {
-                Ok(again) if again.seen == seen => (transaction, id) = (again.transaction, again.id),
-                // Somebody came between, and it might be decided otherwise now.
+                // From here on the server ends the turn of who is stopped.
+                Ok(again) if again.seen == seen && is_young(decided_micros) => {
+                    (transaction, id) = (again.transaction, again.id);
+                }
+                // Somebody came between or may have, and it might be decided otherwise now.
                 Ok(_) => return Ok(Err(error)),
                 Err(error) => return Ok(Err(error)),
             }
@@ -257,6 +269,10 @@ impl Sets {
         let event = self.events.last().map(|row| (&EVENTS, &**row));
         event.or_else(|| self.requests.last().map(|row| (&REQUESTS, &**row)))
     }
+}
+
+fn is_young(decided_micros: i64) -> bool {
+    u128::try_from(now_micros().saturating_sub(decided_micros)).unwrap_or_default() <= YOUNG.as_micros()
 }
 
 /// Whether a transaction that failed so may do better the next time.
