@@ -110,15 +110,12 @@ impl CommandSide {
         decoded::<A>(id, self.journal.aggregate_as_written(&AggregateId::new(A::KIND, id)).await)
     }
 
-    /// Writes the consistency token of all that is committed now into a reply, whichever process did it.
+    /// Writes the consistency token of all that is committed now into a reply, whichever process did it, and whether its committer has told
+    /// of it yet or not: a state may have been read before that.
     ///
     /// # Errors
     /// UNAVAILABLE when the database can't be reached.
     pub async fn stamp(&self, metadata: &mut MetadataMap) -> Result<(), Refusal> {
-        if !self.journal.is_shared() {
-            self.stamp_own(metadata);
-            return Ok(());
-        }
         let position = journal::head(self.journal.reader()).await.map_err(|error| {
             tracing::error!(%error, "the log can't be read");
             error.refusal()
