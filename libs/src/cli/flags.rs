@@ -130,7 +130,8 @@ pub struct Limits {
     pub max_sagas: u32,
 
     /// How long answers are kept: a command that its client repeats within that gets the same one, and so long after a saga's end its
-    /// participants forget it. The same for all processes that share a database.
+    /// participants forget it. The same for all processes that share a database. Ages go by the wall's clock: what is stored while that is
+    /// behind looks so much older to whoever starts once it is right, or shares the database.
     #[arg(long, env = "KEEP_ANSWERS", value_name = "DURATION", default_value = "7d", value_parser = duration::parse_second)]
     pub keep_answers: Duration,
 
