@@ -405,6 +405,34 @@ async fn what_a_call_is_under_way_for_is_settled_by_nobody_else_and_closed_by_an
     assert_eq!(process.finished("tea").await.phase(), SagaPhase::ForceClosed);
 }
 
+/// The participant may be at it yet, for as long as it was given, whatever became of who called.
+#[tokio::test]
+async fn what_was_called_before_a_crash_is_settled_by_nobody_else_until_its_time_is_up() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(PATIENCE);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::Hang);
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    while world.participants.calls().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    process.coordinator.pause("tea", "ann", "the shipper is no more").await.unwrap();
+    process.crash().await;
+
+    let process = world.open().await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+    let skip = || process.coordinator.skip("tea", "ship", Op::Action, true, "ann", "sent by mail");
+    let refused = skip().await.unwrap_err();
+    assert_eq!(refused.reason, "STEP_UNDER_WAY");
+    assert!(refused.message.contains("before this process took the saga up"), "{}", refused.message);
+    tokio::time::pause();
+    tokio::time::advance(refused.retry_after.unwrap()).await;
+    tokio::time::resume();
+    assert_eq!(step(&skip().await.unwrap(), "ship").state(), StepState::Skipped);
+}
+
 #[tokio::test]
 async fn what_needs_the_reply_of_a_step_that_was_settled_by_hand_is_refused() {
     let world = World::new();

@@ -13,7 +13,7 @@ use libs::{
     breaker::{CircuitOpen, Reason},
     journal::{Journal, Location, Member},
     refusal::Refusal,
-    rpc::verdict::Op,
+    rpc::verdict::{Op, SagaCall},
     saga::{
         Attempt, Definition, Operation as _, Options, Retry, TABLES, Transport,
         testing::{Call, Fault, Participants},
@@ -395,6 +395,101 @@ async fn who_has_waited_for_long_calls_no_participant_without_barrier_unless_the
     drives_nothing(&stopped).await;
     let calls: Vec<Op> = world.participants.calls().iter().map(|made| made.call.op).collect();
     assert!(calls.ends_with(&[Op::Compensation]), "{calls:?}");
+}
+
+/// Pays, then sends: what is sent can't be taken back, and its participant is asked again a second later if it has no answer.
+fn pay_and_send(wait: Duration, patience: Duration) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("pay", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(PATIENCE);
+    saga.retriable::<Ship>("send", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(patience).retry(Retry { initial: wait, most: wait, jitter: 0.0, ..Retry::default() });
+    saga.build().unwrap()
+}
+
+/// Says of what is sent that it was done by hand, as soon as that may be said. Answers how often it was too early.
+async fn sent_by_hand(process: &Process, order: &str) -> usize {
+    let mut refused = 0;
+    loop {
+        match process.coordinator.skip(order, "send", Op::Action, true, "ann", "sent by mail").await {
+            Ok(_) => return refused,
+            Err(refusal) => {
+                assert_eq!(refusal.reason, "STEP_UNDER_WAY");
+                refused += 1;
+                tokio::time::sleep(refusal.retry_after.unwrap()).await;
+            }
+        }
+    }
+}
+
+/// Its owner before doesn't know that it was taken over, and would call once more when its wait is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(pay_and_send(Duration::from_secs(1), Duration::from_millis(50)));
+    let (mut lost, participants) = (false, world.participants.clone());
+    world.participants.on_call(move |call| match &*call.step {
+        "send" if !std::mem::replace(&mut lost, true) => Fault::LoseRequest,
+        _ => Fault::None,
+    });
+    let one = process(&world, participants.clone()).await;
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    let two = process(&world, participants.clone()).await;
+    two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
+    let too_early = sent_by_hand(&two, "tea").await;
+    drives_nothing(&one).await;
+    assert_eq!(participants.done_for("tea"), ["pay"], "it was sent by mail");
+    assert!(too_early > 0, "who drove it before may have made a call just now");
+}
+
+/// What one saga calls is not answered until the gate is open.
+#[derive(Clone)]
+struct HeldUp {
+    participants: Participants,
+    saga_id: &'static str,
+    open: watch::Receiver<bool>,
+}
+
+impl Transport for HeldUp {
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+        let call = SagaCall::from_metadata(&attempt.metadata).unwrap().unwrap();
+        if call.saga_id == self.saga_id {
+            let (participants, open) = (self.participants.clone(), self.open.clone());
+            return Gated { participants, open }.call(attempt);
+        }
+        self.participants.call(attempt)
+    }
+}
+
+/// The call was begun while the saga was its own, and gets its turn when it isn't any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_whose_turn_comes_late_is_not_made_for_what_another_drives_by_now() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(pay_and_send(Duration::from_millis(1), Duration::from_millis(100)));
+    world.participants.on_call(|call| if call.step == "send" { Fault::LoseRequest } else { Fault::None });
+    let (open, gate) = watch::channel(false);
+    let transport = HeldUp { participants: world.participants.clone(), saga_id: "rum", open: gate };
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let options = Options { most_calls: 1, ..Options::default() };
+    let one = Process::on(journal, vec![Arc::clone(&world.definition)], transport, options);
+    one.coordinator.recover().await.unwrap();
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    one.place("rum").await.unwrap();
+    becomes("paid", async || world.participants.done_for("rum") == ["pay"]).await;
+    let two = process(&world, world.participants.clone()).await;
+    two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
+    sent_by_hand(&two, "tea").await;
+    world.participants.on_call(|_| Fault::None);
+    open.send_replace(true);
+    assert_eq!(one.finished("rum").await.phase(), SagaPhase::Completed);
+    drives_nothing(&one).await;
+    assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by mail");
 }
 
 /// A look is a read: of a hundred thousand that wait for one participant, each would write an event every few seconds.

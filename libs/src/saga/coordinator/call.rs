@@ -36,11 +36,21 @@ const CROWDED: &str = "too many calls are under way in this process: a participa
 /// What gRPC servers say about when to call again, in milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
+/// What is known of whose a saga is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// How often its owner had changed when it was this process's.
+    pub(super) since: u64,
+    /// When that was last seen, in microseconds since 1970.
+    pub(super) micros: i64,
+}
+
 /// A call about to leave.
 pub(super) struct Call {
     shared: Arc<Shared>,
     program: Arc<Definition>,
     due: Due,
+    known: Known,
     call: SagaCall,
     message: Bytes,
     carried: MetadataMap,
@@ -53,6 +63,7 @@ impl Call {
         record: &Record,
         due: Due,
         attempt: u32,
+        known: Known,
     ) -> Self {
         let Due { step, op } = due;
         let plan = &program.plan.steps[step];
@@ -84,7 +95,8 @@ impl Call {
         if !traceparent.is_empty() {
             carried::write([("traceparent", traceparent)], &mut carried);
         }
-        Self { message: message.clone(), shared: Arc::clone(shared), program: Arc::clone(program), due, call, carried }
+        let (shared, program) = (Arc::clone(shared), Arc::clone(program));
+        Self { message: message.clone(), shared, program, due, known, call, carried }
     }
 
     /// Makes the call, within the saga's span.
@@ -95,7 +107,7 @@ impl Call {
     }
 
     async fn answered(self) -> Attempt {
-        let Self { shared, program, due, call, message, carried: mut metadata } = self;
+        let Self { shared, program, due, known, call, message, carried: mut metadata } = self;
         let plan = &program.plan.steps[due.step];
         let timeout = plan.options.attempt_timeout;
         // Where no barrier is, an action waits for its turn no longer than for its answer: its undoing counts on nothing leaving later.
@@ -103,9 +115,13 @@ impl Call {
         let most = if bounded { timeout } else { Duration::MAX };
         let Ok(_turn) = tokio::time::timeout(most, shared.calls.acquire()).await else {
             let refusal = Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
-            let Due { step, op } = due;
-            return Attempt { step, op, ruling: None, reply: Bytes::new(), refusal, roll: shared.roll() };
+            return not_sent(due, refusal, shared.roll());
         };
+        if shared.must_look(known.micros, timeout)
+            && let Err(refusal) = shared.must_be_mine(&call.saga_id, known.since).await
+        {
+            return not_sent(due, refusal, shared.roll());
+        }
         call.write_to(&mut metadata);
         let begin = Instant::now();
         let sent =
@@ -123,6 +139,12 @@ impl Call {
         }
         attempt
     }
+}
+
+/// A call that was held back. Its saga notes why, unless it finds itself taken.
+fn not_sent(due: Due, refusal: Refusal, roll: f64) -> Attempt {
+    let Due { step, op } = due;
+    Attempt { step, op, ruling: None, reply: Bytes::new(), refusal, roll }
 }
 
 /// What an answer means.

@@ -1,13 +1,16 @@
 //! Looks at who owns sagas by now. Thousands that wait for one participant look again and again: those that come while owners are read are
 //! read together after that.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
-use super::Shared;
-use crate::saga::store;
+use super::{Shared, not_driven};
+use crate::{
+    refusal::Refusal,
+    saga::{machine::later, store},
+};
 
 /// How many owners are read at a time.
 const MOST: usize = 4096;
@@ -28,6 +31,19 @@ type Look = (Arc<str>, oneshot::Sender<Option<u64>>);
 pub(super) struct Unread;
 
 impl Shared {
+    /// Whether a call with this timeout must not leave before somebody has looked whose its saga is: it was known to be this process's at
+    /// that time, and another may have it by now.
+    pub(super) fn must_look(&self, known_micros: i64, timeout: Duration) -> bool {
+        self.member.get().is_some() && self.now() > later(known_micros, timeout)
+    }
+
+    /// After a saga was taken up, until when calls with this timeout may come from whoever drove it before. On a database of one's own that
+    /// one is gone, and leaves what it has called. Where others share it, it may call for as long as it needn't look, waits as long for the
+    /// answer, and as long again is left to the way.
+    pub(super) fn others_may_call(&self, timeout: Duration) -> Duration {
+        timeout.saturating_mul(if self.member.get().is_some() { 3 } else { 1 })
+    }
+
     /// How often a saga's owner has changed if it is this process; None if it is another. Read after this was called.
     pub(super) async fn look_whose(&self, saga_id: &Arc<str>) -> Result<Option<u64>, Unread> {
         let (tell, mut told) = oneshot::channel();
@@ -38,6 +54,18 @@ impl Shared {
                 Ok(since) => return Ok(since),
                 Err(TryRecvError::Closed) => return Err(Unread),
                 Err(TryRecvError::Empty) => self.read_owners().await,
+            }
+        }
+    }
+
+    /// Refuses where the owner of a saga has changed since then, or may have.
+    pub(super) async fn must_be_mine(&self, saga_id: &str, since: u64) -> Result<(), Refusal> {
+        match self.look_whose(&saga_id.into()).await {
+            Ok(Some(changes)) if changes == since => Ok(()),
+            Ok(_) => Err(not_driven(saga_id)),
+            Err(Unread) => {
+                let message = "it can't be read whose the saga is by now";
+                Err(Refusal::unavailable("OWNER_UNREAD", message, Duration::from_secs(1)))
             }
         }
     }

@@ -3,7 +3,8 @@
 //! A saga is owned by the process that started it, until another takes it over: because the owner is gone, or because an operator
 //! asks the other for something. The owner's name is an aggregate of its own, read in the transaction of every transition: a
 //! transition by anybody else comes to nothing. So a process that was stopped, taken for dead and goes on writes nothing any more;
-//! what it still calls finds the answer stored, or a tombstone.
+//! what it still calls finds the answer stored, or a tombstone. It calls for no longer than a step's timeout, unless it has looked that the
+//! saga is its own: until then nobody settles that step by hand.
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -52,7 +52,8 @@ impl Coordinator {
         self.steer(saga_id, Wish::ForceClose, actor, reason).await
     }
 
-    /// Lets a saga begin nothing and call nobody; calls under way come to their end.
+    /// Lets a saga begin nothing and call nobody; calls under way come to their end. Another process that drove it until now may call for as
+    /// long as a step's timeout yet.
     ///
     /// # Errors
     /// SAGA_CLOSED, UNKNOWN_SAGA.

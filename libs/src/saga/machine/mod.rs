@@ -28,7 +28,7 @@ pub(super) use self::{
     attempt::Attempt,
     locks::{HOLDER, asks_for_locks},
     operator::{Command, Settled, Wish, close_parked},
-    outlook::{Due, due, leaves, next_wake},
+    outlook::{Due, begun, due, leaves, next_wake},
 };
 use super::{
     plan::{Plan, Requests, StepPlan, each},

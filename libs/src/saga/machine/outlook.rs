@@ -19,7 +19,7 @@ pub(in crate::saga) struct Due {
 }
 
 /// The operations that have begun and whose end is not known.
-fn begun(record: &Record) -> impl Iterator<Item = Due> {
+pub(in crate::saga) fn begun(record: &Record) -> impl Iterator<Item = Due> {
     let open = |states, op| each(in_states(record, states)).map(move |step| Due { step, op });
     let actions = open(&[StepState::Started], Op::Action);
     let compensations = open(&[StepState::Compensating], Op::Compensation);

@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// How long to wait for the end of a call of which nobody knows when that is.
+const SECOND: Duration = Duration::from_secs(1);
+
 impl Driver {
     pub(super) async fn read_mail(&mut self) -> Result<(), Stopped> {
         for mail in self.mailbox.take() {
@@ -33,11 +36,8 @@ impl Driver {
                     self.ask_parent().await?;
                     self.step(Input::Woken).await?;
                 }
-                Mail::Operator(command, answer) if self.is_under_way(&command) => {
-                    let _ = answer.send(Err(under_way(&self.saga_id)));
-                }
                 Mail::Operator(command, answer) => {
-                    let reply = match self.step(Input::Operator(command)).await {
+                    let reply = match self.obey(command).await {
                         Ok(()) => Ok(self.record.saga.clone()),
                         Err(Stopped::Refused(refusal)) => Err(refusal),
                         // Who asked hears that their question is lost.
@@ -51,20 +51,41 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether an operator would settle what a call is under way for. It may have yet to leave, and what they have found would not stay. What
-    /// is undone for it is another matter.
-    fn is_under_way(&self, command: &Command) -> bool {
-        let Wish::Skip { step: name, op, settled } = &command.wish else { return false };
+    /// Does what an operator asks for.
+    async fn obey(&mut self, command: Command) -> Result<(), Stopped> {
+        self.must_have_ended(&command).map_err(Stopped::Refused)?;
+        self.step(Input::Operator(command)).await
+    }
+
+    /// Refuses to have an operator settle what a call is under way for. It may have yet to leave, here or in the process that drove the saga
+    /// before, and what they have found would not stay. What is undone for it is another matter.
+    fn must_have_ended(&self, command: &Command) -> Result<(), Refusal> {
+        let Wish::Skip { step: name, op, settled } = &command.wish else { return Ok(()) };
         let rests = self.record.saga.paused || self.record.saga.phase() == SagaPhase::Stuck;
         let is_undone =
             |step: &StepPlan| (*op, *settled, step.kind) == (Op::Action, Settled::Rejected, StepKind::Compensatable);
-        let mut steps = self.program.plan.steps.iter();
-        let step = steps.position(|step| step.name == name && step.is_remote() && !is_undone(step));
-        rests && step.is_some_and(|step| self.in_flight.contains(Due { step, op: *op }))
+        let steps = &self.program.plan.steps;
+        let step = steps.iter().position(|step| step.name == name && step.is_remote() && !is_undone(step));
+        let Some(step) = step.filter(|_| rests) else { return Ok(()) };
+        let due = Due { step, op: *op };
+        if self.in_flight.contains(due) {
+            return Err(self.under_way("a call of this step is under way: ask again when it has ended", SECOND));
+        }
+        let most = self.shared.others_may_call(steps[step].options.attempt_timeout);
+        match self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most)) {
+            None => Ok(()),
+            Some(rest) => {
+                let message = format!(
+                    "a call of this step from before this process took the saga up may be under way for {:.1} s yet: ask again then, and find \
+                     out only then what is true",
+                    rest.as_secs_f64()
+                );
+                Err(self.under_way(&message, rest))
+            }
+        }
     }
-}
 
-fn under_way(saga_id: &str) -> Refusal {
-    let message = "a call of this step is under way: ask again when it has ended";
-    Refusal::unavailable("STEP_UNDER_WAY", message, Duration::from_secs(1)).with("saga_id", saga_id)
+    fn under_way(&self, message: &str, wait: Duration) -> Refusal {
+        Refusal::unavailable("STEP_UNDER_WAY", message, wait).with("saga_id", &*self.saga_id)
+    }
 }

@@ -1,5 +1,6 @@
 //! The task of one saga: it waits, calls, and hears what happens.
 
+mod earlier;
 mod in_flight;
 mod mail;
 mod transition;
@@ -15,18 +16,18 @@ use proto::saga::v1::{Saga, SagaPhase};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use self::in_flight::InFlight;
+use self::{earlier::Earlier, in_flight::InFlight};
 use super::{
     Shared,
     admission::Admission,
-    call::Call,
+    call::{Call, Known},
     closed,
     live::{Mail, Mailbox},
     not_driven, spans, spawn, sub_sagas,
 };
 use crate::{
     refusal::Refusal,
-    rpc::{cause::of_panic, verdict::Op},
+    rpc::cause::of_panic,
     saga::{
         Definition,
         definition::StepCode,
@@ -51,6 +52,8 @@ pub(super) struct Driver {
     mailbox: Arc<Mailbox>,
     calls: FuturesUnordered<BoxFuture<'static, Attempt>>,
     in_flight: InFlight,
+    /// None for a saga that nobody drove before.
+    earlier: Option<Earlier>,
     waiting: Vec<oneshot::Sender<Saga>>,
     /// Dropped once the saga is done or undone, as far as the one above is concerned.
     above: Vec<oneshot::Sender<()>>,
@@ -153,6 +156,7 @@ impl Driver {
             Start::Again { mailbox, since, mail } => (true, mailbox, since, mail),
         };
         let span = spans::stretch(&record, again);
+        let earlier = again.then(|| Earlier::of(&record));
         let driver = Box::new(Self {
             shared,
             program,
@@ -163,6 +167,7 @@ impl Driver {
             mailbox,
             calls: FuturesUnordered::new(),
             in_flight: InFlight::default(),
+            earlier,
             waiting: Vec::new(),
             above: Vec::new(),
             asked: false,
@@ -278,6 +283,7 @@ impl Driver {
 
     /// Makes the calls that the committed record asks for.
     fn call_due(&mut self) {
+        let known = Known { since: self.since, micros: self.known_micros() };
         let Self { record, in_flight, .. } = self;
         for due in machine::due(record, |due| in_flight.contains(due), self.shared.now()) {
             let attempt = machine::leaves(&mut self.record, due);
@@ -288,37 +294,40 @@ impl Driver {
                 self.calls.push(Box::pin(sub_sagas::answered(shared, Arc::clone(definition), saga_id, due)));
                 continue;
             }
-            let call = Call::new(&self.shared, &self.program, &self.record, due, attempt);
+            let call = Call::new(&self.shared, &self.program, &self.record, due, attempt, known);
             self.calls.push(Box::pin(call.run(&self.span)));
         }
     }
 
+    /// When the saga was last known to be this process's, in microseconds since 1970.
+    fn known_micros(&self) -> i64 {
+        // By a clock that was ahead it was looked at nobody knows when.
+        let looked = if self.looked_micros > self.shared.now() { 0 } else { self.looked_micros };
+        changed_at(&self.record.saga).max(looked)
+    }
+
     /// Whether a call is due on a record that is too old for it to count, or on one whose owner was last known too long ago: the saga may
-    /// have gone on with another process since. A participant without barrier can't tell, and whoever undoes the step waits only for calls
+    /// have gone on with another process since, and an operator have settled the step there. Whoever has the saga now waits only for calls
     /// of before it took the saga up.
     fn age(&self) -> Age {
         let steps = &self.program.plan.steps;
-        let (is_shared, counts) = (self.shared.member.get().is_some(), self.shared.counts() / 2);
-        let is_bare = |step: &StepPlan, op| is_shared && step.options.plain && op == Op::Action;
-        let (now, changed) = (self.shared.now(), changed_at(&self.record.saga));
-        let is_over = |since, most| now > machine::later(since, most);
-        // By a clock that was ahead it was looked at nobody knows when.
-        let looked = if self.looked_micros > now { 0 } else { self.looked_micros };
-        let age = |step: &StepPlan, op| {
-            if is_over(changed, counts) {
+        let (now, counts) = (self.shared.now(), self.shared.counts() / 2);
+        let (changed, known) = (changed_at(&self.record.saga), self.known_micros());
+        let age = |step: &StepPlan| {
+            if now > machine::later(changed, counts) {
                 Age::OfRecord
-            } else if is_bare(step, op) && is_over(changed.max(looked), step.options.attempt_timeout) {
+            } else if step.is_remote() && self.shared.must_look(known, step.options.attempt_timeout) {
                 Age::OfOwner
             } else {
                 Age::Young
             }
         };
         // Mostly it is as good as new.
-        if steps.iter().all(|step| age(step, Op::Action) == Age::Young) {
+        if steps.iter().all(|step| age(step) == Age::Young) {
             return Age::Young;
         }
         let due = machine::due(&self.record, |due| self.in_flight.contains(due), now);
-        due.into_iter().map(|due| age(&steps[due.step], due.op)).max().unwrap_or(Age::Young)
+        due.into_iter().map(|due| age(&steps[due.step])).max().unwrap_or(Age::Young)
     }
 
     /// How long until the record asks for something by itself.
