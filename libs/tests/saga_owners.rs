@@ -445,6 +445,30 @@ async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before(
     assert!(too_early > 0, "who drove it before may have made a call just now");
 }
 
+/// It finds out by itself only when it has something to commit, and what changes nothing isn't committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_taken_over_answers_no_operator() {
+    if !database::has_server() {
+        return;
+    }
+    let hour = Duration::from_secs(3600);
+    let world = World::with(pay_and_send(hour, PATIENCE));
+    world.participants.on_call(|call| if call.step == "send" { Fault::LoseRequest } else { Fault::None });
+    let one = process(&world, world.participants.clone()).await;
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    let two = process(&world, world.participants.clone()).await;
+    two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
+    world.participants.on_call(|_| Fault::None);
+    let refused = one.coordinator.resume("tea", "ann", "it is open").await.expect_err("it isn't paused there");
+    assert_eq!(refused.reason, "SAGA_NOT_DRIVEN");
+    drives_nothing(&one).await;
+    // From now on it is its own once more.
+    one.coordinator.resume("tea", "ann", "it is open").await.unwrap();
+    assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
+    assert_eq!(world.participants.done_for("tea"), ["pay", "send"]);
+}
+
 /// What one saga calls is not answered until the gate is open.
 #[derive(Clone)]
 struct HeldUp {

@@ -51,8 +51,11 @@ impl Driver {
         Ok(())
     }
 
-    /// Does what an operator asks for.
+    /// Does what an operator asks for, if the saga is still this process's. What changes nothing isn't committed, and only a commit would tell.
     async fn obey(&mut self, command: Command) -> Result<(), Stopped> {
+        if self.shared.member.get().is_some() {
+            self.look_whose().await?;
+        }
         self.must_have_ended(&command).map_err(Stopped::Refused)?;
         self.step(Input::Operator(command)).await
     }
