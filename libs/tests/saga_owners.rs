@@ -15,7 +15,7 @@ use libs::{
     refusal::Refusal,
     rpc::verdict::{Op, SagaCall},
     saga::{
-        Attempt, Definition, Operation as _, Options, Retry, TABLES, Transport,
+        Attempt, Coordinator, Definition, Operation as _, Options, Retry, TABLES, Transport,
         testing::{Call, Fault, Participants},
     },
 };
@@ -516,6 +516,50 @@ async fn a_call_whose_turn_comes_late_is_not_made_for_what_another_drives_by_now
     assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by mail");
 }
 
+/// Held back, and asked for again 40 ms later. Only the first time it is written down.
+fn circuit_open() -> CircuitOpen {
+    let retry_after = Duration::from_millis(40);
+    CircuitOpen { breaker: Reserve::PEER.into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }
+}
+
+/// Until that time has come, its record is as new as can be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_ahead_spares_nobody_the_look_at_whose_the_saga_is() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_millis(50)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    let circuit = |call: &SagaCall| match call.op {
+        Op::Action => Fault::Status(circuit_open().into_status()),
+        Op::Compensation => Fault::None,
+    };
+    world.participants.on_call(circuit);
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let (definitions, right) = (vec![Arc::clone(&world.definition)], saga_world::tokio_clock());
+    let ahead = Arc::new(move || right() + 3_600_000_000);
+    let coordinator =
+        Coordinator::with_clock(journal.clone(), definitions, world.participants.clone(), Options::default(), ahead);
+    let gone = Process { journal, coordinator: coordinator.unwrap() };
+    gone.coordinator.recover().await.unwrap();
+    gone.place("tea").await.unwrap();
+    gone.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    gone.coordinator.drain(PATIENCE).await;
+    gone.coordinator.leave().await;
+
+    let one = process(&world, world.participants.clone()).await;
+    assert_eq!(one.coordinator.live(), 1);
+    let two = process(&world, world.participants.clone()).await;
+    two.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Compensated);
+    world.participants.on_call(|_| Fault::None);
+    drives_nothing(&one).await;
+    let calls: Vec<Op> = world.participants.calls().iter().map(|made| made.call.op).collect();
+    assert!(calls.ends_with(&[Op::Compensation]), "{calls:?}");
+}
+
 /// A look is a read: of a hundred thousand that wait for one participant, each would write an event every few seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() {
@@ -526,13 +570,7 @@ async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() 
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
     saga.attempt_timeout(Duration::from_millis(20)).without_barrier();
     let world = World::with(saga.build().unwrap());
-    let open = CircuitOpen {
-        breaker: Reserve::PEER.into(),
-        reason: Reason::Open,
-        retry_after: Duration::from_millis(40),
-        cause: None,
-        generation: 1,
-    };
+    let open = circuit_open();
     let (held_back, mut tried) = tokio::sync::mpsc::unbounded_channel();
     world.participants.on_call(move |_| {
         let _ = held_back.send(());

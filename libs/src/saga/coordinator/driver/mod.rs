@@ -299,11 +299,18 @@ impl Driver {
         }
     }
 
-    /// When the saga was last known to be this process's, in microseconds since 1970.
+    /// When the saga last changed, in microseconds since 1970; 0 if that was by a clock that was ahead, so that nobody knows.
+    fn changed_micros(&self) -> i64 {
+        self.past(changed_at(&self.record.saga))
+    }
+
+    /// When the saga was last known to be this process's, likewise.
     fn known_micros(&self) -> i64 {
-        // By a clock that was ahead it was looked at nobody knows when.
-        let looked = if self.looked_micros > self.shared.now() { 0 } else { self.looked_micros };
-        changed_at(&self.record.saga).max(looked)
+        self.changed_micros().max(self.past(self.looked_micros))
+    }
+
+    fn past(&self, at: i64) -> i64 {
+        if at > self.shared.now() { 0 } else { at }
     }
 
     /// Whether a call is due on a record that is too old for it to count, or on one whose owner was last known too long ago: the saga may
@@ -312,7 +319,7 @@ impl Driver {
     fn age(&self) -> Age {
         let steps = &self.program.plan.steps;
         let (now, counts) = (self.shared.now(), self.shared.counts() / 2);
-        let (changed, known) = (changed_at(&self.record.saga), self.known_micros());
+        let (changed, known) = (self.changed_micros(), self.known_micros());
         let age = |step: &StepPlan| {
             if now > machine::later(changed, counts) {
                 Age::OfRecord
