@@ -72,7 +72,7 @@ impl Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use bytes::Bytes;
 
@@ -82,6 +82,7 @@ mod tests {
         saga::{
             Compensated, Definition, Operation,
             machine::{Attempt, Command, Input, Moment, Wish, advance, later, next_wake, taken_up},
+            record::Record,
             reply::Ruling,
         },
     };
@@ -104,18 +105,29 @@ mod tests {
         type Compensation = Undo;
     }
 
-    /// The action may come late, so its undoing waits: as long as that takes, whatever the clock was when it was called.
-    #[test]
-    fn a_clock_that_was_ahead_holds_no_undoing_back_for_ever() {
-        let timeout = Duration::from_secs(5);
+    const SECOND: i64 = 1_000_000;
+
+    fn at(now: i64) -> Moment {
+        Moment { now, draining: false }
+    }
+
+    fn definition(timeout: Duration) -> Arc<Definition> {
         let mut saga = Definition::builder::<i64>("test", 1);
         saga.compensatable::<Do>("do", |input, _| Ok(*input), |_| 0);
         saga.without_barrier().attempt_timeout(timeout);
-        let definition = saga.build().expect("a definition");
-        let (today, ahead) = (1_000_000, 365 * 86_400 * 1_000_000);
-        let at = |now| Moment { now, draining: false };
-        let mut record = definition.plan.new_record("s", Vec::new(), ahead, 0);
-        advance(&*definition, &mut record, Input::Tick, at(ahead)).expect("begun");
+        saga.build().expect("a definition")
+    }
+
+    /// A saga whose step may have taken effect, or may do so yet.
+    fn called(definition: &Definition, now: i64) -> Record {
+        let mut record = definition.plan.new_record("s", Vec::new(), now, 0);
+        advance(definition, &mut record, Input::Tick, at(now)).expect("begun");
+        lost(definition, &mut record, now);
+        record
+    }
+
+    /// A call was not answered.
+    fn lost(definition: &Definition, record: &mut Record, now: i64) {
         let lost = Attempt {
             step: 0,
             op: Op::Action,
@@ -124,11 +136,61 @@ mod tests {
             refusal: Refusal::precondition("LOST", "as the test says"),
             roll: 0.0,
         };
-        advance(&*definition, &mut record, Input::Attempted(lost), at(ahead)).expect("lost");
-        let cancel = Command { wish: Wish::Cancel, actor: "ann".to_owned(), reason: "as the test says".to_owned() };
-        advance(&*definition, &mut record, Input::Operator(cancel), at(ahead)).expect("it turns back");
+        advance(definition, record, Input::Attempted(lost), at(now)).expect("lost");
+    }
+
+    fn asked(definition: &Definition, record: &mut Record, wish: Wish, now: i64) {
+        let command = Command { wish, actor: "ann".to_owned(), reason: "as the test says".to_owned() };
+        advance(definition, record, Input::Operator(command), at(now)).expect("it may be asked for");
+    }
+
+    /// As it is called, and turned back at once.
+    fn turned_back(definition: &Definition, now: i64) -> Record {
+        let mut record = called(definition, now);
+        asked(definition, &mut record, Wish::Cancel, now);
         assert_eq!(record.saga.steps[0].state(), StepState::Compensating);
+        record
+    }
+
+    fn undone_at(definition: &Definition, record: &Record) -> Option<i64> {
+        next_wake(&definition.plan, record, |_| false)
+    }
+
+    /// The action may come late, so its undoing waits: as long as that takes, whatever the clock was when it was called.
+    #[test]
+    fn a_clock_that_was_ahead_holds_no_undoing_back_for_ever() {
+        let timeout = Duration::from_secs(5);
+        let definition = definition(timeout);
+        let (today, ahead) = (SECOND, 365 * 86_400 * SECOND);
+        let mut record = turned_back(&definition, ahead);
         taken_up(&definition.plan, &mut record, today);
-        assert_eq!(next_wake(&definition.plan, &record, |_| false), Some(later(today, timeout * 3)));
+        assert_eq!(undone_at(&definition, &record), Some(later(today, timeout * 3)));
+    }
+
+    /// It was given up just now, by the clock of whoever did.
+    #[test]
+    fn a_clock_that_was_behind_has_nothing_undone_early() {
+        let timeout = Duration::from_secs(5);
+        let definition = definition(timeout);
+        let today = 86_400 * SECOND;
+        let mut record = turned_back(&definition, today - 20 * SECOND);
+        taken_up(&definition.plan, &mut record, today);
+        assert_eq!(undone_at(&definition, &record), Some(later(today, timeout * 3)));
+    }
+
+    /// The call that may come late was made with the timeout of before.
+    #[test]
+    fn a_timeout_that_is_less_by_now_has_nothing_undone_early() {
+        let (before, now) = (definition(Duration::from_secs(60)), definition(Duration::from_secs(5)));
+        let today = 86_400 * SECOND;
+        let late = Some(today + 180 * SECOND);
+        let mut record = turned_back(&before, today);
+        taken_up(&now.plan, &mut record, today + SECOND);
+        assert_eq!(undone_at(&now, &record), late);
+        // Nor where it is called again, and given up then.
+        let mut record = called(&before, today);
+        taken_up(&now.plan, &mut record, today + SECOND);
+        lost(&now, &mut record, today + 2 * SECOND);
+        assert_eq!(Some(record.kept.steps[0].compensation_not_before_micros), late);
     }
 }

@@ -32,7 +32,7 @@ pub(super) use self::{
 };
 use super::{
     plan::{Plan, Requests, StepPlan, each},
-    record::{Line, Record, STUCK, is_final, reason},
+    record::{Line, Record, STUCK, changed_at, is_final, next_attempt, reason},
 };
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
@@ -262,7 +262,8 @@ impl Turn<'_> {
 
 fn may_come_late(plan: &StepPlan, kept: &mut StepRecord, now: i64) {
     if plan.options.plain {
-        kept.compensation_not_before_micros = until_none_comes(plan, now);
+        // An earlier call may have had more time.
+        kept.compensation_not_before_micros = kept.compensation_not_before_micros.max(until_none_comes(plan, now));
     }
 }
 
@@ -281,12 +282,26 @@ fn call_at_once(plan: &Plan, record: &mut Record, now: i64) {
 }
 
 /// A record goes on in another process than the one that committed it. Waits were for the world before, so everything is called at once;
-/// and what that process has called may be on its way yet, although nobody waits for its answer.
+/// and what that process has called may be on its way yet, although nobody waits for its answer. How long ago that was nobody can tell by
+/// two clocks, so it counts from now.
 pub(super) fn taken_up(plan: &Plan, record: &mut Record, now: i64) {
-    call_at_once(plan, record, now);
-    for step in each(in_states(record, &[StepState::Started])) {
-        may_come_late(&plan.steps[step], &mut record.kept.steps[step], now);
+    // What it says of times to come is as wrong.
+    if changed_at(&record.saga) > now {
+        call_at_once(plan, record, now);
     }
+    for (at, kept) in record.kept.steps.iter_mut().enumerate() {
+        let (shown, not_before) = (&record.saga.steps[at], kept.compensation_not_before_micros);
+        let may_come = match shown.state() {
+            StepState::Started => true,
+            // Else its wait is over, by the clock that it began by.
+            StepState::Compensating => not_before > 0 && next_attempt(shown) == not_before,
+            _ => not_before > 0 && kept.may_have_run,
+        };
+        if may_come {
+            may_come_late(&plan.steps[at], kept, now);
+        }
+    }
+    record.call_at_once(now);
 }
 
 impl Plan {
