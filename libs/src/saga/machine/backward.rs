@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepState};
 
-use super::{Line, Local, Turn, each, elapsed, in_states, owed, until_none_comes};
+use super::{Line, Local, Turn, each, elapsed, in_states, owed};
 use crate::{rpc::verdict::Op, time::timestamp};
 
 impl Turn<'_> {
@@ -34,8 +34,7 @@ impl Turn<'_> {
         let kept = &mut self.record.kept.steps[step];
         kept.compensation_request = request;
         kept.compensation_started_micros = self.moment.now;
-        let none_comes = until_none_comes(&self.plan.steps[step], self.moment.now);
-        let not_before = kept.compensation_not_before_micros.min(none_comes);
+        let not_before = kept.compensation_not_before_micros;
         self.record.fresh |= 1 << step;
         let shown = self.record.step_mut(step);
         shown.compensation_attempts = 1;
@@ -187,10 +186,13 @@ mod tests {
         let mut record = turned_back(&before, today);
         taken_up(&now.plan, &mut record, today + SECOND);
         assert_eq!(undone_at(&now, &record), late);
+        asked(&now, &mut record, Wish::Retry, today + 2 * SECOND);
+        assert_eq!(undone_at(&now, &record), late, "an operator's impatience");
         // Nor where it is called again, and given up then.
         let mut record = called(&before, today);
         taken_up(&now.plan, &mut record, today + SECOND);
         lost(&now, &mut record, today + 2 * SECOND);
-        assert_eq!(Some(record.kept.steps[0].compensation_not_before_micros), late);
+        asked(&now, &mut record, Wish::Cancel, today + 3 * SECOND);
+        assert_eq!(undone_at(&now, &record), late);
     }
 }

@@ -272,9 +272,9 @@ fn until_none_comes(plan: &StepPlan, now: i64) -> i64 {
     later(now, plan.options.attempt_timeout.saturating_mul(3))
 }
 
-/// Ends every wait between calls. No undoing waits longer than it would if its action had been called just now, either: it may have been
-/// told to by a clock that was ahead.
-fn call_at_once(plan: &Plan, record: &mut Record, now: i64) {
+/// What the record says of times to come was told by a clock that was ahead. Every wait between calls ends, and no undoing waits longer than
+/// it would if its action had been called just now.
+pub(super) fn clock_put_back(plan: &Plan, record: &mut Record, now: i64) {
     for (plan, kept) in plan.steps.iter().zip(&mut record.kept.steps) {
         kept.compensation_not_before_micros = kept.compensation_not_before_micros.min(until_none_comes(plan, now));
     }
@@ -285,9 +285,8 @@ fn call_at_once(plan: &Plan, record: &mut Record, now: i64) {
 /// and what that process has called may be on its way yet, although nobody waits for its answer. How long ago that was nobody can tell by
 /// two clocks, so it counts from now.
 pub(super) fn taken_up(plan: &Plan, record: &mut Record, now: i64) {
-    // What it says of times to come is as wrong.
     if changed_at(&record.saga) > now {
-        call_at_once(plan, record, now);
+        clock_put_back(plan, record, now);
     }
     for (at, kept) in record.kept.steps.iter_mut().enumerate() {
         let (shown, not_before) = (&record.saga.steps[at], kept.compensation_not_before_micros);

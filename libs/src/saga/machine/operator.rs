@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
-use super::{Line, Turn, call_at_once, renew};
+use super::{Line, Turn, renew};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -121,7 +121,7 @@ impl Turn<'_> {
 
     /// Calls again what waits, and tries again what is held.
     fn retry_now(&mut self) {
-        call_at_once(self.plan, self.record, self.moment.now);
+        self.record.call_at_once(self.moment.now);
         self.record.kept.ending_held = false;
         for step in 0..self.plan.steps.len() {
             if !std::mem::take(&mut self.record.kept.steps[step].held) {

@@ -13,7 +13,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::saga::v1::{Saga, SagaPhase};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
 use self::{earlier::Earlier, in_flight::InFlight};
@@ -47,6 +47,8 @@ pub(super) struct Driver {
     since: u64,
     /// When it was last found to be this process's without a commit, in microseconds since 1970; 0 is never.
     looked_micros: i64,
+    /// What the clock showed when it was last looked at.
+    seen_micros: i64,
     /// As it was last committed, and in memory only: calls counted, waits that nobody must know after a restart.
     record: Record,
     mailbox: Arc<Mailbox>,
@@ -133,6 +135,8 @@ enum Age {
 const LONG: Duration = Duration::from_millis(50);
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// How often who sleeps looks at the clock.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Sets a task on a saga whose record is committed. Nothing happens if a fresh one has one already.
@@ -163,6 +167,7 @@ impl Driver {
             saga_id,
             since,
             looked_micros: 0,
+            seen_micros: 0,
             record,
             mailbox,
             calls: FuturesUnordered::new(),
@@ -222,6 +227,7 @@ impl Driver {
                     continue;
                 }
             }
+            self.heed_clock();
             if !draining {
                 let renewed = match self.age() {
                     Age::Young => Ok(()),
@@ -241,7 +247,7 @@ impl Driver {
                 biased;
                 Some(attempt) = self.calls.next(), if !self.calls.is_empty() => Happened::Answered(attempt),
                 () = self.mailbox.rung() => Happened::Rung,
-                () = sleep(wake), if wake.is_some() => Happened::Time,
+                () = sleep(&self.shared, &mut self.seen_micros, wake), if wake.is_some() => Happened::Time,
             };
             if let Some(packed) = packed {
                 match packed.unpack() {
@@ -279,6 +285,14 @@ impl Driver {
 
     fn is_draining(&self) -> bool {
         self.shared.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits were told by a clock that was ahead, if it was put back since: they would take as much longer.
+    fn heed_clock(&mut self) {
+        let now = self.shared.now();
+        if now < std::mem::replace(&mut self.seen_micros, now) {
+            machine::clock_put_back(&self.program.plan, &mut self.record, now);
+        }
     }
 
     /// Makes the calls that the committed record asks for.
@@ -420,6 +434,18 @@ impl Driver {
     }
 }
 
-async fn sleep(wait: Option<Duration>) {
-    tokio::time::sleep(wait.unwrap_or_default()).await;
+/// Sleeps so long, or until the clock shows that it is so late: it may have been put forward. Ends where it was put back since it was seen.
+async fn sleep(shared: &Shared, seen_micros: &mut i64, wait: Option<Duration>) {
+    let (wait, begun) = (wait.unwrap_or_default(), Instant::now());
+    let until = machine::later(shared.now(), wait);
+    loop {
+        let now = shared.now();
+        let by_clock = Duration::from_micros(u64::try_from(until.saturating_sub(now)).unwrap_or_default());
+        let left = wait.saturating_sub(begun.elapsed()).min(by_clock);
+        if left.is_zero() || now < *seen_micros {
+            return;
+        }
+        *seen_micros = now;
+        tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
+    }
 }

@@ -1,0 +1,98 @@
+//! Sagas whose clock is set while they wait.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod saga_world;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use libs::{
+    journal::Journal,
+    rpc::verdict::Op,
+    saga::{Coordinator, Definition, Options, Retry, TABLES, testing::Fault},
+};
+use proto::saga::v1::SagaPhase;
+use saga_world::{Process, Reserve, World, tokio_clock};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One step, called again after that wait.
+fn reserve(wait: Duration, tune: impl FnOnce(&mut libs::saga::Builder<String>)) -> World {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.retry(Retry { initial: wait, most: wait, jitter: 0.0, ..Retry::default() });
+    tune(&mut saga);
+    World::with(saga.build().unwrap())
+}
+
+/// A clock that can be set, and a process that goes by it, whose saga waits for its participant.
+async fn waiting(world: &World) -> (Arc<AtomicI64>, Process) {
+    let mut lost = false;
+    world.participants.on_call(move |call| match call.op {
+        Op::Action if !std::mem::replace(&mut lost, true) => Fault::LoseRequest,
+        _ => Fault::None,
+    });
+    let journal = Journal::open(&world.folder.path().join("order.db"), TABLES).await.unwrap();
+    let (ahead, right) = (Arc::new(AtomicI64::new(0)), tokio_clock());
+    let shown = Arc::clone(&ahead);
+    let clock = Arc::new(move || right() + shown.load(Ordering::Relaxed));
+    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
+    let coordinator =
+        Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), clock).unwrap();
+    let process = Process { journal, coordinator };
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    // It isn't paused. Once it has said so, it waits.
+    process.coordinator.resume("tea", "ann", "as the test says").await.unwrap();
+    (ahead, process)
+}
+
+/// By how much it is put forward, or back.
+fn set(clock: &AtomicI64, hours: i64) {
+    clock.fetch_add(hours * i64::try_from(HOUR.as_micros()).unwrap(), Ordering::Relaxed);
+}
+
+/// Waits for its end, and tells it nothing meanwhile.
+async fn ended(process: &Process, phase: SagaPhase) {
+    process.until_phase("tea", phase).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_put_back_makes_no_call_wait_for_longer() {
+    let world = reserve(Duration::from_millis(200), |_| {});
+    let (clock, process) = waiting(&world).await;
+    set(&clock, -1);
+    ended(&process, SagaPhase::Completed).await;
+}
+
+/// It waits until no action can come any more, and that is no longer either.
+#[tokio::test]
+async fn a_clock_that_is_put_back_makes_no_undoing_wait_for_longer() {
+    let world = reserve(HOUR, |saga| {
+        saga.attempt_timeout(Duration::from_millis(100)).without_barrier();
+    });
+    let (clock, process) = waiting(&world).await;
+    let cancelled = process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    assert_eq!(cancelled.phase(), SagaPhase::Compensating);
+    set(&clock, -1);
+    ended(&process, SagaPhase::Compensated).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_put_forward_is_seen_within_a_minute() {
+    let world = reserve(24 * HOUR, |saga| {
+        saga.deadline(HOUR);
+    });
+    let (clock, process) = waiting(&world).await;
+    set(&clock, 1);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    ended(&process, SagaPhase::Compensated).await;
+}
