@@ -231,6 +231,19 @@ async fn who_is_cancelled_in_the_queue_waits_for_nobody_any_more() {
     assert_eq!((two.phase(), two.waits_for_saga_id.as_str()), (SagaPhase::Compensated, ""));
 }
 
+#[tokio::test]
+async fn who_is_closed_in_the_queue_waits_for_nobody_and_is_held_by_nobody_any_more() {
+    let world = World::new();
+    hang(&world, "one");
+    let process = open(&world).await;
+    start(&process, "patient", "one", "customer/ada", true).await.unwrap();
+    start(&process, "patient", "two", "customer/ada", true).await.unwrap();
+    waits(&process, "two").await;
+    process.coordinator.pause("two", "ann", "enough").await.unwrap();
+    let two = process.coordinator.force_close("two", "ann", "enough").await.unwrap();
+    assert_eq!((two.phase(), two.waits_for_saga_id.as_str(), two.paused), (SagaPhase::ForceClosed, "", false));
+}
+
 /// One whose last work starts a saga that locks the same key.
 fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("move", 1);

@@ -153,7 +153,7 @@ impl Turn<'_> {
     }
 
     fn enter(&mut self, phase: SagaPhase) {
-        self.record.saga.set_phase(phase);
+        enter(self.record, phase);
         self.moved.changed = true;
     }
 
@@ -320,6 +320,15 @@ fn owed(plan: &Plan, record: &Record) -> u64 {
 /// True if the machine has nothing more to do for this saga.
 pub(super) fn is_over(record: &Record) -> bool {
     is_final(record.saga.phase())
+}
+
+/// What has ended waits for nobody and is held by nobody.
+fn enter(record: &mut Record, phase: SagaPhase) {
+    record.saga.set_phase(phase);
+    if is_final(phase) {
+        record.saga.waits_for_saga_id.clear();
+        record.saga.paused = false;
+    }
 }
 
 /// The steps in one of these states.

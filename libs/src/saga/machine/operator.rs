@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepKind, StepState};
 
-use super::{Line, Turn, renew};
+use super::{Line, Turn, enter, renew};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -257,8 +257,7 @@ pub(in crate::saga) fn close_parked(record: &mut Record, why: &str, command: &Co
     record.note(now, Line { what: "parked", detail: why, ..Line::default() });
     let Command { actor, reason, .. } = command;
     record.note(now, Line { what: "force-closed", detail: reason, actor, ..Line::default() });
-    record.saga.waits_for_saga_id.clear();
-    record.saga.set_phase(SagaPhase::ForceClosed);
+    enter(record, SagaPhase::ForceClosed);
     renew(record, now);
 }
 
