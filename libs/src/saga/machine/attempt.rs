@@ -120,11 +120,12 @@ impl Turn<'_> {
         };
         self.wait(*step, wait, &refusal.message);
         if slowly {
-            self.moved.alert = Some(
-                "a participant doesn't answer as one: see the step's last error and mend it, the saga goes on calling",
-            );
+            let what =
+                "a participant doesn't answer as one: see the step's last error and mend it, the saga goes on calling";
+            self.alert(what, Some(*step), refusal);
         } else if calls.is_multiple_of(MANY) {
-            self.moved.alert = Some("a saga's step doesn't get done: see its last error, the saga goes on calling");
+            let what = "a saga's step doesn't get done: see its last error, the saga goes on calling";
+            self.alert(what, Some(*step), refusal);
         }
     }
 
@@ -156,8 +157,8 @@ impl Turn<'_> {
         };
         let times = |at: i64| at.saturating_sub(begun).max(0).unsigned_abs() / LONG.as_micros() as u64;
         if times(later(self.moment.now, wait)) > times(self.moment.now) {
-            self.moved.alert =
-                Some("a saga's step is under way for long: see its last error, the saga goes on calling");
+            let what = "a saga's step is under way for long: see its last error, the saga goes on calling";
+            self.alert(what, Some(attempt.step), &attempt.refusal);
         }
     }
 

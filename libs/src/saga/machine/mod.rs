@@ -83,7 +83,17 @@ pub(super) struct Moved {
     /// The work of our own to be done in the same transaction, and the record to go back to if it is refused.
     pub(super) local: Option<(Local, Box<Record>)>,
     /// What somebody should know at once.
-    pub(super) alert: Option<&'static str>,
+    pub(super) alert: Option<Alert>,
+}
+
+/// What somebody should know of a step, or of what ends a compensated saga.
+#[derive(Debug)]
+pub(super) struct Alert {
+    pub(super) what: &'static str,
+    /// The step's name; empty for the end.
+    pub(super) step: &'static str,
+    /// What was the matter with it just now.
+    pub(super) error: String,
 }
 
 /// Takes a saga on by what happened. A command that is refused changes nothing.
@@ -191,7 +201,12 @@ impl Turn<'_> {
             self.enter(SagaPhase::Stuck);
         }
         self.note(Line { what: STUCK, step, detail: &refusal.message, ..Line::default() });
-        self.moved.alert = Some("a saga is stuck: an operator must settle what it names");
+        self.alert("a saga is stuck: an operator must settle what it names", step, refusal);
+    }
+
+    fn alert(&mut self, what: &'static str, step: Option<usize>, refusal: &Refusal) {
+        let step = step.map(|step| self.plan.steps[step].name).unwrap_or_default();
+        self.moved.alert = Some(Alert { what, step, error: refusal.message.clone() });
     }
 
     /// True while the saga may still turn back: its pivot has not begun, or was refused.

@@ -217,7 +217,9 @@ impl Turn<'_> {
 
     fn settle(&mut self, step: usize, op: Op, settled: Settled, command: &Command) {
         let kind = self.plan.steps[step].kind;
-        self.record.step_mut(step).next_attempt_time = None;
+        let shown = self.record.step_mut(step);
+        shown.next_attempt_time = None;
+        shown.last_error.clear();
         let kept = &mut self.record.kept.steps[step];
         let held = std::mem::take(&mut kept.held);
         match (op, settled) {

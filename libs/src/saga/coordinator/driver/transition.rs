@@ -20,7 +20,7 @@ use crate::{
             ownership::{Decide, Fence},
             sub_sagas,
         },
-        machine::{self, Input, Local, Moment},
+        machine::{self, Alert, Input, Local, Moment},
         record::Record,
         store,
     },
@@ -50,7 +50,7 @@ impl Driver {
             let advance = || machine::advance(&**program, record, input, moment);
             let moved = guarded(advance)?.map_err(Stopped::Refused)?;
             if let Some(alert) = moved.alert {
-                self.alert(alert);
+                self.alert(&alert);
             }
             if !moved.changed {
                 return Ok(());
@@ -180,15 +180,16 @@ impl Driver {
         }
     }
 
-    fn alert(&self, alert: &'static str) {
+    fn alert(&self, alert: &Alert) {
         let saga = &self.record.saga;
-        let last_error = saga.steps.iter().map(|step| step.last_error.as_str()).find(|error| !error.is_empty());
         tracing::error!(
             saga.id = &*self.saga_id,
             saga.r#type = saga.r#type,
             saga.phase = saga.phase().as_str_name(),
-            last_error,
-            "{alert}"
+            saga.step = alert.step,
+            last_error = alert.error,
+            "{}",
+            alert.what
         );
     }
 }

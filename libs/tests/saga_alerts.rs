@@ -1,0 +1,64 @@
+//! What a saga has somebody told at once, in the log.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod lines;
+mod saga_world;
+
+use std::time::Duration;
+
+use libs::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{Definition, Retry, testing::Fault},
+};
+use lines::Lines;
+use saga_world::{Charge, Reserve, World};
+
+#[tokio::test]
+async fn a_line_about_one_step_does_not_tell_what_was_the_matter_with_one_that_is_settled() {
+    let (lines, _keeping) = Lines::keep();
+    let world = World::new();
+    world.participants.on_call(|call| match &*call.step {
+        "charge" => Fault::LoseRequest,
+        "ship" => Fault::Elsewhere,
+        _ => Fault::None,
+    });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    process.coordinator.pause("tea", "ann", "payment is no more").await.unwrap();
+    let skipped = loop {
+        match process.coordinator.skip("tea", "charge", Op::Action, true, "ann", "paid in cash").await {
+            Err(refusal) if refusal.reason == "STEP_UNDER_WAY" => tokio::task::yield_now().await,
+            skipped => break skipped.unwrap(),
+        }
+    };
+    assert_eq!(skipped.steps[1].last_error, "", "nothing is the matter with it any more");
+    process.coordinator.resume("tea", "ann", "paid in cash").await.unwrap();
+    process.until("tea", |saga| !saga.steps[2].last_error.is_empty()).await;
+    let told = lines.that_say("doesn't answer as one");
+    assert!(told[0].contains("saga.step=\"ship\"") && told[0].contains("not by its barrier"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_line_about_an_undoing_does_not_tell_why_the_saga_turned_back() {
+    let (lines, _keeping) = Lines::keep();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.check::<Charge>("screen", |order, _| Ok(order.clone()));
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let quick = Duration::from_millis(1);
+    saga.after(&[]).retry(Retry { initial: quick, most: quick, ..Retry::default() });
+    let world = World::with(saga.build().unwrap());
+    let no = Refusal::precondition("NO", "a stranger");
+    world.participants.on_call(move |call| match (&*call.step, call.op) {
+        ("screen", _) => Fault::Reject(no.clone()),
+        (_, Op::Compensation) => Fault::LoseRequest,
+        _ => Fault::None,
+    });
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    process.until("tea", |saga| saga.steps[1].compensation_attempts > 10).await;
+    let told = lines.that_say("doesn't get done");
+    assert!(told[0].contains("saga.step=\"reserve\"") && told[0].contains("the connection broke"), "{told:?}");
+}
