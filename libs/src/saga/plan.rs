@@ -133,7 +133,8 @@ pub struct Retry {
     pub factor: f64,
     /// How much of a wait is left to chance, 0 to 1, so that many sagas don't call at once.
     pub jitter: f64,
-    /// After so many calls a Check or Compensatable step is given up and the saga turns back. None never gives up.
+    /// After so many calls a Check or Compensatable step is given up and the saga turns back. None never gives up; nor is a step given up at a
+    /// call that no participant answered as one, such as with UNIMPLEMENTED or an OK without a verdict: what is set up wrong is to be mended.
     pub attempts: Option<u32>,
 }
 

@@ -14,7 +14,7 @@ impl Coordinator {
     /// Turns a saga back that has not started its pivot; one that is on its way back already is left alone.
     ///
     /// # Errors
-    /// PAST_PIVOT, SAGA_CLOSED, UNKNOWN_SAGA.
+    /// PAST_PIVOT, PART_OF_SAGA for one that is done as a step of another, SAGA_CLOSED, UNKNOWN_SAGA.
     pub async fn cancel(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
         self.steer(saga_id, Wish::Cancel, actor, reason).await
     }
@@ -47,7 +47,7 @@ impl Coordinator {
     /// Closes a STUCK, paused or parked saga as it is.
     ///
     /// # Errors
-    /// NOT_STUCK, SAGA_CLOSED, UNKNOWN_SAGA.
+    /// NOT_STUCK, PART_OF_SAGA for one that is done as a step of another, SAGA_CLOSED, UNKNOWN_SAGA.
     pub async fn force_close(&self, saga_id: &str, actor: &str, reason: &str) -> Result<Saga, Refusal> {
         self.steer(saga_id, Wish::ForceClose, actor, reason).await
     }
