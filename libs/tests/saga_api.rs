@@ -332,6 +332,8 @@ async fn an_operator_settles_what_is_stuck_each_in_its_way() {
     assert_eq!(wrong_fields(operator.skip_step(unsaid).await), ["outcome"]);
     let unsaid = skip("done", pb::Operation::Unspecified, SkipOutcome::Done);
     assert_eq!(wrong_fields(operator.skip_step(unsaid).await), ["operation"]);
+    let nothing = operator.skip_step(pb::SkipStepRequest::default()).await;
+    assert_eq!(wrong_fields(nothing), ["step", "operation", "outcome", "saga_id", "actor", "reason"]);
     let (pause, resume) = (
         PauseSagaRequest { saga_id: "resumed".to_owned(), actor: actor.clone(), reason: reason.clone() },
         ResumeSagaRequest { saga_id: "resumed".to_owned(), actor: actor.clone(), reason: reason.clone() },

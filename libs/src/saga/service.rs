@@ -237,10 +237,10 @@ impl SagaCommands {
         saga_id: &str,
         actor: &str,
         reason: &str,
+        mut violations: Violations,
         ordered: impl Future<Output = Result<pb::Saga, Refusal>> + Send,
         reply: impl FnOnce(Option<pb::Saga>) -> R + Send,
     ) -> Result<Response<R>, Status> {
-        let mut violations = Violations::default();
         must_be_id(saga_id, &mut violations);
         let mut text = |text: &str, most: usize, field, what| {
             violations.require(!text.is_empty() && text.chars().count() <= most, field, what);
@@ -267,7 +267,8 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::CancelSagaResponse>, Status> {
         let pb::CancelSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.cancel(&saga_id, &actor, &reason);
-        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::CancelSagaResponse { saga }).await
+        self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::CancelSagaResponse { saga })
+            .await
     }
 
     async fn retry_saga(
@@ -276,7 +277,8 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::RetrySagaResponse>, Status> {
         let pb::RetrySagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.retry(&saga_id, &actor, &reason);
-        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::RetrySagaResponse { saga }).await
+        self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::RetrySagaResponse { saga })
+            .await
     }
 
     async fn force_close_saga(
@@ -285,7 +287,10 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::ForceCloseSagaResponse>, Status> {
         let pb::ForceCloseSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.force_close(&saga_id, &actor, &reason);
-        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::ForceCloseSagaResponse { saga }).await
+        self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::ForceCloseSagaResponse {
+            saga,
+        })
+        .await
     }
 
     async fn pause_saga(
@@ -294,7 +299,8 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::PauseSagaResponse>, Status> {
         let pb::PauseSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.pause(&saga_id, &actor, &reason);
-        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::PauseSagaResponse { saga }).await
+        self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::PauseSagaResponse { saga })
+            .await
     }
 
     async fn resume_saga(
@@ -303,27 +309,22 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     ) -> Result<Response<pb::ResumeSagaResponse>, Status> {
         let pb::ResumeSagaRequest { saga_id, actor, reason } = request.into_inner();
         let ordered = self.coordinator.resume(&saga_id, &actor, &reason);
-        self.obeyed(&saga_id, &actor, &reason, ordered, |saga| pb::ResumeSagaResponse { saga }).await
+        self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::ResumeSagaResponse { saga })
+            .await
     }
 
     async fn skip_step(&self, request: Request<pb::SkipStepRequest>) -> Result<Response<pb::SkipStepResponse>, Status> {
         let request = request.into_inner();
         let (saga_id, actor, reason) = (&request.saga_id, &request.actor, &request.reason);
-        let op = match request.operation() {
-            pb::Operation::Action => Ok(Op::Action),
-            pb::Operation::Compensation => Ok(Op::Compensation),
-            pb::Operation::Unspecified => Err(Refusal::invalid("operation", "must be ACTION or COMPENSATION")),
-        };
-        let done = match request.outcome() {
-            pb::SkipOutcome::Done => Ok(true),
-            pb::SkipOutcome::Rejected => Ok(false),
-            pb::SkipOutcome::Unspecified => Err(Refusal::invalid("outcome", "must be DONE or REJECTED")),
-        };
-        let step = match request.step.len() {
-            1..=LONGEST => Ok(&request.step),
-            _ => Err(Refusal::invalid("step", "must be 1 to 64 characters")),
-        };
-        let ordered = async { self.coordinator.skip(saga_id, step?, op?, done?, actor, reason).await };
-        self.obeyed(saga_id, actor, reason, ordered, |saga| pb::SkipStepResponse { saga }).await
+        let (operation, outcome) = (request.operation(), request.outcome());
+        let mut violations = Violations::default();
+        violations.require((1..=LONGEST).contains(&request.step.len()), "step", "must be 1 to 64 characters");
+        let is_known = operation != pb::Operation::Unspecified;
+        violations.require(is_known, "operation", "must be ACTION or COMPENSATION");
+        violations.require(outcome != pb::SkipOutcome::Unspecified, "outcome", "must be DONE or REJECTED");
+        let op = if operation == pb::Operation::Compensation { Op::Compensation } else { Op::Action };
+        let done = outcome == pb::SkipOutcome::Done;
+        let ordered = self.coordinator.skip(saga_id, &request.step, op, done, actor, reason);
+        self.obeyed(saga_id, actor, reason, violations, ordered, |saga| pb::SkipStepResponse { saga }).await
     }
 }
