@@ -237,7 +237,7 @@ impl CommandSide {
         };
         let entry = Entry { request: key, aggregates, cause, decide: Box::new(decide), size };
         let answer = match self.journal.submit(entry).await {
-            Ok(committed) => self.answer(committed),
+            Ok(committed) => self.answer(committed, saga.is_some()),
             Err(error) => return Err(not_submitted(error).into_status(service)),
         };
         match (answer, saga) {
@@ -257,6 +257,7 @@ impl CommandSide {
     fn answer<R: Message + Default>(
         &self,
         committed: Committed,
+        is_of_saga: bool,
     ) -> Result<(Response<R>, Verdict), (Status, Option<Verdict>)> {
         let Committed { outcome, reply, position } = committed;
         let verdict = match outcome {
@@ -274,7 +275,10 @@ impl CommandSide {
                 return Err((status, Some(Verdict::Cancelled)));
             }
             Outcome::Conflict => {
-                let message = "the request_id was used before with another request: send a new one";
+                let message = match is_of_saga {
+                    true => "this step of the saga was called before with another request",
+                    false => "the request_id was used before with another request: send a new one",
+                };
                 let status = Refusal::already_exists("REQUEST_ID_REUSED", message).into_status(self.service);
                 return Err((status, Some(Verdict::Conflict)));
             }
