@@ -30,8 +30,6 @@ const MOST_CHANGES: usize = 256;
 const MOST_CHANGED: usize = 256 << 10;
 /// The most bytes of documents on a page that holds more than one: half of what a client takes who says nothing.
 const PAGE_BYTES: usize = 2 << 20;
-/// What is left of a caller's time for the answer that the wait was in vain.
-const ANSWERING: Duration = Duration::from_millis(20);
 /// When to ask a view again that is parked, which somebody has to mend, or that catches up with the others.
 const BEHIND: Duration = Duration::from_secs(5);
 
@@ -173,7 +171,8 @@ impl ReadSide {
         let mut caught_up = self.caught_up.clone();
         let passed = caught_up.wait_for(|now| *now >= position);
         let allowed = deadline::current().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let most = allowed.map_or(self.most_wait, |allowed| allowed.saturating_sub(ANSWERING).min(self.most_wait));
+        let most =
+            allowed.map_or(self.most_wait, |allowed| allowed.saturating_sub(deadline::ANSWERING).min(self.most_wait));
         matches!(tokio::time::timeout(most, passed).await, Ok(Ok(_)))
     }
 
