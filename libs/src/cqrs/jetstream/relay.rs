@@ -124,7 +124,11 @@ impl Relay {
                 }
             }
             let events = self.log.after(last, STRETCH).await?;
-            let Some(end) = events.last().map(|event| event.position) else { continue };
+            let Some(end) = events.last().map(|event| event.position) else {
+                // What was told of is lost, as after a failover. The stream's end may be, too: then it is another log's.
+                sleep(PAUSE).await;
+                return Ok(Ended::Moved);
+            };
             self.standing.saw(end);
             if !self.send(events).await? {
                 return Ok(Ended::Moved);
