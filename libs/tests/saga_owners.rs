@@ -439,6 +439,10 @@ async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before(
     one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
     let two = process(&world, participants.clone()).await;
     two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
+    // Who took it over now would have to wait anew.
+    let three = process(&world, participants.clone()).await;
+    let refused = three.coordinator.skip("tea", "send", Op::Action, true, "ann", "sent by mail").await;
+    assert_eq!(refused.expect_err("another drives it").reason, "SAGA_NOT_DRIVEN");
     let too_early = sent_by_hand(&two, "tea").await;
     drives_nothing(&one).await;
     assert_eq!(participants.done_for("tea"), ["pay"], "it was sent by mail");

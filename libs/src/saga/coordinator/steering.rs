@@ -1,5 +1,7 @@
 //! What operators may do to a saga. Each says who and why, and is written into the saga's history.
 
+use std::time::Duration;
+
 use proto::saga::v1::Saga;
 use tokio::sync::oneshot;
 
@@ -7,7 +9,10 @@ use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, 
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::machine::{Command, Settled, Wish},
+    saga::{
+        machine::{self, Command, Due, Settled, Wish},
+        record::Record,
+    },
 };
 
 impl Coordinator {
@@ -30,7 +35,8 @@ impl Coordinator {
     /// Takes one operation of a STUCK or paused saga for settled: `done` if it took effect, else it had none.
     ///
     /// # Errors
-    /// NOT_STUCK, STEP_SETTLED, STEP_UNCERTAIN for a pivot that may yet take effect or a saga that goes on, STEP_UNDER_WAY, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
+    /// NOT_STUCK, STEP_SETTLED, STEP_UNCERTAIN for a pivot that may yet take effect or a saga that goes on, STEP_UNDER_WAY,
+    /// SAGA_NOT_DRIVEN where a call of it may be under way and another process drives it, UNKNOWN_STEP, SAGA_CLOSED, UNKNOWN_SAGA.
     pub async fn skip(
         &self,
         saga_id: &str,
@@ -91,6 +97,12 @@ impl Coordinator {
                     return Err(closed(saga_id));
                 }
                 match why {
+                    Unreachable::NotLive(Mail::Operator(
+                        Command { wish: Wish::Skip { ref step, ref op, .. }, .. },
+                        _,
+                    )) if self.0.member.get().is_some() && is_under_way(&stored, step, *op) => {
+                        return Err(driven_elsewhere(saga_id));
+                    }
                     // Another process may drive it: from now on it is this one, which can be asked.
                     Unreachable::NotLive(mail) if self.0.member.get().is_some() => self.seize(&stored, mail).await?,
                     why => return Err(why.into_refusal(saga_id)),
@@ -99,4 +111,19 @@ impl Coordinator {
         }
         answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
     }
+}
+
+/// Whether a call of this step may be under way.
+fn is_under_way(record: &Record, name: &str, op: Op) -> bool {
+    let step = record.saga.steps.iter().position(|step| step.name == name);
+    step.is_some_and(|step| machine::begun(record).any(|due| due == Due { step, op }))
+}
+
+/// Whoever took it over would have to wait anew until no call of the one before can come.
+fn driven_elsewhere(saga_id: &str) -> Refusal {
+    let message = format!(
+        "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; through a \
+         balancer, ask again"
+    );
+    Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }

@@ -10,7 +10,7 @@ use crate::{
     rpc::verdict::Op,
     saga::{
         coordinator::live::Mail,
-        machine::{Command, Due, Input, Settled, Wish},
+        machine::{self, Command, Due, Input, Settled, Wish},
         plan::StepPlan,
     },
 };
@@ -73,6 +73,10 @@ impl Driver {
         let due = Due { step, op: *op };
         if self.in_flight.contains(due) {
             return Err(self.under_way("a call of this step is under way: ask again when it has ended", SECOND));
+        }
+        // What has come to its end since is the machine's to refuse.
+        if !machine::begun(&self.record).any(|open| open == due) {
+            return Ok(());
         }
         let most = self.shared.others_may_call(steps[step].options.attempt_timeout);
         match self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most)) {
