@@ -21,7 +21,7 @@ use libs::{
 };
 use proto::saga::v1::SagaPhase;
 use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order, place_order_version};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::{runtime::Runtime, sync::watch};
 use tonic::{Code, Status, metadata::MetadataMap};
 
@@ -518,6 +518,50 @@ async fn a_call_whose_turn_comes_late_is_not_made_for_what_another_drives_by_now
     assert_eq!(one.finished("rum").await.phase(), SagaPhase::Completed);
     drives_nothing(&one).await;
     assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by mail");
+}
+
+/// A saga doesn't attend to its calls while it looks whose it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_looks_whose_its_saga_is_holds_nobody_up() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(pay_and_send(Duration::from_millis(1), Duration::from_millis(100)));
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else { return };
+    world.participants.on_call(|call| if call.step == "send" { Fault::LoseRequest } else { Fault::None });
+    let (open, gate) = watch::channel(false);
+    let transport = HeldUp { participants: world.participants.clone(), saga_id: "rum", open: gate };
+    let location = Location::Postgres { url: url.clone(), schema: schema.clone() };
+    let options = Options { most_calls: 1, ..Options::default() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let one = Process::on(journal, vec![Arc::clone(&world.definition)], transport, options);
+    one.coordinator.recover().await.unwrap();
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    one.place("rum").await.unwrap();
+    becomes("paid", async || world.participants.done_for("rum") == ["pay"]).await;
+    // Its next call waits for its turn for so long that it must look, and then for the owners.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let lock = format!("BEGIN; LOCK TABLE \"{schema}\".aggregates IN ACCESS EXCLUSIVE MODE");
+    server.execute(AssertSqlSafe(lock)).await.unwrap();
+    world.participants.on_call(|_| Fault::None);
+    open.send_replace(true);
+    let mut watcher = PgConnection::connect(&url).await.unwrap();
+    let waiting =
+        format!("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '\"{schema}\".aggregates'::regclass");
+    // It, and the commit of the other saga.
+    while sqlx::query_scalar::<_, i64>(AssertSqlSafe(waiting.clone())).fetch_one(&mut watcher).await.unwrap() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let coordinator = one.coordinator.clone();
+    let retried = tokio::spawn(async move { coordinator.retry("tea", "ann", "it is open").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.execute("COMMIT").await.unwrap();
+    tokio::time::timeout(PATIENCE, retried).await.expect("no answer").unwrap().unwrap();
+    for order in ["tea", "rum"] {
+        assert_eq!(one.finished(order).await.phase(), SagaPhase::Completed);
+    }
 }
 
 /// Held back, and asked for again 40 ms later. Only the first time it is written down.

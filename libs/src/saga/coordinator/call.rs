@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span};
 
-use super::{Shared, spans};
+use super::{Shared, looks::owner_unread, spans};
 use crate::{
     breaker::CircuitOpen,
     refusal::Refusal,
@@ -110,16 +110,24 @@ impl Call {
         let Self { shared, program, due, known, call, message, carried: mut metadata } = self;
         let plan = &program.plan.steps[due.step];
         let timeout = plan.options.attempt_timeout;
-        // Where no barrier is, an action waits for its turn no longer than for its answer: its undoing counts on nothing leaving later.
+        // Where no barrier is, an action waits to leave no longer than for its answer: its undoing counts on nothing leaving later.
         let bounded = plan.options.plain && due.op == Op::Action;
         let most = if bounded { timeout } else { Duration::MAX };
-        let Ok(_turn) = tokio::time::timeout(most, shared.calls.acquire()).await else {
-            let refusal = Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
-            return not_sent(due, refusal, shared.roll());
-        };
-        if shared.must_look(known.micros, timeout)
-            && let Err(refusal) = shared.must_be_mine(&call.saga_id, known.since).await
-        {
+        let mut turn = None;
+        let may_leave = tokio::time::timeout(most, async {
+            turn = shared.calls.acquire().await.ok();
+            match shared.must_look(known.micros, timeout) {
+                true => shared.must_be_mine(&call.saga_id, known.since).await,
+                false => Ok(()),
+            }
+        });
+        let may_leave = may_leave.await.unwrap_or_else(|_| {
+            Err(match turn {
+                None => Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned()),
+                Some(_) => owner_unread(),
+            })
+        });
+        if let Err(refusal) = may_leave {
             return not_sent(due, refusal, shared.roll());
         }
         call.write_to(&mut metadata);

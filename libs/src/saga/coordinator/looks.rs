@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::sync::oneshot;
 
 use super::{Shared, not_driven};
 use crate::{
@@ -17,10 +17,13 @@ const MOST: usize = 4096;
 
 /// The looks that wait.
 #[derive(Debug, Default)]
-pub(super) struct Looks {
-    waiting: Mutex<Vec<Look>>,
-    /// Whoever has it reads for those that wait, those that came after them included.
-    turn: tokio::sync::Mutex<()>,
+pub(super) struct Looks(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    looks: Vec<Look>,
+    /// Somebody reads for those that wait, those that come meanwhile included.
+    is_read: bool,
 }
 
 /// At which saga, and whom to tell how often its owner had changed if it is this process.
@@ -34,7 +37,9 @@ impl Shared {
     /// Whether a call with this timeout must not leave before somebody has looked whose its saga is: it was known to be this process's at
     /// that time, and another may have it by now.
     pub(super) fn must_look(&self, known_micros: i64, timeout: Duration) -> bool {
-        self.member.get().is_some() && self.now() > later(known_micros, timeout)
+        // A clock that was put back since tells nothing.
+        let known = known_micros..=later(known_micros, timeout);
+        self.member.get().is_some() && !known.contains(&self.now())
     }
 
     /// After a saga was taken up, until when calls with this timeout may come from whoever drove it before. On a database of one's own that
@@ -45,40 +50,41 @@ impl Shared {
     }
 
     /// How often a saga's owner has changed if it is this process; None if it is another. Read after this was called.
-    pub(super) async fn look_whose(&self, saga_id: &Arc<str>) -> Result<Option<u64>, Unread> {
-        let (tell, mut told) = oneshot::channel();
-        self.looks.waiting.lock().push((Arc::clone(saga_id), tell));
-        let _turn = self.looks.turn.lock().await;
-        loop {
-            match told.try_recv() {
-                Ok(since) => return Ok(since),
-                Err(TryRecvError::Closed) => return Err(Unread),
-                Err(TryRecvError::Empty) => self.read_owners().await,
-            }
+    pub(super) async fn look_whose(self: &Arc<Self>, saga_id: &Arc<str>) -> Result<Option<u64>, Unread> {
+        let (tell, told) = oneshot::channel();
+        let is_read = {
+            let mut waiting = self.looks.0.lock();
+            waiting.looks.push((Arc::clone(saga_id), tell));
+            std::mem::replace(&mut waiting.is_read, true)
+        };
+        if !is_read {
+            // By a task of its own. Whoever asks may be a call, which is dropped with its saga and rests while its driver waits, for a look
+            // of its own maybe: none of that may hold up the others.
+            tokio::spawn(read_owners(Arc::clone(self)));
         }
+        told.await.map_err(|_| Unread)
     }
 
     /// Refuses where the owner of a saga has changed since then, or may have.
-    pub(super) async fn must_be_mine(&self, saga_id: &str, since: u64) -> Result<(), Refusal> {
+    pub(super) async fn must_be_mine(self: &Arc<Self>, saga_id: &str, since: u64) -> Result<(), Refusal> {
         match self.look_whose(&saga_id.into()).await {
             Ok(Some(changes)) if changes == since => Ok(()),
             Ok(_) => Err(not_driven(saga_id)),
-            Err(Unread) => {
-                let message = "it can't be read whose the saga is by now";
-                Err(Refusal::unavailable("OWNER_UNREAD", message, Duration::from_secs(1)))
-            }
+            Err(Unread) => Err(owner_unread()),
         }
     }
+}
 
-    /// Reads the owners that were waited for first. If they can't be read, whoever waits hears that their look is gone.
-    async fn read_owners(&self) {
-        let looks: Vec<Look> = {
-            let mut waiting = self.looks.waiting.lock();
-            let most = waiting.len().min(MOST);
-            waiting.drain(..most).collect()
-        };
-        let me = self.member.get().map(|member| member.name()).unwrap_or_default();
-        match store::owned(&self.journal, looks.iter().map(|(saga_id, _)| &**saga_id), me).await {
+/// Nobody may be called, for nobody knows whose the saga is.
+pub(super) fn owner_unread() -> Refusal {
+    Refusal::unavailable("OWNER_UNREAD", "it can't be read whose the saga is by now", Duration::from_secs(1))
+}
+
+/// Reads owners until nobody waits any more. If they can't be read, whoever waits hears that their look is gone.
+async fn read_owners(shared: Arc<Shared>) {
+    while let Some(looks) = shared.looks.next() {
+        let me = shared.member.get().map(|member| member.name()).unwrap_or_default();
+        match store::owned(&shared.journal, looks.iter().map(|(saga_id, _)| &**saga_id), me).await {
             Ok(owned) => {
                 for (saga_id, tell) in looks {
                     // Who asked may have left.
@@ -87,5 +93,15 @@ impl Shared {
             }
             Err(error) => tracing::warn!(sagas = looks.len(), %error, "the owners of sagas can't be read"),
         }
+    }
+}
+
+impl Looks {
+    /// Those that have waited for longest; None, and nobody reads from then on, if there are none.
+    fn next(&self) -> Option<Vec<Look>> {
+        let mut waiting = self.0.lock();
+        let most = waiting.looks.len().min(MOST);
+        waiting.is_read = most > 0;
+        waiting.is_read.then(|| waiting.looks.drain(..most).collect())
     }
 }
