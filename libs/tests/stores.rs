@@ -135,6 +135,22 @@ async fn a_database_is_one_by_whatever_name() {
 }
 
 #[tokio::test]
+async fn a_database_is_one_by_a_link_that_was_there_first() {
+    let folder = TempDir::new().unwrap();
+    let (path, link) = (folder.path().join("volume.db"), folder.path().join("test.db"));
+    std::os::unix::fs::symlink("volume.db", &link).unwrap();
+    let _journal = Journal::open(&link, &[]).await.unwrap();
+    assert!(path.exists());
+    for name in [&link, &path] {
+        let error = Journal::open(name.as_path(), &[]).await.unwrap_err().to_string();
+        assert!(error.contains("is in use by another process"), "{error}");
+    }
+    // What goes with it is beside it, not beside the link.
+    Log::open(link.as_path()).unwrap();
+    assert_eq!(files(&folder, "test.db"), ["test.db"]);
+}
+
+#[tokio::test]
 async fn who_only_reads_says_what_makes_the_database() {
     let folder = TempDir::new().unwrap();
     let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();

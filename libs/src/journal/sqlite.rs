@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
 use super::{
     entry::Table,
@@ -83,7 +83,7 @@ impl Writer {
     /// # Errors
     /// When it is in use, can't be opened, or can't promise the durability.
     pub fn open(path: &Path, durability: Durability, tables: &[&'static Table]) -> Result<Self, OpenError> {
-        let lock = lock(path)?;
+        let (path, lock) = (&*real(path), lock(path)?);
         let synchronous = match durability {
             Durability::Full => Setting { name: "synchronous", value: "FULL", read_back: "2" },
             Durability::Rebuildable => Setting { name: "synchronous", value: "NORMAL", read_back: "1" },
@@ -198,9 +198,19 @@ const COPYING: Duration = Duration::from_millis(5);
 /// may never have been synced, or in vain: what is told of it would be lost with the power.
 fn settle(connection: &Connection, path: &Path, how: &str) -> Result<(), OpenError> {
     let failed = |source: rusqlite::Error| OpenError::Database { location: path.into(), source: source.into() };
-    let mut waited = Duration::ZERO;
+    let (log, mut waited) = (companion(path, "-wal"), Duration::ZERO);
     loop {
-        match copy_log(connection, how).map_err(failed)? {
+        let copied = match copy_log(connection, how) {
+            // Who only reads need be allowed no more; and the log is a file that can be synced where it is.
+            Err(error) if how == BESIDE_OTHERS && is_held_back(&error) => {
+                if matches!(fs::exists(&log), Ok(false)) {
+                    return Ok(());
+                }
+                break;
+            }
+            copied => copied.map_err(failed)?,
+        };
+        match copied {
             Copied::All => return Ok(()),
             Copied::ByAnother if waited < BUSY => std::thread::sleep(COPYING),
             Copied::Part | Copied::ByAnother => break,
@@ -208,9 +218,13 @@ fn settle(connection: &Connection, path: &Path, how: &str) -> Result<(), OpenErr
         waited += COPYING;
     }
     // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
-    let log = companion(path, "-wal");
     let synced = File::open(&log).and_then(|file| file.sync_all());
     synced.map_err(|source| OpenError::File { path: log, source })
+}
+
+/// Whether a log can't be copied into its database for want of room or of rights.
+fn is_held_back(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::DiskFull))
 }
 
 /// How much of a log is in its database, and synced.
@@ -257,6 +271,7 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
 /// # Errors
 /// When it isn't there or can't be read, or the disk doesn't take it.
 pub fn settled_readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
+    let path = &*real(path);
     let connections = read_only(path, count)?;
     let failed = |source: Error| OpenError::Database { location: path.into(), source };
     // From now on it is found there up to where it is now, until a writer has synced more.
@@ -279,6 +294,14 @@ fn read_only(path: &Path, count: usize) -> Result<Vec<Connection>, OpenError> {
     };
     let failed = |source| OpenError::Database { location: path.into(), source };
     (0..count).map(open).collect::<Result<_, Error>>().map_err(failed)
+}
+
+/// Where a database is whose name is a link: what goes with it is beside that, and SQLite looks for it there.
+fn real(path: &Path) -> PathBuf {
+    let linked =
+        || fs::read_link(path).ok().map(|to| path.parent().map_or_else(|| to.clone(), |folder| folder.join(&to)));
+    // One that is yet to be made has no such path, but the link to it says where it will be.
+    fs::canonicalize(path).ok().or_else(linked).unwrap_or_else(|| path.to_owned())
 }
 
 /// A file that goes with a database, by what its name ends with: one of SQLite's own, or the lock.
@@ -321,7 +344,7 @@ pub fn remove_abandoned(path: &Path) -> Result<bool, OpenError> {
 /// # Errors
 /// When somebody has it open, or its lock can't be made.
 pub fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock_path = companion(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), ".lock");
+    let lock_path = companion(&real(path), ".lock");
     let failed = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
