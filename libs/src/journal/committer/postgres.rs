@@ -272,7 +272,9 @@ impl Sets {
 }
 
 fn is_young(decided_micros: i64) -> bool {
-    u128::try_from(now_micros().saturating_sub(decided_micros)).unwrap_or_default() <= YOUNG.as_micros()
+    // Of a clock that was put back since nobody knows.
+    let age = u128::try_from(now_micros().saturating_sub(decided_micros));
+    age.is_ok_and(|age| age <= YOUNG.as_micros())
 }
 
 /// Whether a transaction that failed so may do better the next time.
