@@ -23,11 +23,14 @@ pub fn scope<F: Future>(deadline: Instant, future: F) -> Scoped<F> {
 /// What is left of a caller's time for the answer that what was waited for has not come.
 pub const ANSWERING: Duration = Duration::from_millis(20);
 
-/// Runs a future under a deadline that comes [`ANSWERING`] before the one in force, if there is one: what it waits for in vain can
-/// still be done without.
+/// Runs a future under a deadline that comes [`ANSWERING`] before the one in force, if there is one, and at half of the time where that is
+/// little: what it waits for in vain can still be done without.
 pub async fn with_time_to_answer<F: Future>(future: F) -> F::Output {
     match current() {
-        Some(deadline) => scope(deadline.checked_sub(ANSWERING).unwrap_or(deadline), future).await,
+        Some(deadline) => {
+            let kept_back = ANSWERING.min(deadline.saturating_duration_since(Instant::now()) / 2);
+            scope(deadline.checked_sub(kept_back).unwrap_or(deadline), future).await
+        }
         None => future.await,
     }
 }
@@ -64,6 +67,8 @@ mod tests {
         scope(late, scope(soon, async { assert_eq!(current(), Some(soon)) })).await;
         with_time_to_answer(async { assert_eq!(current(), None) }).await;
         scope(late, with_time_to_answer(async { assert_eq!(current(), Some(late - ANSWERING)) })).await;
+        let at_once = Instant::now() + ANSWERING;
+        scope(at_once, with_time_to_answer(async { assert_eq!(current(), Some(at_once - ANSWERING / 2)) })).await;
         assert_eq!(current(), None);
     }
 }
