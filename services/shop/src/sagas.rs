@@ -61,7 +61,8 @@ fn parked_lines(listed: &ListParkedSagasResponse, screen: Screen) -> Vec<String>
 
 fn parked_line(parked: &ParkedSaga, screen: Screen) -> String {
     let since = parked.park_time.map(|time| format!(" since {time}")).unwrap_or_default();
-    format!("{}: {}", screen.paint(Tone::Bad, format!("PARKED {}{since}", parked.saga_id)), parked.error)
+    let head = screen.paint(Tone::Bad, format!("PARKED {}{since}", parked.saga_id));
+    format!("{head}: {}", screen.paint(Tone::Plain, &parked.error))
 }
 
 fn row(saga: &Saga, screen: Screen) -> String {
