@@ -23,7 +23,7 @@ use proto::projections::v1::{
     ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
 };
 use streamed::{Running, SEEN, STREAM, Source, connect, operator, shown, until};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::Request;
 
 /// Far more than any wait for what is there takes.
@@ -289,4 +289,28 @@ async fn publishers_of_both_versions_side_by_side_leave_nothing_that_is_read_in_
     let config = &stream.cached_info().config;
     assert_eq!(config.max_messages, 1_000);
     assert_eq!(config.description.as_deref(), Some("Ask Ann. Old forms: thing.Said=1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_description_that_has_lost_the_old_forms_is_mended_while_there_is_always_something_to_publish() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
+    let operator = operator(&broker).await;
+    let described = async || {
+        let stream = operator.get_stream(STREAM).await.ok()?;
+        stream.cached_info().config.description.clone().filter(|text| text.ends_with("Old forms: thing.Said=1"))
+    };
+    until("it is described", || async { described().await.is_some() }).await;
+
+    let mut config = operator.get_stream(STREAM).await.unwrap().cached_info().config.clone();
+    config.description = Some("Ask Ann.".to_owned());
+    operator.update_stream(config).await.unwrap();
+    let begin = Instant::now();
+    while described().await.is_none() {
+        assert!(begin.elapsed() < PATIENCE / 3, "it never is");
+        say(&source.journal, "more").await;
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(described().await.unwrap(), "Ask Ann. Old forms: thing.Said=1");
 }

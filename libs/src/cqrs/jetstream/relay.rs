@@ -10,7 +10,7 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use prost::Message as _;
 use proto::events::v1 as pb;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     super::{Board, Log, board::Standing, envelope, upcast::is_unreadable},
@@ -107,21 +107,24 @@ impl Relay {
         if !std::mem::take(told).is_empty() {
             tracing::info!(service = self.service, position = last, "events are published again");
         }
+        let mut looked = Instant::now();
         loop {
-            match timeout(LOOK, self.log.news(last)).await {
+            // By time, not by silence: there may always be something to publish.
+            if looked.elapsed() >= LOOK {
+                let stream = self.jetstream.stream(self.service).await?;
+                // A broker that lost its last messages gets them again.
+                if position(stream.cached_info().state.last_sequence) != last {
+                    return Ok(Ended::Moved);
+                }
+                // Somebody else may have described it.
+                self.jetstream.tell_of(&self.forms, &stream).await?;
+                looked = Instant::now();
+            }
+            match timeout_at(looked + LOOK, self.log.news(last)).await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Ok(Ended::Closed),
                 Ok(Err(error)) => return Err(error.into()),
-                Err(_) => {
-                    let stream = self.jetstream.stream(self.service).await?;
-                    // A broker that lost its last messages gets them again.
-                    if position(stream.cached_info().state.last_sequence) != last {
-                        return Ok(Ended::Moved);
-                    }
-                    // Somebody else may have described it.
-                    self.jetstream.tell_of(&self.forms, &stream).await?;
-                    continue;
-                }
+                Err(_) => continue,
             }
             let events = self.log.after(last, STRETCH).await?;
             let Some(end) = events.last().map(|event| event.position) else {
