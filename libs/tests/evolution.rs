@@ -6,6 +6,7 @@
 mod broker;
 mod database;
 mod desk;
+mod lines;
 mod streamed;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use libs::{
     },
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Table, sql::Transaction},
 };
+use lines::Lines;
 use prost::Message as _;
 use proto::projections::v1::{
     ResumeProjectionRequest, projection_command_service_server::ProjectionCommandService as _,
@@ -313,4 +315,28 @@ async fn a_description_that_has_lost_the_old_forms_is_mended_while_there_is_alwa
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(described().await.unwrap(), "Ask Ann. Old forms: thing.Said=1");
+}
+
+#[tokio::test]
+async fn messages_in_an_old_form_are_told_of_once() {
+    let Some(broker) = Broker::start() else { return };
+    let (lines, _keeping) = Lines::keep();
+    let mut source = Source::start().await;
+    source.desk.tells(read_by::<Today>(&source.journal));
+    let board = source.publish_as(&broker, read_by::<Today>(&source.journal)).await;
+    say(&source.journal, "a").await;
+    until("it is published", || async { shown(&board).await.position == 1 }).await;
+    let hearing = Hearing::of(source.open(&broker, "views", Heard).await);
+    assert_eq!(hearing.heard(1).await, "a!");
+    assert_eq!(lines.that_say("read from the service"), Vec::<String>::new());
+
+    source.publish_as(&broker, read_by::<Before>(&source.journal)).await;
+    for position in 2..6 {
+        say(&source.journal, "b").await;
+        hearing.heard(position).await;
+    }
+    assert_eq!(hearing.heard(5).await, "a! b! b! b! b!");
+    let told = lines.that_say("read from the service");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("thing.Said is in form 0 and the stream in form 1"), "{told:?}");
 }

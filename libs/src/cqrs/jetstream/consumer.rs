@@ -16,7 +16,12 @@ use proto::events::v1 as pb;
 use tokio::time::timeout;
 
 use super::{
-    super::{envelope, inbox::Inbox, subscription::Subscription, told::Told},
+    super::{
+        envelope,
+        inbox::Inbox,
+        subscription::Subscription,
+        told::{Recurring, Told},
+    },
     BrokerError, JetStream, LOOK, PAUSE, UnknownEnd,
     forms::{self, Forms},
     position, stream_name,
@@ -31,6 +36,8 @@ const MOST_PENDING: i64 = 1 << 15;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A replica's consumer goes when nobody has asked it for so long.
 const FORGOTTEN: Duration = Duration::from_secs(600);
+/// Why the service is asked for what is deleted, or came too long ago.
+const GONE: &str = "the stream doesn't hold it";
 
 /// A durable consumer of another service's stream. It holds what has come and was not kept yet; a clone begins with nothing.
 ///
@@ -47,8 +54,8 @@ pub(in super::super) struct Consumer {
     inbox: Inbox,
     /// What came and was not acknowledged, by position.
     unacknowledged: VecDeque<(i64, Acker)>,
-    /// A position that the stream doesn't hold as it should.
-    left_out: Option<i64>,
+    /// A position that the stream doesn't hold as it should, and in what way.
+    left_out: Option<(i64, String)>,
     /// What the server remembers of this reader is not to be relied on.
     anew: bool,
     /// The consumer was made to begin with what comes next, and nothing has come yet: what it passes over is not in the stream.
@@ -57,6 +64,8 @@ pub(in super::super) struct Consumer {
     /// The stream was found to end before what was read, or the log.
     is_ahead: bool,
     told: Told,
+    /// Why the service was asked.
+    asked: Recurring,
 }
 
 /// The name under which the server remembers a reader.
@@ -114,6 +123,7 @@ impl Consumer {
             service,
             is_ahead: false,
             told: Told::default(),
+            asked: Recurring::default(),
         }
     }
 
@@ -227,7 +237,7 @@ impl Consumer {
             let (last, reached) = (self.jetstream.last_position(self.service.source()).await?, self.inbox.reached());
             if last > reached {
                 if self.begins {
-                    self.leave_out(reached + 1);
+                    self.leave_out(reached + 1, GONE.to_owned());
                     return Ok(());
                 }
                 return Err(format!("the stream goes on, and nothing came after {reached}").into());
@@ -266,7 +276,7 @@ impl Consumer {
         }
         let next = self.inbox.reached().unsigned_abs() + 1;
         let first = stream.cached_info().state.first_sequence;
-        if next < first || self.left_out.is_some_and(|position| position.unsigned_abs() == next) {
+        if next < first || self.left_out.as_ref().is_some_and(|(position, _)| position.unsigned_abs() == next) {
             return Ok(None);
         }
         let name = self.durable.name();
@@ -307,8 +317,15 @@ impl Consumer {
     async fn ask_the_service(&mut self) -> Result<(), BrokerError> {
         let reached = self.inbox.reached();
         let source = self.service.source();
-        if !self.told.is_out() {
-            tracing::info!(source, position = reached + 1, "the stream doesn't hold this: it is read from the service");
+        let left_out = self.left_out.as_ref().filter(|(position, _)| *position == reached + 1);
+        let why = left_out.map_or(GONE, |(_, why)| why);
+        if !self.told.is_out() && self.asked.is_news(why) {
+            tracing::info!(
+                source,
+                position = reached + 1,
+                why,
+                "this is read from the service, and not from the stream"
+            );
         }
         if !self.service.news(reached).await {
             self.is_ahead = true;
@@ -341,7 +358,7 @@ impl Consumer {
         if position > reached + 1 {
             if begins {
                 // Deleted from the midst of it.
-                self.leave_out(reached + 1);
+                self.leave_out(reached + 1, GONE.to_owned());
                 return Ok(());
             }
             return Err(format!("after {reached} came {position}").into());
@@ -351,22 +368,27 @@ impl Consumer {
             Ok(event) if event.position == position => {
                 if !self.service.wants(&event.kind) {
                     self.inbox.pass(position);
-                } else if form == Some(self.forms.of_event(&event.kind, &event.name)) {
+                    return Ok(());
+                }
+                let today = self.forms.of_event(&event.kind, &event.name);
+                if form == Some(today) {
                     self.inbox.put(envelope::open(event));
                 } else {
                     // Published by another version of the service than the newest, or by a newer one than was known here.
-                    self.leave_out(position);
+                    let pb::Event { kind, name, .. } = event;
+                    let form = form.map_or_else(|| "an unknown form".to_owned(), |form| format!("form {form}"));
+                    self.leave_out(position, format!("{kind}.{name} is in {form} and the stream in form {today}"));
                 }
             }
             // Too large to be published, unreadable then, or somebody else's. The service has it.
-            _ => self.leave_out(position),
+            _ => self.leave_out(position, "the message holds no event that can be read".to_owned()),
         }
         Ok(())
     }
 
-    /// Has the service asked for what is at a position.
-    fn leave_out(&mut self, position: i64) {
-        self.left_out = Some(position);
+    /// Has the service asked for what is at a position, for this reason.
+    fn leave_out(&mut self, position: i64, why: String) {
+        self.left_out = Some((position, why));
         self.close();
     }
 }
