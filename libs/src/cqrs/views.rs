@@ -170,10 +170,14 @@ impl Views {
     /// server that has taken over from one that was further on.
     async fn look(&mut self) -> Result<(), sql::Error> {
         let mut is_lost = false;
-        if !self.log.is_remote() {
+        if let Some(log) = self.log.own() {
             let head = self.log.head().await?;
-            self.projections.iter().for_each(|state| state.standing.ends(head));
             is_lost = self.projections.iter().any(|state| state.checkpoint > head);
+            // A standby may have what it has yet to replay: it doesn't know. Asked after the end, as it may be promoted in between.
+            if is_lost && log.is_in_recovery().await? {
+                return Ok(());
+            }
+            self.projections.iter().for_each(|state| state.standing.ends(head));
         }
         let asks = is_lost || self.log.is_behind() || self.projections.iter().any(|state| state.parked);
         if !self.writer.is_shared() || !asks {

@@ -99,6 +99,20 @@ impl Reader {
         }
     }
 
+    /// Whether what is read is a standby's, which may not have replayed all that it has.
+    ///
+    /// # Errors
+    /// When the database can't be read.
+    pub async fn is_in_recovery(&self) -> Result<bool, Error> {
+        match &self.0 {
+            Source::Sqlite(_) => Ok(false),
+            Source::Postgres(server) => {
+                let answer = Box::pin(server.fetch("SELECT pg_is_in_recovery()::int::int8", &[])).await?;
+                answer.first().map_or(Ok(false), |record| Ok(record.int(0)? != 0))
+            }
+        }
+    }
+
     /// Reads the rows with these keys, all columns in the table's order. A key that isn't there gives no row; a row may come
     /// more than once.
     ///
