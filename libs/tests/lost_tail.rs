@@ -1,18 +1,21 @@
 //! A log that has lost its last events, and the views with it, while a process goes on: as after a failover to a server that had not come
-//! so far. Runs where `TEST_POSTGRES` names one.
+//! so far. Runs where `TEST_POSTGRES` names one; what is published, where `TEST_NATS` names that server's program as well.
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod broker;
 mod database;
 mod schema;
 mod squeamish;
 
 use std::time::Duration;
 
+use broker::Broker;
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{Board, Log, Outbox, Projections, ReadSide, Views, ViewsError},
+    cqrs::{Board, JetStream, Log, Outbox, Projections, ReadSide, Views, ViewsError},
     journal::{Journal, Location},
+    refusal::Refusal,
 };
 use proto::{
     events::v1::{SubscribeRequest, event_service_server::EventService as _},
@@ -25,7 +28,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tonic::{Request, metadata::MetadataMap};
+use tonic::{Code, Request, metadata::MetadataMap};
 
 /// Notes this, each in an event of its own.
 async fn note_all(journal: &Journal, keys: &[&str]) -> i64 {
@@ -150,4 +153,45 @@ async fn who_follows_a_log_that_has_lost_its_last_events_ends_with_it() {
     journal.ended().await.unwrap();
     timeout(PATIENCE / 4, following).await.expect("the views end").unwrap().unwrap();
     assert_eq!(timeout(PATIENCE / 4, stretches.count()).await.expect("what is told ends"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_service_that_was_told_of_what_is_lost_is_told_that_it_is() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    views(&schema, Log::of(&journal)).await;
+    let lost = note_all(&journal, &["first", "second", "third", "fourth"]).await;
+    let outbox = Outbox::new("test", Log::of(&journal));
+    let request = SubscribeRequest { after_position: lost, kinds: Vec::new() };
+    let mut stretches = outbox.subscribe(Request::new(request)).await.unwrap().into_inner();
+    assert_eq!(stretches.next().await.unwrap().unwrap().head, lost);
+
+    lose_after(&schema, 1).await;
+    let told = timeout(PATIENCE / 4, stretches.next()).await.expect("it is told").unwrap().unwrap_err();
+    let refusal = Refusal::from_status(&told);
+    assert_eq!((told.code(), &*refusal.reason), (Code::FailedPrecondition, "AHEAD_OF_LOG"), "{told:?}");
+    assert!(stretches.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_what_is_lost_is_not_gone_on_with() {
+    let (Some(schema), Some(broker)) = (Schema::new(), Broker::start()) else { return };
+    let journal = schema.open().await;
+    views(&schema, Log::of(&journal)).await;
+    let jetstream = JetStream::connect(&broker.url(), "test", None).await.unwrap();
+    let (board, relay) = (Board::default(), jetstream.relay("test", Log::of(&journal)));
+    relay.show_on(&board);
+    tokio::spawn(relay.run());
+    let service = board.service("test");
+    let shown = async || {
+        let shown = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+        shown.projections.into_iter().next().unwrap()
+    };
+    let lost = note_all(&journal, &["first", "second", "third", "fourth"]).await;
+    becomes(async || shown().await.position == lost).await;
+
+    lose_after(&schema, 1).await;
+    becomes(async || shown().await.parked.is_some()).await;
+    let why = shown().await.parked.unwrap().error;
+    assert!(why.contains("is not a copy of this log"), "{why}");
 }

@@ -1,6 +1,6 @@
 //! Where the events of a projection come from: this process's journal, another process's on the same database, or another service.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 
@@ -51,6 +51,25 @@ pub(super) enum NewsError {
     /// It is another one since it was read.
     #[error(transparent)]
     OtherLog(#[from] OtherLog),
+}
+
+/// What comes after a position of a log.
+pub(super) enum News {
+    /// Something.
+    Come,
+    /// Nothing any more: the journal is closed.
+    Closed,
+    /// What came before it is lost, as after a failover: the log ends here.
+    Lost(i64),
+}
+
+/// What one look at a log finds after a position.
+enum Found {
+    More,
+    Nothing,
+    /// Not even what is at that position.
+    Less,
+    Closed,
 }
 
 impl From<Source> for Log {
@@ -132,40 +151,68 @@ impl Log {
     /// is waited for, however long it is out; but if its log is found to end before that, there is nothing: see
     /// [`is_behind`](Self::is_behind).
     pub(super) async fn news(&mut self, position: i64) -> Result<bool, sql::Error> {
-        let (reader, head, shared) = match &mut self.source {
+        loop {
+            match self.look(position).await? {
+                Found::More => return Ok(true),
+                Found::Closed => return Ok(false),
+                Found::Nothing | Found::Less => {}
+            }
+        }
+    }
+
+    /// The same, for who has handed out what came up to `position`: what was handed out may be lost.
+    pub(super) async fn news_or_loss(&mut self, position: i64) -> Result<News, sql::Error> {
+        loop {
+            match self.look(position).await? {
+                Found::More => return Ok(News::Come),
+                Found::Closed => return Ok(News::Closed),
+                Found::Nothing => {}
+                Found::Less => {
+                    if let Some(head) = self.lost_to(position).await? {
+                        return Ok(News::Lost(head));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the log ends, if what was at a position of it is lost.
+    pub(super) async fn lost_to(&self, position: i64) -> Result<Option<i64>, sql::Error> {
+        let Some(reader) = self.own() else { return Ok(None) };
+        let head = head(reader).await?;
+        // A standby may have what it has yet to replay: it doesn't know. Asked after the end, as it may be promoted in between.
+        Ok((head < position && !reader.is_in_recovery().await?).then_some(head))
+    }
+
+    /// Waits for what is after a position until it is told of, or the log was looked at.
+    async fn look(&mut self, position: i64) -> Result<Found, sql::Error> {
+        let (reader, told, shared) = match &mut self.source {
             Source::Database { reader, head, shared, .. } => (reader, head, *shared),
             Source::Service(subscription) => {
                 subscription.news(position).await;
-                return Ok(true);
+                return Ok(Found::More);
             }
             Source::Stream(consumer) => {
                 consumer.news(position).await;
-                return Ok(true);
+                return Ok(Found::More);
             }
         };
-        loop {
-            let looked = match head {
-                Some(news) if !shared => return Ok(news.wait_for(|head| *head > position).await.is_ok()),
-                Some(news) => {
-                    let told = timeout(POLL, news.wait_for(|head| *head > position)).await;
-                    match told.map(|told| told.is_ok()) {
-                        // What was told of may be lost since, and nobody will say so any more.
-                        Ok(true) if news.has_changed().is_err() => {
-                            return Ok(crate::journal::head(reader).await? > position);
-                        }
-                        Ok(told) => return Ok(told),
-                        Err(_) => crate::journal::head(reader).await?,
-                    }
-                }
-                None => {
-                    tokio::time::sleep(POLL).await;
-                    crate::journal::head(reader).await?
-                }
-            };
-            if looked > position {
-                return Ok(true);
-            }
+        let found = |is_more| if is_more { Found::More } else { Found::Closed };
+        match told {
+            Some(told) if !shared => return Ok(found(told.wait_for(|head| *head > position).await.is_ok())),
+            Some(told) => match timeout(POLL, told.wait_for(|head| *head > position)).await.map(|told| told.is_ok()) {
+                // What was told of may be lost since, and nobody will say so any more.
+                Ok(true) if told.has_changed().is_err() => return Ok(found(head(reader).await? > position)),
+                Ok(is_more) => return Ok(found(is_more)),
+                Err(_) => {}
+            },
+            None => tokio::time::sleep(POLL).await,
         }
+        Ok(match head(reader).await?.cmp(&position) {
+            Ordering::Greater => Found::More,
+            Ordering::Equal => Found::Nothing,
+            Ordering::Less => Found::Less,
+        })
     }
 
     /// Whether another service's log was found to end before what was waited for last: whoever shares the views may have made them anew.

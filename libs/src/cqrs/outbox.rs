@@ -8,7 +8,10 @@ use proto::events::v1::{
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-use super::{Log, Outgoing, envelope, log::POLL};
+use super::{
+    Log, Outgoing, envelope,
+    log::{News, POLL},
+};
 use crate::{
     journal::Event,
     refusal::{Refusal, Violations},
@@ -50,11 +53,7 @@ impl Outbox {
         violations.refuse()?;
         let head = self.log.head().await.map_err(|error| unreadable(&error))?;
         if request.after_position > head {
-            let message = format!(
-                "the log ends at {head}: it is not the one that was read to {}; make what was made of that one anew (RebuildProjections)",
-                request.after_position
-            );
-            return Err(Refusal::precondition(AHEAD, message).with("head", head.to_string()));
+            return Err(ahead(request.after_position, head));
         }
         Ok(head)
     }
@@ -74,11 +73,19 @@ impl EventService for Outbox {
             if head == reached {
                 yield SubscribeResponse { after_position, events: Vec::new(), position: head, head };
             }
-            while log.news(reached).await.map_err(|error| unreadable(&error))? {
+            loop {
+                match log.news_or_loss(reached).await.map_err(|error| unreadable(&error))? {
+                    News::Come => {}
+                    News::Closed => break,
+                    News::Lost(head) => Err(ahead(reached, head))?,
+                }
                 let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
                 events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else {
                     // What was told of is lost, as after a failover: the next commit here tells where the log ends now.
+                    if let Some(head) = log.lost_to(reached).await.map_err(|error| unreadable(&error))? {
+                        Err(ahead(reached, head))?;
+                    }
                     sleep(POLL).await;
                     continue;
                 };
@@ -105,6 +112,14 @@ fn that_fit(events: &[Event]) -> usize {
         fits
     };
     events.iter().take_while(fits).count()
+}
+
+/// Refuses who has read further than the log goes.
+fn ahead(reached: i64, head: i64) -> Refusal {
+    let message = format!(
+        "the log ends at {head}: it is not the one that was read to {reached}; make what was made of that one anew (RebuildProjections)"
+    );
+    Refusal::precondition(AHEAD, message).with("head", head.to_string())
 }
 
 fn unreadable(error: &crate::journal::sql::Error) -> Refusal {

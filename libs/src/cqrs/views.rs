@@ -170,12 +170,15 @@ impl Views {
     /// server that has taken over from one that was further on.
     async fn look(&mut self) -> Result<(), sql::Error> {
         let mut is_lost = false;
-        if let Some(log) = self.log.own() {
+        if !self.log.is_remote() {
             let head = self.log.head().await?;
-            is_lost = self.projections.iter().any(|state| state.checkpoint > head);
-            // A standby may have what it has yet to replay: it doesn't know. Asked after the end, as it may be promoted in between.
-            if is_lost && log.is_in_recovery().await? {
-                return Ok(());
+            let furthest = self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default();
+            if furthest > head {
+                // A standby that has yet to replay what it has doesn't know.
+                is_lost = self.log.lost_to(furthest).await?.is_some();
+                if !is_lost {
+                    return Ok(());
+                }
             }
             self.projections.iter().for_each(|state| state.standing.ends(head));
         }

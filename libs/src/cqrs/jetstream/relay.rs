@@ -13,7 +13,7 @@ use proto::events::v1 as pb;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    super::{Board, Log, board::Standing, envelope, upcast::is_unreadable},
+    super::{Board, Log, board::Standing, envelope, log::News, upcast::is_unreadable},
     BrokerError, JetStream, LOOK, PAUSE,
     forms::{FORM, Forms},
     message_id, position, subject,
@@ -120,9 +120,11 @@ impl Relay {
                 self.jetstream.tell_of(&self.forms, &stream).await?;
                 looked = Instant::now();
             }
-            match timeout_at(looked + LOOK, self.log.news(last)).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => return Ok(Ended::Closed),
+            match timeout_at(looked + LOOK, self.log.news_or_loss(last)).await {
+                Ok(Ok(News::Come)) => {}
+                Ok(Ok(News::Closed)) => return Ok(Ended::Closed),
+                // The stream has what the log has lost, and is another one's.
+                Ok(Ok(News::Lost(_))) => return Ok(Ended::Moved),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => continue,
             }
