@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, OtherHash, Outcome, RequestKey, Role,
-        SubmitError, sql,
+        self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
+        sql,
     },
     refusal::{Refusal, Violations},
     rpc::carried::CarriedKeys,
@@ -188,7 +188,7 @@ impl CommandSide {
         let encoded = request.encode_to_vec();
         let size = encoded.len();
         let key = key.map(|key| {
-            let (hash, other_hash) = hashes(method.name, encoded, saga.as_ref());
+            let (hash, other_hash) = hashes(method.name, &encoded, saga.as_ref());
             RequestKey { key, hash, other_hash, role }
         });
         let accepted = Accepted { key, cause, saga, size, refused: None };
@@ -349,11 +349,12 @@ fn stored_status(details: Bytes) -> Status {
 
 /// What makes two requests the same: the method, and the hash that a saga's call says its message has; else the message, as this version
 /// encodes it. The other one of a saga's call is for what was answered to a version, or asked by one, of before that was said.
-fn hashes(method: &'static str, message: Vec<u8>, saga: Option<&SagaCall>) -> ([u8; 32], Option<OtherHash>) {
+fn hashes(method: &str, message: &[u8], saga: Option<&SagaCall>) -> ([u8; 32], Option<[u8; 32]>) {
+    let known = hash(method, message);
     match saga.map(|call| call.request) {
-        Some(Some(said)) => (hash(method, &said), Some(OtherHash { method, message, of: hash })),
-        Some(None) => (hash(method, &message), Some(OtherHash { method, message, of: hash_as_said })),
-        None => (hash(method, &message), None),
+        Some(Some(said)) => (hash(method, &said), Some(known)),
+        Some(None) => (known, Some(hash(method, &Sha256::digest(message)))),
+        None => (known, None),
     }
 }
 
@@ -363,11 +364,6 @@ fn hash(method: &str, message: &[u8]) -> [u8; 32] {
     hash.update([0]);
     hash.update(message);
     hash.finalize().into()
-}
-
-/// The hash of a call that would have said what its message's is.
-fn hash_as_said(method: &str, message: &[u8]) -> [u8; 32] {
-    hash(method, &Sha256::digest(message))
 }
 
 /// Why the journal took nothing, in a caller's words. Nothing was written.

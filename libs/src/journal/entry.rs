@@ -64,27 +64,15 @@ pub struct RequestKey {
     /// A hash of the request: the same key with another hash is a conflict.
     pub hash: [u8; 32],
     /// But for this one, under which the same request may be known.
-    pub other_hash: Option<OtherHash>,
+    pub other_hash: Option<[u8; 32]>,
     /// What a repetition, or its counterpart, means.
     pub role: Role,
-}
-
-/// A hash that is worked out only where it is asked for.
-#[derive(Clone, Debug)]
-pub struct OtherHash {
-    /// The method that is called.
-    pub method: &'static str,
-    /// The message that it is called with.
-    pub message: Vec<u8>,
-    /// What makes a hash of both.
-    pub of: fn(&str, &[u8]) -> [u8; 32],
 }
 
 impl RequestKey {
     /// Whether what is known under this hash is the same request.
     pub(super) fn is_same(&self, known: &[u8; 32]) -> bool {
-        let is_other = |other: &OtherHash| (other.of)(other.method, &other.message) == *known;
-        self.hash == *known || self.other_hash.as_ref().is_some_and(is_other)
+        self.hash == *known || self.other_hash.as_ref() == Some(known)
     }
 }
 

@@ -36,8 +36,8 @@ use tokio::{
 pub use self::{
     beside::Beside,
     entry::{
-        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Forgotten, Loaded, NewEvent, OtherHash,
-        Outcome, RequestKey, Role, Row, SubmitError, Table,
+        Aggregate, AggregateId, Cause, Change, Committed, Decided, Entry, Forgotten, Loaded, NewEvent, Outcome,
+        RequestKey, Role, Row, SubmitError, Table,
     },
     location::Location,
     log::{Event, events_after, head},
