@@ -64,7 +64,8 @@ pub enum Surface {
 /// Where a service keeps its data.
 #[derive(Clone, Debug, Args)]
 pub struct Store {
-    /// The database: sqlite:PATH, a file that is made when missing (but not for queries alone), or postgres://…, where the service has a schema of its own.
+    /// The database: sqlite:PATH, a file that is made when missing (but not for queries alone), or postgres://…, where the service has a
+    /// schema of its own.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
 }
