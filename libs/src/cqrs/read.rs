@@ -170,10 +170,12 @@ impl ReadSide {
         self.wanted.notify_one();
         let mut caught_up = self.caught_up.clone();
         let passed = caught_up.wait_for(|now| *now >= position);
-        let allowed = deadline::current().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let most =
-            allowed.map_or(self.most_wait, |allowed| allowed.saturating_sub(deadline::ANSWERING).min(self.most_wait));
-        matches!(tokio::time::timeout(most, passed).await, Ok(Ok(_)))
+        let most = Instant::now().checked_add(self.most_wait);
+        let until = deadline::earliest(most, deadline::while_there_is_time_to_answer());
+        match until {
+            Some(until) => matches!(tokio::time::timeout_at(until, passed).await, Ok(Ok(_))),
+            None => passed.await.is_ok(),
+        }
     }
 
     /// How many times views went back.

@@ -21,16 +21,21 @@ pub fn scope<F: Future>(deadline: Instant, future: F) -> Scoped<F> {
 }
 
 /// What is left of a caller's time for the answer that what was waited for has not come.
-pub const ANSWERING: Duration = Duration::from_millis(20);
+const ANSWERING: Duration = Duration::from_millis(20);
 
-/// Runs a future under a deadline that comes [`ANSWERING`] before the one in force, if there is one, and at half of the time where that is
-/// little: what it waits for in vain can still be done without.
+/// Until when to wait for what can be done without: a little before the deadline in force, if there is one, or until half of the time is
+/// over where that is little.
+#[must_use]
+pub fn while_there_is_time_to_answer() -> Option<Instant> {
+    let (deadline, now) = (current()?, Instant::now());
+    let left = deadline.saturating_duration_since(now);
+    now.checked_add(left - ANSWERING.min(left / 2))
+}
+
+/// Runs a future under a deadline [that leaves time to answer](while_there_is_time_to_answer) without what it waits for.
 pub async fn with_time_to_answer<F: Future>(future: F) -> F::Output {
-    match current() {
-        Some(deadline) => {
-            let kept_back = ANSWERING.min(deadline.saturating_duration_since(Instant::now()) / 2);
-            scope(deadline.checked_sub(kept_back).unwrap_or(deadline), future).await
-        }
+    match while_there_is_time_to_answer() {
+        Some(deadline) => scope(deadline, future).await,
         None => future.await,
     }
 }
