@@ -1,5 +1,6 @@
 //! The task of one saga: it waits, calls, and hears what happens.
 
+mod age;
 mod earlier;
 mod in_flight;
 mod mail;
@@ -13,10 +14,14 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::saga::v1::{Saga, SagaPhase};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 use tracing::Span;
 
-use self::{earlier::Earlier, in_flight::InFlight};
+use self::{
+    age::{Age, sleep},
+    earlier::Earlier,
+    in_flight::InFlight,
+};
 use super::{
     Shared,
     admission::Admission,
@@ -32,8 +37,7 @@ use crate::{
         Definition,
         definition::StepCode,
         machine::{self, Attempt, Due, Input},
-        plan::StepPlan,
-        record::{Record, changed_at},
+        record::Record,
         store,
     },
 };
@@ -119,25 +123,10 @@ enum Happened {
     Time,
 }
 
-/// What must be done before a call may leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Age {
-    /// Nothing.
-    Young,
-    /// Look whether the saga is still this process's. Nothing is written: thousands may wait for one participant, and each looks again and
-    /// again.
-    OfOwner,
-    /// Commit it anew: participants count a call's age from its record.
-    OfRecord,
-}
-
 /// A wait that is worth packing the record for: some thousand times what that takes.
 const LONG: Duration = Duration::from_millis(50);
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
-/// How often who sleeps looks at the clock.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
-
 impl Driver {
     /// Sets a task on a saga whose record is committed. Nothing happens if a fresh one has one already.
     pub(super) fn launch(
@@ -287,14 +276,6 @@ impl Driver {
         self.shared.draining.load(Ordering::Acquire)
     }
 
-    /// Waits were told by a clock that was ahead, if it was put back since: they would take as much longer.
-    fn heed_clock(&mut self) {
-        let now = self.shared.now();
-        if now < std::mem::replace(&mut self.seen_micros, now) {
-            machine::clock_put_back(&self.program.plan, &mut self.record, now);
-        }
-    }
-
     /// Makes the calls that the committed record asks for.
     fn call_due(&mut self) {
         let known = Known { since: self.since, micros: self.known_micros() };
@@ -311,44 +292,6 @@ impl Driver {
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt, known);
             self.calls.push(Box::pin(call.run(&self.span)));
         }
-    }
-
-    /// When the saga last changed, in microseconds since 1970; 0 if that was by a clock that was ahead, so that nobody knows.
-    fn changed_micros(&self) -> i64 {
-        self.past(changed_at(&self.record.saga))
-    }
-
-    /// When the saga was last known to be this process's, likewise.
-    fn known_micros(&self) -> i64 {
-        self.changed_micros().max(self.past(self.looked_micros))
-    }
-
-    fn past(&self, at: i64) -> i64 {
-        if at > self.shared.now() { 0 } else { at }
-    }
-
-    /// Whether a call is due on a record that is too old for it to count, or on one whose owner was last known too long ago: the saga may
-    /// have gone on with another process since, and an operator have settled the step there. Whoever has the saga now waits only for calls
-    /// of before it took the saga up.
-    fn age(&self) -> Age {
-        let steps = &self.program.plan.steps;
-        let (now, counts) = (self.shared.now(), self.shared.counts() / 2);
-        let (changed, known) = (self.changed_micros(), self.known_micros());
-        let age = |step: &StepPlan| {
-            if now > machine::later(changed, counts) {
-                Age::OfRecord
-            } else if step.is_remote() && self.shared.must_look(known, step.options.attempt_timeout) {
-                Age::OfOwner
-            } else {
-                Age::Young
-            }
-        };
-        // Mostly it is as good as new.
-        if steps.iter().all(|step| age(step) == Age::Young) {
-            return Age::Young;
-        }
-        let due = machine::due(&self.record, |due| self.in_flight.contains(due), now);
-        due.into_iter().map(|due| age(&steps[due.step])).max().unwrap_or(Age::Young)
     }
 
     /// How long until the record asks for something by itself.
@@ -431,21 +374,5 @@ impl Driver {
                 let _ = answer.send(self.record.saga);
             }
         }
-    }
-}
-
-/// Sleeps so long, or until the clock shows that it is so late: it may have been put forward. Ends where it was put back since it was seen.
-async fn sleep(shared: &Shared, seen_micros: &mut i64, wait: Option<Duration>) {
-    let (wait, begun) = (wait.unwrap_or_default(), Instant::now());
-    let until = machine::later(shared.now(), wait);
-    loop {
-        let now = shared.now();
-        let by_clock = Duration::from_micros(u64::try_from(until.saturating_sub(now)).unwrap_or_default());
-        let left = wait.saturating_sub(begun.elapsed()).min(by_clock);
-        if left.is_zero() || now < *seen_micros {
-            return;
-        }
-        *seen_micros = now;
-        tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
     }
 }
