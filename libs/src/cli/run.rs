@@ -3,7 +3,7 @@
 use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, pin::pin, process::ExitCode};
 
 use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
@@ -130,17 +130,23 @@ fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Li
 }
 
 fn parse_as(command: clap::Command, arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
-    // Flags and subcommands exclude each other, so the first word tells. With a subcommand only its own flags count, and what another
-    // program's variable holds must not be found wrong by those beside it.
-    let is_subcommand = arguments.get(1).is_some_and(|word| command.find_subcommand(word).is_some());
-    let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
-    let matches = command.try_get_matches_from(arguments).map_err(without_passwords)?;
+    let matches = matches(command, arguments).map_err(without_passwords)?;
     let mut line = Line::from_arg_matches(&matches).map_err(without_passwords)?;
     if let (Some(Command::Health(health)), Some(("health", matches))) = (&mut line.command, matches.subcommand()) {
         health.ask_as_it_serves(matches.value_source("tls_ca") == Some(ValueSource::EnvVariable));
     }
     Ok(line)
+}
+
+/// Reads what was typed.
+fn matches(command: clap::Command, arguments: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Flags and subcommands exclude each other, so the first word tells. With a subcommand only its own flags count, and what another
+    // program's variable holds must not be found wrong by those beside it.
+    let is_subcommand = arguments.get(1).is_some_and(|word| command.find_subcommand(word).is_some());
+    let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
+    // A word too few is told as what else is wrong, not by a page of help.
+    command.mut_subcommands(|word| word.arg_required_else_help(false)).try_get_matches_from(arguments)
 }
 
 /// Clap tells a wrong value, and a URL that is wrong may hold a password all the same.
@@ -184,7 +190,11 @@ fn one_line(error: &clap::Error) -> String {
 /// # Errors
 /// How to end: where help was asked for, or something is wrong, which is told in one line.
 pub fn asked<A: Parser>() -> Result<A, ExitCode> {
-    A::try_parse().map_err(|error| not_asked(&error))
+    asked_by(std::env::args_os()).map_err(|error| not_asked(&error))
+}
+
+fn asked_by<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<A, clap::Error> {
+    A::from_arg_matches(&matches(A::command(), arguments)?).map_err(|error| error.format(&mut A::command()))
 }
 
 /// Tells why there is nothing to do.
@@ -320,6 +330,42 @@ mod tests {
         assert!(typed(&["tea", url, sqlite]).is_ok(), "what is typed comes first");
         let line = one_line(&typed(&["tea"]).expect_err("it is read where nothing is typed"));
         assert!(line.contains(url), "{line}");
+    }
+
+    /// What is no service. Its variable is set everywhere, and is no number.
+    #[derive(Debug, Parser)]
+    #[command(args_conflicts_with_subcommands = true)]
+    struct Kettle {
+        #[command(subcommand)]
+        command: Option<Use>,
+        #[arg(long, env = "PATH")]
+        litres: Option<u8>,
+    }
+
+    #[derive(Debug, Subcommand)]
+    enum Use {
+        Boil,
+        #[command(subcommand)]
+        Pour(Pour),
+    }
+
+    #[derive(Debug, Subcommand)]
+    enum Pour {
+        Tea,
+        Coffee,
+    }
+
+    #[test]
+    fn what_is_no_service_reads_its_line_alike() {
+        let typed = |words: &[&str]| asked_by::<Kettle>(words.iter().copied().map(OsString::from));
+        assert!(matches!(typed(&["kettle", "boil"]), Ok(Kettle { command: Some(Use::Boil), litres: None })));
+        assert!(matches!(typed(&["kettle", "--litres", "1"]), Ok(Kettle { command: None, litres: Some(1) })));
+        let pours = typed(&["kettle", "pour", "coffee"]).map(|kettle| kettle.command);
+        assert!(matches!(pours, Ok(Some(Use::Pour(Pour::Coffee)))), "{pours:?}");
+        for (words, says) in [(&["kettle"][..], &["--litres"][..]), (&["kettle", "pour"], &["pour", "tea", "coffee"])] {
+            let line = one_line(&typed(words).expect_err("wrong"));
+            assert!(says.iter().all(|word| line.contains(word)), "{words:?}: {line}");
+        }
     }
 
     #[test]
