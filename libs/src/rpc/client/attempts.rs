@@ -22,6 +22,7 @@ use super::{
     endpoints::{EndpointFuture, Endpoints},
     http_status::in_grpc,
     retry::{Pushback, Retry},
+    timeout,
     unprocessed::was_not_processed,
 };
 use crate::{
@@ -154,11 +155,9 @@ where
         None => (call.await.map(in_grpc), false),
         Some(ends) => match timeout_at(ends, call).await {
             Ok(Ok(answer)) if !says_late(answer.headers(), ends) => (Ok(in_grpc(answer)), false),
-            Ok(Err(error)) => (Err(error), false),
-            // By its clock or by ours; dropped, so the breaker has judged it: by the timeout that it carried.
-            Ok(Ok(_)) | Err(_) => {
-                (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true)
-            }
+            Ok(Err(error)) if !timeout::is_by_the_channel(&*error) => (Err(error), false),
+            // By its clock, the channel's or ours; dropped, so the breaker has judged it: by the timeout that it carried.
+            Ok(_) | Err(_) => (Err(Status::deadline_exceeded("no answer within the time of an attempt").into()), true),
         },
     }
 }
@@ -246,7 +245,10 @@ fn after(taken: Vec<Bytes>, next: Option<Result<Frame<Bytes>, Status>>, rest: Bo
 mod tests {
     use std::sync::Mutex;
 
+    use http::Uri;
+    use hyper_util::rt::TokioIo;
     use tokio::time::sleep;
+    use tonic::transport::{Channel, Endpoint};
     use tower::service_fn;
 
     use super::*;
@@ -284,6 +286,47 @@ mod tests {
             let answer: Result<_, BoxError> = call(server, Arc::new(retry), request, Some(deadline)).await;
             assert_eq!(layer::grpc_status(answer.expect("the second is answered").headers()), Some(Code::Ok));
         }
+    }
+
+    /// A channel to a server that takes what comes and is silent.
+    fn to_a_silent_server() -> Channel {
+        let connector = service_fn(|_: Uri| async {
+            let (here, there) = tokio::io::duplex(65_536);
+            tokio::spawn(async move {
+                let mut server = h2::server::handshake(there).await.expect("HTTP/2");
+                let mut taken = Vec::new();
+                while let Some(request) = server.accept().await {
+                    taken.push(request);
+                }
+            });
+            Ok::<_, std::io::Error>(TokioIo::new(here))
+        });
+        Endpoint::from_static("http://silent").connect_with_connector_lazy(connector)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_whose_end_the_channel_sees_first_is_followed_by_another() {
+        let (silent, sent) = (to_a_silent_server(), Mutex::new(0));
+        let server = service_fn(|request: Request<Body>| {
+            let mut sent = sent.lock().expect("no panic");
+            *sent += 1;
+            let (first, mut silent) = (*sent == 1, silent.clone());
+            async move {
+                if !first {
+                    return Ok(Response::new(Body::empty()));
+                }
+                std::future::poll_fn(|cx| silent.poll_ready(cx)).await?;
+                silent.call(request).await.map_err(BoxError::from)
+            }
+        });
+        let half = Duration::from_millis(500);
+        let mut request = Request::new(Body::new(Full::new(Bytes::new())));
+        *request.uri_mut() = Uri::from_static("http://silent/a.B/C");
+        // Not what a transport's failure is taken for.
+        let retry = Retry::new().codes([Code::Aborted]).attempt_timeout(half);
+        let answer: Result<_, BoxError> =
+            call(server, Arc::new(retry), request, Some(Instant::now() + half * 10)).await;
+        answer.expect("the second is answered");
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,14 +24,19 @@ fn deadline_exceeded() -> Status {
 
 /// An error as a status. tonic's own timer says CANCELLED, which it is not.
 pub(super) fn into_status(error: BoxError) -> Status {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    if is_by_the_channel(&*error) { deadline_exceeded() } else { Status::from_error(error) }
+}
+
+/// Whether the channel's own timer ended a call: it reads what is sent along as the server does, and may be first.
+pub(super) fn is_by_the_channel(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
     while let Some(cause) = next {
         if cause.is::<TimeoutExpired>() {
-            return deadline_exceeded();
+            return true;
         }
         next = cause.source();
     }
-    Status::from_error(error)
+    false
 }
 
 pin_project! {
