@@ -405,6 +405,65 @@ async fn what_a_call_is_under_way_for_is_settled_by_nobody_else_and_closed_by_an
     assert_eq!(process.finished("tea").await.phase(), SagaPhase::ForceClosed);
 }
 
+/// What is struck out keeps out no call that was made before it.
+#[tokio::test]
+async fn an_undoing_is_settled_by_nobody_while_what_it_undoes_may_take_effect_yet() {
+    // A call of it is under way, or was under way when the process before went, or comes late and no barrier stops it.
+    for (hangs, crashes, plain) in [(true, false, false), (true, true, false), (false, false, true)] {
+        let mut saga = Definition::builder::<String>("place-order", 1);
+        saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+        let hour = Duration::from_secs(3600);
+        saga.attempt_timeout(PATIENCE).retry(Retry { initial: hour, most: hour, ..Retry::default() });
+        if plain {
+            saga.without_barrier();
+        }
+        let world = World::with(saga.build().unwrap());
+        let action = if hangs { Fault::Hang } else { Fault::LoseRequest };
+        let lost_undoing = move |call: &libs::rpc::verdict::SagaCall| {
+            if call.op == Op::Action { action.clone() } else { Fault::LoseRequest }
+        };
+        world.participants.on_call(lost_undoing);
+        let mut process = world.open().await;
+        process.place("tea").await.unwrap();
+        while world.participants.calls().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        if crashes {
+            process.crash().await;
+            world.participants.on_call(|_| Fault::LoseRequest);
+            process = world.open().await;
+            process.coordinator.recover().await.unwrap();
+        }
+        if !hangs || crashes {
+            process.until("tea", |saga| !step(saga, "reserve").last_error.is_empty()).await;
+        }
+        process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+        let is_undone = |saga: &Saga| step(saga, "reserve").state() == StepState::Compensating;
+        let was_lost = |saga: &Saga| plain || step(saga, "reserve").compensation_attempts > 0;
+        process.until("tea", |saga| is_undone(saga) && was_lost(saga)).await;
+        process.coordinator.pause("tea", "ann", "inventory is no more").await.unwrap();
+        let skip = || process.coordinator.skip("tea", "reserve", Op::Compensation, true, "ann", "nothing is reserved");
+        // Until the lost call of the undoing has ended.
+        let refused = loop {
+            let refused = skip().await.unwrap_err();
+            assert_eq!(refused.reason, "STEP_UNDER_WAY");
+            if refused.message.contains("action") || refused.message.contains("took the saga up") {
+                break refused;
+            }
+            tokio::task::yield_now().await;
+        };
+        if hangs && !crashes {
+            assert_eq!(
+                process.coordinator.force_close("tea", "ann", "it is enough").await.unwrap().phase(),
+                SagaPhase::ForceClosed
+            );
+            continue;
+        }
+        let wait = refused.retry_after.unwrap();
+        assert!(wait > PATIENCE / 2 && wait <= PATIENCE * 3, "{wait:?}");
+    }
+}
+
 /// The participant may be at it yet, for as long as it was given, whatever became of who called.
 #[tokio::test]
 async fn what_was_called_before_a_crash_is_settled_by_nobody_else_until_its_time_is_up() {

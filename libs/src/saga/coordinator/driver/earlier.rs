@@ -5,9 +5,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::in_flight::InFlight;
-use crate::saga::{
-    machine::{self, Due},
-    record::Record,
+use crate::{
+    rpc::verdict::Op,
+    saga::{
+        machine::{self, Due},
+        record::Record,
+    },
 };
 
 /// The calls that may be under way since before this process took a saga up.
@@ -25,9 +28,11 @@ impl Earlier {
         Self { calls, since: Instant::now() }
     }
 
-    /// How long a call may be under way yet that ends so long after the saga was taken up at the latest.
+    /// How long a call of this, or of what it undoes, may be under way yet that ends so long after the saga was taken up at the latest.
     pub(super) fn rest(&self, due: Due, most: Duration) -> Option<Duration> {
+        // An undoing that was begun since may be of an action that was given up before.
+        let may_be = due.op == Op::Compensation || self.calls.contains(due);
         let rest = most.saturating_sub(self.since.elapsed());
-        (self.calls.contains(due) && !rest.is_zero()).then_some(rest)
+        (may_be && !rest.is_zero()).then_some(rest)
     }
 }

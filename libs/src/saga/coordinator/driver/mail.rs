@@ -61,7 +61,8 @@ impl Driver {
     }
 
     /// Refuses to have an operator settle what a call is under way for. It may have yet to leave, here or in the process that drove the saga
-    /// before, and what they have found would not stay. What is undone for it is another matter.
+    /// before, and what they have found would not stay. An action that is undone for it is another matter; of an undoing its action's calls
+    /// count as well: what it was to keep out, or to take back, might come after it was struck out.
     fn must_have_ended(&self, command: &Command) -> Result<(), Refusal> {
         let Wish::Skip { step: name, op, settled } = &command.wish else { return Ok(()) };
         let rests = self.record.saga.paused || self.record.saga.phase() == SagaPhase::Stuck;
@@ -70,26 +71,37 @@ impl Driver {
         let steps = &self.program.plan.steps;
         let step = steps.iter().position(|step| step.name == name && step.is_remote() && !is_undone(step));
         let Some(step) = step.filter(|_| rests) else { return Ok(()) };
-        let due = Due { step, op: *op };
+        let (due, action) = (Due { step, op: *op }, Due { step, op: Op::Action });
         if self.in_flight.contains(due) {
             return Err(self.under_way("a call of this step is under way: ask again when it has ended", SECOND));
+        }
+        if self.in_flight.contains(action) {
+            return Err(self.under_way("a call of its action is under way: ask again when it has ended", SECOND));
         }
         // What has come to its end since is the machine's to refuse.
         if !machine::begun(&self.record).any(|open| open == due) {
             return Ok(());
         }
         let most = self.shared.others_may_call(steps[step].options.attempt_timeout);
-        match self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most)) {
-            None => Ok(()),
-            Some(rest) => {
-                let message = format!(
-                    "a call of this step from before this process took the saga up may be under way for {:.1} s yet: ask again then, and find \
-                     out only then what is true",
-                    rest.as_secs_f64()
-                );
-                Err(self.under_way(&message, rest))
-            }
+        let earlier = self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most));
+        if let Some(rest) = earlier {
+            return Err(self.may_come("a call of this step from before this process took the saga up", rest));
         }
+        let late = self.record.kept.steps[step].compensation_not_before_micros.saturating_sub(self.shared.now());
+        match u64::try_from(late) {
+            Ok(late) if late > 0 && *op == Op::Compensation => {
+                Err(self.may_come("a call of its action, which no barrier stops,", Duration::from_micros(late)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn may_come(&self, call: &str, rest: Duration) -> Refusal {
+        let message = format!(
+            "{call} may be under way for {:.1} s yet: ask again then, and find out only then what is true",
+            rest.as_secs_f64()
+        );
+        self.under_way(&message, rest)
     }
 
     fn under_way(&self, message: &str, wait: Duration) -> Refusal {
