@@ -135,13 +135,15 @@ async fn a_database_is_one_by_whatever_name() {
 }
 
 #[tokio::test]
-async fn a_database_is_one_by_a_link_that_was_there_first() {
+async fn a_database_is_one_by_links_that_were_there_first() {
     let folder = TempDir::new().unwrap();
     let (path, link) = (folder.path().join("volume.db"), folder.path().join("test.db"));
-    std::os::unix::fs::symlink("volume.db", &link).unwrap();
+    let between = folder.path().join("disk.db");
+    std::os::unix::fs::symlink("volume.db", &between).unwrap();
+    std::os::unix::fs::symlink("disk.db", &link).unwrap();
     let _journal = Journal::open(&link, &[]).await.unwrap();
     assert!(path.exists());
-    for name in [&link, &path] {
+    for name in [&link, &between, &path] {
         let error = Journal::open(name.as_path(), &[]).await.unwrap_err().to_string();
         assert!(error.contains("is in use by another process"), "{error}");
     }

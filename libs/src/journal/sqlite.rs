@@ -298,11 +298,25 @@ fn read_only(path: &Path, count: usize) -> Result<Vec<Connection>, OpenError> {
 
 /// Where a database is whose name is a link: what goes with it is beside that, and SQLite looks for it there.
 fn real(path: &Path) -> PathBuf {
-    let linked =
-        || fs::read_link(path).ok().map(|to| path.parent().map_or_else(|| to.clone(), |folder| folder.join(&to)));
-    // One that is yet to be made has no such path, but the link to it says where it will be.
-    fs::canonicalize(path).ok().or_else(linked).unwrap_or_else(|| path.to_owned())
+    let linked = |path: &Path| {
+        fs::read_link(path).ok().map(|to| path.parent().map_or_else(|| to.clone(), |folder| folder.join(&to)))
+    };
+    // One that is yet to be made has no such path, but the links to it say where it will be.
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::canonicalize(&path).ok() {
+            Some(real) => return real,
+            None => match linked(&path) {
+                Some(to) => path = to,
+                None => break,
+            },
+        }
+    }
+    path
 }
+
+/// More links to a file than the system follows.
+const MOST_LINKS: usize = 64;
 
 /// A file that goes with a database, by what its name ends with: one of SQLite's own, or the lock.
 #[must_use]
@@ -339,7 +353,7 @@ pub fn remove_abandoned(path: &Path) -> Result<bool, OpenError> {
     Ok(true)
 }
 
-/// Takes a database for oneself, until what this answers is dropped. A file of more than one name, by links, is one database.
+/// Takes a database for oneself, until what this answers is dropped. A file of more than one name, by symbolic links, is one database.
 ///
 /// # Errors
 /// When somebody has it open, or its lock can't be made.
