@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     journal::{
-        Event, Journal, Location, OpenError, Recent, events_after, head,
+        Event, Journal, Location, OpenError, Recent, events_after, head, head_of_primary,
         sql::{self, Reader},
         store,
     },
@@ -179,9 +179,8 @@ impl Log {
     /// Where the log ends, if what was at a position of it is lost.
     pub(super) async fn lost_to(&self, position: i64) -> Result<Option<i64>, sql::Error> {
         let Some(reader) = self.own() else { return Ok(None) };
-        let head = head(reader).await?;
-        // A standby may have what it has yet to replay: it doesn't know. Asked after the end, as it may be promoted in between.
-        Ok((head < position && !reader.is_in_recovery().await?).then_some(head))
+        // A standby may have what it has yet to replay: it doesn't know.
+        Ok(head_of_primary(reader).await?.filter(|head| *head < position))
     }
 
     /// Waits for what is after a position until it is told of, or the log was looked at.
@@ -298,11 +297,11 @@ impl Log {
         matches!(self.source, Source::Service(_) | Source::Stream(_))
     }
 
-    /// The head as it moves, where this process writes the log.
+    /// The head as it moves, where this process alone writes the log: else it is told of its own commits alone, and not of what is lost.
     pub(super) fn watched_head(&self) -> Option<watch::Receiver<i64>> {
         match &self.source {
-            Source::Database { head, .. } => head.clone(),
-            Source::Service(_) | Source::Stream(_) => None,
+            Source::Database { head, shared: false, .. } => head.clone(),
+            Source::Database { .. } | Source::Service(_) | Source::Stream(_) => None,
         }
     }
 }

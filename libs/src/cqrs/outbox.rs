@@ -52,9 +52,12 @@ impl Outbox {
         violations.require(named, "kinds", "must be 1 to 64 characters each");
         violations.refuse()?;
         let head = self.log.head().await.map_err(|error| unreadable(&error))?;
-        if request.after_position > head {
+        if request.after_position > head
+            && let Some(head) = self.log.lost_to(request.after_position).await.map_err(|error| unreadable(&error))?
+        {
             return Err(ahead(request.after_position, head));
         }
+        // A standby may have the rest to replay yet: it is waited for.
         Ok(head)
     }
 }

@@ -120,6 +120,19 @@ pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<
 /// # Errors
 /// When the log can't be read.
 pub async fn head(reader: &Reader) -> Result<i64, Error> {
-    let records = reader.fetch("SELECT COALESCE(MAX(position), 0) FROM events", Vec::new()).await?;
+    position(&reader.fetch(HEAD, Vec::new()).await?)
+}
+
+/// The same, but None from a standby, whose log may go further than it has replayed.
+///
+/// # Errors
+/// When the log can't be read.
+pub async fn head_of_primary(reader: &Reader) -> Result<Option<i64>, Error> {
+    reader.fetch_of_primary(HEAD, Vec::new()).await?.as_deref().map(position).transpose()
+}
+
+const HEAD: &str = "SELECT COALESCE(MAX(position), 0) FROM events";
+
+fn position(records: &[Record]) -> Result<i64, Error> {
     records.first().map_or(Ok(0), |record| record.int(0))
 }

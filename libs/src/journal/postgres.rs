@@ -252,6 +252,30 @@ impl Server {
         }
     }
 
+    /// The same, if who answers is no standby. That is asked before, in the same session: who is none doesn't become one.
+    pub(super) async fn fetch_of_primary(&self, sql: &str, values: &[Value]) -> Result<Option<Vec<Record>>, Error> {
+        const RECOVERY: &str = "SELECT pg_is_in_recovery()::int::int8";
+        match &self.way {
+            Way::Postgres(sessions) => loop {
+                let mut lent = sessions.lend().await?;
+                let session = lent.session()?;
+                let asked = async {
+                    let standby = postgres::query(session, RECOVERY, &[]).await?;
+                    if standby.first().map_or(Ok(0), |record| record.int(0))? != 0 {
+                        return Ok(None);
+                    }
+                    postgres::query(session, sql, values).await.map(Some)
+                };
+                let end = asked.await;
+                if let Some(end) = lent.ended(end) {
+                    break end;
+                }
+            },
+            #[cfg(test)]
+            Way::Simulated(database) => database.fetch(sql, values).await.map(Some),
+        }
+    }
+
     pub(super) async fn fetch_keys(&self, table: &'static Table, keys: &[Vec<Value>]) -> Result<Vec<Record>, Error> {
         match &self.way {
             Way::Postgres(sessions) => loop {

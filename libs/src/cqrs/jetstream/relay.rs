@@ -147,7 +147,7 @@ impl Relay {
     /// Shows how far the log is: other processes may write it, and nothing else tells of what is not read yet.
     async fn look_ahead(&mut self) -> Result<(), sql::Error> {
         if self.looked.elapsed() >= LOOK_AHEAD {
-            self.standing.saw(self.log.head().await?);
+            self.standing.ends(self.log.head().await?);
             self.looked = Instant::now();
         }
         Ok(())
@@ -157,10 +157,14 @@ impl Relay {
     async fn end_of(&mut self, stream: &Stream) -> Result<i64, BrokerError> {
         let info = stream.get_info().await?;
         let (last, head) = (position(info.state.last_sequence), self.log.head().await?);
-        self.standing.saw(head);
+        self.standing.ends(head);
         let foreign = |what: String| Foreign { stream: info.config.name.clone(), what };
         if last > head {
-            return Err(foreign(format!("it ends at {last} and the log at {head}")).into());
+            return match self.log.lost_to(last).await? {
+                Some(head) => Err(foreign(format!("it ends at {last} and the log at {head}")).into()),
+                // A standby has yet to replay the rest, or has by now.
+                None => Ok(last),
+            };
         }
         if info.state.messages > 0 {
             let message = match stream.get_raw_message(info.state.last_sequence).await {

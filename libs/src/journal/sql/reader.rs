@@ -99,17 +99,14 @@ impl Reader {
         }
     }
 
-    /// Whether what is read is a standby's, which may not have replayed all that it has.
+    /// Runs a SELECT, unless a standby would answer, which may not have replayed all that it has: None then.
     ///
     /// # Errors
-    /// When the database can't be read.
-    pub async fn is_in_recovery(&self) -> Result<bool, Error> {
+    /// As of [`fetch`](Self::fetch).
+    pub async fn fetch_of_primary(&self, sql: &str, values: Vec<Value>) -> Result<Option<Vec<Record>>, Error> {
         match &self.0 {
-            Source::Sqlite(_) => Ok(false),
-            Source::Postgres(server) => {
-                let answer = Box::pin(server.fetch("SELECT pg_is_in_recovery()::int::int8", &[])).await?;
-                answer.first().map_or(Ok(false), |record| Ok(record.int(0)? != 0))
-            }
+            Source::Sqlite(_) => self.fetch(sql, values).await.map(Some),
+            Source::Postgres(server) => Box::pin(server.fetch_of_primary(sql, &values)).await,
         }
     }
 
