@@ -53,6 +53,17 @@ async fn lose_after(schema: &Schema, position: i64) {
     schema.connect().await.execute(AssertSqlSafe(sql)).await.unwrap();
 }
 
+/// Loses what was folded after a position.
+async fn lose_folds_after(schema: &Schema, position: i64) {
+    let sql = format!(
+        "BEGIN;
+        DELETE FROM seen WHERE position > {position};
+        UPDATE checkpoints SET position = {position};
+        COMMIT"
+    );
+    schema.connect().await.execute(AssertSqlSafe(sql)).await.unwrap();
+}
+
 /// Views over a log that count what was noted, and where they are shown.
 async fn views(schema: &Schema, log: Log) -> (ReadSide, Board, JoinHandle<Result<(), ViewsError>>) {
     let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
@@ -89,8 +100,10 @@ async fn views_go_back_with_a_log_that_has_lost_its_last_events() {
 
     lose_after(&schema, 1).await;
     // The next one will be at a position that was passed.
-    for (read, ..) in [&own, &beside] {
+    for (read, board, _) in [&own, &beside] {
         becomes(async || read.position() == 1).await;
+        // The end that is shown is the one that there is.
+        becomes(async || shown(board).await == (1, 1)).await;
     }
     let again = note_all(&journal, &["again"]).await;
     assert!(again < lost);
@@ -99,15 +112,36 @@ async fn views_go_back_with_a_log_that_has_lost_its_last_events() {
     for (read, board, _) in [&own, &beside] {
         read.wait_for_token(&token).await.unwrap();
         assert_eq!((count(read, "again").await, count(read, "second").await), (Some(1), None));
-        // The end that is shown is the one that there is.
-        let service = board.service("test");
-        becomes(async || {
-            let shown = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
-            let shown = &shown.projections[0];
-            (shown.position, shown.head, shown.parked.is_none()) == (again, again, true)
-        })
-        .await;
+        becomes(async || shown(board).await == (again, again)).await;
     }
+}
+
+/// As where a server takes over that has all events, and not what was folded last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_have_lost_what_was_folded_last_have_it_again() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let (read, board, _following) = views(&schema, Log::of(&journal)).await;
+    let head = note_all(&journal, &["first", "second", "third"]).await;
+    read.wait_for_position(head).await.unwrap();
+    lose_folds_after(&schema, 1).await;
+    becomes(async || count(&read, "third").await == Some(1)).await;
+    assert_eq!((count(&read, "second").await, shown(&board).await), (Some(1), (head, head)));
+
+    // And where there is news before that is seen.
+    lose_folds_after(&schema, 1).await;
+    let head = note_all(&journal, &["fourth"]).await;
+    becomes(async || count(&read, "fourth").await == Some(1) && count(&read, "second").await == Some(1)).await;
+    assert_eq!(shown(&board).await, (head, head));
+}
+
+/// How far a projection is that is not parked, and its log.
+async fn shown(board: &Board) -> (i64, i64) {
+    let service = board.service("test");
+    let shown = service.list_projections(Request::new(ListProjectionsRequest {})).await.unwrap().into_inner();
+    let shown = &shown.projections[0];
+    assert_eq!(shown.parked, None);
+    (shown.position, shown.head)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,16 +8,23 @@ mod schema;
 mod squeamish;
 mod standby;
 
+use std::sync::Arc;
+
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{Log, Projections, Views},
-    journal::{Journal, Location, Outcome},
+    cqrs::{Board, Log, Outbox, Projection, ProjectionError, Projections, Views},
+    journal::{Event, Journal, Location, Outcome, Table, sql::Transaction},
+};
+use proto::{
+    events::v1::{SubscribeRequest, event_service_server::EventService as _},
+    projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _},
 };
 use schema::{PATIENCE, note, noted};
 use sqlx::Executor as _;
 use squeamish::{SEEN, Squeamish};
 use standby::{Pair, session, until};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
+use tonic::Request;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_a_standby_has_yet_to_replay_is_known_once_it_is_promoted() {
@@ -50,6 +57,94 @@ async fn a_commit_that_a_standby_has_yet_to_replay_is_known_once_it_is_promoted(
     assert_eq!(noted(&journal).await, ["before", "shipped"]);
 }
 
+/// It takes no writes, and no event is to blame for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_has_yet_to_be_promoted_parks_no_view() {
+    let Some(pair) = Pair::start().await else { return };
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let journal = Journal::open(&location, &[]).await.unwrap();
+    let views =
+        Views::open(&location, Log::of(&journal), &Projections::new().with(Squeamish::default())).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    for key in ["first", "second"] {
+        journal.submit(note(key)).await.unwrap();
+    }
+    let mut standby = session(pair.standby).await;
+    until(&mut standby, "EXISTS (SELECT FROM test.events WHERE position = 2)").await;
+    pair.fail_over();
+    tokio::spawn(views.run());
+    let shown = async || {
+        let asked = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+        asked.into_inner().projections.remove(0)
+    };
+    // Often enough to have tried the batch and each event.
+    for _ in 0..2 {
+        until(&mut standby, TRIED).await;
+        until(&mut standby, &format!("NOT {TRIED}")).await;
+    }
+    assert_eq!(shown().await.parked, None);
+    standby.execute("SELECT pg_promote()").await.unwrap();
+    timeout(PATIENCE, read.wait_for_position(2)).await.expect("it goes on").unwrap();
+}
+
+/// Somebody's turn to fold is under way.
+const TRIED: &str = "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')";
+
+/// Counts, when it may.
+struct Gated {
+    counts: Squeamish,
+    began: Arc<Semaphore>,
+    may: Arc<Semaphore>,
+}
+
+impl Projection for Gated {
+    const NAME: &'static str = Squeamish::NAME;
+    const TABLES: &'static [&'static Table] = Squeamish::TABLES;
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        self.began.add_permits(1);
+        self.may.acquire().await.unwrap().forget();
+        self.counts.project(events, transaction).await
+    }
+}
+
+/// A fold comes after its events in what a server has yet to replay, and after others that were written meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_has_the_log_and_has_yet_to_replay_a_fold_is_waited_for() {
+    let Some(pair) = Pair::start().await else { return };
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let journal = Journal::open(&location, &[]).await.unwrap();
+    let (began, may) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let gated = Gated { counts: Squeamish::default(), began: Arc::clone(&began), may: Arc::clone(&may) };
+    let views = Views::open(&location, Log::of(&journal), &Projections::new().with(gated)).await.unwrap();
+    let read = views.read_side("test", PATIENCE);
+    tokio::spawn(views.run());
+    let followed = read.follow::<i64>(&SEEN, Vec::new(), 0);
+    let mut followed = std::pin::pin!(followed);
+    let mut told = async || followed.next().await.unwrap().map(|(position, _)| position);
+    let mut standby = session(pair.standby).await;
+
+    journal.submit(note("first")).await.unwrap();
+    began.acquire().await.unwrap().forget();
+    journal.submit(note("second")).await.unwrap();
+    until(&mut standby, "EXISTS (SELECT FROM test.events WHERE position = 2)").await;
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until(&mut standby, "pg_get_wal_replay_pause_state() = 'paused'").await;
+    may.add_permits(1);
+    assert_eq!(told().await.unwrap(), 1);
+    // What is folded next is not committed.
+    began.acquire().await.unwrap().forget();
+    pair.fail_over();
+    may.add_permits(Semaphore::MAX_PERMITS >> 1);
+    for _ in 0..2 {
+        until(&mut standby, TRIED).await;
+        until(&mut standby, &format!("NOT {TRIED}")).await;
+    }
+    standby.execute("SELECT pg_promote()").await.unwrap();
+    assert_eq!(timeout(PATIENCE, told()).await.expect("it goes on").unwrap(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_that_has_lost_it() {
     let Some(pair) = Pair::start().await else { return };
@@ -79,8 +174,14 @@ async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_tha
         ended = told() => panic!("told of what the standby had replayed: {ended:?}"),
         () = until(&mut standby, asked) => {}
     }
+    // Another service that was told of both goes on after them.
+    let request = SubscribeRequest { after_position: 2, kinds: Vec::new() };
+    let mut stretches =
+        Outbox::new("test", Log::of(&journal)).subscribe(Request::new(request)).await.unwrap().into_inner();
     standby.execute("SELECT pg_promote()").await.unwrap();
     until(&mut standby, "NOT pg_is_in_recovery()").await;
     timeout(PATIENCE, async { while journal.submit(note("after")).await.is_err() {} }).await.unwrap();
     assert_eq!(timeout(PATIENCE, told()).await.expect("it goes on").unwrap(), 3);
+    let stretch = timeout(PATIENCE, stretches.next()).await.expect("it is told").unwrap().unwrap();
+    assert_eq!((stretch.after_position, stretch.position), (2, 3));
 }

@@ -20,6 +20,7 @@ use schema::{PATIENCE, Schema, change, note};
 use sqlx::{AssertSqlSafe, Row as _};
 use squeamish::Squeamish;
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
     task::{AbortHandle, block_in_place},
     time::timeout,
@@ -139,6 +140,34 @@ async fn those_who_make_the_same_views_anew_at_once_are_not_in_each_others_way()
     timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
     assert_eq!(seen(&journal).await, 20, "the second one's");
     assert_eq!(beside(&schema).await, [""; 0], "nothing is left, of the one that was killed neither");
+}
+
+/// As where a server takes over that had not come so far.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_made_anew_whose_last_fold_is_lost_take_nobodys_place() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    for key in ["first", "second", "third"] {
+        journal.submit(note(key)).await.unwrap();
+    }
+    open(&journal, &Gate::new(1)).await.catch_up(|_, _| {}).await.unwrap();
+    let lose = async || {
+        for anew in beside(&schema).await {
+            let sql = format!(
+                "DELETE FROM {anew}.seen WHERE position > 1;
+                UPDATE {anew}.checkpoints SET position = 1"
+            );
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut schema.connect().await).await.unwrap();
+        }
+    };
+    let lost =
+        open(&journal, &Gate::new(1)).await.rebuild(|_, _| block_in_place(|| Handle::current().block_on(lose())));
+    let error = lost.await.expect_err("there is less than was made").to_string();
+    assert!(error.contains("has lost the last of them; make them anew once more"), "{error}");
+    assert_eq!(seen(&journal).await, 3, "they are as they were");
+    assert_eq!(beside(&schema).await, [""; 0]);
+    open(&journal, &Gate::new(1)).await.rebuild(|_, _| {}).await.unwrap();
+    assert_eq!(seen(&journal).await, 3);
 }
 
 /// Views of a process of its own that follow, where they are shown, and what ends them.

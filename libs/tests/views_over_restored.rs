@@ -20,7 +20,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
     cqrs::{Board, Log, Outbox, Outgoing, Projections, ReadSide, Views},
-    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent},
     refusal::Refusal,
     rpc::client::{Peer, PeerOptions, Peers},
 };
@@ -35,6 +35,7 @@ use proto::{
         projection_query_service_server::ProjectionQueryService as _,
     },
 };
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::{
@@ -215,6 +216,31 @@ async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_a
         };
         timeout(PATIENCE, goes_on).await.unwrap_or_else(|_| panic!("{position} never came: {others:?}"));
     }
+}
+
+/// As where a server takes over that had not come so far. The service whose events they are of has lost nothing, and nothing to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_views_that_have_lost_what_was_folded_last_have_it_again() {
+    let folder = TempDir::new().unwrap();
+    let Location::Postgres { url, schema } = database::location(folder.path(), "views") else { return };
+    let (_journal, there) = source(&folder, "source", &["thing", "thing", "thing"]).await;
+    let views = views(&folder, &there).await;
+    let read = views.read_side("test", PATIENCE);
+    let following = tokio::spawn(views.run());
+    read.wait_for_position(3).await.unwrap();
+    let lost = format!(
+        "UPDATE {schema}.checkpoints SET position = 1;
+        DELETE FROM {schema}.seen"
+    );
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(lost)).execute(&mut connection).await.unwrap();
+    let whole = async {
+        while count(&read).await != Some(2) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, whole).await.expect("what came after the first is counted again");
+    following.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use crate::journal::{
-    Row, Table,
+    Location, Row, Table,
     sql::{self, Reader, Record, Transaction, Value},
+    store,
 };
 
 /// One row a projection.
@@ -26,6 +27,27 @@ pub(super) async fn read(
 ) -> Result<Vec<i64>, sql::Error> {
     let records = reader.fetch_keys(&CHECKPOINTS, keys(projections.clone())).await?;
     positions(projections, &records)
+}
+
+/// The same, but None from a standby, which may not have replayed all that it has.
+pub(super) async fn read_of_primary(
+    projections: impl Iterator<Item = &'static str>,
+    reader: &Reader,
+) -> Result<Option<Vec<i64>>, sql::Error> {
+    let records = reader.fetch_of_primary(ALL, Vec::new()).await?;
+    records.map(|records| positions(projections, &records)).transpose()
+}
+
+const ALL: &str = "SELECT projection,position FROM checkpoints";
+
+/// How far views are that were made beside these.
+pub(super) async fn read_beside(
+    projections: impl Iterator<Item = &'static str>,
+    beside: &Location,
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<i64>, sql::Error> {
+    let sql = format!("SELECT projection,position FROM {}", store::name_beside(&CHECKPOINTS, beside));
+    positions(projections, &transaction.fetch(&sql, Vec::new()).await?)
 }
 
 /// The same, as it is within a transaction.

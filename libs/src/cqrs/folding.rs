@@ -113,22 +113,20 @@ async fn fold(
     last: i64,
     transaction: &mut Transaction<'_>,
 ) -> Result<i64, ProjectionError> {
-    let name = state.fold.name();
-    if checkpoint < state.checkpoint {
-        let back = format!("the checkpoint of {name} went back from {} to {checkpoint}", state.checkpoint);
-        return Err(sql::Error::Corrupt(format!("{back}: somebody else begins anew")).into());
-    }
     let seen = events.partition_point(|event| event.position <= checkpoint);
     if seen == events.len() {
         return Ok(checkpoint);
     }
     let folding = AssertUnwindSafe(async { state.fold.fold(&events[seen..], transaction).await });
     folding.catch_unwind().await.unwrap_or_else(|panic| Err(ProjectionError::Panicked(of_panic(&*panic))))?;
-    checkpoints::store(name, last, transaction).await?;
+    checkpoints::store(state.fold.name(), last, transaction).await?;
     Ok(last)
 }
 
 /// How far these projections are. Where the tables are shared the database is asked: another replica may have had its turn since.
+///
+/// # Errors
+/// When the database can't be read, and [`sql::Error::Gone`] where one went back.
 async fn positions(
     states: impl Iterator<Item = &State> + Clone,
     shared: bool,
@@ -137,7 +135,14 @@ async fn positions(
     if !shared {
         return Ok(states.map(|state| state.checkpoint).collect());
     }
-    checkpoints::read_within(states.map(|state| state.fold.name()), transaction).await
+    let stood = checkpoints::read_within(states.clone().map(|state| state.fold.name()), transaction).await?;
+    match states.zip(&stood).find(|(state, checkpoint)| **checkpoint < state.checkpoint) {
+        None => Ok(stood),
+        Some((state, checkpoint)) => {
+            let (name, from) = (state.fold.name(), state.checkpoint);
+            Err(sql::Error::Gone(format!("the checkpoint of {name} went back from {from} to {checkpoint}")))
+        }
+    }
 }
 
 /// What queries are told: the lowest checkpoint of those that follow the log. One that is parked doesn't, nor one that is more than a batch

@@ -96,6 +96,7 @@ impl Views {
                     RebuildError::Poison(_)
                     | RebuildError::OtherLog(_)
                     | RebuildError::OtherStream { .. }
+                    | RebuildError::Lost
                     | RebuildError::UnknownEnd(_) => error.to_string(),
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
@@ -162,6 +163,13 @@ impl Views {
                 rebuilt = whole(rebuilt.fold_to(old, |_, _| {}).await?)?;
                 seen = old;
                 continue;
+            }
+            // Else the tables would lack for good what counts as folded.
+            let names = rebuilt.projections.iter().map(|state| state.fold.name());
+            let made = checkpoints::read_beside(names, &rebuilt.location, &mut transaction).await?;
+            if rebuilt.projections.iter().zip(made).any(|(state, made)| made < state.checkpoint) {
+                transaction.rollback().await?;
+                return Err(RebuildError::Lost);
             }
             for state in &self.projections {
                 for table in state.fold.tables() {
@@ -264,6 +272,11 @@ pub enum RebuildError {
     /// Another service's log has become another one meanwhile.
     #[error("the views were not made anew and are as they were: {0}; make them anew once more")]
     OtherLog(OtherLog),
+    /// What was folded last is lost, as after a failover.
+    #[error(
+        "the views were not made anew and are as they were: the server has lost the last of them; make them anew once more"
+    )]
+    Lost,
     /// It isn't known whether the stream that they would go on with is a copy of the log.
     #[error("the views were not made anew and are as they were: {0}; make them anew once it can be asked")]
     UnknownEnd(#[from] UnknownEnd),

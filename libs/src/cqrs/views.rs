@@ -5,12 +5,12 @@
 //! service's, which comes once. When one of them fails, the batch is done again one projection at a time: the one that goes on failing is
 //! parked with the event and the error, and the others go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -167,7 +167,7 @@ impl Views {
 
     /// Looks at what other processes have done: how far the log is, and whether one of them has taken a projection that is parked here past
     /// its event, or made its tables anew. Those may end further back than here, where they are of another service's log that does, or of a
-    /// server that has taken over from one that was further on.
+    /// server that has taken over from one that was further on: with its log, or with the tables alone.
     async fn look(&mut self) -> Result<(), sql::Error> {
         let mut is_lost = false;
         if !self.log.is_remote() {
@@ -182,12 +182,12 @@ impl Views {
             }
             self.projections.iter().for_each(|state| state.standing.ends(head));
         }
-        let asks = is_lost || self.log.is_behind() || self.projections.iter().any(|state| state.parked);
-        if !self.writer.is_shared() || !asks {
+        if !self.writer.is_shared() || !is_elsewhere(&self.projections, &self.reader).await? {
             return Ok(());
         }
         let names = self.projections.iter().map(|state| state.fold.name());
-        let stood = checkpoints::read(names, &self.reader).await?;
+        // Of the tables it knows as little.
+        let Some(stood) = checkpoints::read_of_primary(names, &self.reader).await? else { return Ok(()) };
         for (state, checkpoint) in self.projections.iter_mut().zip(stood) {
             let projection = state.fold.name();
             if state.parked && checkpoint > state.checkpoint {
@@ -201,6 +201,12 @@ impl Views {
                     projection,
                     checkpoint,
                     "goes on from further back: the log has lost its last events, and the views with it"
+                );
+            } else if checkpoint < state.checkpoint && !self.log.is_behind() {
+                tracing::warn!(
+                    projection,
+                    checkpoint,
+                    "goes on from further back: what was folded last is lost, as after a failover, or the views were made anew"
                 );
             } else if checkpoint < state.checkpoint {
                 tracing::info!(
@@ -234,12 +240,12 @@ impl Views {
             let reached = lowest(&self.projections);
             // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
             // tells of its end.
-            let listens = reached < i64::MAX || !self.log.is_remote();
-            // What is under way to another service is not to be begun again every time.
-            let looks_up = !self.log.is_remote() || !listens;
+            let is_remote = self.log.is_remote();
+            let listens = reached < i64::MAX || !is_remote;
             let news = tokio::select! {
                 news = self.log.news(reached), if listens => news.map(Some),
-                _ = looks.tick(), if looks_up => self.look().await.map(|()| None),
+                () = until_look(&mut looks, is_remote, &self.projections, &self.reader),
+                    if !is_remote || self.writer.is_shared() => self.look().await.map(|()| None),
                 () = self.bell.notified() => {
                     self.resume();
                     continue;
@@ -267,14 +273,16 @@ impl Views {
             let begin = Instant::now();
             let full = if self.writer.is_shared() {
                 let turn = match self.take_turn().await {
-                    // It is not looked up while news are waited for.
-                    Ok(full) if self.log.is_remote() => self.look().await.map(|()| full),
+                    // Whoever shares them may have made them anew already.
+                    Ok(full) if self.log.is_behind() => self.look().await.map(|()| full),
                     turn => turn,
                 };
                 match turn {
                     Ok(full) => full,
                     Err(error) => {
                         pause(&error).await;
+                        // It may be that they are elsewhere. If that can't be read, the next turn says so.
+                        let _ = self.look().await;
                         continue;
                     }
                 }
@@ -307,15 +315,42 @@ impl Views {
         }
         let location = self.location.clone();
         loop {
-            match self.log.head().await {
-                Ok(head) if head < reached => return Err(ViewsError::OtherLog { location, reached, head }),
-                Ok(head) => {
+            let ends = async {
+                let head = self.log.head().await?;
+                // A standby may have the rest to replay yet: it is waited for.
+                Ok((head, if head < reached { self.log.lost_to(reached).await? } else { None }))
+            };
+            match ends.await {
+                Ok((_, Some(head))) => return Err(ViewsError::OtherLog { location, reached, head }),
+                Ok((head, None)) => {
                     self.projections.iter().for_each(|state| state.standing.saw(head));
                     return Ok(());
                 }
                 Err(error) if self.writer.is_shared() => pause(&error).await,
                 Err(source) => return Err(ViewsError::Database { location, source }),
             }
+        }
+    }
+}
+
+/// Whether the tables are further back than here, or past an event that something is parked at here.
+async fn is_elsewhere(states: &[State], reader: &Reader) -> Result<bool, sql::Error> {
+    let stood = checkpoints::read(states.iter().map(|state| state.fold.name()), reader).await?;
+    let is_elsewhere = |(state, checkpoint): (&State, i64)| match checkpoint.cmp(&state.checkpoint) {
+        Ordering::Less => true,
+        Ordering::Equal => false,
+        Ordering::Greater => state.parked,
+    };
+    Ok(states.iter().zip(stood).any(is_elsewhere))
+}
+
+/// Waits until it is time to look. What is under way to another service is not to be begun again for a look that finds nothing.
+async fn until_look(looks: &mut Interval, is_remote: bool, states: &[State], reader: &Reader) {
+    loop {
+        looks.tick().await;
+        // If that can't be read, a turn will say so.
+        if !is_remote || is_elsewhere(states, reader).await.unwrap_or(false) {
+            return;
         }
     }
 }

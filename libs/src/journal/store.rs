@@ -47,6 +47,15 @@ fn on_server(location: &Location, count: usize) -> Result<Reader, OpenError> {
     }
 }
 
+/// How a table that was made at `beside` is named here. On SQLite `beside` is attached.
+#[must_use]
+pub fn name_beside(table: &Table, beside: &Location) -> String {
+    match beside {
+        Location::Postgres { schema, .. } => format!("{}.{}", quoted(schema), table.name),
+        Location::Sqlite(_) => format!("{BESIDE}.{}", table.name),
+    }
+}
+
 /// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached; on
 /// PostgreSQL whoever has rights on the old one has them on the new one.
 #[must_use]

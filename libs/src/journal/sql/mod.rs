@@ -165,6 +165,9 @@ pub enum Error {
     /// What was read is not what was written.
     #[error("the database holds what was never written: {0}")]
     Corrupt(String),
+    /// What was committed is not there: a server has taken over that had not come so far, or somebody else has begun anew.
+    #[error("what was committed is gone: {0}")]
+    Gone(String),
     /// The process is going down.
     #[error("the database is closed")]
     Closed,
@@ -190,8 +193,10 @@ impl Error {
             Self::Sqlite(rusqlite::Error::SqliteFailure(said, _)) => {
                 matches!(said.code, DatabaseBusy | DatabaseLocked | DiskFull | OutOfMemory | SystemIoFailure)
             }
-            // A transaction turned down for others' sake, a lock, the system, a right that is yet to be granted: these too.
-            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58", "42501"]),
+            Self::Gone(_) => true,
+            // A transaction turned down for others' sake, a lock, the system, a right that is yet to be granted, a standby that is yet to be
+            // promoted or a server that takes no writes for a while: these too.
+            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58", "42501", "25006"]),
         }
     }
 
