@@ -781,17 +781,17 @@ async fn what_a_watcher_has_not_taken_is_read_when_it_does_where_documents_are_l
     assert_eq!(rest, (2..=41).filter(|at| *at != 21).collect::<Vec<_>>());
 }
 
-/// Changes a hundred documents by each event.
-struct Hundred;
+/// Changes so many documents by each event.
+struct Many(i64);
 
-impl Projection for Hundred {
-    const NAME: &'static str = "hundred";
+impl Projection for Many {
+    const NAME: &'static str = "many";
     const TABLES: &'static [&'static Table] = &[&SUMS];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
         let mut sums = Documents::<i64>::load(transaction, &SUMS, Vec::<String>::new()).await?;
         for event in events {
-            for at in 0..100 {
+            for at in 0..self.0 {
                 sums.update(&format!("{} {at}", event.id), event.position, |sum| *sum = event.position);
             }
         }
@@ -801,25 +801,39 @@ impl Projection for Hundred {
 
 #[tokio::test]
 async fn a_follower_that_leaves_in_the_midst_of_an_event_misses_none_of_its_changes() {
-    let folder = TempDir::new().unwrap();
-    let journal = journal(&folder).await;
-    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Hundred)).await;
-    let mut position = 0;
-    for name in ["a", "b", "c", "d", "e"] {
-        position = add(&journal, name, 1).await;
-    }
-    read.wait_for_token(&token(position)).await.unwrap();
-    for leaves in [1, 50, 99, 100, 250, 256, 257, 299, 499] {
-        let first: Vec<_> = read.follow::<i64>(&SUMS, Vec::new(), 0).take(leaves).collect().await;
-        let mut seen: Vec<i64> = first.iter().map(|change| change.as_ref().unwrap().1).collect();
-        let (reached, _) = first.last().unwrap().as_ref().unwrap();
-        assert_eq!(seen.iter().filter(|of| *of <= reached).count() as i64, reached * 100, "all up to there");
-        seen.retain(|of| of <= reached);
-        let rest = 500 - seen.len();
-        let rest: Vec<_> = read.follow::<i64>(&SUMS, Vec::new(), *reached).take(rest).collect().await;
-        seen.extend(rest.iter().map(|change| change.as_ref().unwrap().1));
-        let expected: Vec<i64> = (1..=5).flat_map(|position| [position; 100]).collect();
-        assert_eq!(seen, expected, "left after {leaves}");
+    // As many as one look has, and more.
+    for each in [100, 256, 257, 600] {
+        let folder = TempDir::new().unwrap();
+        let journal = journal(&folder).await;
+        let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Many(each))).await;
+        let mut position = 0;
+        for name in ["a", "b", "c", "d", "e"] {
+            position = add(&journal, name, 1).await;
+        }
+        read.wait_for_token(&token(position)).await.unwrap();
+        let each = usize::try_from(each).unwrap();
+        let expected: Vec<i64> = (1..=5).flat_map(|position| vec![position; each]).collect();
+        for leaves in [1, 50, each - 1, each, 250, 256, 257, 3 * each - 1, 5 * each - 1, 5 * each] {
+            let leave = tokio::time::timeout(
+                PATIENCE,
+                read.follow::<i64>(&SUMS, Vec::new(), 0).take(leaves).collect::<Vec<_>>(),
+            );
+            let first = leave.await.expect("so many come");
+            let mut seen: Vec<i64> = first.iter().map(|change| change.as_ref().unwrap().1).collect();
+            let (reached, _) = first.last().unwrap().as_ref().unwrap();
+            let whole = seen.iter().filter(|of| *of <= reached).count();
+            assert_eq!(whole, usize::try_from(*reached).unwrap() * each, "all up to there");
+            assert_eq!(
+                *reached,
+                i64::try_from(leaves / each).unwrap(),
+                "the last document of an event says that it is"
+            );
+            seen.retain(|of| of <= reached);
+            let rest = read.follow::<i64>(&SUMS, Vec::new(), *reached).take(5 * each - seen.len());
+            let rest = tokio::time::timeout(PATIENCE, rest.collect::<Vec<_>>()).await.expect("the rest comes");
+            seen.extend(rest.iter().map(|change| change.as_ref().unwrap().1));
+            assert_eq!(seen, expected, "left after {leaves}");
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 
 /// How many changes a watcher is read at a time.
 const MOST_CHANGES: usize = 256;
-/// The most bytes of documents that are kept for a watcher who may be slow, unless one event changes more.
+/// The most bytes of documents that are kept for a watcher who may be slow, unless one is larger.
 const MOST_CHANGED: usize = 256 << 10;
 /// The most bytes of documents on a page that holds more than one: half of what a client takes who says nothing.
 const PAGE_BYTES: usize = 2 << 20;
@@ -290,7 +290,8 @@ impl ReadSide {
             let times_back = read.times_back();
             read.wait_for_position(after_position).await?;
             let mut caught_up = read.caught_up.clone();
-            let mut position = after_position;
+            // After which to go on, and after which document of the next event what comes is yet to be told.
+            let (mut position, mut told) = (after_position, None::<(i64, String)>);
             loop {
                 // Look at how far the views are before reading them: what comes between is read again, never missed.
                 caught_up.mark_unchanged();
@@ -298,21 +299,30 @@ impl ReadSide {
                 loop {
                     let mut conditions = Conditions::default();
                     conditions.filter(&filter);
-                    conditions.add("position", ">", position.into());
+                    match told.take() {
+                        None => conditions.add("position", ">", position.into()),
+                        Some((event, id)) => conditions.add_after(["position", "id"], [event.into(), id.into()]),
+                    }
                     let sql = format!(
-                        "SELECT position,document FROM {}{} ORDER BY position LIMIT {MOST_CHANGES}",
+                        "SELECT position,document,id FROM {}{} ORDER BY position,id LIMIT {}",
                         table.name,
-                        conditions.sql()
+                        conditions.sql(),
+                        MOST_CHANGES + 1
                     );
                     let found = read.reader.fetch(&sql, conditions.values).await;
                     let mut records = found.map_err(|error| unreadable(table, &error))?;
                     let positions = records.iter().map(|record| record.int(0)).collect::<Result<Vec<_>, _>>();
                     let positions = positions.map_err(|error| unreadable(table, &error))?;
                     let documents = records.iter().map(|record| record.blob(1).map_or(0, |document| document.len()));
-                    let fit = that_fit(documents, MOST_CHANGED).min(records.len());
-                    let whole = whole(&positions, fit, records.len() == MOST_CHANGES);
-                    let more = whole < records.len() || whole == MOST_CHANGES;
-                    records.truncate(whole);
+                    // Those that don't fit are looked at again; the first of them says whether the event before is told to its end.
+                    let fit = that_fit(documents, MOST_CHANGED).min(MOST_CHANGES);
+                    let more = fit < records.len();
+                    records.truncate(fit);
+                    if more && positions.get(fit) == positions.get(fit - 1) {
+                        let last = records.last().map_or_else(|| Ok(String::new()), |record| record.text(2));
+                        let last = last.map_err(|error| unreadable(table, &error))?;
+                        told = Some((positions[fit], last));
+                    }
                     // What is told is let go of: whoever takes it may be slow.
                     for (at, record) in records.into_iter().enumerate() {
                         if positions.get(at + 1) != Some(&positions[at]) {
@@ -331,18 +341,6 @@ impl ReadSide {
             }
         }
     }
-}
-
-/// How many of a look's changes to take. So many fit, and there may be more than were found where the look is full: of what the last event
-/// has changed a part may be left out. Then that event waits for the next look, unless it is the only one.
-fn whole(positions: &[i64], fit: usize, full: bool) -> usize {
-    let last = positions[..fit].last();
-    let is_whole = positions.get(fit).map_or(!full, |next| Some(next) != last);
-    if is_whole {
-        return fit;
-    }
-    let of_others = positions[..fit].iter().rposition(|position| Some(position) != last);
-    of_others.map_or_else(|| positions.iter().take_while(|position| Some(*position) == last).count(), |at| at + 1)
 }
 
 /// The conditions of a SELECT.
@@ -376,6 +374,13 @@ impl Conditions {
         self.texts.push(format!("{column} {compare} ${}", self.values.len()));
     }
 
+    /// What comes after this in the order of two columns.
+    fn add_after(&mut self, [first, second]: [&str; 2], values: [Value; 2]) {
+        self.values.extend(values);
+        let last = self.values.len();
+        self.texts.push(format!("({first}, {second}) > (${}, ${last})", last - 1));
+    }
+
     fn sql(&self) -> String {
         if self.texts.is_empty() { String::new() } else { format!(" WHERE {}", self.texts.join(" AND ")) }
     }
@@ -392,25 +397,4 @@ fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -
 fn unreadable(table: &Table, error: &sql::Error) -> Refusal {
     tracing::error!(table = table.name, %error, "a view can't be read");
     error.refusal()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_told_whole_or_in_the_next_look() {
-        for (positions, fit, full, expected) in [
-            (&[][..], 0, false, 0),
-            (&[1, 2, 3], 3, false, 3),
-            (&[1, 2, 3], 3, true, 2),
-            (&[1, 2, 3], 2, false, 2),
-            (&[1, 2, 2, 3], 2, false, 1),
-            (&[1, 2, 2, 3], 3, false, 3),
-            (&[1, 1, 1, 2], 2, false, 3),
-            (&[1, 1, 1], 3, true, 3),
-        ] {
-            assert_eq!(whole(positions, fit, full), expected, "{positions:?}, {fit}, {full}");
-        }
-    }
 }
