@@ -15,7 +15,7 @@ use std::{
 use libs::{
     journal::Journal,
     rpc::verdict::Op,
-    saga::{Coordinator, Definition, Options, Retry, TABLES, testing::Fault},
+    saga::{Clock, Coordinator, Definition, Options, Retry, TABLES, testing::Fault},
 };
 use proto::saga::v1::SagaPhase;
 use saga_world::{Process, Reserve, World, tokio_clock};
@@ -31,6 +31,14 @@ fn reserve(wait: Duration, tune: impl FnOnce(&mut libs::saga::Builder<String>)) 
     World::with(saga.build().unwrap())
 }
 
+/// A process that goes by this clock.
+async fn going_by(world: &World, clock: Clock) -> Process {
+    let journal = Journal::open(&world.folder.path().join("order.db"), TABLES).await.unwrap();
+    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
+    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), clock);
+    Process { journal, coordinator: coordinator.unwrap() }
+}
+
 /// A clock that can be set, and a process that goes by it, whose saga waits for its participant.
 async fn waiting(world: &World) -> (Arc<AtomicI64>, Process) {
     let mut lost = false;
@@ -38,14 +46,9 @@ async fn waiting(world: &World) -> (Arc<AtomicI64>, Process) {
         Op::Action if !std::mem::replace(&mut lost, true) => Fault::LoseRequest,
         _ => Fault::None,
     });
-    let journal = Journal::open(&world.folder.path().join("order.db"), TABLES).await.unwrap();
     let (ahead, right) = (Arc::new(AtomicI64::new(0)), tokio_clock());
     let shown = Arc::clone(&ahead);
-    let clock = Arc::new(move || right() + shown.load(Ordering::Relaxed));
-    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
-    let coordinator =
-        Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), clock).unwrap();
-    let process = Process { journal, coordinator };
+    let process = going_by(world, Arc::new(move || right() + shown.load(Ordering::Relaxed))).await;
     process.place("tea").await.unwrap();
     process.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
     // It isn't paused. Once it has said so, it waits.
@@ -81,6 +84,24 @@ async fn a_clock_that_is_put_back_makes_no_undoing_wait_for_longer() {
     let cancelled = process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
     assert_eq!(cancelled.phase(), SagaPhase::Compensating);
     set(&clock, -1);
+    ended(&process, SagaPhase::Compensated).await;
+}
+
+/// The first to come after that is an operator: what they ask for is committed by the clock that is right.
+#[tokio::test]
+async fn a_clock_that_is_put_back_makes_no_undoing_wait_for_longer_after_a_crash() {
+    let world = reserve(HOUR, |saga| {
+        saga.attempt_timeout(Duration::from_millis(500)).without_barrier();
+    });
+    let (clock, process) = waiting(&world).await;
+    set(&clock, -1);
+    let cancelled = process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    assert_eq!(cancelled.phase(), SagaPhase::Compensating);
+    process.crash().await;
+    let (right, hour) = (tokio_clock(), i64::try_from(HOUR.as_micros()).unwrap());
+    // Later than the cancel, by the clock that is right.
+    let process = going_by(&world, Arc::new(move || right() - hour + 60_000_000)).await;
+    process.coordinator.recover().await.unwrap();
     ended(&process, SagaPhase::Compensated).await;
 }
 

@@ -244,6 +244,8 @@ impl Driver {
                     Err(error) => return End::Parked(error.to_string()),
                 }
             }
+            // Before what has happened is committed: from then on the record says no more that the clock was ahead.
+            self.heed_clock();
             if let Err(Stopped::End(end)) = self.hear(happened).await {
                 return end;
             }
