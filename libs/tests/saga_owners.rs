@@ -449,6 +449,64 @@ async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before(
     assert!(too_early > 0, "who drove it before may have made a call just now");
 }
 
+/// It would be refused for ever, so there is nothing to ask again for; and the saga stays with its owner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_on_by_itself_is_settled_at_no_process() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(pay_and_send(Duration::from_secs(3600), PATIENCE));
+    world.participants.on_call(|call| if call.step == "send" { Fault::LoseRequest } else { Fault::None });
+    let one = process(&world, world.participants.clone()).await;
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    let two = process(&world, world.participants.clone()).await;
+    for process in [&two, &one] {
+        let refused = process.coordinator.skip("tea", "send", Op::Action, true, "ann", "sent by mail").await;
+        let refused = refused.expect_err("it isn't paused");
+        assert_eq!((&*refused.reason, refused.code), ("NOT_STUCK", Code::FailedPrecondition));
+    }
+    assert_eq!((one.coordinator.live(), two.coordinator.live()), (1, 0));
+}
+
+/// What is given up is undone, whenever its calls come: any process may be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_undone_when_it_is_given_up_is_given_up_at_any_process() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    world.participants.on_call(|call| if call.op == Op::Action { Fault::LoseRequest } else { Fault::None });
+    let one = process(&world, world.participants.clone()).await;
+    one.place("tea").await.unwrap();
+    one.coordinator.pause("tea", "ann", "the store is closed").await.unwrap();
+    let two = process(&world, world.participants.clone()).await;
+    let skipped = two.coordinator.skip("tea", "reserve", Op::Action, false, "ann", "it will never answer").await;
+    assert_eq!(skipped.unwrap().phase(), SagaPhase::Compensating);
+    two.coordinator.resume("tea", "ann", "that is all").await.unwrap();
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Compensated);
+}
+
+/// No call is waited for, and no process can settle it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_a_saga_is_settled_at_no_process() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let one = process(&world, world.participants.clone()).await;
+    one.place("tea").await.unwrap();
+    one.coordinator.pause("tea", "ann", "the bank is closed").await.unwrap();
+    let two = process(&world, world.participants.clone()).await;
+    for done in [true, false] {
+        let refused = two.coordinator.skip("tea", "pay", Op::Action, done, "ann", "paid in cash").await;
+        assert_eq!(refused.expect_err("it goes on").reason, "STEP_UNCERTAIN");
+    }
+}
+
 /// It finds out by itself only when it has something to commit, and what changes nothing isn't committed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_taken_over_answers_no_operator() {

@@ -97,14 +97,13 @@ impl Coordinator {
                     return Err(closed(saga_id));
                 }
                 match why {
-                    Unreachable::NotLive(Mail::Operator(
-                        Command { wish: Wish::Skip { ref step, ref op, .. }, .. },
-                        _,
-                    )) if self.0.member.get().is_some() && is_under_way(&stored, step, *op) => {
-                        return Err(driven_elsewhere(saga_id));
-                    }
                     // Another process may drive it: from now on it is this one, which can be asked.
-                    Unreachable::NotLive(mail) if self.0.member.get().is_some() => self.seize(&stored, mail).await?,
+                    Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
+                        if let Mail::Operator(Command { wish: Wish::Skip { step, op, settled }, .. }, _) = &mail {
+                            may_be_settled_here(&stored, step, *op, *settled)?;
+                        }
+                        self.seize(&stored, mail).await?;
+                    }
                     why => return Err(why.into_refusal(saga_id)),
                 }
             }
@@ -113,13 +112,21 @@ impl Coordinator {
     }
 }
 
-/// Whether a call of this step may be under way.
-fn is_under_way(record: &Record, name: &str, op: Op) -> bool {
-    let step = record.saga.steps.iter().position(|step| step.name == name);
-    step.is_some_and(|step| machine::begun(record).any(|due| due == Due { step, op }))
+/// Refuses to take a saga over for what can't be settled then: as it goes on by itself, or as a call of the step may be under way. The end of
+/// that whoever took it over would have to wait for anew.
+fn may_be_settled_here(record: &Record, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
+    machine::must_rest(record)?;
+    let steps = &record.saga.steps;
+    let waits = |due: Due| {
+        let step = &steps[due.step];
+        due.op == op
+            && step.name == name
+            && step.sub_saga_id.is_empty()
+            && !machine::is_undone(op, settled, step.kind())
+    };
+    if machine::begun(record).any(waits) { Err(driven_elsewhere(&record.saga.saga_id)) } else { Ok(()) }
 }
 
-/// Whoever took it over would have to wait anew until no call of the one before can come.
 fn driven_elsewhere(saga_id: &str) -> Refusal {
     let message = format!(
         "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; through a \

@@ -1,6 +1,6 @@
 //! What operators ask for, each by name and with a reason, each written into the saga's history.
 
-use proto::saga::v1::{SagaPhase, StepKind, StepState};
+use proto::saga::v1::{Saga, SagaPhase, StepKind, StepState};
 
 use super::{Line, Turn, enter, renew};
 use crate::{
@@ -47,6 +47,22 @@ pub(in crate::saga) enum Settled {
     Rejected,
 }
 
+/// Refuses while the saga goes on by itself: what an operator finds at a participant would not stay.
+pub(in crate::saga) fn must_rest(record: &Record) -> Result<(), Refusal> {
+    let Saga { saga_id, paused, .. } = &record.saga;
+    let phase = record.saga.phase();
+    if phase == SagaPhase::Stuck || *paused {
+        return Ok(());
+    }
+    let message = format!("saga {saga_id} is {}, not STUCK, and goes on: pause it before", name_of(phase));
+    Err(Refusal::precondition("NOT_STUCK", message))
+}
+
+/// True for an action that is undone, or withdrawn, when an operator says that it had no effect: it may take it yet.
+pub(in crate::saga) fn is_undone(op: Op, settled: Settled, kind: StepKind) -> bool {
+    (op, settled, kind) == (Op::Action, Settled::Rejected, StepKind::Compensatable)
+}
+
 impl Turn<'_> {
     pub(super) fn operator(&mut self, command: &Command) -> Result<(), Refusal> {
         if is_final(self.phase()) {
@@ -66,7 +82,7 @@ impl Turn<'_> {
                 Err(self.part_of_another())
             }
             Wish::ForceClose => {
-                self.must_rest()?;
+                must_rest(self.record)?;
                 self.audit(command, "force-closed", None);
                 self.enter(SagaPhase::ForceClosed);
                 Ok(())
@@ -92,16 +108,6 @@ impl Turn<'_> {
             self.record.saga.paused = paused;
             self.audit(command, what, None);
         }
-    }
-
-    /// Refuses while the saga goes on by itself: what an operator finds at a participant would not stay.
-    fn must_rest(&self) -> Result<(), Refusal> {
-        if self.phase() == SagaPhase::Stuck || self.record.saga.paused {
-            return Ok(());
-        }
-        let (saga_id, phase) = (&self.record.saga.saga_id, name_of(self.phase()));
-        let message = format!("saga {saga_id} is {phase}, not STUCK, and goes on: pause it before");
-        Err(Refusal::precondition("NOT_STUCK", message))
     }
 
     fn cancel(&mut self, command: &Command) -> Result<(), Refusal> {
@@ -163,7 +169,7 @@ impl Turn<'_> {
     }
 
     fn skip(&mut self, command: &Command, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
-        self.must_rest()?;
+        must_rest(self.record)?;
         let Some(step) = self.plan.steps.iter().position(|step| step.name == name) else {
             let message = format!("saga {} has no step {name}", self.record.saga.saga_id);
             return Err(Refusal::not_found("UNKNOWN_STEP", message));
@@ -199,9 +205,10 @@ impl Turn<'_> {
     fn must_be_known(&self, step: usize, op: Op, settled: Settled) -> Result<(), Refusal> {
         let plan = &self.plan.steps[step];
         let unknown = |message: String| Err(Refusal::precondition("STEP_UNCERTAIN", message).with("step", plan.name));
+        if is_undone(op, settled, plan.kind) {
+            return Ok(());
+        }
         match (op, settled, plan.kind) {
-            // It is undone, or withdrawn.
-            (Op::Action, Settled::Rejected, StepKind::Compensatable) => Ok(()),
             _ if plan.is_saga() => {
                 let below = &self.record.saga.steps[step].sub_saga_id;
                 unknown(format!("{} is saga {below}, which goes on: settle what it waits for there", plan.name))

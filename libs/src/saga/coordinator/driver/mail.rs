@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use proto::saga::v1::{SagaPhase, StepKind};
-
 use super::{Driver, End, Stopped};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
         coordinator::live::Mail,
-        machine::{self, Command, Due, Input, Settled, Wish},
+        machine::{self, Command, Due, Input, Wish},
         plan::StepPlan,
     },
 };
@@ -65,9 +63,9 @@ impl Driver {
     /// count as well: what it was to keep out, or to take back, might come after it was struck out.
     fn must_have_ended(&self, command: &Command) -> Result<(), Refusal> {
         let Wish::Skip { step: name, op, settled } = &command.wish else { return Ok(()) };
-        let rests = self.record.saga.paused || self.record.saga.phase() == SagaPhase::Stuck;
-        let is_undone =
-            |step: &StepPlan| (*op, *settled, step.kind) == (Op::Action, Settled::Rejected, StepKind::Compensatable);
+        // What goes on by itself is the machine's to refuse.
+        let rests = machine::must_rest(&self.record).is_ok();
+        let is_undone = |step: &StepPlan| machine::is_undone(*op, *settled, step.kind);
         let steps = &self.program.plan.steps;
         let step = steps.iter().position(|step| step.name == name && step.is_remote() && !is_undone(step));
         let Some(step) = step.filter(|_| rests) else { return Ok(()) };
