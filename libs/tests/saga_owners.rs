@@ -5,7 +5,13 @@
 mod database;
 mod saga_world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -664,6 +670,50 @@ async fn a_clock_that_was_ahead_spares_nobody_the_look_at_whose_the_saga_is() {
     drives_nothing(&one).await;
     let calls: Vec<Op> = world.participants.calls().iter().map(|made| made.call.op).collect();
     assert!(calls.ends_with(&[Op::Compensation]), "{calls:?}");
+}
+
+/// Its time comes, and then looks like one at which the saga was its own. Here it comes while an undoing waits, before which nothing is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_ahead_for_less_than_a_wait_spares_nobody_the_look_either() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    // The undoing waits three times as long.
+    saga.attempt_timeout(Duration::from_millis(200)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.op == Op::Action { Fault::LoseRequest } else { Fault::None });
+    let (begun, ahead) = (1_700_000_000_000_000, 500_000);
+    let (gone, _) = going_by(&world, begun + ahead).await;
+    gone.place("tea").await.unwrap();
+    gone.until("tea", |saga| !saga.steps[0].last_error.is_empty()).await;
+    gone.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    gone.coordinator.drain(PATIENCE).await;
+    gone.coordinator.leave().await;
+
+    let (one, clock) = going_by(&world, begun).await;
+    assert_eq!(one.coordinator.live(), 1);
+    let two = process(&world, world.participants.clone()).await;
+    two.coordinator.retry("tea", "ann", "the store is open").await.unwrap();
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Compensated);
+    clock.store(begun + ahead + 110_000, Ordering::Relaxed);
+    drives_nothing(&one).await;
+    let undone = world.participants.calls().iter().filter(|made| made.call.op == Op::Compensation).count();
+    assert_eq!(undone, 1, "who had it before calls nobody");
+}
+
+/// One more process, whose clock stands until it is set.
+async fn going_by(world: &World, micros: i64) -> (Process, Arc<AtomicI64>) {
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let clock = Arc::new(AtomicI64::new(micros));
+    let shown = Arc::clone(&clock);
+    let shown = Arc::new(move || shown.load(Ordering::Relaxed));
+    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
+    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), shown);
+    let process = Process { journal, coordinator: coordinator.unwrap() };
+    process.coordinator.recover().await.unwrap();
+    (process, clock)
 }
 
 /// A look is a read: of a hundred thousand that wait for one participant, each would write an event every few seconds.

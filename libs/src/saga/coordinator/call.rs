@@ -37,11 +37,11 @@ const CROWDED: &str = "too many calls are under way in this process: a participa
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// What is known of whose a saga is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
-    /// How often its owner had changed when it was this process's.
+    /// How often its owner had changed when it was this process's; 0 where the database has one process.
     pub(super) since: u64,
-    /// When that was last seen, in microseconds since 1970.
+    /// When that was last seen, in microseconds since 1970; 0 is never.
     pub(super) micros: i64,
 }
 

@@ -74,7 +74,7 @@ impl Shared {
         if claimed.await?.is_empty() {
             return Ok(None);
         }
-        self.since(saga_id).await.map(Some)
+        self.known(saga_id).await.map(|known| Some(known.since))
     }
 
     /// Commits a record whose saga has just ended without a task, with all that the end of a saga brings.

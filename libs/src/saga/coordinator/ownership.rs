@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Coordinator, RecoverError, Shared, closed, live::Mail, not_driven};
+use super::{Coordinator, RecoverError, Shared, call::Known, closed, live::Mail, not_driven};
 use crate::{
     cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
@@ -93,15 +93,17 @@ impl Shared {
         self.member.get().map(|member| store::owned_by(saga_id, member.name(), store::FIRST_OWNER))
     }
 
-    /// How often a saga's owner has changed, where it is this process by now. What is read of the saga after this is at least as new.
-    pub(super) async fn since(&self, saga_id: &str) -> Result<u64, Refusal> {
-        let Some(member) = self.member.get() else { return Ok(0) };
+    /// What is known of a saga's owner, where it is this process by now. What is read of the saga after this is at least as new.
+    pub(super) async fn known(&self, saga_id: &str) -> Result<Known, Refusal> {
+        let Some(member) = self.member.get() else { return Ok(Known::default()) };
+        let micros = self.now();
         let owned = store::owned(&self.journal, std::iter::once(saga_id), member.name()).await;
         let owned = owned.map_err(|error| {
             tracing::warn!(saga.id = saga_id, %error, "a saga's owner can't be read");
             error.refusal()
         })?;
-        owned.get(saga_id).copied().ok_or_else(|| not_driven(saga_id))
+        let since = owned.get(saga_id).copied().ok_or_else(|| not_driven(saga_id))?;
+        Ok(Known { since, micros })
     }
 
     /// Makes this process the owner of those of the sagas whose owner is as `wanted` says, and answers which.
@@ -263,14 +265,14 @@ impl Coordinator {
             return self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id));
         };
         self.0.claim(vec![saga_id.clone()], |_, _| true).await?;
-        let since = self.0.since(saga_id).await?;
+        let known = self.0.known(saga_id).await?;
         let record = self.0.stored(saga_id).await?;
         self.0.claimed.lock().remove(saga_id);
         if is_final(record.saga.phase()) {
             place.forget();
             return Err(closed(saga_id));
         }
-        self.0.take_up(definition, record, place, since, Some(mail));
+        self.0.take_up(definition, record, place, known, Some(mail));
         Ok(())
     }
 
@@ -283,6 +285,7 @@ impl Coordinator {
         let reserve = |saga_id: &String| Some((saga_id.clone(), self.0.live.reserve(saga_id)?));
         let mut places: BTreeMap<_, _> = saga_ids.iter().filter_map(reserve).collect();
         let saga_ids: Vec<String> = places.keys().cloned().collect();
+        let micros = self.0.now();
         let owned = store::owned(&self.0.journal, saga_ids.iter().map(String::as_str), member.name()).await?;
         for (saga_id, stored) in store::load_all(&self.0.journal, &saga_ids).await? {
             let Some(mut place) = places.remove(&saga_id) else { continue };
@@ -293,7 +296,7 @@ impl Coordinator {
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                 Ok((_, record)) if is_final(record.saga.phase()) => place.forget(),
                 Ok((definition, record)) => {
-                    self.0.take_up(definition, record, place, since, None);
+                    self.0.take_up(definition, record, place, Known { since, micros }, None);
                     taken += 1;
                 }
                 Err(why) => self.0.park(&saga_id, why),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Coordinator, Driver, Mail, Shared,
     admission::Admissions,
+    call::Known,
     driver::Start,
     live::{Parked, Reservation},
     ownership::beating,
@@ -50,7 +51,7 @@ impl Coordinator {
                 let read = stored.map_err(|error| error.to_string());
                 match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                     Ok((definition, record)) => {
-                        self.0.take_up(definition, record, place, 0, None);
+                        self.0.take_up(definition, record, place, Known::default(), None);
                         resumed += 1;
                     }
                     Err(why) => self.0.park(&saga_id, why),
@@ -101,18 +102,18 @@ impl Shared {
         Ok(definition)
     }
 
-    /// Drives a saga from where it stands, whose record was read in this place after its owner had changed `since` times.
+    /// Drives a saga from where it stands, whose record was read in this place after that was known of its owner.
     pub(super) fn take_up(
         self: &Arc<Self>,
         definition: Arc<Definition>,
         mut record: Record,
         place: Reservation<'_>,
-        since: u64,
+        known: Known,
         mail: Option<Mail>,
     ) {
         machine::taken_up(&definition.plan, &mut record, self.now());
         let admission = Admissions::admit_again(&self.admissions);
-        let start = Start::Again { mailbox: place.drive(), since, mail };
+        let start = Start::Again { mailbox: place.drive(), known, mail };
         Driver::launch(Arc::clone(self), definition, record, admission, start);
     }
 }

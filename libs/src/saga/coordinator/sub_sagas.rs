@@ -216,7 +216,7 @@ mod tests {
             simulated::{Begun, Database, Fate, Keys},
             sql::{Error, Record as Row, Value},
         },
-        saga::{Operation, Options, Transport, transport},
+        saga::{Operation, Options, Transport, coordinator::call::Known, transport},
     };
 
     /// Empty when it is opened, and then out of reach: it says so at once, as where nobody listens.
@@ -283,7 +283,8 @@ mod tests {
         record.saga.set_phase(SagaPhase::Forward);
         record.saga.steps[0].set_state(StepState::Done);
         (record.kept.bound, record.kept.awaits_parent) = (true, true);
-        let start = Start::Again { mailbox: shared.live.enter(&"s:do".into()).unwrap(), since: 0, mail: None };
+        let mailbox = shared.live.enter(&"s:do".into()).unwrap();
+        let start = Start::Again { mailbox, known: Known::default(), mail: None };
         let admission = Admissions::admit_again(&shared.admissions);
         Driver::launch(shared, below, record, admission, start);
         tokio::time::sleep(Duration::from_secs(10)).await;

@@ -28,6 +28,8 @@ impl Driver {
         let now = self.shared.now();
         if now < std::mem::replace(&mut self.seen_micros, now) {
             machine::clock_put_back(&self.program.plan, &mut self.record, now);
+            // Nor do the times that it showed tell anything once they come again.
+            (self.own_time, self.known.micros) = (false, 0);
         }
     }
 
@@ -36,9 +38,11 @@ impl Driver {
         self.past(changed_at(&self.record.saga))
     }
 
-    /// When the saga was last known to be this process's, likewise.
+    /// When the saga was last known to be this process's, likewise. The time of another's commit is none, however right it looks: that clock may
+    /// have been ahead, and this one be there since.
     pub(super) fn known_micros(&self) -> i64 {
-        self.changed_micros().max(self.past(self.looked_micros))
+        let changed = if self.own_time { self.changed_micros() } else { 0 };
+        changed.max(self.past(self.known.micros))
     }
 
     fn past(&self, at: i64) -> i64 {

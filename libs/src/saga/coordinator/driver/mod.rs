@@ -47,10 +47,10 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     program: Arc<Definition>,
     saga_id: Arc<str>,
-    /// How often its owner had changed before its record was read.
-    since: u64,
-    /// When it was last found to be this process's without a commit, in microseconds since 1970; 0 is never.
-    looked_micros: i64,
+    /// Whose it is, as far as that was last found without a commit.
+    known: Known,
+    /// True if its record's time is one that this process's clock has shown, as it is set now.
+    own_time: bool,
     /// What the clock showed when it was last looked at.
     seen_micros: i64,
     /// As it was last committed, and in memory only: calls counted, waits that nobody must know after a restart.
@@ -81,8 +81,8 @@ pub(super) enum Start {
     Again {
         /// Its place, taken before its record was read.
         mailbox: Arc<Mailbox>,
-        /// How often its owner had changed before its record was read; 0 where the database has one process.
-        since: u64,
+        /// Whose it was before its record was read.
+        known: Known,
         /// What it is to hear first.
         mail: Option<Mail>,
     },
@@ -137,16 +137,16 @@ impl Driver {
         start: Start,
     ) {
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
-        let (again, mailbox, since, mail) = match start {
+        let (again, mailbox, known, mail) = match start {
             Start::Fresh => match shared.live.enter(&saga_id) {
-                Some(mailbox) => (false, mailbox, store::FIRST_OWNER, None),
+                Some(mailbox) => (false, mailbox, Known { since: store::FIRST_OWNER, micros: 0 }, None),
                 // Somebody who was quicker than the word of its commit has its place. They may give it up.
                 None => {
                     shared.claimed.lock().insert(saga_id.to_string());
                     return;
                 }
             },
-            Start::Again { mailbox, since, mail } => (true, mailbox, since, mail),
+            Start::Again { mailbox, known, mail } => (true, mailbox, known, mail),
         };
         let span = spans::stretch(&record, again);
         let earlier = again.then(|| Earlier::of(&record));
@@ -154,8 +154,8 @@ impl Driver {
             shared,
             program,
             saga_id,
-            since,
-            looked_micros: 0,
+            known,
+            own_time: !again,
             seen_micros: 0,
             record,
             mailbox,
@@ -280,7 +280,7 @@ impl Driver {
 
     /// Makes the calls that the committed record asks for.
     fn call_due(&mut self) {
-        let known = Known { since: self.since, micros: self.known_micros() };
+        let known = Known { micros: self.known_micros(), ..self.known };
         let Self { record, in_flight, .. } = self;
         for due in machine::due(record, |due| in_flight.contains(due), self.shared.now()) {
             let attempt = machine::leaves(&mut self.record, due);

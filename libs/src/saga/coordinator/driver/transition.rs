@@ -83,8 +83,8 @@ impl Driver {
             // As of before it is read: who takes the saga over does so after this.
             let now = self.shared.now();
             match self.shared.look_whose(&self.saga_id).await {
-                Ok(Some(since)) if since == self.since => {
-                    self.looked_micros = now;
+                Ok(Some(since)) if since == self.known.since => {
+                    self.known.micros = now;
                     return Ok(());
                 }
                 Ok(since) => return Err(Stopped::End(End::Taken { mine_again: since.is_some() })),
@@ -154,7 +154,7 @@ impl Driver {
                 Box::new(move |loaded: &Loaded<'_>| release.decide(shared, loaded, decide))
             }
         };
-        let fence = self.shared.fence(&self.saga_id, self.since);
+        let fence = self.shared.fence(&self.saga_id, self.known.since);
         let decide = match fence.clone() {
             None => decide,
             Some(fence) => {
@@ -171,6 +171,7 @@ impl Driver {
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
+                    self.own_time = true;
                 }
                 Ok(committed.outcome)
             }
