@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Shared, not_driven};
+use super::{PAUSE, Shared, not_driven};
 use crate::{
     refusal::Refusal,
     saga::{machine::later, store},
@@ -80,7 +80,8 @@ pub(super) fn owner_unread() -> Refusal {
     Refusal::unavailable("OWNER_UNREAD", "it can't be read whose the saga is by now", Duration::from_secs(1))
 }
 
-/// Reads owners until nobody waits any more. If they can't be read, whoever waits hears that their look is gone.
+/// Reads owners until nobody waits any more. If they can't be read, whoever waits hears that their look is gone, and those that come within a
+/// while are read together.
 async fn read_owners(shared: Arc<Shared>) {
     while let Some(looks) = shared.looks.next() {
         let me = shared.member.get().map(|member| member.name()).unwrap_or_default();
@@ -91,7 +92,12 @@ async fn read_owners(shared: Arc<Shared>) {
                     let _ = tell.send(owned.get(&*saga_id).copied());
                 }
             }
-            Err(error) => tracing::warn!(sagas = looks.len(), %error, "the owners of sagas can't be read"),
+            Err(error) => {
+                tracing::warn!(sagas = looks.len(), %error, "the owners of sagas can't be read");
+                // They hear of it now, and ask again one by one.
+                drop(looks);
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }
@@ -103,5 +109,43 @@ impl Looks {
         let most = waiting.looks.len().min(MOST);
         waiting.is_read = most > 0;
         waiting.is_read.then(|| waiting.looks.drain(..most).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::{
+        super::sub_sagas::tests::{Out, on},
+        *,
+    };
+
+    /// Each looks again a while after it has heard, so that they come one by one.
+    #[tokio::test(start_paused = true)]
+    async fn owners_that_cannot_be_read_are_not_read_for_each_who_asks() {
+        let out = Arc::new(Out::default());
+        let (shared, _) = on(&out).await;
+        for saga in 0..500 {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(saga)).await;
+                loop {
+                    shared.look_whose(&saga.to_string().into()).await.expect_err("it is out of reach");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let reads = out.0.load(Ordering::Relaxed);
+        assert!((5..=21).contains(&reads), "{reads}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_an_owner_that_cannot_be_read_hears_so_at_once() {
+        let (shared, _) = on(&Arc::new(Out::default())).await;
+        let begun = tokio::time::Instant::now();
+        shared.look_whose(&"tea".into()).await.expect_err("it is out of reach");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -92,6 +92,8 @@ impl Default for Options {
 
 /// How often somebody who waits looks at a saga that another process drives.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long to leave a database alone that is out of reach.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The time, in microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;

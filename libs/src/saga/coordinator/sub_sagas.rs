@@ -199,7 +199,7 @@ pub(super) fn born_by(record: &Record) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         sync::atomic::{AtomicUsize, Ordering},
         time::Duration,
@@ -221,7 +221,7 @@ mod tests {
 
     /// Empty when it is opened, and then out of reach: it says so at once, as where nobody listens.
     #[derive(Debug, Default)]
-    struct Out(AtomicUsize);
+    pub(in crate::saga::coordinator) struct Out(pub(in crate::saga::coordinator) AtomicUsize);
 
     impl Database for Out {
         fn execute(&self, _: &str, _: &[Value]) -> BoxFuture<'static, Result<(), Error>> {
@@ -266,7 +266,7 @@ mod tests {
         }
     }
 
-    async fn on(out: &Arc<Out>) -> (Arc<Shared>, Arc<Definition>) {
+    pub(in crate::saga::coordinator) async fn on(out: &Arc<Out>) -> (Arc<Shared>, Arc<Definition>) {
         let (journal, _committer) = Journal::simulated(Arc::<Out>::clone(out)).await.unwrap();
         let Coordinator(shared) = Coordinator::new(journal, [], Nobody, Options::default()).unwrap();
         let mut below = Definition::builder::<String>("below", 1);

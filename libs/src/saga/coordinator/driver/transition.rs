@@ -3,7 +3,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -15,7 +14,7 @@ use crate::{
     rpc::cause::of_panic,
     saga::{
         coordinator::{
-            locks,
+            PAUSE, locks,
             looks::Unread,
             ownership::{Decide, Fence},
             sub_sagas,
@@ -25,9 +24,6 @@ use crate::{
         store,
     },
 };
-
-/// How long to leave a database alone that is out of reach.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// Tries a commit until the database takes it.
 macro_rules! patiently {
