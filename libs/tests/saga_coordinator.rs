@@ -492,6 +492,47 @@ async fn what_was_called_before_a_crash_is_settled_by_nobody_else_until_its_time
     assert_eq!(step(&skip().await.unwrap(), "ship").state(), StepState::Skipped);
 }
 
+/// What a call was given counts, and not what the next one would be.
+#[tokio::test]
+async fn a_call_from_before_a_crash_is_waited_for_as_long_as_it_was_given_whatever_its_definition_says_by_now() {
+    let giving = |timeout| {
+        let mut saga = Definition::builder::<String>("place-order", 1);
+        saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+        saga.attempt_timeout(timeout).without_barrier();
+        vec![saga.build().unwrap()]
+    };
+    let (short, long) = (Duration::from_secs(5), Duration::from_secs(500));
+    // From the start on, or only by the process before.
+    for before in [vec![long], vec![short, long]] {
+        let world = World::with(giving(short).remove(0));
+        world.participants.on_call(|_| Fault::Hang);
+        for (at, timeout) in before.iter().enumerate() {
+            let process = world.open_with(giving(*timeout), Options::default()).await;
+            match at {
+                0 => process.place("tea").await.unwrap(),
+                _ => drop(process.coordinator.recover().await.unwrap()),
+            }
+            while world.participants.calls().len() == at {
+                tokio::task::yield_now().await;
+            }
+            if at + 1 == before.len() {
+                process.coordinator.pause("tea", "ann", "inventory is no more").await.unwrap();
+            }
+            process.crash().await;
+        }
+        let process = world.open_with(giving(short), Options::default()).await;
+        process.coordinator.recover().await.unwrap();
+        let skipped = process.coordinator.skip("tea", "reserve", Op::Action, true, "ann", "it is there").await;
+        let refused = skipped.unwrap_err();
+        assert_eq!(refused.reason, "STEP_UNDER_WAY");
+        assert!(refused.retry_after.unwrap() > long / 2, "{refused:?}");
+        process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+        let undone = process.coordinator.resume("tea", "ann", "that is all").await.unwrap();
+        let waits = step(&undone, "reserve").next_attempt_time.unwrap().seconds - undone.update_time.unwrap().seconds;
+        assert!(waits > 2 * 500, "{waits} s");
+    }
+}
+
 #[tokio::test]
 async fn what_needs_the_reply_of_a_step_that_was_settled_by_hand_is_refused() {
     let world = World::new();

@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepState};
 
-use super::{Line, Local, Turn, each, elapsed, in_states, owed};
+use super::{Line, Local, Turn, each, elapsed, in_states, keep_timeout, owed};
 use crate::{rpc::verdict::Op, time::timestamp};
 
 impl Turn<'_> {
@@ -34,6 +34,7 @@ impl Turn<'_> {
         let kept = &mut self.record.kept.steps[step];
         kept.compensation_request = request;
         kept.compensation_started_micros = self.moment.now;
+        keep_timeout(&self.plan.steps[step], kept);
         let not_before = kept.compensation_not_before_micros;
         self.record.fresh |= 1 << step;
         let shown = self.record.step_mut(step);
@@ -80,7 +81,7 @@ mod tests {
         refusal::Refusal,
         saga::{
             Compensated, Definition, Operation,
-            machine::{Attempt, Command, Input, Moment, Wish, advance, later, next_wake, taken_up},
+            machine::{Attempt, Command, Input, Moment, Wish, advance, clock_put_back, later, next_wake, taken_up},
             record::Record,
             reply::Ruling,
         },
@@ -117,10 +118,16 @@ mod tests {
         saga.build().expect("a definition")
     }
 
-    /// A saga whose step may have taken effect, or may do so yet.
-    fn called(definition: &Definition, now: i64) -> Record {
+    /// A saga whose step is called.
+    fn begun(definition: &Definition, now: i64) -> Record {
         let mut record = definition.plan.new_record("s", Vec::new(), now, 0);
         advance(definition, &mut record, Input::Tick, at(now)).expect("begun");
+        record
+    }
+
+    /// A saga whose step may have taken effect, or may do so yet.
+    fn called(definition: &Definition, now: i64) -> Record {
+        let mut record = begun(definition, now);
         lost(definition, &mut record, now);
         record
     }
@@ -182,17 +189,42 @@ mod tests {
     fn a_timeout_that_is_less_by_now_has_nothing_undone_early() {
         let (before, now) = (definition(Duration::from_secs(60)), definition(Duration::from_secs(5)));
         let today = 86_400 * SECOND;
-        let late = Some(today + 180 * SECOND);
+        let late = |given_up: i64| Some(given_up + 180 * SECOND);
         let mut record = turned_back(&before, today);
         taken_up(&now.plan, &mut record, today + SECOND);
-        assert_eq!(undone_at(&now, &record), late);
+        assert_eq!(undone_at(&now, &record), late(today + SECOND));
         asked(&now, &mut record, Wish::Retry, today + 2 * SECOND);
-        assert_eq!(undone_at(&now, &record), late, "an operator's impatience");
+        assert_eq!(undone_at(&now, &record), late(today + SECOND), "an operator's impatience");
+        // Nor where the clock is put back.
+        clock_put_back(&now.plan, &mut record, today - 60 * SECOND);
+        assert_eq!(undone_at(&now, &record), late(today - 60 * SECOND));
         // Nor where it is called again, and given up then.
         let mut record = called(&before, today);
         taken_up(&now.plan, &mut record, today + SECOND);
         lost(&now, &mut record, today + 2 * SECOND);
         asked(&now, &mut record, Wish::Cancel, today + 3 * SECOND);
-        assert_eq!(undone_at(&now, &record), late);
+        assert_eq!(undone_at(&now, &record), late(today + 3 * SECOND));
+    }
+
+    #[test]
+    fn a_timeout_that_is_less_since_a_call_left_has_nothing_undone_early() {
+        let (before, now) = (definition(Duration::from_secs(60)), definition(Duration::from_secs(5)));
+        let today = 86_400 * SECOND;
+        let mut record = begun(&before, today);
+        taken_up(&now.plan, &mut record, today + SECOND);
+        asked(&now, &mut record, Wish::Cancel, today + 2 * SECOND);
+        assert_eq!(undone_at(&now, &record), Some(today + 182 * SECOND));
+    }
+
+    #[test]
+    fn what_was_begun_before_timeouts_were_kept_goes_by_the_one_of_today() {
+        let timeout = Duration::from_secs(5);
+        let (before, now) = (definition(Duration::from_secs(60)), definition(timeout));
+        let today = 86_400 * SECOND;
+        let mut record = begun(&before, today);
+        record.kept.steps[0].attempt_timeout_micros = 0;
+        taken_up(&now.plan, &mut record, today);
+        asked(&now, &mut record, Wish::Cancel, today);
+        assert_eq!(undone_at(&now, &record), Some(later(today, timeout * 3)));
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proto::saga::v1::{Reason, SagaPhase, StepKind, StepState};
 
-use super::{Line, Local, Turn, each, elapsed, in_states, owed};
+use super::{Line, Local, Turn, each, elapsed, in_states, keep_timeout, owed};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -67,6 +67,7 @@ impl Turn<'_> {
         kept.request = request;
         kept.started_micros = self.moment.now;
         kept.may_have_run = true;
+        keep_timeout(&self.plan.steps[step], kept);
         self.record.fresh |= 1 << step;
         self.record.step_mut(step).attempts = 1;
         self.set_state(step, StepState::Started);

@@ -22,6 +22,8 @@ mod operator;
 mod outlook;
 mod sub_sagas;
 
+use std::time::Duration;
+
 use proto::saga::v1::{SagaPhase, StepKind, StepRecord, StepState};
 
 pub(super) use self::{
@@ -277,21 +279,49 @@ impl Turn<'_> {
 
 fn may_come_late(plan: &StepPlan, kept: &mut StepRecord, now: i64) {
     if plan.options.plain {
-        // An earlier call may have had more time.
-        kept.compensation_not_before_micros = kept.compensation_not_before_micros.max(until_none_comes(plan, now));
+        // An earlier call may have had more time, which not every record says.
+        let until = until_none_comes(plan, kept, now);
+        kept.compensation_not_before_micros = kept.compensation_not_before_micros.max(until);
     }
 }
 
 /// When none of a step's calls can come any more, if the last one was made just now.
-fn until_none_comes(plan: &StepPlan, now: i64) -> i64 {
-    later(now, plan.options.attempt_timeout.saturating_mul(3))
+fn until_none_comes(plan: &StepPlan, kept: &StepRecord, now: i64) -> i64 {
+    later(now, longest_timeout(plan, kept).saturating_mul(3))
+}
+
+/// The longest that a call of a step may have been given: timeouts change while sagas are under way.
+pub(super) fn longest_timeout(plan: &StepPlan, kept: &StepRecord) -> Duration {
+    let before = Duration::from_micros(u64::try_from(kept.attempt_timeout_micros).unwrap_or_default());
+    plan.options.attempt_timeout.max(before)
+}
+
+/// Whether a call would be given longer than the record says of any. That must be committed before it leaves.
+pub(super) fn is_given_more(plan: &Plan, record: &Record, due: Due) -> bool {
+    let (plan, kept) = (&plan.steps[due.step], &record.kept.steps[due.step]);
+    plan.is_remote() && later(0, plan.options.attempt_timeout) > kept.attempt_timeout_micros
+}
+
+/// Writes into the record how long the calls are given of all that is under way.
+pub(super) fn keep_timeouts(plan: &Plan, record: &mut Record) {
+    let open = begun(record).fold(0, |steps, due| steps | 1 << due.step);
+    for step in each(open) {
+        keep_timeout(&plan.steps[step], &mut record.kept.steps[step]);
+    }
+}
+
+fn keep_timeout(plan: &StepPlan, kept: &mut StepRecord) {
+    if plan.is_remote() {
+        kept.attempt_timeout_micros = kept.attempt_timeout_micros.max(later(0, plan.options.attempt_timeout));
+    }
 }
 
 /// What the record says of times to come was told by a clock that was ahead. Every wait between calls ends, and no undoing waits longer than
 /// it would if its action had been called just now.
 pub(super) fn clock_put_back(plan: &Plan, record: &mut Record, now: i64) {
     for (plan, kept) in plan.steps.iter().zip(&mut record.kept.steps) {
-        kept.compensation_not_before_micros = kept.compensation_not_before_micros.min(until_none_comes(plan, now));
+        kept.compensation_not_before_micros =
+            kept.compensation_not_before_micros.min(until_none_comes(plan, kept, now));
     }
     record.call_at_once(now);
 }
@@ -360,6 +390,6 @@ fn elapsed(since: i64, now: i64) -> prost_types::Duration {
 }
 
 /// A while after a point in time.
-pub(super) fn later(now: i64, wait: std::time::Duration) -> i64 {
+pub(super) fn later(now: i64, wait: Duration) -> i64 {
     now.saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
 }

@@ -5,7 +5,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Driver;
-use crate::saga::{coordinator::Shared, machine, plan::StepPlan, record::changed_at};
+use crate::saga::{
+    coordinator::Shared,
+    machine::{self, Due},
+    plan::StepPlan,
+    record::changed_at,
+};
 
 /// What must be done before a call may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,7 +20,7 @@ pub(super) enum Age {
     /// Look whether the saga is still this process's. Nothing is written: thousands may wait for one participant, and each looks again and
     /// again.
     OfOwner,
-    /// Commit it anew: participants count a call's age from its record.
+    /// Commit it anew: participants count a call's age from its record, and it says how long the call is waited for.
     OfRecord,
 }
 
@@ -49,9 +54,9 @@ impl Driver {
         if at > self.shared.now() { 0 } else { at }
     }
 
-    /// Whether a call is due on a record that is too old for it to count, or on one whose owner was last known too long ago: the saga may
-    /// have gone on with another process since, and an operator have settled the step there. Whoever has the saga now waits only for calls
-    /// of before it took the saga up.
+    /// Whether a call is due on a record that is too old for it to count, or says that it is given less time; or on one whose owner was last
+    /// known too long ago: the saga may have gone on with another process since, and an operator have settled the step there. Whoever has the
+    /// saga now waits only for calls of before it took the saga up.
     pub(super) fn age(&self) -> Age {
         let steps = &self.program.plan.steps;
         let (now, counts) = (self.shared.now(), self.shared.counts() / 2);
@@ -65,12 +70,14 @@ impl Driver {
                 Age::Young
             }
         };
+        let is_given_more = |due| machine::is_given_more(&self.program.plan, &self.record, due);
         // Mostly it is as good as new.
-        if steps.iter().all(|step| age(step) == Age::Young) {
+        if steps.iter().all(|step| age(step) == Age::Young) && !machine::begun(&self.record).any(is_given_more) {
             return Age::Young;
         }
+        let age = |due: Due| if is_given_more(due) { Age::OfRecord } else { age(&steps[due.step]) };
         let due = machine::due(&self.record, |due| self.in_flight.contains(due), now);
-        due.into_iter().map(|due| age(&steps[due.step])).max().unwrap_or(Age::Young)
+        due.into_iter().map(age).max().unwrap_or(Age::Young)
     }
 }
 

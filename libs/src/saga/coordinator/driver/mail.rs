@@ -80,12 +80,13 @@ impl Driver {
         if !machine::begun(&self.record).any(|open| open == due) {
             return Ok(());
         }
-        let most = self.shared.others_may_call(steps[step].options.attempt_timeout);
+        let kept = &self.record.kept.steps[step];
+        let most = self.shared.others_may_call(machine::longest_timeout(&steps[step], kept));
         let earlier = self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most));
         if let Some(rest) = earlier {
             return Err(self.may_come("a call of this step from before this process took the saga up", rest));
         }
-        let late = self.record.kept.steps[step].compensation_not_before_micros.saturating_sub(self.shared.now());
+        let late = kept.compensation_not_before_micros.saturating_sub(self.shared.now());
         match u64::try_from(late) {
             Ok(late) if late > 0 && *op == Op::Compensation => {
                 Err(self.may_come("a call of its action, which no barrier stops,", Duration::from_micros(late)))

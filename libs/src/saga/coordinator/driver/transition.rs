@@ -67,8 +67,9 @@ impl Driver {
         }
     }
 
-    /// Commits the record as it is, if the saga is still this process's.
+    /// Commits the record as it is, and how long calls are given by now, if the saga is still this process's.
     pub(super) async fn commit_anew(&mut self) -> Result<(), Stopped> {
+        machine::keep_timeouts(&self.program.plan, &mut self.record);
         machine::renew(&mut self.record, self.shared.now());
         patiently!(self.commit(Vec::new(), None)).map(drop)
     }
