@@ -21,6 +21,7 @@ pub(crate) mod simulated;
 pub mod sql;
 pub mod sqlite;
 pub mod store;
+mod wal;
 
 use std::{
     io,
