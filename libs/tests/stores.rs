@@ -5,6 +5,9 @@
 mod squeamish;
 
 use std::{
+    fs::{File, Permissions},
+    io::{Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,7 +20,8 @@ use libs::{
     cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
     cqrs::{Log, Projection, ProjectionError, Projections, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Table, head,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, SubmitError, Table,
+        head,
         sql::Transaction,
         sqlite::{Durability, Writer, companion, readers, remove},
     },
@@ -87,6 +91,26 @@ async fn views_that_can_not_fold_every_event_take_nobodys_place() {
     assert!(!others.exists());
 }
 
+/// As where root puts a backup back.
+#[tokio::test]
+async fn views_that_are_made_anew_are_whose_the_old_ones_were() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    write(&Journal::open(&path, &[]).await.unwrap(), &["a"]).await;
+    rebuild(&path, &mended).await.unwrap();
+    let views = path.with_extension("views.db");
+    std::fs::set_permissions(&views, Permissions::from_mode(0o640)).unwrap();
+    // Who may not give a file away is who serves.
+    let _ = chown(&views, Some(1), Some(1));
+    let whose =
+        || std::fs::metadata(&views).map(|file| (file.ino(), file.uid(), file.gid(), file.mode() & 0o777)).unwrap();
+    let before = whose();
+    rebuild(&path, &mended).await.unwrap();
+    let after = whose();
+    assert_ne!(after.0, before.0, "they are new ones");
+    assert_eq!((after.1, after.2, after.3), (before.1, before.2, 0o640));
+}
+
 /// Tries, at each fold, to open the views and to make them anew, as a supervisor or an impatient operator may.
 struct Impatient {
     journal: PathBuf,
@@ -150,6 +174,59 @@ async fn a_database_is_one_by_links_that_were_there_first() {
     // What goes with it is beside it, not beside the link.
     Log::open(link.as_path()).unwrap();
     assert_eq!(files(&folder, "test.db"), ["test.db"]);
+}
+
+/// SQLite opens what it may not write for reading, and says nothing. Whoever runs this may write anything: such is a file of a form that is
+/// newer than SQLite.
+#[tokio::test]
+async fn a_database_that_may_not_be_written_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("test.db");
+    let journal = Journal::open(&path, &[]).await.unwrap();
+    write(&journal, &["a"]).await;
+    journal.close();
+    journal.ended().await.unwrap();
+    drop(journal);
+    const WRITTEN_BY: u64 = 18;
+    let mut file = File::options().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start(WRITTEN_BY)).unwrap();
+    file.write_all(&[3]).unwrap();
+    let error = Journal::open(&path, &[]).await.unwrap_err();
+    let words = error.to_string();
+    assert!(matches!(error, OpenError::ReadOnly { .. }), "{words}");
+    assert!(words.contains("test.db") && words.contains("owner") && !words.contains('\n'), "{words}");
+}
+
+#[tokio::test]
+async fn what_is_written_to_a_database_that_is_removed_or_replaced_is_not_answered() {
+    for (gone, replaced) in [("test.db", false), ("test.db", true), ("test.db.lock", false)] {
+        let folder = TempDir::new().unwrap();
+        let (path, gone) = (folder.path().join("test.db"), folder.path().join(gone));
+        let journal = Journal::open(&path, &[]).await.unwrap();
+        write(&journal, &["a"]).await;
+        if replaced {
+            std::fs::copy(&gone, gone.with_extension("copy")).unwrap();
+            std::fs::rename(gone.with_extension("copy"), &gone).unwrap();
+        } else {
+            std::fs::remove_file(&gone).unwrap();
+        }
+        let entry = Entry {
+            request: None,
+            aggregates: Vec::new(),
+            cause: Cause::default(),
+            decide: Box::new(|_| {
+                let happened = NewEvent { name: "Happened", payload: Vec::new().into() };
+                let (aggregate, events) = (AggregateId::new("thing", "b"), vec![happened]);
+                let change = Change { aggregate, state: None, version: 1, events };
+                Decided { changes: vec![change], ..Decided::default() }
+            }),
+            size: 10,
+        };
+        assert_eq!(journal.submit(entry).await.map(|done| done.position), Err(SubmitError::Closed), "{gone:?}");
+        let end = journal.ended().await.unwrap_err().to_string();
+        let says = format!("{} was removed or replaced", gone.display());
+        assert!(end.contains(&says) && !end.contains("what was answered is safe"), "{end}");
+    }
 }
 
 #[tokio::test]

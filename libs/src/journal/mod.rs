@@ -322,10 +322,12 @@ impl Journal {
     pub async fn ended(&self) -> Result<(), CommitError> {
         let ended = self.0.ended.lock().take();
         let Some(ended) = ended else { return std::future::pending().await };
-        let failed = |message| CommitError { location: self.0.location.clone(), message };
+        let location = || self.0.location.clone();
         match ended.await {
-            Ok(end) => end.map_err(|source| failed(source.to_string())),
-            Err(_) => Err(failed("the committer panicked".to_owned())),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(sql::Error::Gone(why))) => Err(CommitError::Gone { location: location(), why }),
+            Ok(Err(source)) => Err(CommitError::Failed { location: location(), message: source.to_string() }),
+            Err(_) => Err(CommitError::Failed { location: location(), message: "the committer panicked".to_owned() }),
         }
     }
 
@@ -358,8 +360,23 @@ fn start(committer: SqliteCommitter, tell: oneshot::Sender<Result<(), sql::Error
 
 /// The database failed under a commit. Nothing more is taken; the process must end.
 #[derive(Debug, thiserror::Error)]
-#[error("{location}: {message}: stopping; what was answered is safe, start again to find out about the rest")]
-pub struct CommitError {
-    location: Location,
-    message: String,
+pub enum CommitError {
+    /// It can't be written.
+    #[error("{location}: {message}: stopping; what was answered is safe, start again to find out about the rest")]
+    Failed {
+        /// Which database.
+        location: Location,
+        /// Its word.
+        message: String,
+    },
+    /// It isn't there.
+    #[error(
+        "{location}: {why}: stopping; what was answered before that is only where the file is now, and another start begins with what is here"
+    )]
+    Gone {
+        /// Which database.
+        location: Location,
+        /// What became of it.
+        why: String,
+    },
 }

@@ -1,13 +1,14 @@
 //! Opening SQLite so that what is committed stays: WAL, `synchronous=FULL`, both read back, one process a file.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, Metadata, TryLockError},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, config::DbConfig};
 
 use super::{
     entry::Table,
@@ -49,6 +50,12 @@ pub enum OpenError {
         /// Which database.
         path: PathBuf,
     },
+    /// It can be read, and not written.
+    #[error("{path} may not be written by this process: give it the file's owner, or the file its own and mode 0600")]
+    ReadOnly {
+        /// Which database.
+        path: PathBuf,
+    },
     /// It can't be opened or read.
     #[error("can't open {location}: {source}")]
     Database {
@@ -75,8 +82,13 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Writer {
     pub(super) connection: Connection,
+    /// What was opened: the database, and the lock of its name.
+    held: [(PathBuf, Identity); 2],
     _lock: File,
 }
+
+/// What a file is, whatever its name: the device and the number there.
+type Identity = (u64, u64);
 
 impl Writer {
     /// Opens a database for writing, makes these tables, and takes the file's lock for as long as the writer lives.
@@ -107,11 +119,34 @@ impl Writer {
             script.push(';');
         }
         connection.execute_batch(&script).map_err(|error| failed(error.into()))?;
+        // SQLite opens what it may not write for reading, and lets a transaction begin.
+        if connection.is_readonly(MAIN_DB).map_err(|error| failed(error.into()))? {
+            return Err(OpenError::ReadOnly { path: path.to_owned() });
+        }
         settle(&connection, path, EMPTYING)?;
+        let lock_path = companion(path, ".lock");
+        let unfit = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
+        let database = fs::metadata(path).map(|file| identity(&file)).map_err(|source| unfit(path, source))?;
+        let its_lock = lock.metadata().map(|file| identity(&file)).map_err(|source| unfit(&lock_path, source))?;
+        let held = [(path.to_owned(), database), (lock_path, its_lock)];
         let (journal_mode, synchronous) = (journal_mode.value, synchronous.value);
         let sqlite = rusqlite::version();
         tracing::info!(path = %path.display(), journal_mode, synchronous, sqlite, "database open");
-        Ok(Self { connection, _lock: lock })
+        Ok(Self { connection, held, _lock: lock })
+    }
+
+    /// Whether what is written is still found under the database's name, and nobody else takes it for theirs.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if it isn't.
+    pub(super) fn is_in_place(&self) -> Result<(), Error> {
+        for (path, held) in &self.held {
+            if !fs::metadata(path).is_ok_and(|found| identity(&found) == *held) {
+                let path = path.display();
+                return Err(Error::Gone(format!("{path} was removed or replaced while this process had it open")));
+            }
+        }
+        Ok(())
     }
 
     /// Begins a transaction.
@@ -234,6 +269,10 @@ fn read_only(path: &Path, count: usize) -> Result<Vec<Connection>, OpenError> {
     };
     let failed = |source| OpenError::Database { location: path.into(), source };
     (0..count).map(open).collect::<Result<_, Error>>().map_err(failed)
+}
+
+fn identity(file: &Metadata) -> Identity {
+    (file.dev(), file.ino())
 }
 
 /// Where a database is whose name is a link: what goes with it is beside that, and SQLite looks for it there.

@@ -1,8 +1,9 @@
 //! The embedded stores of a service: the journal its commands are written to, and beside it the views its queries read.
 
 use std::{
-    fs,
+    fs::{self, Metadata},
     io::{self, IsTerminal as _, Write as _},
+    os::unix::fs::{MetadataExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -218,8 +219,23 @@ fn take_place(new: &Path, old: &Path) -> io::Result<()> {
             _ => {}
         }
     }
+    // Whoever made them may be another user than who serves, as where a backup is put back.
+    if let Ok(before) = fs::metadata(old)
+        && let Err(error) = like(&before, new)
+    {
+        tracing::warn!(views = %old.display(), %error, "the views are not given the old ones' owner and rights");
+    }
     fs::rename(new, old)?;
     remove(new)
+}
+
+/// Gives a file another one's owner and rights.
+fn like(other: &Metadata, file: &Path) -> io::Result<()> {
+    let its = fs::metadata(file)?;
+    if (its.uid(), its.gid()) != (other.uid(), other.gid()) {
+        chown(file, Some(other.uid()), Some(other.gid()))?;
+    }
+    fs::set_permissions(file, other.permissions())
 }
 
 fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {

@@ -104,7 +104,7 @@ impl Journal {
             let message = end.as_ref().err().map(ToString::to_string);
             // Nobody may be waiting for the end.
             let _ = tell.send(end);
-            message.map_or(Ok(()), |message| Err(CommitError { location, message }))
+            message.map_or(Ok(()), |message| Err(CommitError::Failed { location, message }))
         };
         Ok((journal, run))
     }

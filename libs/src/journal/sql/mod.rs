@@ -188,10 +188,15 @@ impl Error {
     /// True where the database can't do anything just now, whatever it is asked: it is out of reach or room, or others are in the way.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure};
+        use rusqlite::ErrorCode::{
+            CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, PermissionDenied, ReadOnly,
+            SystemIoFailure,
+        };
         match self {
             Self::Sqlite(rusqlite::Error::SqliteFailure(said, _)) => {
-                matches!(said.code, DatabaseBusy | DatabaseLocked | DiskFull | OutOfMemory | SystemIoFailure)
+                let in_the_way = matches!(said.code, DatabaseBusy | DatabaseLocked);
+                let of_the_disk = matches!(said.code, DiskFull | OutOfMemory | SystemIoFailure);
+                in_the_way || of_the_disk || matches!(said.code, CannotOpen | PermissionDenied | ReadOnly)
             }
             Self::Gone(_) => true,
             // A transaction turned down for others' sake, a lock, the system, a right that is yet to be granted, a standby that is yet to be
