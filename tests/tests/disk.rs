@@ -7,7 +7,8 @@ use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
 use proto::{
     inventory::v1::{
-        AddStockRequest, ListStockRequest, inventory_command_service_client::InventoryCommandServiceClient,
+        AddStockRequest, GetStockRequest, ListStockRequest,
+        inventory_command_service_client::InventoryCommandServiceClient,
         inventory_query_service_client::InventoryQueryServiceClient,
     },
     order::v1::{Order, OrderState, PlaceOrderRequest, order_command_service_client::OrderCommandServiceClient},
@@ -41,10 +42,22 @@ async fn use_up<T>(
     failure: &str,
     ask: impl AsyncFn(&Server, String) -> Result<T, Status>,
 ) -> anyhow::Result<Vec<String>> {
+    use_up_in(server, strace, &[], failure, ask).await
+}
+
+/// The same where only calls fail that these words of strace's choose.
+async fn use_up_in<T>(
+    server: &mut Server,
+    strace: &str,
+    only: &[String],
+    failure: &str,
+    ask: impl AsyncFn(&Server, String) -> Result<T, Status>,
+) -> anyhow::Result<Vec<String>> {
     let (call, _) = failure.split_once(':').context("CALL:error=…:when=…")?;
     let words =
         ["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &format!("inject={failure}")];
-    let words: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
+    let mut words: Vec<String> = std::iter::once(strace).chain(words).map(str::to_owned).collect();
+    words.extend_from_slice(only);
     server.spawn_under(&words)?;
     let mut answered = Vec::new();
     // One that stays up and refuses would be asked for ever.
@@ -110,6 +123,41 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
         }
     }
     ensure!(answered.len() > 50, "hardly anything was answered: {}", answered.len());
+    Ok(())
+}
+
+/// The log of a database takes what is written, and the database itself fails when that is copied into it: SQLite by itself says nothing.
+#[tokio::test]
+async fn a_disk_that_fails_when_the_log_is_copied_into_the_database_loses_nothing_that_was_answered()
+-> anyhow::Result<()> {
+    let Ok(strace) = std::env::var("TEST_STRACE") else {
+        eprintln!("skipped: needs strace, and TEST_STRACE names none (tests/strace.sh)");
+        return Ok(());
+    };
+    let folder = TempDir::new()?;
+    let mut server = Server::new("inventory", folder.path())?;
+    server.start().await?;
+    server.terminate().await?;
+    server.ended().await?;
+    let database = folder.path().join("inventory.db").display().to_string();
+    let before = server.log().len();
+    let ask = async |server: &Server, id: String| {
+        let skus: Vec<String> = (0..8).map(|at| format!("{id}-{at}")).collect();
+        try_join_all(skus.iter().map(|sku| add(server, sku))).await
+    };
+    let only = ["-P".to_owned(), database];
+    let answered = use_up_in(&mut server, &strace, &only, "fsync:error=EIO:when=1", ask).await?;
+    let last = last_words(&server, before);
+    ensure!(last.contains("disk I/O error"), "{last}\n{}", server.log_end());
+    server.start().await?;
+    let token = add(&server, "after").await?;
+    for id in [answered.first(), answered.last()].into_iter().flatten() {
+        let sku = format!("{id}-7");
+        let mut request = Request::new(GetStockRequest { sku: sku.clone() });
+        request.metadata_mut().insert("consistency-token", token.parse()?);
+        let stock = InventoryQueryServiceClient::new(server.channel()).get_stock(request).await;
+        ensure!(stock.is_ok(), "{sku} was answered and is gone");
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::{
     entry::Table,
     location::Location,
     sql::{Error, Reader, Transaction},
-    wal::{BESIDE_OTHERS, Copied, EMPTYING, copy_log, settle},
+    wal::{BESIDE_OTHERS, Copied, EMPTYING, NotCopied, copy_log, copy_when_long, settle},
 };
 
 /// How much a commit promises.
@@ -84,6 +84,7 @@ pub struct Writer {
     pub(super) connection: Connection,
     /// What was opened: the database, and the lock of its name.
     held: [(PathBuf, Identity); 2],
+    not_copied: NotCopied,
     _lock: File,
 }
 
@@ -103,7 +104,7 @@ impl Writer {
         };
         let failed = |source: Error| OpenError::Database { location: path.into(), source };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let connection = connect(path, flags).map_err(failed)?;
+        let mut connection = connect(path, flags).map_err(failed)?;
         let journal_mode = Setting { name: "journal_mode", value: "WAL", read_back: "wal" };
         for setting in [&journal_mode, &synchronous] {
             // SQLite takes an unknown or impossible setting for another one and says nothing, so ask.
@@ -124,6 +125,7 @@ impl Writer {
             return Err(OpenError::ReadOnly { path: path.to_owned() });
         }
         settle(&connection, path, EMPTYING)?;
+        let not_copied = copy_when_long(&mut connection, path).map_err(|error| failed(error.into()))?;
         let lock_path = companion(path, ".lock");
         let unfit = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
         let database = fs::metadata(path).map(|file| identity(&file)).map_err(|source| unfit(path, source))?;
@@ -132,14 +134,18 @@ impl Writer {
         let (journal_mode, synchronous) = (journal_mode.value, synchronous.value);
         let sqlite = rusqlite::version();
         tracing::info!(path = %path.display(), journal_mode, synchronous, sqlite, "database open");
-        Ok(Self { connection, held, _lock: lock })
+        Ok(Self { connection, held, not_copied, _lock: lock })
     }
 
-    /// Whether what is written is still found under the database's name, and nobody else takes it for theirs.
+    /// Whether what was committed will be found: the disk takes it, and it is under the database's name, where nobody else takes it for theirs.
     ///
     /// # Errors
-    /// [`Error::Gone`] if it isn't.
-    pub(super) fn is_in_place(&self) -> Result<(), Error> {
+    /// [`Error::Gone`] if it isn't there, and SQLite's if the log could not be copied into the database: what the disk has of it nobody knows,
+    /// and the next time it would say that all is well. It is in the log yet, and a start begins with that.
+    pub(super) fn will_be_found(&self) -> Result<(), Error> {
+        if let Some(error) = self.not_copied.lock().take() {
+            return Err(error.into());
+        }
         for (path, held) in &self.held {
             if !fs::metadata(path).is_ok_and(|found| identity(&found) == *held) {
                 let path = path.display();
@@ -193,10 +199,9 @@ pub(super) const BUSY: Duration = Duration::from_secs(5);
 const LEAVING: Duration = Duration::from_secs(1);
 /// How many statements a connection keeps prepared.
 const PREPARED: usize = 256;
-/// A checkpoint every 64 MiB or so: a page that is written again and again is copied once, and the log stays small enough to be
-/// read within a moment after a crash. 4 MiB of pages are kept in memory, and no more: at a commit that had to move pages SQLite looks
-/// through all of them, and what isn't there is a copy away, in the system's cache.
-const SETTINGS: &str = "PRAGMA wal_autocheckpoint = 16000; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY;";
+/// 4 MiB of pages are kept in memory, and no more: at a commit that had to move pages SQLite looks through all of them, and what isn't
+/// there is a copy away, in the system's cache.
+const SETTINGS: &str = "PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY;";
 
 /// A setting that durability stands on.
 struct Setting {

@@ -1,12 +1,15 @@
 //! SQLite's write-ahead log, on its way into the database.
 
 use std::{
+    ffi::c_int,
     fs::{self, File},
     path::Path,
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode};
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, hooks::Wal};
 
 use super::sqlite::{BUSY, OpenError, companion};
 
@@ -69,4 +72,38 @@ pub(super) fn copy_log(connection: &Connection, how: &str) -> rusqlite::Result<C
             _ => Copied::Part,
         })
     })
+}
+
+/// So many pages, 64 MiB or so: one that is written again and again is copied once, and the log stays small enough to be read within a moment
+/// after a crash.
+const LONG: c_int = 16_000;
+/// How long a log is left alone that can't be copied: every commit would try all of it again.
+const REST: Duration = Duration::from_secs(10);
+
+/// Why a log could not be copied last, other than for want of room.
+pub(super) type NotCopied = Arc<Mutex<Option<rusqlite::Error>>>;
+
+/// Has a connection copy a long log into the database at its commits, beside readers. SQLite would do that by itself, and say nothing where
+/// it fails.
+pub(super) fn copy_when_long(connection: &mut Connection, path: &Path) -> rusqlite::Result<NotCopied> {
+    let not_copied = NotCopied::default();
+    let (path, mut rests_until, tell) = (path.to_owned(), None::<Instant>, Arc::clone(&not_copied));
+    connection.wal_hook(Some(move |log: &mut Wal, pages: c_int| {
+        if pages < LONG || rests_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
+        let Err(error) = log.checkpoint() else { return Ok(()) };
+        // Another process may be at it.
+        if !matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)) {
+            let path = path.display();
+            tracing::error!(%path, pages, %error, "the log can't be copied into the database, and grows");
+            rests_until = Some(Instant::now() + REST);
+            // The log takes more for as long as there is room for it.
+            if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
+                *tell.lock() = Some(error);
+            }
+        }
+        Ok(())
+    }))?;
+    Ok(not_copied)
 }

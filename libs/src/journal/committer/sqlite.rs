@@ -60,8 +60,7 @@ impl Committer {
             let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);
             let forgotten = self.write(&sets)?;
-            // Else it was written to what nobody will find.
-            self.writer.is_in_place()?;
+            self.writer.will_be_found()?;
             // Whoever sees the new states finds the new head, too: a token that is made of both is never older than what it stands for.
             let mut cache = self.cache.write();
             cache.learn(&world, sets.changed);
