@@ -234,6 +234,10 @@ async fn who_only_reads_says_what_makes_the_database() {
     let folder = TempDir::new().unwrap();
     let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();
     assert!(error.contains("serve its commands or run migrate first") && !error.contains('\n'), "{error}");
+    // Nor is one there whose maker was killed at once.
+    File::create(folder.path().join("test.db")).unwrap();
+    let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();
+    assert!(error.contains("serve its commands or run migrate first"), "{error}");
 }
 
 #[tokio::test]

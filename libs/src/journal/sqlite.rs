@@ -13,6 +13,7 @@ use rusqlite::{Connection, MAIN_DB, OpenFlags, config::DbConfig};
 use super::{
     entry::Table,
     location::Location,
+    log::EVENTS,
     sql::{Error, Reader, Transaction},
     wal::{BESIDE_OTHERS, Copied, EMPTYING, NotCopied, copy_log, copy_when_long, settle},
 };
@@ -245,8 +246,8 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
     read_only(path, count).map(Reader::sqlite)
 }
 
-/// The same on what others may be told of, whether a writer has it open or none does: what one left in the log that was killed is on the
-/// disk before it is read.
+/// The same on a journal that others may be told of, whether a writer has it open or none does: what one left in the log that was killed is
+/// on the disk before it is read.
 ///
 /// # Errors
 /// When it isn't there or can't be read, or the disk doesn't take it.
@@ -256,7 +257,10 @@ pub fn settled_readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
     let failed = |source: Error| OpenError::Database { location: path.into(), source };
     // From now on it is found there up to where it is now, until a writer has synced more.
     if let Some(connection) = connections.first() {
-        connection.pragma_query_value(None, "schema_version", |_| Ok(())).map_err(|error| failed(error.into()))?;
+        // Whoever was to make it may have been killed before that was done.
+        if !connection.table_exists(None, EVENTS.name).map_err(|error| failed(error.into()))? {
+            return Err(OpenError::Missing { path: path.to_owned() });
+        }
     }
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
     settle(&connection, path, BESIDE_OTHERS)?;

@@ -48,9 +48,11 @@ pub(super) fn settle(connection: &Connection, path: &Path, how: &str) -> Result<
     synced.map_err(|source| OpenError::File { path: log, source })
 }
 
-/// Whether a log can't be copied into its database for want of room or of rights.
+/// Whether a log can't be copied into its database for want of room or of rights. Of room that a quota denies SQLite knows only that a write
+/// failed.
 fn is_held_back(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::DiskFull))
+        || error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE)
 }
 
 /// How much of a log is in its database, and synced.
