@@ -94,7 +94,8 @@ pub struct Guard(Exporters);
 pub fn init(service_name: &str, version: &str, args: &Args) -> Result<Guard, TelemetryError> {
     let filter = match env::var("RUST_LOG") {
         Ok(directives) if !directives.trim().is_empty() => filter(&directives)?,
-        _ => EnvFilter::new("info"),
+        // The broker's client has a line for each attempt to reach it again. That it is out is told by ourselves, once.
+        _ => EnvFilter::new("info,async_nats=warn"),
     };
     let exporters = Exporters::from_env(service_name, version)?;
     let format = args.format();

@@ -9,18 +9,19 @@ mod consumer;
 mod forms;
 mod relay;
 
-use std::{error::Error, path::PathBuf, time::Duration};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectOptions, Event as Connection, ServerAddr,
     jetstream::{self, stream},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 pub(super) use self::consumer::{Consumer, Durable};
 use self::forms::Forms;
 pub use self::relay::Relay;
-use super::Log;
+use super::{Log, told::Recurring};
 
 /// For how long a stream keeps events, if it wasn't there: who comes later reads older ones from the service.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -56,6 +57,11 @@ impl JetStream {
     /// When the list or the authority to trust can't be read.
     pub async fn connect(servers: &str, name: &str, authority: Option<PathBuf>) -> Result<Self, BrokerError> {
         let servers = servers.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+        let recurring = Arc::<Mutex<Recurring>>::default();
+        let told = move |event| {
+            tell(&recurring, event);
+            std::future::ready(())
+        };
         let mut options = ConnectOptions::new().name(name).retry_on_initial_connect().event_callback(told);
         if let Some(authority) = authority {
             options = options.add_root_certificates(authority);
@@ -128,13 +134,16 @@ fn message_id(service: &str, position: i64) -> String {
     format!("{service}:{position}")
 }
 
-async fn told(event: Connection) {
+fn tell(recurring: &Mutex<Recurring>, event: Connection) {
     match event {
         Connection::Connected => tracing::info!("connected to the broker"),
         Connection::Disconnected => tracing::warn!("the broker is out of reach"),
         // Each attempt to reconnect; that it is out has been said.
         Connection::ClientError(error) => tracing::debug!(%error, "the broker"),
-        Connection::ServerError(error) => tracing::warn!(%error, "the broker"),
+        // It says so of each message that it doesn't take, and those are sent again.
+        Connection::ServerError(error) if recurring.lock().is_news(&error.to_string()) => {
+            tracing::warn!(%error, "the broker");
+        }
         _ => {}
     }
 }
