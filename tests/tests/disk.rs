@@ -25,6 +25,8 @@ use tonic::{Request, Status};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What SQLite says of a sync that failed, and of nothing else.
+const FSYNC: &str = "disk I/O error (SQLite's code 1034)";
 
 async fn add(server: &Server, sku: &str) -> Result<String, Status> {
     let (request_id, unit_price) = (sku.to_owned(), Some(usd(1)));
@@ -101,7 +103,7 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
             "full",
         ),
         // A sync that failed is not asked for again: the next one would say that all is well. (The second is the folder's, which SQLite passes over.)
-        (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], "disk I/O error"),
+        (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], FSYNC),
     ] {
         for failure in failures {
             let before = server.log().len();
@@ -148,7 +150,7 @@ async fn a_disk_that_fails_when_the_log_is_copied_into_the_database_loses_nothin
     let only = ["-P".to_owned(), database];
     let answered = use_up_in(&mut server, &strace, &only, "fsync:error=EIO:when=1", ask).await?;
     let last = last_words(&server, before);
-    ensure!(last.contains("disk I/O error"), "{last}\n{}", server.log_end());
+    ensure!(last.contains(FSYNC), "{last}\n{}", server.log_end());
     server.start().await?;
     let token = add(&server, "after").await?;
     for id in [answered.first(), answered.last()].into_iter().flatten() {

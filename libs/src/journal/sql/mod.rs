@@ -157,7 +157,7 @@ fn unexpected(column: usize, wanted: &str, found: Option<&Value>) -> Error {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// SQLite's word.
-    #[error(transparent)]
+    #[error("{}", in_full(.0))]
     Sqlite(#[from] rusqlite::Error),
     /// PostgreSQL's word, or that of the way to it.
     #[error(transparent)]
@@ -171,6 +171,14 @@ pub enum Error {
     /// The process is going down.
     #[error("the database is closed")]
     Closed,
+}
+
+/// SQLite's word, and the code that says what its words leave open: a disk that fails has dozens, and one sentence.
+fn in_full(error: &rusqlite::Error) -> String {
+    match error.sqlite_error() {
+        Some(said) if said.extended_code > 0xff => format!("{error} (SQLite's code {})", said.extended_code),
+        _ => error.to_string(),
+    }
 }
 
 impl Error {
