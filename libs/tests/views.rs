@@ -15,7 +15,10 @@ use std::{
 
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views},
+    cqrs::{
+        Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views,
+        events_of_kind,
+    },
     journal::{
         AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, Location, NewEvent, OpenError, Table,
         sql::{Transaction, Value},
@@ -28,6 +31,7 @@ use opentelemetry_sdk::metrics::{
     InMemoryMetricExporter, SdkMeterProvider,
     data::{self, AggregatedMetrics, MetricData},
 };
+use prost::Message as _;
 use proto::projections::v1::{
     ListProjectionsRequest, RebuildProjectionsRequest, RebuildProjectionsResponse, ResumeProjectionRequest,
     projection_command_service_server::ProjectionCommandService as _,
@@ -85,10 +89,15 @@ async fn journal(folder: &TempDir) -> Journal {
 
 /// Adds to a counter and answers the position.
 async fn add(journal: &Journal, name: &str, amount: i64) -> i64 {
-    let id = AggregateId::new("counter", name);
+    write(journal, "counter", name, amount.to_string().into_bytes()).await
+}
+
+/// Writes an event and answers its position.
+async fn write(journal: &Journal, kind: &'static str, name: &str, payload: Vec<u8>) -> i64 {
+    let id = AggregateId::new(kind, name);
     let aggregate = id.clone();
     let decide = move |_: &Loaded<'_>| {
-        let event = NewEvent { name: "Added", payload: amount.to_string().into() };
+        let event = NewEvent { name: "Added", payload: payload.into() };
         let change = Change { aggregate, state: None, version: 1, events: vec![event] };
         Decided { changes: vec![change], ..Decided::default() }
     };
@@ -272,6 +281,49 @@ async fn a_projection_that_meets_poison_is_parked_and_the_others_go_on() {
     // What came before the poison was folded, what came after was not.
     let seen = |id: &'static str| read.document::<i64>(&SEEN, id);
     assert_eq!((seen("a").await.unwrap(), seen("b").await.unwrap()), (Some(1), None));
+}
+
+/// Counts what was said, by its author.
+struct Quotes;
+
+impl Projection for Quotes {
+    const NAME: &'static str = "quotes";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let quotes = events_of_kind::<String>("quote", events)?;
+        let mut seen = Documents::<i64>::load(transaction, &SEEN, quotes.iter().map(|(event, _)| &event.id)).await?;
+        for (event, said) in quotes {
+            seen.update(&event.id, event.position, |count| *count += i64::from(!said.is_empty()));
+        }
+        seen.save(transaction, |_| Vec::new()).await
+    }
+}
+
+/// A version that doesn't know what happened would pass it for good, and count wrong for ever.
+#[tokio::test]
+async fn an_event_of_which_this_version_knows_nothing_parks_its_projection() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let location = database::location(folder.path(), "test").views();
+    let views = Views::open(location, Log::of(&journal), &Projections::new().with(Quotes)).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    // One is said, one says nothing, one has a field more than is known here, and one has fields that aren't known alone.
+    let said = "yes".to_owned().encode_to_vec();
+    let more = [&*said, b"\x12\x01x"].concat();
+    for payload in [said, Vec::new(), more, b"\x12\x01x".to_vec()] {
+        write(&journal, "quote", "ann", payload).await;
+    }
+    let standing = async || {
+        let all = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+        all.into_inner().projections.remove(0)
+    };
+    becomes(async || standing().await.position >= 4 || standing().await.parked.is_some()).await;
+    let parked = standing().await.parked.expect("it stands still");
+    assert!(parked.position == 4 && parked.error.contains("a newer version"), "{parked:?}");
+    assert_eq!(read.document::<i64>(&SEEN, "ann").await.unwrap(), Some(2), "what it knows of is counted");
 }
 
 /// Panics at `poison`.

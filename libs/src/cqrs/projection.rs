@@ -7,7 +7,6 @@
 use std::{future::Future, sync::Arc};
 
 use futures::future::BoxFuture;
-use prost::Message as _;
 
 use super::Aggregate;
 use crate::journal::{
@@ -41,6 +40,9 @@ pub enum ProjectionError {
         /// What is wrong with it.
         source: prost::DecodeError,
     },
+    /// Nothing of an event is known here. Folded into nothing it would be passed for good.
+    #[error("{0} was written by a newer version of its service: update this program")]
+    Newer(String),
     /// The fold panicked, and said this.
     #[error("the fold panicked: {0}")]
     Panicked(String),
@@ -54,7 +56,7 @@ pub trait Decode {
     /// The event, or None if it is of another kind of aggregate.
     ///
     /// # Errors
-    /// When it is of that kind and can't be read.
+    /// When it is of that kind and can't be read, or nothing of it is known.
     fn decode<A: Aggregate>(&self) -> Result<Option<A::Event>, ProjectionError>;
 }
 
@@ -63,16 +65,24 @@ impl Decode for Event {
         if self.kind != A::KIND {
             return Ok(None);
         }
-        A::Event::decode(self.payload.clone())
-            .map(Some)
-            .map_err(|source| ProjectionError::Decode { what: self.describe(), source })
+        read(self).map(Some)
     }
+}
+
+fn read<E: prost::Message + Default>(event: &Event) -> Result<E, ProjectionError> {
+    let what = E::decode(event.payload.clone())
+        .map_err(|source| ProjectionError::Decode { what: event.describe(), source })?;
+    // A field that isn't known is left out, and so is a kind of event: it is a field of a oneof.
+    if what.encoded_len() == 0 && !event.payload.is_empty() {
+        return Err(ProjectionError::Newer(event.describe()));
+    }
+    Ok(what)
 }
 
 /// The events of one kind of aggregate, decoded, in order.
 ///
 /// # Errors
-/// When one can't be read.
+/// When one can't be read, or nothing of it is known.
 pub fn events_of<A: Aggregate>(events: &[Event]) -> Result<Vec<(&Event, A::Event)>, ProjectionError> {
     let mut decoded = Vec::with_capacity(events.iter().filter(|event| event.kind == A::KIND).count());
     for event in events {
@@ -86,7 +96,7 @@ pub fn events_of<A: Aggregate>(events: &[Event]) -> Result<Vec<(&Event, A::Event
 /// The events of one kind of aggregate, as another service's contract encodes them, in order.
 ///
 /// # Errors
-/// When one can't be read.
+/// When one can't be read, or nothing of it is known.
 pub fn events_of_kind<'e, E: prost::Message + Default>(
     kind: &str,
     events: &'e [Event],
@@ -94,10 +104,7 @@ pub fn events_of_kind<'e, E: prost::Message + Default>(
     let of_kind = || events.iter().filter(|event| event.kind == kind);
     let mut decoded = Vec::with_capacity(of_kind().count());
     for event in of_kind() {
-        match E::decode(event.payload.clone()) {
-            Ok(what) => decoded.push((event, what)),
-            Err(source) => return Err(ProjectionError::Decode { what: event.describe(), source }),
-        }
+        decoded.push((event, read(event)?));
     }
     Ok(decoded)
 }
@@ -153,5 +160,44 @@ impl Projections {
     pub fn with(mut self, projection: impl Projection) -> Self {
         self.0.push(Arc::new(projection));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    enum Note {}
+
+    impl Aggregate for Note {
+        const KIND: &'static str = "note";
+        type State = ();
+        type Event = String;
+
+        fn evolve((): &mut (), _: &String) {}
+
+        fn event_name(_: &String) -> &'static str {
+            "Noted"
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_not_taken_for_nothing() {
+        let event = |payload: &'static [u8]| Event {
+            kind: Note::KIND.into(),
+            name: "Noted".into(),
+            payload: payload.into(),
+            ..Event::default()
+        };
+        // A text, a field more than is known here, and nothing at all.
+        let known = [event(b"\x0a\x01a"), event(b"\x0a\x01b\x12\x01x"), event(b"")];
+        let texts = |of: Vec<(&Event, String)>| of.into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+        assert_eq!(texts(events_of::<Note>(&known).unwrap()), ["a", "b", ""]);
+        assert_eq!(texts(events_of_kind(Note::KIND, &known).unwrap()), ["a", "b", ""]);
+        let newer = [event(b"\x0a\x01a"), event(b"\x12\x01x")];
+        for refused in [events_of::<Note>(&newer), events_of_kind(Note::KIND, &newer)] {
+            assert!(refused.unwrap_err().to_string().contains("by a newer version"));
+        }
+        assert!(events_of::<Note>(&[Event { kind: "other".into(), ..event(b"\x12\x01x") }]).unwrap().is_empty());
     }
 }
