@@ -6,7 +6,13 @@ use anyhow::{Context as _, bail};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{Clients, Shop, facts::Facts, invariants, load::Load, wish::Wish};
+use crate::{
+    Clients, Shop,
+    facts::Facts,
+    invariants,
+    load::{Load, Told},
+    wish::Wish,
+};
 
 /// Customers who order at the same time.
 const CUSTOMERS: u64 = 8;
@@ -66,11 +72,11 @@ pub async fn run(plan: Plan, mut tell: impl FnMut(&Progress)) -> anyhow::Result<
 
     let settled = settle(load, &clients).await;
     let logs = || shop.servers_mut().iter_mut().map(|server| server.log_end()).collect::<Vec<_>>().join("\n");
-    let (wishes, facts) = settled.with_context(logs)?;
+    let (orders, facts) = settled.with_context(logs)?;
     progress.orders = facts.orders.len() as u64;
     progress.completed = completed(&facts);
-    if wishes.is_empty() || progress.completed == 0 {
-        bail!("of {} orders none was completed, so nothing is proved", wishes.len());
+    if orders.is_empty() || progress.completed == 0 {
+        bail!("of {} orders none was completed, so nothing is proved", orders.len());
     }
     Ok(progress)
 }
@@ -134,19 +140,19 @@ impl Killer {
     }
 }
 
-/// Waits until every order has ended and the books add up; answers what was ordered, and how it ended.
+/// Waits until every order has ended and the books add up; answers what customers were told, and how all ended.
 ///
 /// # Errors
 /// What doesn't add up when that takes too long.
-pub async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<String, Wish>, Facts)> {
-    let wishes = load.end(SETTLE).await?;
+pub async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<String, Told>, Facts)> {
+    let told = load.end(SETTLE).await?;
     let deadline = Instant::now() + SETTLE;
     loop {
         // Queries follow commands at a little distance, so what differs now may not in a moment.
         let facts = Facts::read(clients).await?;
-        let differences = differences(&wishes, &facts);
+        let differences = differences(&told, &facts);
         if differences.is_empty() {
-            return Ok((wishes, facts));
+            return Ok((told, facts));
         }
         if Instant::now() > deadline {
             let (all, some) = (differences.len(), &differences[..differences.len().min(20)]);
@@ -157,16 +163,16 @@ pub async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<S
 }
 
 /// What differs from the invariants, or from what the customers were told and may expect.
-fn differences(wishes: &BTreeMap<String, Wish>, facts: &Facts) -> Vec<String> {
+fn differences(told: &BTreeMap<String, Told>, facts: &Facts) -> Vec<String> {
     let mut differences = invariants::differences(facts);
     let orders: BTreeMap<&str, _> = facts.orders.iter().map(|order| (order.order_id.as_str(), order)).collect();
-    for (id, wish) in wishes {
+    for (id, told) in told {
         match orders.get(id.as_str()) {
             None => differences.push(format!("order {id} was accepted, but is not listed")),
-            Some(order) => differences.extend(wish.disappointment(order)),
+            Some(order) => differences.extend(told.disappointment(order)),
         }
     }
-    let unasked = orders.keys().filter(|id| !wishes.contains_key(**id));
+    let unasked = orders.keys().filter(|id| !told.contains_key(**id));
     differences.extend(unasked.map(|id| format!("order {id} is nobody's: one request made two orders")));
     differences
 }

@@ -15,6 +15,8 @@ use crate::facts::Facts;
 /// The facts by id, to look from one at its others.
 struct Books<'a> {
     facts: &'a Facts,
+    /// Of a unit, in nanos.
+    prices: HashMap<&'a str, i128>,
     charges: HashMap<&'a str, &'a Charge>,
     shipments: HashMap<&'a str, &'a Shipment>,
     sagas: HashMap<&'a str, &'a Saga>,
@@ -27,6 +29,7 @@ struct Books<'a> {
 pub fn differences(facts: &Facts) -> Vec<String> {
     let mut books = Books {
         facts,
+        prices: facts.stock.iter().map(|stock| (stock.sku.as_str(), nanos(stock.unit_price.as_ref()))).collect(),
         charges: facts.charges.iter().map(|charge| (charge.charge_id.as_str(), charge)).collect(),
         shipments: facts.shipments.iter().map(|shipment| (shipment.shipment_id.as_str(), shipment)).collect(),
         sagas: facts.sagas.iter().map(|saga| (saga.saga_id.as_str(), saga)).collect(),
@@ -154,9 +157,17 @@ impl Books<'_> {
                     self.expect(paid, || {
                         format!("order {id} is completed for {:?}, its charge {charge:?}", order.total)
                     });
+                    // Nobody changes a price in a shop that is proved.
+                    let total = nanos(order.total.as_ref());
+                    let price = |sku: &str| self.prices.get(sku).copied().unwrap_or_default();
+                    let cost: i128 = order.items.iter().map(|item| price(&item.sku) * i128::from(item.quantity)).sum();
+                    self.expect(total == cost, || {
+                        format!("order {id} is completed for {total} (nanos), but its items cost {cost}")
+                    });
                     let sent = shipment.is_some_and(|shipment| {
                         let parcels = shipment.parcels.iter().map(|parcel| (&parcel.sku, parcel.quantity));
                         shipment.state() == ShipmentState::Shipped
+                            && shipment.address == order.address
                             && parcels.eq(order.items.iter().map(|item| (&item.sku, item.quantity)))
                     });
                     self.expect(sent, || format!("order {id} is completed, its shipment {shipment:?}"));
@@ -186,6 +197,7 @@ fn nanos(money: Option<&Money>) -> i128 {
 #[cfg(test)]
 mod tests {
     use proto::{
+        google::r#type::PostalAddress,
         inventory::v1::Stock,
         order::v1::{OrderItem, Rejection},
         payment::v1::Account,
@@ -195,11 +207,16 @@ mod tests {
     use super::*;
     use crate::shop::usd;
 
+    fn home() -> PostalAddress {
+        PostalAddress { region_code: "CH".to_owned(), ..PostalAddress::default() }
+    }
+
     /// Ten teas at 3 USD: `a` bought two of them, `b`'s order was rejected after the charge.
     fn sound() -> Facts {
         let order = |id: &str, state: OrderState| Order {
             order_id: id.to_owned(),
             customer_id: "ann".to_owned(),
+            address: Some(home()),
             items: vec![OrderItem { sku: "tea".to_owned(), quantity: 2 }],
             state: state.into(),
             ..Order::default()
@@ -214,7 +231,14 @@ mod tests {
         let saga = |id: &str, phase: SagaPhase| Saga { saga_id: id.to_owned(), phase: phase.into(), ..Saga::default() };
         let rejection = Rejection { reason: "UNDELIVERABLE_ADDRESS".to_owned(), ..Rejection::default() };
         Facts {
-            stock: vec![Stock { sku: "tea".to_owned(), added: 10, available: 8, shipped: 2, ..Stock::default() }],
+            stock: vec![Stock {
+                sku: "tea".to_owned(),
+                unit_price: Some(usd(3)),
+                added: 10,
+                available: 8,
+                shipped: 2,
+                ..Stock::default()
+            }],
             accounts: vec![Account {
                 customer_id: "ann".to_owned(),
                 deposited: Some(usd(100)),
@@ -225,6 +249,7 @@ mod tests {
             charges: vec![charge("a", ChargeState::Charged), charge("b", ChargeState::Refunded)],
             shipments: vec![Shipment {
                 shipment_id: "a".to_owned(),
+                address: Some(home()),
                 parcels: vec![Parcel { sku: "tea".to_owned(), quantity: 2 }],
                 state: ShipmentState::Shipped.into(),
                 ..Shipment::default()
@@ -280,6 +305,18 @@ mod tests {
         finds("its charge None", |facts| drop(facts.charges.remove(0)));
         finds("order a is completed for", |facts| facts.orders[0].total = Some(usd(7)));
         finds("its shipment None", |facts| facts.shipments.clear());
+    }
+
+    #[test]
+    fn a_completed_order_that_cost_something_else_or_went_elsewhere_is_seen() {
+        finds("order a is completed for 7000000000 (nanos), but its items cost 6000000000", |facts| {
+            facts.orders[0].total = Some(usd(7));
+            facts.charges[0].amount = Some(usd(7));
+        });
+        finds("but its items cost 8000000000", |facts| facts.stock[0].unit_price = Some(usd(4)));
+        finds("order a is completed, its shipment", |facts| {
+            facts.shipments[0].address = Some(PostalAddress { region_code: "DE".to_owned(), ..home() });
+        });
     }
 
     #[test]

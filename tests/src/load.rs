@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use proto::order::v1::{CancelOrderRequest, PlaceOrderRequest};
+use proto::order::v1::{CancelOrderRequest, Order, OrderState, PlaceOrderRequest};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{
     task::JoinSet,
@@ -29,9 +29,38 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Customers at work.
 #[derive(Debug)]
 pub struct Load {
-    customers: JoinSet<anyhow::Result<Vec<(String, Wish)>>>,
+    customers: JoinSet<anyhow::Result<Vec<(String, Told)>>>,
     closing: Arc<AtomicBool>,
     counts: Arc<Counts>,
+}
+
+/// What a customer was told of an order.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What was hoped for.
+    pub wish: Wish,
+    /// The order as it ended, for who waited for that.
+    pub end: Option<Order>,
+    /// That it is cancelled.
+    pub cancelled: bool,
+}
+
+impl Told {
+    /// Says what is wrong with the order's end, given what was hoped for and what was told.
+    #[must_use]
+    pub fn disappointment(&self, order: &Order) -> Option<String> {
+        let id = &order.order_id;
+        if self.cancelled && order.state() == OrderState::Completed {
+            return Some(format!("order {id} was answered as cancelled, but is completed"));
+        }
+        if let Some(told) = &self.end {
+            let end = |order: &Order| (order.state(), order.total.clone(), order.rejection.clone());
+            if end(told) != end(order) || told.state() == OrderState::Pending {
+                return Some(format!("order {id} was answered to end {:?}, but ended {:?}", end(told), end(order)));
+            }
+        }
+        self.wish.disappointment(order)
+    }
 }
 
 /// How far a load has come.
@@ -68,22 +97,22 @@ impl Load {
         &self.counts
     }
 
-    /// Lets every customer get the answer that is outstanding, and says what order each wish became.
+    /// Lets every customer get the answer that is outstanding, and says what each was told of which order.
     ///
     /// # Errors
     /// When an answer doesn't come `within` the time, or was one that no customer should get.
-    pub async fn end(mut self, within: Duration) -> anyhow::Result<BTreeMap<String, Wish>> {
+    pub async fn end(mut self, within: Duration) -> anyhow::Result<BTreeMap<String, Told>> {
         self.closing.store(true, Ordering::Relaxed);
         let all = async {
-            let mut wishes = BTreeMap::new();
+            let mut orders = BTreeMap::new();
             while let Some(customer) = self.customers.join_next().await {
-                for (order, wish) in customer?? {
-                    if wishes.insert(order.clone(), wish).is_some() {
+                for (order, told) in customer?? {
+                    if orders.insert(order.clone(), told).is_some() {
                         bail!("two requests were answered with the order {order}");
                     }
                 }
             }
-            Ok(wishes)
+            Ok(orders)
         };
         timeout(within, all).await.with_context(|| format!("some orders were not answered within {within:?}"))?
     }
@@ -97,21 +126,21 @@ struct Customer {
 }
 
 impl Customer {
-    async fn shop(mut self) -> anyhow::Result<Vec<(String, Wish)>> {
-        let mut wishes = Vec::new();
+    async fn shop(mut self) -> anyhow::Result<Vec<(String, Told)>> {
+        let mut orders = Vec::new();
         while !self.closing.load(Ordering::Relaxed) {
             let wish = Wish::draw(&mut self.random);
             let request = wish.request(&mut self.random);
+            let waits = request.wait_for_completion;
             let order = self.place(request).await?;
-            if wish == Wish::Regretted {
-                self.cancel(&order).await?;
-            }
-            wishes.push((order, wish));
+            let id = order.order_id.clone();
+            let cancelled = wish == Wish::Regretted && self.cancel(&id).await?;
+            orders.push((id, Told { wish, end: waits.then_some(order), cancelled }));
         }
-        Ok(wishes)
+        Ok(orders)
     }
 
-    async fn place(&self, request: PlaceOrderRequest) -> anyhow::Result<String> {
+    async fn place(&self, request: PlaceOrderRequest) -> anyhow::Result<Order> {
         let mut commands = self.clients.order_commands();
         loop {
             let attempt = timed(request.clone());
@@ -119,17 +148,18 @@ impl Customer {
                 sleep(PAUSE).await;
                 continue;
             };
-            let id = answer.into_inner().order.context("PlaceOrder answered no order")?.order_id;
-            if !request.order_id.is_empty() && id != request.order_id {
+            let order = answer.into_inner().order.context("PlaceOrder answered no order")?;
+            let id = &order.order_id;
+            if !request.order_id.is_empty() && *id != request.order_id {
                 bail!("order {} was asked for, but {id} answered", request.order_id);
             }
             self.counts.orders.fetch_add(1, Ordering::Relaxed);
-            return Ok(id);
+            return Ok(order);
         }
     }
 
-    /// Cancels until there is an answer; that it is too late is one too.
-    async fn cancel(&self, order: &str) -> anyhow::Result<()> {
+    /// Cancels until there is an answer, and says whether that was accepted. That it is too late is an answer too.
+    async fn cancel(&self, order: &str) -> anyhow::Result<bool> {
         let mut commands = self.clients.order_commands();
         loop {
             let request = CancelOrderRequest {
@@ -141,10 +171,10 @@ impl Customer {
             if let Err(status) = &answer
                 && status.code() == Code::FailedPrecondition
             {
-                return Ok(());
+                return Ok(false);
             }
             if self.answered(answer)?.is_some() {
-                return Ok(());
+                return Ok(true);
             }
             sleep(PAUSE).await;
         }
@@ -172,4 +202,37 @@ fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(ATTEMPT);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shop::usd;
+
+    fn ended(state: OrderState) -> Order {
+        Order { order_id: "a".to_owned(), state: state.into(), ..Order::default() }
+    }
+
+    #[test]
+    fn an_order_that_was_cancelled_may_not_complete() {
+        let regretted = |cancelled| Told { wish: Wish::Regretted, end: None, cancelled };
+        assert_eq!(regretted(false).disappointment(&ended(OrderState::Completed)), None);
+        let rejection = Some(proto::order::v1::Rejection { reason: "CANCELLED".to_owned(), ..Default::default() });
+        let rejected = Order { rejection, ..ended(OrderState::Rejected) };
+        assert_eq!(regretted(true).disappointment(&rejected), None);
+        assert!(regretted(true).disappointment(&ended(OrderState::Completed)).is_some());
+    }
+
+    #[test]
+    fn an_end_that_was_told_is_the_order_s_end() {
+        let told = |end| Told { wish: Wish::Fine, end: Some(end), cancelled: false };
+        let completed = Order { total: Some(usd(6)), ..ended(OrderState::Completed) };
+        assert_eq!(told(completed.clone()).disappointment(&completed), None);
+        let dearer = Order { total: Some(usd(7)), ..completed.clone() };
+        for other in [dearer, ended(OrderState::Rejected), ended(OrderState::Pending)] {
+            assert!(told(other.clone()).disappointment(&completed).is_some(), "{other:?}");
+        }
+        let pending = ended(OrderState::Pending);
+        assert!(told(pending.clone()).disappointment(&pending).is_some());
+    }
 }

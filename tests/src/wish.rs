@@ -63,8 +63,8 @@ impl Wish {
     /// # Errors
     /// When a service refuses.
     pub async fn prepare(shop: &Shop) -> anyhow::Result<()> {
-        for sku in PLENTY {
-            shop.stock(sku, 100_000_000, 3).await?;
+        for (sku, dollars) in PLENTY.into_iter().zip(3..) {
+            shop.stock(sku, 100_000_000, dollars).await?;
         }
         shop.stock(SCARCE, SCARCE_UNITS, 90).await?;
         for customer in RICH {
@@ -93,7 +93,7 @@ impl Wish {
             items: self.items(random),
             address: Some(PostalAddress {
                 region_code: if self == Self::Undeliverable { "AQ" } else { "CH" }.to_owned(),
-                address_lines: vec!["Bahnhofstrasse 1".to_owned()],
+                address_lines: vec![format!("Bahnhofstrasse {}", random.random_range(1..=1_000))],
                 ..PostalAddress::default()
             }),
             wait_for_completion: random.random(),

@@ -49,8 +49,8 @@ async fn a_server_that_stops_in_its_tracks_under_load_loses_nothing_and_doubles_
         sleep(Duration::from_millis(rand::rng().random_range(0..300))).await;
         postgres.go_on()?;
     }
-    let (wishes, _) = chaos::settle(load, &shop.clients()).await?;
-    ensure!(wishes.len() >= 30, "only {} orders: nothing is proved", wishes.len());
+    let (orders, _) = chaos::settle(load, &shop.clients()).await?;
+    ensure!(orders.len() >= 30, "only {} orders: nothing is proved", orders.len());
     for server in shop.servers_mut() {
         server.running()?;
     }
