@@ -11,15 +11,18 @@ use proto::{
     events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
     inventory::v1::{GetStockRequest, Item, ReleaseStockRequest, Stock, WatchStockRequest, WatchStockResponse},
     order::v1::{GetOrderRequest, GetOrderResponse, ListOrdersRequest, Order, OrderState},
-    payment::v1::{Charge, ChargeState, GetChargeRequest},
+    payment::v1::{Charge, ChargeCustomerRequest, ChargeState, GetChargeRequest},
     projections::v1::{
         ListProjectionsRequest, RebuildProjectionsRequest,
         projection_command_service_client::ProjectionCommandServiceClient,
         projection_query_service_client::ProjectionQueryServiceClient,
     },
-    shipping::v1::{CancelShipmentRequest, ShipmentState},
+    shipping::v1::{CancelShipmentRequest, CreateShipmentRequest, Parcel, ShipmentState},
 };
-use tests::{Clients, Shop, shop::order};
+use tests::{
+    Clients, Shop,
+    shop::{order, usd},
+};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Streaming};
 
@@ -326,6 +329,44 @@ async fn stock_is_counted(mut shop: Shop) -> anyhow::Result<()> {
         while stretches.message().await?.is_some() {}
         counted(&clients, (9, 0, 1)).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_somebody_made_under_an_orders_id_for_somebody_else_is_not_shown_as_the_orders_own() -> anyhow::Result<()>
+{
+    let shop = Shop::start().await?;
+    let clients = shop.clients();
+    shop.stock("tea", 1_000, 3).await?;
+    shop.deposit("ann", 10_000).await?;
+    shop.deposit("bob", 10_000).await?;
+    let charge = ChargeCustomerRequest {
+        request_id: String::new(),
+        charge_id: "taken".to_owned(),
+        customer_id: "bob".to_owned(),
+        amount: Some(usd(3)),
+    };
+    clients.payment_commands().charge_customer(charge).await?;
+    let elsewhere = order("taken", "DE").address;
+    let shipment = CreateShipmentRequest {
+        request_id: String::new(),
+        shipment_id: "taken".to_owned(),
+        address: elsewhere,
+        parcels: vec![Parcel { sku: "tea".to_owned(), quantity: 1 }],
+    };
+    clients.shipping_commands().create_shipment(shipment).await?;
+    let taken = clients.order_commands().place_order(order("taken", "CH")).await?.into_inner().order;
+    assert_eq!(taken.and_then(|order| order.rejection).context("it is rejected")?.reason, "CHARGE_EXISTS");
+
+    // Both logs have come here as far as this one, and so behind what was made before.
+    clients.order_commands().place_order(order("after", "CH")).await?;
+    shown(&clients, "after", |order| order.charge.is_some() && order.shipped.is_some()).await?;
+    let request = |id: &str| GetOrderRequest { order_id: id.to_owned(), include_shipment: true };
+    let taken = clients.order_queries().get_order(request("taken")).await?.into_inner();
+    let standing = taken.shipment.context("it was asked for")?;
+    assert_eq!((taken.charge, taken.shipped, standing.shipment, standing.current), (None, None, None, true));
+    let own = clients.order_queries().get_order(request("after")).await?.into_inner();
+    assert!(own.shipment.is_some_and(|standing| standing.current && standing.shipment.is_some()));
     Ok(())
 }
 

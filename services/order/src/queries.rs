@@ -9,9 +9,12 @@ use libs::{
     refusal::{Refusal, Violations},
     saga::SagaQueries,
 };
-use proto::order::v1::{
-    GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, OrderState, OrderView, WatchOrderRequest,
-    WatchOrderResponse,
+use proto::{
+    order::v1::{
+        GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, OrderState, OrderView,
+        WatchOrderRequest, WatchOrderResponse,
+    },
+    shipping::v1::Shipment,
 };
 
 use crate::{
@@ -42,8 +45,15 @@ impl OrderQueries for Queries {
         violations.refuse()?;
         let view = read.document::<OrderView>(&ORDERS, &id).await?;
         let order = view.and_then(|view| view.order).ok_or_else(|| order::unknown(&id))?;
-        let shipment = if include_shipment { Some(self.shipments.standing(&id).await) } else { None };
+        let mut shipment = if include_shipment { Some(self.shipments.standing(&id).await) } else { None };
         let (charge, shipped) = futures::try_join!(self.neighbours.charge(&id), self.neighbours.shipment(&id))?;
+        // Ids are anybody's to choose: what was made by hand under the order's may be somebody else's.
+        let charge = charge.filter(|charge| charge.customer_id == order.customer_id);
+        let is_own = |shipment: &Shipment| shipment.address == order.address;
+        let shipped = shipped.filter(is_own);
+        if let Some(standing) = &mut shipment {
+            standing.shipment = standing.shipment.take().filter(is_own);
+        }
         Ok(GetOrderResponse { order: Some(order), shipment, charge, shipped })
     }
 
