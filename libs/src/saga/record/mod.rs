@@ -17,7 +17,7 @@ use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
 /// The history's length in a saga: what found no room there is in the journal's events.
 const MOST_HISTORY: usize = 64;
-/// The longest detail that a history keeps.
+/// How many characters of a detail a history keeps: all of what an operator may say.
 const MOST_DETAIL: usize = 512;
 
 /// How many bytes of requests and replies a saga keeps at the most before it starts one more step that it could do without: what is kept
@@ -281,9 +281,9 @@ pub(super) const fn operation(op: Op) -> Operation {
     }
 }
 
-/// A text as long as a history keeps it at the most, so that a page of them is a message.
+/// A text as long as a history keeps it at the most, so that a page of them is a message: 2 KiB each in the widest script.
 pub(super) fn shorten(text: &str) -> String {
-    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= MOST_DETAIL).unwrap_or(text.len());
+    let end = text.char_indices().nth(MOST_DETAIL).map_or(text.len(), |(at, _)| at);
     text[..end].to_owned()
 }
 
@@ -416,7 +416,12 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_is_cut_between_characters() {
-        assert_eq!(shorten(&"é".repeat(1000)).len(), MOST_DETAIL);
+    fn a_detail_is_as_long_as_a_reason_may_be_in_whatever_script_it_is() {
+        for letter in ["x", "ü", "字"] {
+            let reason = letter.repeat(400);
+            assert_eq!(shorten(&reason), reason);
+            assert_eq!(shorten(&letter.repeat(1000)), letter.repeat(MOST_DETAIL));
+        }
+        assert_eq!(shorten(""), "");
     }
 }
