@@ -31,7 +31,7 @@ impl Commands {
         Self { side, coordinator }
     }
 
-    async fn cancel(&self, request: &CancelOrderRequest) -> Result<CancelOrderResponse, Refusal> {
+    async fn cancel(&self, request: &CancelOrderRequest) -> Result<Response<CancelOrderResponse>, Refusal> {
         let CancelOrderRequest { request_id, order_id, reason } = request;
         let mut violations = Violations::default();
         violations.request_id(request_id);
@@ -47,13 +47,23 @@ impl Commands {
                 // It ended between the look and the word: what it ended as decides.
                 Err(refusal) if refusal.reason == "SAGA_CLOSED" => {}
                 Err(refusal) if refusal.reason == "SAGA_PARKED" => return Err(order::held_up(order_id)),
-                cancelled => return cancelled.map(|_| CancelOrderResponse { order_id: order_id.clone() }),
+                cancelled => {
+                    cancelled?;
+                    let mut response = Response::new(CancelOrderResponse { order_id: order_id.clone() });
+                    // It was done in this process. Nothing that fails after that may make a refusal of it.
+                    if self.side.stamp(response.metadata_mut()).await.is_err() {
+                        self.side.stamp_own(response.metadata_mut());
+                    }
+                    return Ok(response);
+                }
             }
         }
         let OrderRecord { order: ended } = self.side.state::<Order>(order_id).await?;
         let ended = ended.ok_or_else(|| order::unknown(order_id))?;
         if order::is_cancelled(&ended) {
-            return Ok(CancelOrderResponse { order_id: order_id.clone() });
+            let mut response = Response::new(CancelOrderResponse { order_id: order_id.clone() });
+            self.side.stamp(response.metadata_mut()).await?;
+            return Ok(response);
         }
         // Its saga's end and its own are one transaction: what is open by now stays so.
         if !order::is_closed(&ended) {
@@ -96,9 +106,6 @@ impl OrderDecider for Commands {
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let cancelled = self.cancel(request.get_ref()).await;
-        let refused = |refusal: Refusal| refusal.into_status(self.side.service());
-        let mut response = Response::new(cancelled.map_err(refused)?);
-        self.side.stamp(response.metadata_mut()).await.map_err(refused)?;
-        Ok(response)
+        cancelled.map_err(|refusal| refusal.into_status(self.side.service()))
     }
 }

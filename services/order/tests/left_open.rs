@@ -21,6 +21,7 @@ use proto::{
         order_command_service_server::OrderCommandService as _,
     },
 };
+use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request};
@@ -107,6 +108,20 @@ async fn whoever_cancels_it_while_its_saga_is_parked_is_told_so_and_not_why() {
     // Its operator is told.
     let why = coordinator.cancel(ID, "ann", "changed my mind").await.unwrap_err();
     assert!(why.message.contains("definition"), "{}", why.message);
+}
+
+#[tokio::test]
+async fn a_cancel_that_was_accepted_is_no_refusal_because_its_token_can_not_be_read() {
+    let world = World::with_an_order().await;
+    // Commands that find the order, but no log to read a token from; its saga is turned back all the same.
+    let [order, copy] = ["order.db", "copy.db"].map(|name| world.folder.path().join(name));
+    Connection::open(order).unwrap().execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+    let journal = Journal::open(&*copy, TABLES).await.unwrap();
+    Connection::open(copy).unwrap().execute_batch("DROP TABLE events").unwrap();
+    let surface = Completion::new(CommandSide::new("order", journal), world.coordinator.clone());
+    let cancel = CancelOrderRequest { order_id: ID.to_owned(), ..CancelOrderRequest::default() };
+    let cancelled = surface.cancel_order(Request::new(cancel)).await.unwrap();
+    assert!(cancelled.metadata().contains_key("consistency-token"));
 }
 
 #[tokio::test]
