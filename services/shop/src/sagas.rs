@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{
     DescribeSagaRequest, DescribeSagaResponse, GetSagaRequest, ListParkedSagasRequest, ListParkedSagasResponse,
-    ListSagasRequest, ParkedSaga, Saga, SagaPhase, StepKind, StepState,
+    ListSagasRequest, ParkedSaga, Reason, Saga, SagaPhase, StepKind, StepState,
 };
 use tonic::Code;
 
@@ -129,10 +129,15 @@ pub async fn show(asked: config::ShowSaga, screen: Screen) -> anyhow::Result<()>
         screen.line(format!("{}: {}", step.name, screen.paint(Tone::Bad, &step.last_error)))?;
     }
     if let Some(reason) = saga.reason {
-        let because = format!("because of {}: {}: {}", reason.step, reason.reason, reason.message);
-        screen.line(screen.paint(Tone::Plain, because))?;
+        screen.line(screen.paint(Tone::Plain, because(&reason)))?;
     }
     Ok(())
+}
+
+/// Why a saga turned back: for a step's refusal, or for what no step said, such as that it was cancelled.
+fn because(reason: &Reason) -> String {
+    let step = if reason.step.is_empty() { String::new() } else { format!("{}: ", reason.step) };
+    format!("because of {step}{}: {}", reason.reason, reason.message)
 }
 
 /// Draws a definition as Mermaid.
@@ -187,6 +192,17 @@ mod tests {
             row.split_whitespace().collect::<Vec<_>>().join(" "),
             "s-1 place-order compensated ⤺ reserve ✗ charge"
         );
+    }
+
+    #[test]
+    fn what_a_saga_turned_back_for_names_the_step_where_one_refused() {
+        let because = |step: &str, reason: &str, message: &str| {
+            let [step, reason, message] = [step, reason, message].map(str::to_owned);
+            because(&Reason { step, reason, message, code: 0 })
+        };
+        let refused = because("charge", "INSUFFICIENT_FUNDS", "1 is too little");
+        assert_eq!(refused, "because of charge: INSUFFICIENT_FUNDS: 1 is too little");
+        assert_eq!(because("", "CANCELLED", "changed my mind"), "because of CANCELLED: changed my mind");
     }
 
     #[test]

@@ -62,9 +62,11 @@ async fn changes_after(orders: &Orders, after_position: i64) -> anyhow::Result<S
 }
 
 /// Whether the stream was ended in order: its connection is old, as each is after a quarter of an hour, or its server stops. Asking
-/// again tells which, for a server that has stopped does not answer.
+/// again tells which, for a server that has stopped does not answer. Or nobody read it for a while, as where a terminal is held: what
+/// came since is told after the last position.
 fn is_to_be_made_anew(status: &Status) -> bool {
-    status.code() == Code::Unavailable && Refusal::from_status(status).reason == "DRAINING"
+    let reason = Refusal::from_status(status).reason;
+    matches!((status.code(), &*reason), (Code::Unavailable, "DRAINING") | (Code::ResourceExhausted, "SLOW_WATCHER"))
 }
 
 #[cfg(test)]
@@ -74,9 +76,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_stream_that_drains_is_made_anew() {
+    fn only_a_stream_that_drains_or_was_left_is_made_anew() {
         let refused = |reason| Refusal::unavailable(reason, "call again", Duration::ZERO).into_status("order");
         assert!(is_to_be_made_anew(&refused("DRAINING")));
+        let exhausted = |reason| Refusal::exhausted(reason, "watch again", Duration::ZERO).into_status("order");
+        assert!(is_to_be_made_anew(&exhausted("SLOW_WATCHER")));
+        assert!(!is_to_be_made_anew(&exhausted("OVERLOADED")));
         assert!(!is_to_be_made_anew(&refused("NOT_CAUGHT_UP")));
         assert!(!is_to_be_made_anew(&Status::unavailable("gone")));
     }
