@@ -276,8 +276,8 @@ impl ReadSide {
     /// Every document that changes after a position, in the order of the changes, for ever. Changes between two looks are
     /// one: a slow watcher gets fewer of them and never makes anything grow. Each comes with the position after which to go on: of several
     /// documents that one event changes, all but the last come with the one before. A position that the views don't come to is refused as
-    /// [`wait_for_position`](Self::wait_for_position) does. It ends with FAILED_PRECONDITION, AHEAD_OF_LOG when the views go back, made anew
-    /// of another service's restored log.
+    /// [`wait_for_position`](Self::wait_for_position) does. It ends with FAILED_PRECONDITION, AHEAD_OF_LOG when the views go back: made anew
+    /// of another log, or after a failover that lost what came last.
     pub fn follow<M: Message + Default + 'static>(
         &self,
         table: &'static Table,
