@@ -24,6 +24,8 @@ use super::sql::{Error, postgres::answered};
 const WAIT: Duration = Duration::from_secs(5);
 /// After such a silence a session is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How long it may take to say so: well within [`WAIT`], so that another one can be begun yet.
+const ASK: Duration = Duration::from_secs(1);
 
 /// Up to so many sessions. Clones share them.
 #[derive(Clone, Debug)]
@@ -115,12 +117,28 @@ impl Sessions {
             if since.is_some_and(|since| since.elapsed() < SILENCE) {
                 return Some(session);
             }
+            let asked = Instant::now();
             // What is left of a statement that nobody waited for is read on the way.
-            match session.ping().await {
-                Ok(()) => return Some(session),
-                Err(error) => tracing::info!(%error, "an idle session was lost"),
+            match timeout(ASK, session.ping()).await {
+                Ok(Ok(())) => return Some(session),
+                Ok(Err(error)) => tracing::info!(%error, "an idle session was lost"),
+                Err(_) => {
+                    let dropped = 1 + self.drop_unused_since(asked);
+                    tracing::info!(
+                        dropped,
+                        "an idle session says nothing: it is dropped, and those that were idle beside it"
+                    );
+                }
             }
         }
+    }
+
+    /// Drops those that have come back before, or in the midst of something: what goes silent is a host or a way, and to ask each of them
+    /// would take a second each. Answers how many.
+    fn drop_unused_since(&self, time: Instant) -> usize {
+        let suspect = |idle: &mut Idle| idle.since.is_none_or(|since| since < time);
+        let dropped: Vec<Idle> = self.0.idle.lock().extract_if(.., suspect).collect();
+        dropped.len()
     }
 
     /// Ends all sessions, and begins no more.

@@ -280,7 +280,7 @@ fn is_young(decided_micros: i64) -> bool {
 /// Whether a transaction that failed so may do better the next time.
 fn is_passing(error: &Error) -> bool {
     match error {
-        Error::Postgres(sqlx::Error::Io(_)) => true,
+        Error::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
         error => code(error).is_some_and(|code| PASSING.contains(&&*code)),
     }
 }
