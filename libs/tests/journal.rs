@@ -11,6 +11,7 @@ use libs::journal::{
     Role, Row, SubmitError, Table, events_after, sqlite::companion,
 };
 use proptest::prelude::*;
+use sqlx::{Connection as _, Executor as _};
 use tempfile::TempDir;
 
 async fn open(folder: &TempDir) -> Journal {
@@ -226,6 +227,70 @@ async fn a_decision_that_panics_fails_alone() {
     assert_eq!(bad, Err(SubmitError::Panicked));
     assert_eq!((before.unwrap().outcome, after.unwrap().outcome), (Outcome::Done, Outcome::Done));
     assert_eq!(value(&journal, "a").await, 2);
+}
+
+/// Writes beside the journal, which is closed.
+async fn write_beside(folder: &TempDir, sql: &str) {
+    match database::location(folder.path(), "test") {
+        Location::Sqlite(path) => rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap(),
+        Location::Postgres { url, schema } => {
+            let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+            let sql = format!("SET search_path = {schema}; {sql}");
+            connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_names_a_row_that_can_not_be_read_fails_alone() {
+    let folder = TempDir::new().unwrap();
+    let mut journal = open(&folder).await;
+    for name in ["newer", "empty", "torn"] {
+        journal.submit(add(name, 1, key(name))).await.unwrap();
+    }
+    // What a newer version has answered, one that has lost its state, and one whose version is none.
+    let mut harms = vec![
+        ("UPDATE requests SET outcome = 9 WHERE key = 'newer'", "UPDATE requests SET outcome = 1 WHERE key = 'newer'"),
+        (
+            "UPDATE aggregates SET state = NULL WHERE id = 'empty'",
+            "UPDATE aggregates SET state = (SELECT state FROM aggregates WHERE id = 'newer') WHERE id = 'empty'",
+        ),
+    ];
+    if !database::is_shared() {
+        let whole = "UPDATE aggregates SET version = 1 WHERE id = 'torn'";
+        harms.push(("UPDATE aggregates SET version = 1.5 WHERE id = 'torn'", whole));
+    }
+    for (round, (harm, mend)) in harms.into_iter().enumerate() {
+        journal.close();
+        journal.ended().await.unwrap();
+        write_beside(&folder, harm).await;
+        journal = open(&folder).await;
+        let broken = || match round {
+            0 => [add("other", 1, key("newer")), add("other", -1, undo_key("undone", "newer"))],
+            1 => [add("empty", 1, key("more")), add("empty", 1, None)],
+            _ => [add("torn", 1, key("once more")), add("torn", 1, None)],
+        };
+        for _ in 0..2 {
+            let [one, two] = broken();
+            let (before, one, two, after) = tokio::join!(
+                journal.submit(add("whole", 1, None)),
+                journal.submit(one),
+                journal.submit(two),
+                journal.submit(add("whole", 1, None)),
+            );
+            assert_eq!((one, two), (Err(SubmitError::Unreadable), Err(SubmitError::Unreadable)), "{harm}");
+            assert_eq!((before.unwrap().outcome, after.unwrap().outcome), (Outcome::Done, Outcome::Done), "{harm}");
+        }
+        journal.close();
+        journal.ended().await.unwrap();
+        write_beside(&folder, mend).await;
+        journal = open(&folder).await;
+        let [one, _] = broken();
+        let outcome = if round == 0 { Outcome::Replayed } else { Outcome::Done };
+        assert_eq!(journal.submit(one).await.unwrap().outcome, outcome, "{mend}");
+    }
+    assert_eq!(value(&journal, "whole").await, if database::is_shared() { 8 } else { 12 });
+    assert_eq!(value(&journal, "other").await, 0);
 }
 
 #[tokio::test]

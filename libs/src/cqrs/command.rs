@@ -383,7 +383,7 @@ pub fn not_submitted(error: SubmitError) -> Refusal {
             let message = "the database can't be reached or takes no writes, and nothing was written: try again";
             Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
         }
-        SubmitError::Panicked => Refusal::internal(),
+        SubmitError::Panicked | SubmitError::Unreadable => Refusal::internal(),
         SubmitError::Closed => {
             let message = "the service is shutting down: try again, another one answers";
             Refusal::unavailable("SHUTTING_DOWN", message, Duration::from_secs(1))

@@ -17,6 +17,7 @@ use super::{
         SubmitError,
     },
     requests::{Ending, Judgement, Known, judge},
+    unreadable::Unreadable,
 };
 use crate::journal::entry::Role;
 
@@ -25,6 +26,8 @@ use crate::journal::entry::Role;
 pub(super) struct World {
     pub(super) aggregates: HashMap<AggregateId, Aggregate>,
     pub(super) requests: HashMap<String, Known>,
+    /// The rows of both that are there and say nothing.
+    pub(super) unreadable: Unreadable,
 }
 
 /// What a batch has to write.
@@ -64,6 +67,13 @@ pub(super) struct Ended {
     pub(super) request: String,
     /// How long the decision held up the others.
     pub(super) took: Duration,
+}
+
+impl Ended {
+    /// It could not be decided.
+    pub(super) fn refused(error: SubmitError, request: String) -> Self {
+        Self { result: Err(error), on_commit: Vec::new(), request, took: Duration::ZERO }
+    }
 }
 
 /// Decides one entry. `head` is the last position given out so far and moves with every event.
@@ -114,7 +124,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let decided = catch_unwind(AssertUnwindSafe(|| decide(&loaded)));
     let took = begin.elapsed();
     let Ok(decided) = decided else {
-        return Ended { result: Err(SubmitError::Panicked), on_commit: Vec::new(), request: cause.request, took };
+        return Ended { took, ..Ended::refused(SubmitError::Panicked, cause.request) };
     };
     let Decided { rejected, transient, reply, changes, rows, forgotten, on_commit } = decided;
 

@@ -320,6 +320,9 @@ pub enum SubmitError {
     /// The decision panicked.
     #[error("the decision failed")]
     Panicked,
+    /// An aggregate or a stored answer that the entry names is there and can't be read. Another try meets it again.
+    #[error("what the database holds for it can't be read")]
+    Unreadable,
     /// The journal is shutting down.
     #[error("the journal is closed")]
     Closed,

@@ -21,6 +21,7 @@ pub(crate) mod simulated;
 pub mod sql;
 pub mod sqlite;
 pub mod store;
+mod unreadable;
 mod wal;
 
 use std::{
@@ -276,7 +277,7 @@ impl Journal {
         let key = vec![vec![id.kind.into(), (*id.id).into()]];
         let found = self.0.reader.fetch_keys(&AGGREGATES, key).await?;
         let Some(record) = found.first() else { return Ok(Aggregate::default()) };
-        Ok(Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? })
+        Aggregate::read(record)
     }
 
     /// Several aggregates of a kind as they are committed, with their ids and in any order. Those that aren't there are left out.
@@ -290,9 +291,7 @@ impl Journal {
     ) -> Result<Vec<(String, Aggregate)>, sql::Error> {
         let keys = ids.map(|id| vec![kind.into(), id.into()]).collect();
         let found = self.0.reader.fetch_keys(&AGGREGATES, keys).await?;
-        let aggregate = |record: &sql::Record| {
-            Ok((record.text(1)?, Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? }))
-        };
+        let aggregate = |record: &sql::Record| Ok((record.text(1)?, Aggregate::read(record)?));
         found.iter().map(aggregate).collect()
     }
 

@@ -9,32 +9,33 @@ mod postgres;
 #[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
 mod simulated;
 mod sqlite;
+mod told;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 #[cfg(test)]
 pub(super) use self::simulated::Committer as SimulatedCommitter;
+use self::told::Told;
 pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
 use super::{
     batch::{self, Ended, World, Writes},
     entry::{Aggregate, AggregateId, Committed, Entry, Forgotten, Role, Row, SubmitError, Table},
-    requests::Known,
+    requests::{Known, REQUESTS},
     sql::{Error, Record, Value},
+    unreadable,
 };
 
 /// The most entries in a batch, and about the most bytes.
 const MOST_ENTRIES: usize = 256;
 pub(super) const MOST_BYTES: usize = 8 << 20;
-/// From when on a decision is told of, and how often at the most: all others of its batch, and those that wait, wait for it.
+/// From when on a decision is told of: all others of its batch, and those that wait, wait for it.
 const SLOW: Duration = Duration::from_millis(10);
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) static AGGREGATES: Table = Table {
     name: "aggregates",
@@ -65,8 +66,8 @@ pub(super) struct Counters {
     pub(super) slow_decisions: AtomicU64,
     /// About how many bytes wait, those of the batch that is gathering included.
     bytes_waiting: AtomicUsize,
-    /// When a slow decision was told of last.
-    told_of_slow: Mutex<Option<Instant>>,
+    told_of_slow: Told,
+    told_of_unreadable: Told,
 }
 
 /// Decides a batch on what was read for it. `head` is the last position given out so far.
@@ -79,6 +80,10 @@ fn decide_all(
 ) -> (Writes, Vec<Answer>) {
     let mut writes = Writes::default();
     let decide = |Waiting { entry, answer }| {
+        if let Some(row) = world.unreadable_to(&entry) {
+            counters.could_not_read(&row, &entry.cause.request);
+            return (Ended::refused(SubmitError::Unreadable, entry.cause.request), answer);
+        }
         let ended = batch::decide(world, &mut writes, head, now_micros, entry);
         if ended.took >= SLOW {
             counters.was_slow(&ended);
@@ -106,14 +111,26 @@ impl Counters {
     /// Counts a decision that held up the others, and tells of it, unless one was told of just now.
     fn was_slow(&self, ended: &Ended) {
         let slow_decisions = self.slow_decisions.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut told = self.told_of_slow.lock();
-        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+        if !self.told_of_slow.is_due() {
             return;
         }
-        *told = Some(Instant::now());
         let Ended { request, took, .. } = ended;
         let took_ms = took.as_secs_f64() * 1_000.0;
         tracing::warn!(request, took_ms, slow_decisions, "a slow decision: all other commands waited for it");
+    }
+
+    /// Tells a person of a row that can't be read, unless one was told of just now.
+    fn could_not_read(&self, row: &unreadable::Row<'_>, request: &str) {
+        if self.told_of_unreadable.is_due() {
+            let unreadable::Row { table, key, why } = row;
+            tracing::error!(
+                table,
+                key,
+                error = why,
+                request,
+                "a row can't be read: who names it is refused. If a newer program wrote it, start that one; else mend the row from a backup"
+            );
+        }
     }
 
     /// Tells everybody in a batch what became of it, once that is durable.
@@ -172,11 +189,20 @@ impl Sets {
     }
 }
 
+impl Aggregate {
+    /// Reads its row.
+    pub(super) fn read(record: &Record) -> Result<Self, Error> {
+        Ok(Self { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? })
+    }
+}
+
 impl World {
     fn learn_requests(&mut self, records: &[Record]) -> Result<(), Error> {
         for record in records {
-            let (key, known) = Known::read(record)?;
-            self.requests.insert(key, known);
+            match Known::read(record) {
+                Ok((key, known)) => _ = self.requests.insert(key, known),
+                Err(error) => self.unreadable.put_aside(&REQUESTS, record, error)?,
+            }
         }
         Ok(())
     }
@@ -185,8 +211,10 @@ impl World {
         for record in records {
             let kind = record.text(0)?;
             if let Some(kind) = kinds.iter().find(|known| **known == kind) {
-                let aggregate = Aggregate { version: record.int(2)?.unsigned_abs(), state: record.blob(3)? };
-                self.aggregates.insert(AggregateId::new(kind, record.text(1)?), aggregate);
+                match Aggregate::read(record) {
+                    Ok(aggregate) => _ = self.aggregates.insert(AggregateId::new(kind, record.text(1)?), aggregate),
+                    Err(error) => self.unreadable.put_aside(&AGGREGATES, record, error)?,
+                }
             }
         }
         Ok(())

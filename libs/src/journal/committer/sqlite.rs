@@ -78,10 +78,11 @@ impl Committer {
         let mut world = World { aggregates: named.cached, ..World::default() };
         let connection = &self.writer.connection;
         if !named.requests.is_empty() {
-            world.learn_requests(&sql::fetch_keys(connection, &REQUESTS, &named.requests)?)?;
+            let records = world.unreadable.fetch(connection, &REQUESTS, &named.requests)?;
+            world.learn_requests(&records)?;
         }
         if !named.aggregates.is_empty() {
-            let records = sql::fetch_keys(connection, &AGGREGATES, &named.aggregates)?;
+            let records = world.unreadable.fetch(connection, &AGGREGATES, &named.aggregates)?;
             world.learn_aggregates(&named.kinds, &records)?;
         }
         Ok(world)
