@@ -13,18 +13,21 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use libs::{
     cqrs::{Board, Log, Outbox, Projection, ProjectionError, Projections, Views},
-    journal::{Event, Journal, Location, Outcome, Table, sql::Transaction},
+    journal::{Event, Journal, Location, Outcome, Table, head_of_primary, sql::Transaction},
 };
 use proto::{
     events::v1::{SubscribeRequest, event_service_server::EventService as _},
     projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _},
 };
 use schema::{PATIENCE, note, noted};
-use sqlx::Executor as _;
+use sqlx::{Executor as _, PgConnection};
 use squeamish::{SEEN, Squeamish};
 use standby::{Pair, session, until};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Request;
+
+/// How it is asked what became of a commit.
+const FATE: &str = "pg_xact_status(";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_a_standby_has_yet_to_replay_is_known_once_it_is_promoted() {
@@ -43,11 +46,9 @@ async fn a_commit_that_a_standby_has_yet_to_replay_is_known_once_it_is_promoted(
     until(&mut primary, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
     until(&mut primary, "(SELECT flush_lsn = pg_current_wal_flush_lsn() FROM pg_stat_replication)").await;
     pair.fail_over();
-    let asked = "EXISTS (SELECT FROM pg_stat_activity
-        WHERE application_name = 'trellis test' AND query LIKE '%pg_xact_status(%')";
     tokio::select! {
         early = &mut submitted => panic!("answered by what the standby had replayed: {early:?}"),
-        () = until(&mut standby, asked) => {}
+        () = pair.until_asked(FATE) => {}
     }
     standby.execute("SELECT pg_promote()").await.unwrap();
 
@@ -168,11 +169,9 @@ async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_tha
     assert_eq!(told().await.unwrap(), 2);
 
     pair.fail_over();
-    let asked = "EXISTS (SELECT FROM pg_stat_activity
-        WHERE application_name LIKE 'trellis%' AND query LIKE 'SELECT pg_is_in_recovery()%')";
     tokio::select! {
         ended = told() => panic!("told of what the standby had replayed: {ended:?}"),
-        () = until(&mut standby, asked) => {}
+        () = pair.until_asked(": SELECT pg_is_in_recovery()") => {}
     }
     // Another service that was told of both goes on after them.
     let request = SubscribeRequest { after_position: 2, kinds: Vec::new() };
@@ -184,4 +183,54 @@ async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_tha
     assert_eq!(timeout(PATIENCE, told()).await.expect("it goes on").unwrap(), 3);
     let stretch = timeout(PATIENCE, stretches.next()).await.expect("it is told").unwrap().unwrap();
     assert_eq!((stretch.after_position, stretch.position), (2, 3));
+}
+
+/// Has all that is done with the journal go on at the standby.
+async fn strand(pair: &Pair, primary: &mut PgConnection) {
+    pair.lead_to(pair.standby);
+    let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'trellis test'";
+    primary.execute(all).await.unwrap();
+}
+
+/// It is one that was the primary, as a rule, and a name is slower than a failover.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_led_to_a_standby_leaves_it_once_the_way_leads_to_the_primary() {
+    let Some(pair) = Pair::start().await else { return };
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let journal = Journal::open(&location, &[]).await.unwrap();
+    let member = journal.join().await.unwrap().unwrap();
+    journal.submit(note("before")).await.unwrap();
+    let (mut primary, mut standby) = (session(pair.primary).await, session(pair.standby).await);
+    until(&mut standby, "EXISTS (SELECT FROM test.members) AND EXISTS (SELECT FROM test.events)").await;
+
+    strand(&pair, &mut primary).await;
+    for _ in 0..2 {
+        assert!(member.beat().await.is_err(), "it takes no writes");
+        assert_eq!(head_of_primary(journal.reader()).await.unwrap(), None, "it may have more to replay");
+    }
+    pair.lead_to(pair.primary);
+    member.beat().await.unwrap();
+    assert_eq!(head_of_primary(journal.reader()).await.unwrap(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_not_asked_after_at_a_standby_once_the_way_leads_to_the_primary() {
+    let Some(pair) = Pair::start().await else { return };
+    let url = format!("{}&options[synchronous_commit]=remote_apply", pair.url());
+    let journal = Journal::open(Location::Postgres { url, schema: "test".to_owned() }, &[]).await.unwrap();
+    journal.submit(note("before")).await.unwrap();
+    let (mut primary, mut standby) = (session(pair.primary).await, session(pair.standby).await);
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until(&mut standby, "pg_get_wal_replay_pause_state() = 'paused'").await;
+    let submitted = tokio::spawn({
+        let journal = journal.clone();
+        async move { journal.submit(note("waits")).await }
+    });
+    until(&mut primary, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
+    strand(&pair, &mut primary).await;
+    pair.until_asked(FATE).await;
+    pair.lead_to(pair.primary);
+    standby.execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    assert_eq!(answer.map(|done| done.outcome), Ok(Outcome::Done), "it was committed");
 }

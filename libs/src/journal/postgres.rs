@@ -239,11 +239,22 @@ impl Server {
     }
 
     pub(super) async fn fetch(&self, sql: &str, values: &[Value]) -> Result<Vec<Record>, Error> {
+        self.fetch_believing(sql, values, |_| true).await
+    }
+
+    /// The same, of a server that is to be believed, as its answer says. Where there is none such it is the answer of another.
+    pub(super) async fn fetch_believing(
+        &self,
+        sql: &str,
+        values: &[Value],
+        is_believed: impl Fn(&[Record]) -> bool + Send,
+    ) -> Result<Vec<Record>, Error> {
         match &self.way {
             Way::Postgres(sessions) => loop {
                 let mut lent = sessions.lend().await?;
                 let end = postgres::query(lent.session()?, sql, values).await;
-                if let Some(end) = lent.ended(end) {
+                let is_astray = end.as_ref().is_ok_and(|records| !is_believed(records));
+                if let Some(end) = if is_astray { lent.ended_astray(end) } else { lent.ended(end) } {
                     break end;
                 }
             },
@@ -267,7 +278,8 @@ impl Server {
                     postgres::query(session, sql, values).await.map(Some)
                 };
                 let end = asked.await;
-                if let Some(end) = lent.ended(end) {
+                let is_standby = matches!(end, Ok(None));
+                if let Some(end) = if is_standby { lent.ended_astray(end) } else { lent.ended(end) } {
                     break end;
                 }
             },

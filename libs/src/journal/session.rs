@@ -175,14 +175,15 @@ fn is_late(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Whether a session has ended: the way to it is gone, or the server has ended it.
+/// Whether a session is of no use any more: the way to it is gone, the server has ended it, or takes no writes. That one stays a standby,
+/// whomever the way leads to since.
 fn is_lost(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        // Operator intervention, a broken connection, a turn that was kept for too long.
-        sqlx::Error::Database(said) => {
-            said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08") || code == "25P03")
-        }
+        // Operator intervention, a broken connection, a turn that was kept for too long, a write where none is taken.
+        sqlx::Error::Database(said) => said.code().is_some_and(|code| {
+            code.starts_with("57P") || code.starts_with("08") || matches!(&*code, "25P03" | "25006")
+        }),
         _ => false,
     }
 }
@@ -220,6 +221,13 @@ impl Lent {
                 Some(end)
             }
         }
+    }
+
+    /// Says how the statement has ended at a server that is none to believe, such as a standby. The session is over: the way may lead to
+    /// another one. None if it had been idle: then a new one is to be asked.
+    pub(super) fn ended_astray<T>(mut self, end: Result<T, Error>) -> Option<Result<T, Error>> {
+        self.session = None;
+        self.fresh.then_some(end)
     }
 }
 

@@ -55,13 +55,13 @@ impl Pair {
         let copied = ["-R", "-X", "stream", "-c", "fast", "-U", "trellis", "-h", "127.0.0.1", "-p"];
         let port = pair.primary.port().to_string();
         done(pair.program("pg_basebackup").args(copied).arg(port).arg("-D").arg(&standby));
-        pair.go_on("standby", pair.standby, "");
+        pair.go_on("standby", pair.standby, "-c log_statement=all");
         Some(pair)
     }
 
     fn go_on(&self, which: &str, address: SocketAddr, more: &str) {
         let options = format!("-p {} -k '' -c listen_addresses=127.0.0.1 {more}", address.port());
-        let (data, log) = (self.data(which), self.folder.path().join(format!("{which}.log")));
+        let (data, log) = (self.data(which), self.log(which));
         done(self.program("pg_ctl").arg("-D").arg(data).arg("-l").arg(log).args(["-w", "-o", &options, "start"]));
     }
 
@@ -70,9 +70,14 @@ impl Pair {
         url(self.near)
     }
 
+    /// Whoever reaches for them from now on reaches this one. Who has done so stays where it is.
+    pub(crate) fn lead_to(&self, address: SocketAddr) {
+        *self.leads_to.lock() = address;
+    }
+
     /// The first one is gone at once, and whoever reaches for it reaches the second.
     pub(crate) fn fail_over(&self) {
-        *self.leads_to.lock() = self.standby;
+        self.lead_to(self.standby);
         self.stop("primary");
     }
 
@@ -92,6 +97,20 @@ impl Pair {
         };
         command.current_dir(self.folder.path()).env("HOME", self.folder.path());
         command
+    }
+
+    /// Waits until the second one has been asked something in these words.
+    pub(crate) async fn until_asked(&self, words: &str) {
+        let asked = async {
+            while !std::fs::read_to_string(self.log("standby")).unwrap().contains(words) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("nobody asked {words}"));
+    }
+
+    fn log(&self, which: &str) -> PathBuf {
+        self.folder.path().join(format!("{which}.log"))
     }
 
     fn data(&self, which: &str) -> PathBuf {

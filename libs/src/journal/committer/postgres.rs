@@ -37,6 +37,8 @@ const TRIES: u32 = 3;
 const YOUNG: Duration = Duration::from_secs(45);
 /// How a server is asked what became of a transaction. A standby that is to take over may have the commit, and has yet to replay it.
 const BECAME: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' ELSE pg_xact_status($1::xid8) END";
+/// What a standby says.
+const IN_RECOVERY: &str = "in recovery";
 /// What the server says of a transaction that it has never heard of.
 const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
@@ -215,8 +217,10 @@ impl Committer {
         tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
         let mut deadline = Instant::now() + ASK;
         loop {
-            let asked = self.server.fetch(BECAME, &[id.into()]).await;
-            let status = asked.and_then(|records| records.first().map_or(Ok(String::new()), |record| record.text(0)));
+            let said = |records: &[Record]| records.first().map_or(Ok(String::new()), |record| record.text(0));
+            let is_primary = |records: &[Record]| !said(records).is_ok_and(|said| said == IN_RECOVERY);
+            let asked = self.server.fetch_believing(BECAME, &[id.into()], is_primary).await;
+            let status = asked.and_then(|records| said(&records));
             let became = match status.as_deref() {
                 Ok("committed") => self.stands(sets).await,
                 Ok("aborted") => Ok(false),
