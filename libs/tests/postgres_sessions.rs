@@ -5,10 +5,16 @@
 mod database;
 mod schema;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use futures::future::{join_all, pending};
-use libs::journal::{Journal, Location, Outcome};
+use libs::journal::{Journal, Location, Outcome, SubmitError};
 use schema::{PATIENCE, Schema, note};
 use tokio::{
     io::copy_bidirectional,
@@ -17,40 +23,67 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// A way to the server, and who has a say in it. Whenever that says something, the links that there are fall silent, and nobody is told;
-/// those that are made from then on are as silent where it says true.
-async fn way(schema: &Schema) -> (Location, watch::Sender<bool>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let near = listener.local_addr().unwrap();
-    let (before, server) = schema.url.split_once('@').unwrap();
-    let (server, name) = server.split_once('/').unwrap();
-    let url = format!("{before}@{near}/{name}?sslmode=disable");
-    let (server, silence) = (server.to_owned(), watch::Sender::new(false));
-    let silent = silence.clone();
-    tokio::spawn(async move {
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            let (mut far, mut silent) = (TcpStream::connect(&server).await.unwrap(), silent.subscribe());
-            tokio::spawn(async move {
-                if *silent.borrow_and_update() {
-                    return pending().await;
-                }
-                tokio::select! {
-                    _ = copy_bidirectional(&mut near, &mut far) => {}
-                    // Both ends stay open.
-                    _ = silent.changed() => pending().await,
-                }
-            });
-        }
-    });
-    (Location::Postgres { url, schema: schema.name.clone() }, silence)
+/// How whoever comes by a way fares, from when it is said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Manner {
+    /// Those who come are let through. Those who are there hear nothing any more, and nobody is told.
+    Through,
+    /// So it is for those who come, too.
+    Silent,
+    /// They are turned away, those who are there too.
+    Away,
+}
+
+/// A way to the server.
+struct Way {
+    location: Location,
+    manner: watch::Sender<Manner>,
+    /// How many have come by it.
+    came: Arc<AtomicUsize>,
+}
+
+impl Way {
+    async fn to(schema: &Schema) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = listener.local_addr().unwrap();
+        let (before, server) = schema.url.split_once('@').unwrap();
+        let (server, name) = server.split_once('/').unwrap();
+        let url = format!("{before}@{near}/{name}?sslmode=disable");
+        let (server, manner, came) = (server.to_owned(), watch::Sender::new(Manner::Through), Arc::default());
+        let (said, count) = (manner.clone(), Arc::<AtomicUsize>::clone(&came));
+        tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                let (mut far, mut said) = (TcpStream::connect(&server).await.unwrap(), said.subscribe());
+                tokio::spawn(async move {
+                    let manner = *said.borrow_and_update();
+                    if manner == Manner::Through {
+                        tokio::select! {
+                            _ = copy_bidirectional(&mut near, &mut far) => return,
+                            _ = said.changed() => {}
+                        }
+                    }
+                    if *said.borrow() != Manner::Away {
+                        // Both ends stay open.
+                        pending().await
+                    }
+                });
+            }
+        });
+        Self { location: Location::Postgres { url, schema: schema.name.clone() }, manner, came }
+    }
+
+    async fn open(&self) -> Journal {
+        Journal::open(&self.location, &[]).await.unwrap()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_died_silently_while_they_were_idle_cost_a_second_in_all() {
     let Some(schema) = Schema::new() else { return };
-    let (location, silence) = way(&schema).await;
-    let journal = Journal::open(location, &[]).await.unwrap();
+    let way = Way::to(&schema).await;
+    let journal = way.open().await;
     let reader = journal.reader();
     let member = journal.join().await.unwrap().unwrap();
     for round in 0..2 {
@@ -64,7 +97,7 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_a_second_in_all()
         assert!(beat.is_ok() && commits.iter().all(Result::is_ok));
         // After which a session is asked whether it is still there.
         sleep(Duration::from_millis(1_100)).await;
-        silence.send_replace(false);
+        way.manner.send_replace(Manner::Through);
 
         let began = Instant::now();
         let after = format!("after {round}");
@@ -79,14 +112,35 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_a_second_in_all()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_outlasts_a_server_that_lets_nobody_in_for_a_while() {
     let Some(schema) = Schema::new() else { return };
-    let (location, silence) = way(&schema).await;
-    let journal = Journal::open(location, &[]).await.unwrap();
+    let way = Way::to(&schema).await;
+    let journal = way.open().await;
     sleep(Duration::from_millis(1_100)).await;
-    silence.send_replace(true);
+    way.manner.send_replace(Manner::Silent);
     let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
     // For longer than a session is waited for.
     sleep(Duration::from_secs(6)).await;
-    silence.send_replace(false);
+    way.manner.send_replace(Manner::Through);
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_turns_everybody_away_is_not_asked_without_a_pause() {
+    let Some(schema) = Schema::new() else { return };
+    let way = Way::to(&schema).await;
+    let journal = way.open().await;
+    journal.submit(note("before")).await.unwrap();
+    way.manner.send_replace(Manner::Away);
+    let (came_before, began) = (way.came.load(Ordering::Relaxed), Instant::now());
+    for at in 0..5 {
+        assert_eq!(journal.submit(note(&format!("in vain {at}"))).await, Err(SubmitError::Unavailable));
+    }
+    let (came, took) = (way.came.load(Ordering::Relaxed) - came_before, began.elapsed());
+    assert!(came as u128 <= 3 + took.as_millis() / 100, "{came} times in {took:?}");
+
+    let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
+    sleep(Duration::from_millis(50)).await;
+    way.manner.send_replace(Manner::Through);
+    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done), "it was tried once more");
 }

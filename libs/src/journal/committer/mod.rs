@@ -68,6 +68,7 @@ pub(super) struct Counters {
     bytes_waiting: AtomicUsize,
     told_of_slow: Told,
     told_of_unreadable: Told,
+    told_of_retry: Told,
 }
 
 /// Decides a batch on what was read for it. `head` is the last position given out so far.

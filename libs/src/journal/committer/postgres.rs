@@ -32,6 +32,9 @@ const ASK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
+/// Before it is tried once more where the way to the server fails, and twice as long before the last time: a server that turns everybody away
+/// does so at once, and would be asked thousands of times a second.
+const REST: Duration = Duration::from_millis(100);
 /// For how long after it was decided a batch is tried, by a clock that goes on while the process is stopped. What it was decided on may have
 /// gone and come again: a saga that was undone, has ended and is forgotten since.
 const YOUNG: Duration = Duration::from_secs(45);
@@ -151,10 +154,16 @@ impl Committer {
     }
 
     async fn begin_patiently(&self, named: &Named) -> Result<Turn, Error> {
-        for _ in 1..TRIES {
-            match self.begin(named).await {
-                Err(error) if is_passing(&error) => tracing::warn!(%error, "a batch was not read: once more"),
+        for tried in 1..TRIES {
+            let error = match self.begin(named).await {
+                Err(error) if is_passing(&error) => error,
                 begun => return begun,
+            };
+            if self.counters.told_of_retry.is_due() {
+                tracing::warn!(%error, "a batch was not read: once more");
+            }
+            if matches!(error, Error::Postgres(sqlx::Error::Io(_))) {
+                sleep(REST * tried).await;
             }
         }
         self.begin(named).await
@@ -187,7 +196,9 @@ impl Committer {
                 return Ok(Err(error));
             }
             tries += 1;
-            tracing::warn!(%error, "a batch was not committed: once more");
+            if self.counters.told_of_retry.is_due() {
+                tracing::warn!(%error, "a batch was not committed: once more");
+            }
             match self.begin(named).await {
                 // From here on the server ends the turn of who is stopped.
                 Ok(again) if again.seen == seen && is_young(decided_micros) => {
