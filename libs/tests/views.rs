@@ -1097,6 +1097,39 @@ async fn the_others_do_not_wait_for_a_view_that_begins() {
     tokio::time::timeout(PATIENCE, caught_up).await.expect("it comes up to them");
 }
 
+/// As [`Sums`], and takes its time for each event.
+struct Slow;
+
+impl Projection for Slow {
+    const NAME: &'static str = "slow";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        tokio::time::sleep(Duration::from_millis(10) * u32::try_from(events.len()).unwrap()).await;
+        Sums.project(events, transaction).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_longer_to_fold_than_a_server_leaves_a_turn_is_folded_in_several() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    // Together they take longer than 4 s, after which the server ends the session.
+    let head = add_many(&journal, 450).await;
+    let location = database::location(folder.path(), "test").views();
+    let slow = || Projections::new().with(Slow);
+    let (read, following) = views(&folder, Log::of(&journal), slow()).await;
+    read.wait_for_position(head).await.unwrap();
+    assert_eq!(sum(&read, "many").await, Some(450));
+    following.abort();
+    let anew = Views::open(location, Log::of(&journal), &slow()).await.unwrap();
+    tokio::time::timeout(PATIENCE, anew.rebuild(|_, _| {})).await.expect("it ends").unwrap();
+    assert_eq!(sum(&read, "many").await, Some(450));
+}
+
 /// As [`Sums`], times what is right today.
 struct Scaled {
     factor: Arc<AtomicI64>,

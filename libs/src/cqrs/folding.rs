@@ -21,9 +21,14 @@ impl Views {
     /// Takes the batch after a position to every projection that has come so far and is not parked, and tells how far they are.
     pub(super) async fn fold(&mut self, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
         self.projections.iter().for_each(|state| state.standing.saw(last));
-        if self.fold_together(from, events, last).await.is_err() {
-            for at in 0..self.projections.len() {
-                self.fold_alone(at, from, events, last).await?;
+        match self.fold_together(from, events, last).await {
+            Ok(()) => {}
+            // Alone it may take as long.
+            Err(ProjectionError::Database(error)) if is_too_much(&error, events) => return Err(error),
+            Err(_) => {
+                for at in 0..self.projections.len() {
+                    self.fold_alone(at, from, events, last).await?;
+                }
             }
         }
         self.caught_up.send_replace(passed(&self.projections));
@@ -67,9 +72,14 @@ impl Views {
                         break;
                     }
                     // Not the event's fault: another time all of them are folded.
-                    Err(ProjectionError::Database(error)) if error.is_passing() => return Err(error),
+                    Err(ProjectionError::Database(error)) if error.is_passing() || is_too_much(&error, events) => {
+                        return Err(error);
+                    }
                     Err(error) => {
-                        transaction.rollback().await?;
+                        // Where it can't be told any more, nothing of it holds either.
+                        if let Err(error) = transaction.rollback().await {
+                            tracing::info!(%error, "a fold that failed is not rolled back: its session is over");
+                        }
                         if events.len() == 1 && attempt == TRIES {
                             let projection = state.fold.name();
                             tracing::error!(
@@ -88,6 +98,11 @@ impl Views {
         }
         Ok(())
     }
+}
+
+/// Whether fewer of these events may be folded where all of them were cut short.
+pub(super) fn is_too_much(error: &sql::Error, events: &[Event]) -> bool {
+    events.len() > 1 && error.is_cut_short()
 }
 
 /// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.

@@ -1,9 +1,12 @@
 //! One turn: the next batch of the log, taken to those projections that are furthest back, and then to the others.
 
-use tokio::{runtime::Handle, task::JoinError};
+use std::time::Duration;
+
+use tokio::{runtime::Handle, task::JoinError, time::Instant};
 
 use super::{
     Views,
+    folding::is_too_much,
     rebuild::{RebuildError, whole},
     views::State,
 };
@@ -11,6 +14,9 @@ use crate::journal::{Event, sql};
 
 /// The most events in a batch.
 pub(super) const MOST_EVENTS: i64 = 4096;
+/// After a fold that was done so soon the next one may be of twice as many events. Well within what a server leaves a turn, or every other
+/// one would be in vain.
+const QUICK: Duration = Duration::from_secs(1);
 
 impl Views {
     /// Folds all that the log holds now, telling after each batch how far it is: (done, all).
@@ -49,10 +55,22 @@ impl Views {
     pub(super) async fn take_turn(&mut self) -> Result<bool, sql::Error> {
         let (mut next, mut full) = (Some(lowest(&self.projections)), false);
         while let Some(from) = next {
-            let events = self.log.after(from, MOST_EVENTS).await?;
+            let most = self.most;
+            let events = self.log.after(from, most).await?;
             let Some(last) = events.last().map(|event| event.position) else { break };
-            self.fold(from, &events, last).await?;
-            full |= is_full(&events);
+            let began = Instant::now();
+            match self.fold(from, &events, last).await {
+                Ok(()) if began.elapsed() < QUICK => self.most = (most * 2).min(MOST_EVENTS),
+                Ok(()) => {}
+                // The server ends a session that is silent in the midst of a turn. It does that to the same batch each time.
+                Err(error) if is_too_much(&error, &events) => {
+                    self.most = i64::try_from(events.len() / 2).unwrap_or(MOST_EVENTS);
+                    tracing::warn!(%error, events = events.len(), "a fold was cut short: once more, of half as many events");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            full |= is_full(&events, most);
             next = lowest_after(last, &self.projections);
         }
         Ok(full)
@@ -64,7 +82,7 @@ impl Views {
         while let Some(from) = next {
             let events = self.log.after(from, MOST_EVENTS).await?;
             let Some(last) = events.last().map(|event| event.position) else { break };
-            full |= is_full(&events);
+            full |= is_full(&events, MOST_EVENTS);
             let runtime = Handle::current();
             let folding = tokio::task::spawn_blocking(move || {
                 runtime.block_on(async {
@@ -88,8 +106,8 @@ pub(super) fn joined<T>(ended: Result<Result<T, sql::Error>, JoinError>) -> Resu
 }
 
 /// True if a batch holds as much as one may.
-fn is_full(events: &[Event]) -> bool {
-    i64::try_from(events.len()).is_ok_and(|events| events >= MOST_EVENTS)
+fn is_full(events: &[Event], most: i64) -> bool {
+    i64::try_from(events.len()).is_ok_and(|events| events >= most)
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.

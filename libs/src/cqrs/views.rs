@@ -21,7 +21,7 @@ use super::{
     projection::Fold,
     read::Kept,
     rebuild::Rebuilding,
-    turns::lowest,
+    turns::{MOST_EVENTS, lowest},
 };
 use crate::journal::{
     Location, OpenError, Table,
@@ -51,6 +51,8 @@ pub struct Views {
     pub(super) reader: Reader,
     pub(super) log: Log,
     pub(super) projections: Vec<State>,
+    /// The most events that a turn takes now.
+    pub(super) most: i64,
     pub(super) caught_up: watch::Sender<i64>,
     wanted: Arc<Notify>,
     /// Rings when a parked projection is to try again.
@@ -116,8 +118,8 @@ impl Views {
         }
         let (caught_up, _) = watch::channel(passed(&states));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
-        let rebuilding = JoinSet::new();
-        Ok(Self { location, writer, reader, log, projections: states, caught_up, wanted, bell, rebuilds, rebuilding })
+        let (projections, most, rebuilding) = (states, MOST_EVENTS, JoinSet::new());
+        Ok(Self { location, writer, reader, log, projections, most, caught_up, wanted, bell, rebuilds, rebuilding })
     }
 
     /// Makes what is missing of views that are not to be fed yet.

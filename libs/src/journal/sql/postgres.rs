@@ -15,6 +15,22 @@ use crate::journal::entry::{Row, Table};
 /// for what it was sent would wait for ever.
 const ANSWER: Duration = Duration::from_secs(15);
 
+impl Error {
+    /// True where what was asked was cut off in its midst, maybe as it took longer than it may: the server has ended the session or the
+    /// statement, or has not answered in time. Less of it may go through.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        match self {
+            Self::Postgres(sqlx::Error::Io(error)) => error.kind() != io::ErrorKind::ConnectionRefused,
+            // A silence or a transaction that was too long, a statement that was.
+            Self::Postgres(sqlx::Error::Database(said)) => {
+                said.code().is_some_and(|code| matches!(&*code, "25P03" | "25P04" | "57014"))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Waits for what a server was asked, within bounds.
 ///
 /// # Errors
