@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod link;
 mod schema;
 mod squeamish;
 
@@ -11,11 +12,17 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt as _;
 use libs::{
     cqrs::{Board, Log, Projection, ProjectionError, Projections, Views},
     journal::{Event, Journal, Location, Outcome, Row, Table, sql::Transaction, store},
 };
-use proto::projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _};
+use link::Cut;
+use proto::projections::v1::{
+    ListProjectionsRequest, RebuildProjectionsRequest,
+    projection_command_service_server::ProjectionCommandService as _,
+    projection_query_service_server::ProjectionQueryService as _,
+};
 use schema::{PATIENCE, Schema, change, note};
 use sqlx::{AssertSqlSafe, Row as _};
 use squeamish::Squeamish;
@@ -306,4 +313,35 @@ async fn whose_the_views_were_goes_on_when_somebody_else_has_made_them_anew() {
     end.abort();
     let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
     sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
+}
+
+/// As where what is on the way drops the flow of a session that has said nothing for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_falls_silent_at_the_end_of_a_rebuild_holds_up_no_view() {
+    let falls_silent = async |from: &'static str, within: Duration| {
+        let Some(schema) = Schema::new() else { return };
+        let (journal, (linked, cut)) = (schema.open().await, link::to(&schema).await);
+        let (board, _) = run_at(linked.views(), &journal, true).await;
+        journal.submit(note("before")).await.unwrap();
+        stands(&board, 1, false).await;
+        *cut.lock().unwrap() = Cut::Silent(from);
+        let request = Request::new(RebuildProjectionsRequest { source: "test".to_owned() });
+        let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+        let fell = async {
+            while *cut.lock().unwrap() != Cut::Never {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, fell).await.expect("it comes to that");
+        journal.submit(note("after")).await.unwrap();
+        let stands = timeout(within, stands(&board, 2, false)).await;
+        assert!(stands.is_ok(), "the views stand still since {from}");
+        let told = timeout(PATIENCE, told.collect::<Vec<_>>()).await.expect("whoever asked is told");
+        assert_eq!(told.last().unwrap().is_ok(), from == "DROP SCHEMA", "{told:?}");
+    };
+    // What is left beside the views concerns none of them; for what puts the new ones in place they wait as for any statement.
+    tokio::join!(
+        falls_silent("DROP SCHEMA", Duration::from_secs(5)),
+        falls_silent("ALTER TABLE", Duration::from_secs(30))
+    );
 }

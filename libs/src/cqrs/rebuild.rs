@@ -29,6 +29,9 @@ pub(super) struct Rebuilt {
     stream: i64,
 }
 
+/// Views that others were to take the place of, how far they are if those have, and the place of those.
+type Replaced = (Views, Result<i64, RebuildError>, Option<Beside>);
+
 /// What views are made anew from, and beside what.
 struct Plan {
     here: Location,
@@ -47,7 +50,10 @@ impl Views {
     /// When the database or the log fails, or an event can't be folded. Nothing is changed then.
     pub async fn rebuild(self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
         let rebuilt = self.plan().build(&mut progress).await?;
-        let (old, ended) = self.replace(rebuilt).await?;
+        let (old, ended, beside) = self.replace(rebuilt).await?;
+        if let Some(beside) = beside {
+            remove(beside).await;
+        }
         let head = ended?;
         progress(head, head);
         old.writer.close().await;
@@ -81,9 +87,9 @@ impl Views {
                 return Ok(self);
             }
         };
-        let (views, ended) = match rebuilt {
+        let (views, ended, beside) = match rebuilt {
             Ok(rebuilt) => self.replace(rebuilt).await?,
-            Err(error) => (self, Err(error)),
+            Err(error) => (self, Err(error), None),
         };
         let word = match ended {
             Ok(head) => {
@@ -104,7 +110,17 @@ impl Views {
                 })
             }
         };
-        let _ = telling.send(word);
+        let tell = move || {
+            let _ = telling.send(word);
+        };
+        match beside {
+            // The way to a server may be cut, unseen for as long as nothing went over it: the views don't wait for that.
+            Some(beside) => drop(tokio::spawn(async {
+                remove(beside).await;
+                tell();
+            })),
+            None => tell(),
+        }
         Ok(views)
     }
 
@@ -118,23 +134,25 @@ impl Views {
         }
     }
 
-    /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go.
-    async fn replace(mut self, rebuilt: Rebuilt) -> Result<(Self, Result<i64, RebuildError>), sql::Error> {
+    /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go. On a server what is
+    /// left beside them is to be removed then.
+    async fn replace(mut self, rebuilt: Rebuilt) -> Result<Replaced, sql::Error> {
         if self.writer.is_shared() {
-            let ended = self.put_in_place(rebuilt).await;
-            return Ok((self, ended));
+            let (ended, beside) = self.put_in_place(rebuilt).await;
+            return Ok((self, ended, Some(beside)));
         }
         let runtime = Handle::current();
         let replacing = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
-                let ended = self.put_in_place(rebuilt).await;
-                Ok((self, ended))
+                let (ended, beside) = self.put_in_place(rebuilt).await;
+                remove(beside).await;
+                Ok((self, ended, None))
             })
         });
         joined(replacing.await)
     }
 
-    async fn put_in_place(&mut self, rebuilt: Rebuilt) -> Result<i64, RebuildError> {
+    async fn put_in_place(&mut self, rebuilt: Rebuilt) -> (Result<i64, RebuildError>, Beside) {
         let Rebuilt { views, beside, old, stream } = rebuilt;
         let replaced = match self.writer.attach(beside.location()).await {
             Ok(()) => {
@@ -146,8 +164,7 @@ impl Views {
                 Err(error.into())
             }
         };
-        remove(beside).await;
-        replaced
+        (replaced, beside)
     }
 
     async fn take_tables(&mut self, mut rebuilt: Self, mut seen: i64, stream: i64) -> Result<i64, RebuildError> {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     location::Location,
     postgres::Server,
+    sql::postgres::answered,
     sqlite::{self, OpenError},
 };
 
@@ -62,8 +63,10 @@ impl Beside {
         match (&self.location, self.session) {
             (Location::Postgres { schema, .. }, Some(mut session)) => {
                 let failed = |source| OpenError::Database { location: self.location.clone(), source };
-                Server::remove(&mut session, schema).await.map_err(failed)?;
-                session.close().await.map_err(|error| failed(error.into()))
+                // The session may have been silent for hours, and the way to the server be cut since. Tables are dropped quickly, however
+                // large they are, and a server that is late goes on with it when nobody waits any more.
+                answered(Server::remove(&mut session, schema)).await.map_err(failed)?;
+                answered(session.close()).await.map_err(|error| failed(error.into()))
             }
             (Location::Sqlite(path), _) => {
                 sqlite::remove(path).map_err(|source| OpenError::File { path: path.clone(), source })

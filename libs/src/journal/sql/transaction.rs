@@ -98,7 +98,7 @@ impl<'c> Transaction<'c> {
         }
     }
 
-    /// Runs a statement.
+    /// Runs a statement. A server has as long for it as for any other.
     ///
     /// # Errors
     /// When the statement is wrong or can't be carried out.
@@ -107,7 +107,7 @@ impl<'c> Transaction<'c> {
             Kind::Sqlite(transaction) => execute(transaction.connection, sql, &values),
             Kind::Postgres(postgres) => {
                 postgres.write().await?;
-                postgres::execute(&mut postgres.transaction, sql, &values).await
+                postgres::answered(postgres::execute(&mut postgres.transaction, sql, &values)).await
             }
         }
     }
