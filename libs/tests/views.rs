@@ -7,7 +7,7 @@ mod squeamish;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
@@ -1095,6 +1095,48 @@ async fn the_others_do_not_wait_for_a_view_that_begins() {
         }
     };
     tokio::time::timeout(PATIENCE, caught_up).await.expect("it comes up to them");
+}
+
+/// As [`Sums`] of events of any size, and remembers how large the batches were that it was handed.
+struct Weighed(Arc<Mutex<Vec<usize>>>);
+
+impl Projection for Weighed {
+    const NAME: &'static str = "weighed";
+    const TABLES: &'static [&'static Table] = &[&SUMS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        self.0.lock().unwrap().push(events.iter().map(|event| event.payload.len()).sum());
+        let mut seen = Documents::<i64>::load(transaction, &SUMS, ["large", "small"]).await?;
+        for event in events {
+            seen.update(if event.payload.len() < 10 { "small" } else { "large" }, event.position, |count| *count += 1);
+        }
+        seen.save(transaction, |_| vec![0.into()]).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_events_are_folded_a_few_at_a_time() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    // Small ones tell nothing of those that follow them.
+    add_many(&journal, 1000).await;
+    let large = vec![NewEvent { name: "Added", payload: vec![b'0'; 128 << 10].into() }; 20];
+    let mut head = 0;
+    for at in 0..20 {
+        let aggregate = AggregateId::new("counter", format!("large {at}"));
+        let change = Change { aggregate, state: None, version: 20, events: large.clone() };
+        let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+        let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+        head = journal.submit(entry).await.unwrap().position;
+    }
+    // What was written last is not in memory there.
+    let log = Log::open(database::location(folder.path(), "test")).unwrap();
+    let batches = Arc::new(Mutex::new(Vec::new()));
+    let (read, _) = views(&folder, log, Projections::new().with(Weighed(Arc::clone(&batches)))).await;
+    read.wait_for_position(head).await.unwrap();
+    assert_eq!((sum(&read, "small").await, sum(&read, "large").await), (Some(1000), Some(400)));
+    let batches = batches.lock().unwrap();
+    assert!(batches.iter().all(|bytes| *bytes < 10 << 20) && batches.len() < 10, "{batches:?}");
 }
 
 /// As [`Sums`], and takes its time for each event.

@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 
+use super::log::{MOST_BYTES, bytes};
 use crate::journal::Event;
 
 /// Events that have come and that nobody has kept yet.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     held: VecDeque<Event>,
+    /// What they take up.
+    bytes: usize,
     /// Up to where all has come that is wanted.
     reached: i64,
     /// Up to where the caller has kept them.
@@ -17,7 +20,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// What is held at most; more waits where it comes from.
+    /// How many are held at most, fewer if they are large; more waits where it comes from.
     const MOST: usize = 8192;
 
     /// Lets go of what the caller has kept. False if the caller goes on from further back than before: what it needs was let go, and
@@ -30,12 +33,14 @@ impl Inbox {
         self.kept = position;
         self.reached = self.reached.max(position);
         self.held.retain(|event| event.position > position);
+        self.bytes = bytes(&self.held);
         forward
     }
 
     /// Forgets what is held, and where the log ended: what comes next is what comes after the position, maybe from another log.
     pub(super) fn go_on_from(&mut self, position: i64) {
         self.held.clear();
+        self.bytes = 0;
         self.reached = position;
         self.head = None;
     }
@@ -44,6 +49,7 @@ impl Inbox {
     pub(super) fn put(&mut self, event: Event) {
         if event.position > self.reached {
             self.reached = event.position;
+            self.bytes += event.payload.len();
             self.held.push_back(event);
         }
     }
@@ -86,7 +92,7 @@ impl Inbox {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.held.len() >= Self::MOST
+        self.held.len() >= Self::MOST || self.bytes >= MOST_BYTES
     }
 
     pub(super) const fn reached(&self) -> i64 {
@@ -100,12 +106,34 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
 
     fn event(position: i64) -> Event {
         Event { position, ..Event::default() }
+    }
+
+    #[test]
+    fn large_events_fill_it_sooner_and_leave_room_when_they_are_kept() {
+        let (mut inbox, payload) = (Inbox::default(), Bytes::from(vec![0; 1 << 20]));
+        let mut fill = |kept: i64| {
+            inbox.keep(kept);
+            while !inbox.is_full() {
+                inbox.put(Event { payload: payload.clone(), ..event(inbox.reached() + 1) });
+            }
+            inbox.after(kept, i64::MAX).len()
+        };
+        assert_eq!((fill(0), fill(3), fill(11)), (8, 8, 8));
+        // What must come again fills it as well.
+        assert_eq!(fill(1), 8);
+        let small = Inbox::MOST as i64;
+        inbox.keep(i64::from(u8::MAX));
+        (0..small - 1).for_each(|_| inbox.put(event(inbox.reached() + 1)));
+        assert!(!inbox.is_full());
+        inbox.put(event(inbox.reached() + 1));
+        assert!(inbox.is_full());
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     journal::{
-        Event, Journal, Location, OpenError, Recent, events_after, head, head_of_primary,
+        Event, Journal, Location, OpenError, Recent, batch_after, head, head_of_primary,
         sql::{self, Reader},
         store,
     },
@@ -20,6 +20,8 @@ use crate::{
 
 /// How often a log in another process is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(20);
+/// After events of so many bytes no more are held at once, of a log that is read or of another service's.
+pub(super) const MOST_BYTES: usize = 8 << 20;
 
 /// Where events come from.
 #[derive(Clone, Debug)]
@@ -242,14 +244,15 @@ impl Log {
         }
     }
 
-    /// The events after a position, in order, at most `limit`. Of another service: those that have come.
+    /// The events after a position, in order, at most `limit`, and fewer where they are large: see [`MOST_BYTES`]. Of another service: those
+    /// that have come.
     pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
         match &mut self.source {
             Source::Database { reader, recent, .. } => {
                 let held = recent.after(position, usize::try_from(limit).unwrap_or_default());
                 let events = match held {
                     Some(events) => events,
-                    None => events_after(reader, position, limit).await?,
+                    None => batch_after(reader, position, limit, MOST_BYTES as i64).await?,
                 };
                 Ok(self.upcasters.apply(events))
             }
@@ -304,4 +307,9 @@ impl Log {
             Source::Database { .. } | Source::Service(_) | Source::Stream(_) => None,
         }
     }
+}
+
+/// What events take up, as far as that may be much.
+pub(super) fn bytes<'e>(events: impl IntoIterator<Item = &'e Event>) -> usize {
+    events.into_iter().map(|event| event.payload.len()).sum()
 }

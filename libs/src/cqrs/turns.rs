@@ -7,6 +7,7 @@ use tokio::{runtime::Handle, task::JoinError, time::Instant};
 use super::{
     Views,
     folding::is_too_much,
+    log::{MOST_BYTES, bytes},
     rebuild::{RebuildError, whole},
     views::State,
 };
@@ -107,7 +108,7 @@ pub(super) fn joined<T>(ended: Result<Result<T, sql::Error>, JoinError>) -> Resu
 
 /// True if a batch holds as much as one may.
 fn is_full(events: &[Event], most: i64) -> bool {
-    i64::try_from(events.len()).is_ok_and(|events| events >= most)
+    i64::try_from(events.len()).is_ok_and(|events| events >= most) || bytes(events) >= MOST_BYTES
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.

@@ -115,6 +115,22 @@ pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<
     records.iter().map(Event::read).collect()
 }
 
+/// The same, but of events that hold more than so many bytes together none after those that reach that.
+///
+/// # Errors
+/// When the log can't be read.
+pub async fn batch_after(reader: &Reader, position: i64, limit: i64, bytes: i64) -> Result<Vec<Event>, Error> {
+    // Neither database reads a payload for its length.
+    const SQL: &str = "SELECT position,kind,id,version,name,payload,cause,traceparent,time FROM events
+        WHERE position > $1 AND position <= (SELECT MAX(position) FROM (
+            SELECT position, SUM(size) OVER (ORDER BY position) - size AS before FROM (
+                SELECT position, LENGTH(payload) AS size FROM events WHERE position > $1 ORDER BY position LIMIT $2
+            ) AS sizes
+        ) AS sums WHERE before < $3) ORDER BY position";
+    let records = reader.fetch(SQL, vec![position.into(), limit.into(), bytes.into()]).await?;
+    records.iter().map(Event::read).collect()
+}
+
 /// The position of the last event, 0 if there is none.
 ///
 /// # Errors

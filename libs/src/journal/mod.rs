@@ -42,7 +42,7 @@ pub use self::{
         RequestKey, Role, Row, SubmitError, Table,
     },
     location::Location,
-    log::{Event, events_after, head, head_of_primary},
+    log::{Event, batch_after, events_after, head, head_of_primary},
     members::Member,
     recent::Recent,
     requests::{Answered, answered_after},
