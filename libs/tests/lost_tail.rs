@@ -144,6 +144,19 @@ async fn shown(board: &Board) -> (i64, i64) {
     (shown.position, shown.head)
 }
 
+/// How often the log is read in such a time.
+async fn asked(schema: &Schema, time: Duration) -> i64 {
+    const SCANS: &str =
+        "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE schemaname = $1 AND relname = 'events'";
+    let mut server = schema.connect().await;
+    let mut scans =
+        async || sqlx::query_scalar::<_, i64>(SCANS).bind(&schema.name).fetch_one(&mut server).await.unwrap();
+    let before = scans().await;
+    // A session says what it did once a second.
+    sleep(time).await;
+    scans().await - before
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_told_of_a_log_that_has_lost_its_last_events_waits_for_the_next_without_asking_all_the_time() {
     let Some(schema) = Schema::new() else { return };
@@ -157,18 +170,30 @@ async fn who_is_told_of_a_log_that_has_lost_its_last_events_waits_for_the_next_w
     assert_eq!(stretches.next().await.unwrap().unwrap().head, 1);
     let told = tokio::spawn(async move { stretches.next().await.unwrap().unwrap() });
 
-    const SCANS: &str =
-        "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE schemaname = $1 AND relname = 'events'";
-    let mut server = schema.connect().await;
-    let mut scans =
-        async || sqlx::query_scalar::<_, i64>(SCANS).bind(&schema.name).fetch_one(&mut server).await.unwrap();
-    let before = scans().await;
-    // A session says what it did once a second.
-    sleep(Duration::from_secs(3)).await;
-    let asked = scans().await - before;
+    let asked = asked(&schema, Duration::from_secs(3)).await;
     assert!(asked < 1_000, "the log was asked {asked} times");
     let again = note_all(&journal, &["again"]).await;
     assert_eq!(timeout(PATIENCE, told).await.unwrap().unwrap().position, again);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_of_a_log_that_has_lost_its_last_events_wait_for_the_next_as_any_that_have_nothing_to_do() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let (read, ..) = views(&schema, Log::of(&journal)).await;
+    let lost = note_all(&journal, &["first", "second", "third"]).await;
+    read.wait_for_position(lost).await.unwrap();
+    let time = Duration::from_secs(4);
+    sleep(Duration::from_secs(1)).await;
+    let idle = asked(&schema, time).await;
+    lose_after(&schema, 1).await;
+    becomes(async || read.position() == 1).await;
+    sleep(Duration::from_secs(1)).await;
+    let asked = asked(&schema, time).await;
+    assert!(asked < idle + idle / 2, "the log was asked {asked} times, and {idle} times before");
+    let again = note_all(&journal, &["again"]).await;
+    read.wait_for_position(again).await.unwrap();
+    assert_eq!(count(&read, "again").await, Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

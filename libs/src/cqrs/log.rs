@@ -39,6 +39,8 @@ enum Source {
         head: Option<watch::Receiver<i64>>,
         /// True where other processes write, so that it must be looked at.
         shared: bool,
+        /// The end that was told of last and is not there: it was lost, as after a failover, and nobody says so before the next commit.
+        gone: Option<i64>,
     },
     Service(Box<Subscription>),
     Stream(Box<Consumer>),
@@ -86,7 +88,7 @@ impl Log {
     pub fn of(journal: &Journal) -> Self {
         let shared = matches!(journal.location(), Location::Postgres { .. });
         let (reader, recent) = (journal.reader().clone(), journal.recent().clone());
-        Self::from(Source::Database { reader, recent, head: Some(journal.head()), shared })
+        Self::from(Source::Database { reader, recent, head: Some(journal.head()), shared, gone: None })
     }
 
     /// The log of a journal that another process writes, on the same database.
@@ -95,7 +97,7 @@ impl Log {
     /// When its database isn't there or can't be read, or the disk doesn't take what a killed process left in it.
     pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
         let (reader, recent) = (store::readers_of_journal(&location.into(), 1)?, Recent::default());
-        Ok(Self::from(Source::Database { reader, recent, head: None, shared: true }))
+        Ok(Self::from(Source::Database { reader, recent, head: None, shared: true, gone: None }))
     }
 
     /// The log of another service, by its `events.v1.EventService`: the events of these kinds of aggregate, all when there are none.
@@ -187,8 +189,8 @@ impl Log {
 
     /// Waits for what is after a position until it is told of, or the log was looked at.
     async fn look(&mut self, position: i64) -> Result<Found, sql::Error> {
-        let (reader, told, shared) = match &mut self.source {
-            Source::Database { reader, head, shared, .. } => (reader, head, *shared),
+        let (reader, told, shared, gone) = match &mut self.source {
+            Source::Database { reader, head, shared, gone, .. } => (reader, head, *shared, *gone),
             Source::Service(subscription) => {
                 subscription.news(position).await;
                 return Ok(Found::More);
@@ -199,9 +201,10 @@ impl Log {
             }
         };
         let found = |is_more| if is_more { Found::More } else { Found::Closed };
+        let is_news = |head: &i64| *head > position && Some(*head) != gone;
         match told {
             Some(told) if !shared => return Ok(found(told.wait_for(|head| *head > position).await.is_ok())),
-            Some(told) => match timeout(POLL, told.wait_for(|head| *head > position)).await.map(|told| told.is_ok()) {
+            Some(told) => match timeout(POLL, told.wait_for(is_news)).await.map(|told| told.is_ok()) {
                 // What was told of may be lost since, and nobody will say so any more.
                 Ok(true) if told.has_changed().is_err() => return Ok(found(head(reader).await? > position)),
                 Ok(is_more) => return Ok(found(is_more)),
@@ -248,12 +251,14 @@ impl Log {
     /// that have come.
     pub(super) async fn after(&mut self, position: i64, limit: i64) -> Result<Vec<Event>, sql::Error> {
         match &mut self.source {
-            Source::Database { reader, recent, .. } => {
+            Source::Database { reader, recent, head, gone, .. } => {
+                let told = head.as_ref().map(|head| *head.borrow()).filter(|head| *head > position);
                 let held = recent.after(position, usize::try_from(limit).unwrap_or_default());
                 let events = match held {
                     Some(events) => events,
                     None => batch_after(reader, position, limit, MOST_BYTES as i64).await?,
                 };
+                *gone = told.filter(|_| events.is_empty());
                 Ok(self.upcasters.apply(events))
             }
             Source::Service(subscription) => Ok(subscription.after(position, limit)),
