@@ -373,7 +373,9 @@ async fn pause(error: &sql::Error) {
 #[derive(Debug, thiserror::Error)]
 pub enum ViewsError {
     /// The read side's database or the log failed.
-    #[error("{location}: {source}: the views stand still; start again to go on from the last checkpoint")]
+    #[error(
+        "{location}, or the log that it is made of: {source}: the views stand still; start again to go on from the last checkpoint"
+    )]
     Database {
         /// The read side's database.
         location: Location,
