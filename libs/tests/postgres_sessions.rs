@@ -80,7 +80,7 @@ impl Way {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_that_died_silently_while_they_were_idle_cost_a_second_in_all() {
+async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answer() {
     let Some(schema) = Schema::new() else { return };
     let way = Way::to(&schema).await;
     let journal = way.open().await;
@@ -96,16 +96,14 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_a_second_in_all()
         let (commits, beat) = tokio::join!(join_all(commits), member.beat());
         assert!(beat.is_ok() && commits.iter().all(Result::is_ok));
         // After which a session is asked whether it is still there.
-        sleep(Duration::from_millis(1_100)).await;
+        sleep(Duration::from_millis(2_000)).await;
         way.manner.send_replace(Manner::Through);
 
-        let began = Instant::now();
         let after = format!("after {round}");
         let read = async { reader.fetch("SELECT 1::bigint", Vec::new()).await };
         let (submitted, beat, read) = tokio::join!(journal.submit(note(&after)), member.beat(), read);
         assert_eq!(submitted.map(|committed| committed.outcome), Ok(Outcome::Done));
         assert!(beat.is_ok() && read.is_ok(), "{beat:?} {read:?}");
-        assert!(began.elapsed() < Duration::from_secs(3), "it took {:?}", began.elapsed());
     }
 }
 
@@ -117,8 +115,8 @@ async fn a_command_outlasts_a_server_that_lets_nobody_in_for_a_while() {
     sleep(Duration::from_millis(1_100)).await;
     way.manner.send_replace(Manner::Silent);
     let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
-    // For longer than a session is waited for.
-    sleep(Duration::from_secs(6)).await;
+    // Nobody speaks to whoever came until then, and that is waited for a little longer.
+    sleep(Duration::from_secs(4)).await;
     way.manner.send_replace(Manner::Through);
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done));
