@@ -8,7 +8,10 @@ mod schema;
 mod squeamish;
 mod standby;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use libs::{
@@ -177,11 +180,17 @@ async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_tha
     let request = SubscribeRequest { after_position: 2, kinds: Vec::new() };
     let mut stretches =
         Outbox::new("test", Log::of(&journal)).subscribe(Request::new(request)).await.unwrap().into_inner();
+    let next = tokio::spawn(async move { stretches.next().await });
+    // Nor does either of them connect to it all the time, for each answer of a standby costs a session.
+    let before = pair.came.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let came = pair.came.load(Ordering::SeqCst) - before;
+    assert!(came < 40, "{came} connections in 3 s");
     standby.execute("SELECT pg_promote()").await.unwrap();
     until(&mut standby, "NOT pg_is_in_recovery()").await;
     timeout(PATIENCE, async { while journal.submit(note("after")).await.is_err() {} }).await.unwrap();
     assert_eq!(timeout(PATIENCE, told()).await.expect("it goes on").unwrap(), 3);
-    let stretch = timeout(PATIENCE, stretches.next()).await.expect("it is told").unwrap().unwrap();
+    let stretch = timeout(PATIENCE, next).await.expect("it is told").unwrap().unwrap().unwrap();
     assert_eq!((stretch.after_position, stretch.position), (2, 3));
 }
 

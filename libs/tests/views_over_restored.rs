@@ -19,8 +19,11 @@ use desk::Desk;
 use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
-    cqrs::{Board, Log, Outbox, Outgoing, Projections, ReadSide, Views},
-    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent},
+    cqrs::{Board, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, ReadSide, Views},
+    journal::{
+        self as events, AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, Table,
+        sql::Transaction,
+    },
     refusal::Refusal,
     rpc::client::{Peer, PeerOptions, Peers},
 };
@@ -216,6 +219,63 @@ async fn one_of_those_who_share_views_goes_on_from_where_another_has_made_them_a
         };
         timeout(PATIENCE, goes_on).await.unwrap_or_else(|_| panic!("{position} never came: {others:?}"));
     }
+}
+
+/// Keeps nothing, and is never parked.
+struct Idle;
+
+impl Projection for Idle {
+    const NAME: &'static str = "idle";
+    const TABLES: &'static [&'static Table] = &[];
+
+    async fn project(&self, _: &[events::Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        Ok(())
+    }
+}
+
+/// News that come all the time are no reason not to look what others have done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_parked_over_a_busy_log_goes_on_once_another_has_passed_the_event() {
+    if !database::has_server() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let (journal, there) = source(&folder, "source", &["thing"]).await;
+    let open = async |mended: bool| {
+        let squeamish = Squeamish::default();
+        squeamish.mended.store(mended, Ordering::SeqCst);
+        let log = Log::of_service(there.clone(), &["thing"]);
+        let projections = Projections::new().with(squeamish).with(Idle);
+        let views = Views::open(database::location(folder.path(), "views"), log, &projections).await.unwrap();
+        let board = Board::default();
+        views.show_on(&board, "source");
+        (board, tokio::spawn(views.run()))
+    };
+    let is_parked = async |board: &Board| {
+        let shown = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await.unwrap();
+        shown.into_inner().projections[0].parked.is_some()
+    };
+    let becomes = async |board: &Board, parked: bool| {
+        let waits = async {
+            while is_parked(board).await != parked {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE / 2, waits).await.unwrap_or_else(|_| panic!("it is never so that parked is {parked}"));
+    };
+    let (board, _one) = open(false).await;
+    happen_to(&journal, "thing", "poison").await;
+    becomes(&board, true).await;
+    let busy = tokio::spawn(async move {
+        loop {
+            happen(&journal, "thing").await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let (_, _other) = open(true).await;
+    becomes(&board, false).await;
+    assert!(!busy.is_finished(), "news come all the time");
+    busy.abort();
 }
 
 /// As where a server takes over that had not come so far. The service whose events they are of has lost nothing, and nothing to tell.

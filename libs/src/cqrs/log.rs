@@ -20,6 +20,8 @@ use crate::{
 
 /// How often a log in another process is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(20);
+/// How long to leave a standby alone that has yet to replay what was read.
+const STANDBY: Duration = Duration::from_millis(500);
 /// After events of so many bytes no more are held at once, of a log that is read or of another service's.
 pub(super) const MOST_BYTES: usize = 8 << 20;
 
@@ -175,6 +177,8 @@ impl Log {
                     if let Some(head) = self.lost_to(position).await? {
                         return Ok(News::Lost(head));
                     }
+                    // Each answer of a standby costs a session with it.
+                    tokio::time::sleep(STANDBY).await;
                 }
             }
         }

@@ -7,6 +7,7 @@
 
 use std::{cmp::Ordering, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinSet,
@@ -244,10 +245,10 @@ impl Views {
             // tells of its end.
             let is_remote = self.log.is_remote();
             let listens = reached < i64::MAX || !is_remote;
+            let looks_up = !is_remote || self.writer.is_shared();
             let news = tokio::select! {
-                news = self.log.news(reached), if listens => news.map(Some),
-                () = until_look(&mut looks, is_remote, &self.projections, &self.reader),
-                    if !is_remote || self.writer.is_shared() => self.look().await.map(|()| None),
+                // What may come all the time comes after what comes now and then, and before a look that would be begun in vain.
+                biased;
                 () = self.bell.notified() => {
                     self.resume();
                     continue;
@@ -259,6 +260,10 @@ impl Views {
                 Some(rebuilt) = self.rebuilding.join_next() => {
                     self = self.end_anew(rebuilt).await.map_err(failed)?;
                     continue;
+                }
+                news = self.log.news(reached), if listens => news.map(Some),
+                () = until_look(&mut looks, is_remote, &self.projections, &self.reader), if looks_up => {
+                    self.look().await.map(|()| None)
                 }
             };
             match news {
@@ -275,8 +280,10 @@ impl Views {
             let begin = Instant::now();
             let full = if self.writer.is_shared() {
                 let turn = match self.take_turn().await {
-                    // Whoever shares them may have made them anew already.
-                    Ok(full) if self.log.is_behind() => self.look().await.map(|()| full),
+                    // Whoever shares them may have made them anew already; and where news come all the time nothing else looks.
+                    Ok(full) if self.log.is_behind() || looks.tick().now_or_never().is_some() => {
+                        self.look().await.map(|()| full)
+                    }
                     turn => turn,
                 };
                 match turn {

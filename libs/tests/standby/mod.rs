@@ -6,7 +6,10 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub(crate) struct Pair {
     /// Where both are reached.
     near: SocketAddr,
     leads_to: Arc<Mutex<SocketAddr>>,
+    /// How many connections were made to there.
+    pub(crate) came: Arc<AtomicUsize>,
 }
 
 impl Pair {
@@ -45,8 +50,8 @@ impl Pair {
         if is_root() {
             done(Command::new("chown").arg("postgres").arg(folder.path()));
         }
-        let (near, leads_to) = address().await;
-        let pair = Self { folder, bin: bin.into(), primary: free().await, standby: free().await, near, leads_to };
+        let (near, leads_to, came) = address().await;
+        let pair = Self { folder, bin: bin.into(), primary: free().await, standby: free().await, near, leads_to, came };
         *pair.leads_to.lock() = pair.primary;
         let (primary, standby) = (pair.data("primary"), pair.data("standby"));
         done(pair.program("initdb").args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "-D"]).arg(&primary));
@@ -148,14 +153,16 @@ fn url(address: SocketAddr) -> String {
 }
 
 /// An address that leads to another one, of which it can be told.
-async fn address() -> (SocketAddr, Arc<Mutex<SocketAddr>>) {
+async fn address() -> (SocketAddr, Arc<Mutex<SocketAddr>>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = listener.local_addr().unwrap();
     let leads_to = Arc::new(Mutex::new(near));
-    let to = Arc::clone(&leads_to);
+    let came = Arc::<AtomicUsize>::default();
+    let (to, coming) = (Arc::clone(&leads_to), Arc::clone(&came));
     tokio::spawn(async move {
         loop {
             let (mut near, _) = listener.accept().await.unwrap();
+            coming.fetch_add(1, Ordering::SeqCst);
             let to = *to.lock();
             tokio::spawn(async move {
                 if let Ok(mut far) = TcpStream::connect(to).await {
@@ -164,7 +171,7 @@ async fn address() -> (SocketAddr, Arc<Mutex<SocketAddr>>) {
             });
         }
     });
-    (near, leads_to)
+    (near, leads_to, came)
 }
 
 async fn free() -> SocketAddr {
