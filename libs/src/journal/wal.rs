@@ -101,7 +101,7 @@ pub(super) fn copy_when_long(connection: &mut Connection, path: &Path) -> rusqli
             tracing::error!(%path, pages, %error, "the log can't be copied into the database, and grows");
             rests_until = Some(Instant::now() + REST);
             // The log takes more for as long as there is room for it.
-            if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
+            if !is_held_back(&error) {
                 *tell.lock() = Some(error);
             }
         }

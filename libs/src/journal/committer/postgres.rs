@@ -156,6 +156,8 @@ impl Committer {
     async fn begin_patiently(&self, named: &Named) -> Result<Turn, Error> {
         for tried in 1..TRIES {
             let error = match self.begin(named).await {
+                // Who waits is told before they have no time left.
+                Err(error @ Error::Postgres(sqlx::Error::PoolTimedOut)) if tried > 1 => return Err(error),
                 Err(error) if is_passing(&error) => error,
                 begun => return begun,
             };
