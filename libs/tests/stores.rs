@@ -109,6 +109,14 @@ async fn views_that_are_made_anew_are_whose_the_old_ones_were() {
     let after = whose();
     assert_ne!(after.0, before.0, "they are new ones");
     assert_eq!((after.1, after.2, after.3), (before.1, before.2, 0o640));
+
+    // Where there were none they are whose the journal is.
+    remove(&views).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+    let _ = chown(&path, Some(2), Some(2));
+    rebuild(&path, &mended).await.unwrap();
+    let of = |file: &Path| std::fs::metadata(file).map(|file| (file.uid(), file.gid(), file.mode() & 0o777)).unwrap();
+    assert_eq!([of(&views), of(&companion(&views, ".lock"))], [of(&path); 2]);
 }
 
 /// Tries, at each fold, to open the views and to make them anew, as a supervisor or an impatient operator may.

@@ -174,6 +174,8 @@ impl Stores {
             return Ok(());
         };
         let (old, new) = (path.with_extension("views.db"), path.with_extension("views.new.db"));
+        // Whoever runs this may be another user than who serves, as where a backup is put back.
+        let whose = fs::metadata(&old).or_else(|_| fs::metadata(path))?;
         // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
         match Views::open(&old, Log::open(&location)?, &Projections::new()).await {
             Ok(views) => views.catch_up(|_, _| {}).await?,
@@ -199,6 +201,11 @@ impl Stores {
             }
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
         }
+        for file in [&new, &companion(&old, ".lock")] {
+            if let Err(error) = like(&whose, file) {
+                tracing::warn!(file = %file.display(), %error, "it is not given to who has the views, or the journal");
+            }
+        }
         take_place(&new, &old)?;
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
@@ -219,12 +226,6 @@ fn take_place(new: &Path, old: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    // Whoever made them may be another user than who serves, as where a backup is put back.
-    if let Ok(before) = fs::metadata(old)
-        && let Err(error) = like(&before, new)
-    {
-        tracing::warn!(views = %old.display(), %error, "the views are not given the old ones' owner and rights");
-    }
     fs::rename(new, old)?;
     remove(new)
 }
@@ -232,10 +233,11 @@ fn take_place(new: &Path, old: &Path) -> io::Result<()> {
 /// Gives a file another one's owner and rights.
 fn like(other: &Metadata, file: &Path) -> io::Result<()> {
     let its = fs::metadata(file)?;
+    fs::set_permissions(file, other.permissions())?;
     if (its.uid(), its.gid()) != (other.uid(), other.gid()) {
         chown(file, Some(other.uid()), Some(other.gid()))?;
     }
-    fs::set_permissions(file, other.permissions())
+    Ok(())
 }
 
 fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {
