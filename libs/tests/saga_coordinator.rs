@@ -533,6 +533,39 @@ async fn a_call_from_before_a_crash_is_waited_for_as_long_as_it_was_given_whatev
     }
 }
 
+/// It has told no participant to keep its action out.
+#[tokio::test]
+async fn an_undoing_that_cannot_be_asked_for_is_settled_by_nobody_while_its_action_may_take_effect_yet() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.input.clone());
+    saga.attempt_timeout(PATIENCE);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::Hang);
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    while world.participants.calls().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    process.crash().await;
+
+    // A build that can't read what the saga began with.
+    let mut saga = Definition::builder::<i64>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.to_string()), |undo| undo.input.to_string());
+    saga.attempt_timeout(PATIENCE);
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let process = world.open_with(vec![saga.build().unwrap()], Options::default()).await;
+    process.coordinator.recover().await.unwrap();
+    process.until("tea", |saga| !step(saga, "reserve").last_error.is_empty()).await;
+    process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    let stuck = process.until_phase("tea", SagaPhase::Stuck).await;
+    assert_eq!(step(&stuck, "reserve").compensation_attempts, 0, "{stuck:?}");
+    let skipped =
+        process.coordinator.skip("tea", "reserve", Op::Compensation, true, "ann", "nothing is reserved").await;
+    let refused = skipped.expect_err("a call from before may reserve it yet");
+    assert_eq!(refused.reason, "STEP_UNDER_WAY", "{refused:?}");
+    assert!(refused.retry_after.unwrap() > PATIENCE / 2, "{refused:?}");
+}
+
 #[tokio::test]
 async fn what_needs_the_reply_of_a_step_that_was_settled_by_hand_is_refused() {
     let world = World::new();

@@ -218,12 +218,7 @@ impl Driver {
             }
             self.heed_clock();
             if !draining {
-                let renewed = match self.age() {
-                    Age::Young => Ok(()),
-                    Age::OfOwner => Box::pin(self.look_whose()).await,
-                    Age::OfRecord => Box::pin(self.commit_anew()).await,
-                };
-                if let Err(Stopped::End(end)) = renewed {
+                if let Err(Stopped::End(end)) = self.renew().await {
                     return end;
                 }
                 self.call_due();
@@ -244,10 +239,24 @@ impl Driver {
                     Err(error) => return End::Parked(error.to_string()),
                 }
             }
-            // Before what has happened is committed: from then on the record says no more that the clock was ahead.
-            self.heed_clock();
             if let Err(Stopped::End(end)) = self.hear(happened).await {
                 return end;
+            }
+        }
+    }
+
+    /// Does what must be done before a call may leave.
+    async fn renew(&mut self) -> Result<(), Stopped> {
+        match self.age() {
+            Age::Young => Ok(()),
+            Age::OfRecord => Box::pin(self.commit_anew()).await,
+            Age::OfOwner => {
+                Box::pin(self.look_whose()).await?;
+                // The database may have been out for long, and more be due by now.
+                match self.age() {
+                    Age::Young | Age::OfOwner => Ok(()),
+                    Age::OfRecord => Box::pin(self.commit_anew()).await,
+                }
             }
         }
     }

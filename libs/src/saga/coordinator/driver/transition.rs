@@ -41,6 +41,8 @@ impl Driver {
     /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
     pub(super) async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
         loop {
+            // From what is committed next on the record says no more that the clock was ahead.
+            self.heed_clock();
             let moment = Moment { now: self.shared.now(), draining: self.is_draining() };
             let Self { program, record, .. } = self;
             let advance = || machine::advance(&**program, record, input, moment);
@@ -70,6 +72,7 @@ impl Driver {
     /// Commits the record as it is, and how long calls are given by now, if the saga is still this process's.
     pub(super) async fn commit_anew(&mut self) -> Result<(), Stopped> {
         machine::keep_timeouts(&self.program.plan, &mut self.record);
+        self.heed_clock();
         machine::renew(&mut self.record, self.shared.now());
         patiently!(self.commit(Vec::new(), None)).map(drop)
     }
