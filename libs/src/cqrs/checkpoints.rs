@@ -29,7 +29,16 @@ pub(super) async fn read(
     positions(projections, &records)
 }
 
-/// The same, but None from a standby, which may not have replayed all that it has.
+/// The same, as it is within a transaction.
+pub(super) async fn read_within(
+    projections: impl Iterator<Item = &'static str> + Clone,
+    transaction: &mut Transaction<'_>,
+) -> Result<Vec<i64>, sql::Error> {
+    let records = transaction.fetch_keys(&CHECKPOINTS, &keys(projections.clone())).await?;
+    positions(projections, &records)
+}
+
+/// The same as [`read`], but None from a standby, which may not have replayed all that it has.
 pub(super) async fn read_of_primary(
     projections: impl Iterator<Item = &'static str>,
     reader: &Reader,
@@ -48,15 +57,6 @@ pub(super) async fn read_beside(
 ) -> Result<Vec<i64>, sql::Error> {
     let sql = format!("SELECT projection,position FROM {}", store::name_beside(&CHECKPOINTS, beside));
     positions(projections, &transaction.fetch(&sql, Vec::new()).await?)
-}
-
-/// The same, as it is within a transaction.
-pub(super) async fn read_within(
-    projections: impl Iterator<Item = &'static str> + Clone,
-    transaction: &mut Transaction<'_>,
-) -> Result<Vec<i64>, sql::Error> {
-    let records = transaction.fetch_keys(&CHECKPOINTS, &keys(projections.clone())).await?;
-    positions(projections, &records)
 }
 
 fn keys(projections: impl Iterator<Item = &'static str>) -> Vec<Vec<Value>> {
