@@ -310,11 +310,14 @@ async fn order(clients: Clients, customer: u64, counts: Arc<Counts>) -> anyhow::
 /// Asks again and again how the first order's shipment stands. It places no order.
 async fn read(clients: Clients, counts: Arc<Counts>) -> anyhow::Result<u64> {
     let mut queries = clients.order_queries();
+    let mut heard = false;
     while !counts.closing.load(Ordering::Relaxed) {
         let asked = GetOrderRequest { order_id: "first".to_owned(), include_shipment: true };
         let begin = Instant::now();
         let standing = queries.get_order(asked).await?.into_inner().shipment.unwrap_or_default();
         counts.micros.lock().push(u64::try_from(begin.elapsed().as_micros())?);
+        ensure!(!heard || standing.shipment.is_some(), "the shipment was known, and is answered as {standing:?}");
+        heard |= standing.shipment.is_some();
         let count = if standing.current { &counts.current } else { &counts.known };
         count.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_millis(2)).await;

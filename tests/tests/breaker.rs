@@ -8,7 +8,11 @@ use proto::{
     order::v1::{GetOrderRequest, OrderItem, OrderState, PlaceOrderRequest, ShipmentStanding},
     shipping::v1::ShipmentState,
 };
-use tests::{Shop, outage::Look};
+use tests::{
+    Shop,
+    outage::Look,
+    proxy::{Fault, Proxy},
+};
 use tokio::time::{Instant, sleep};
 
 fn order(id: &str, wait: bool) -> PlaceOrderRequest {
@@ -108,6 +112,25 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
         anyhow::ensure!(Instant::now() < deadline, "the second order is not completed");
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn whatever_shipping_answers_in_error_an_order_shows_the_last_that_was_heard() -> anyhow::Result<()> {
+    let mut shop = Shop::new()?;
+    let proxy = Proxy::before(shop.shipping().address()).await?;
+    shop.order().peer_at("shipping", &proxy.address());
+    for server in shop.servers_mut() {
+        server.start().await?;
+    }
+    shop.stock("tea", 100, 3).await?;
+    shop.deposit("ada", 1_000).await?;
+    shop.clients().order_commands().place_order(order("one", true)).await?;
+    let heard = stands(&shop, |standing| standing.shipment.is_some()).await?;
+
+    proxy.plan("", "GetShipment", Fault::Http(401), u32::MAX);
+    let known = stands(&shop, |standing| standing.unavailable_because.contains("UNAUTHENTICATED")).await?;
+    assert_eq!((known.shipment, known.current), (heard.shipment, false));
+    Ok(())
 }
 
 #[tokio::test]

@@ -105,6 +105,12 @@ impl Fallback {
         self
     }
 
+    /// Answers whatever a call ended with.
+    pub fn or_on_any(mut self) -> Self {
+        self.codes = u32::MAX;
+        self
+    }
+
     /// Lets so many fallbacks be under way at once.
     pub fn at_once(mut self, calls: usize) -> Self {
         self.places = Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS)));
