@@ -24,6 +24,8 @@ pub struct Shop {
 impl Shop {
     /// The services' places in [`servers_mut`](Self::servers_mut).
     pub const NAMES: [&str; 4] = ["inventory", "payment", "shipping", "order"];
+    /// Those that take part in order's sagas.
+    const PARTICIPANTS: [&str; 3] = ["inventory", "payment", "shipping"];
 
     /// Starts the four and waits until they serve.
     ///
@@ -75,7 +77,7 @@ impl Shop {
 
     /// Those that take part in order's sagas.
     pub fn participants_mut(&mut self) -> impl Iterator<Item = &mut Server> {
-        self.servers.iter_mut().filter(|server| server.name() != "order")
+        self.servers.iter_mut().filter(|server| Self::PARTICIPANTS.contains(&server.name()))
     }
 
     /// The inventory service.

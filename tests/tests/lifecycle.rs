@@ -412,7 +412,8 @@ async fn a_database_that_can_not_be_opened_is_one_line_and_exit_1() -> anyhow::R
 #[tokio::test]
 async fn help_names_every_flag_its_variable_and_its_default() -> anyhow::Result<()> {
     let shop = Shop::new()?;
-    for (name, port) in Shop::NAMES.into_iter().zip(["50051", "50052", "50053", "50054"]) {
+    let ports: [&str; Shop::NAMES.len()] = ["50051", "50052", "50053", "50054"];
+    for (name, port) in Shop::NAMES.into_iter().zip(ports) {
         let output = run(name, shop.folder(), &["serve", "--help"]).await?;
         ensure!(output.status.success());
         let help = String::from_utf8(output.stdout)?;
