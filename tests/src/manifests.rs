@@ -45,9 +45,10 @@ impl Pods {
     fn new(deployment: &Value) -> anyhow::Result<Self> {
         let name = text(&deployment["metadata"]["name"])?;
         let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-        let image = text(&container["image"])?;
-        let service = Shop::NAMES.into_iter().find(|name| image == format!("trellis/{name}:local"));
-        let service = service.with_context(|| format!("{name}: the image {image} is of no service in Shop::NAMES"))?;
+        // Its image is whoever's that an overlay names.
+        let label = text(&deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"])?;
+        let service = Shop::NAMES.into_iter().find(|name| *name == label);
+        let service = service.with_context(|| format!("{name}: {label} is no service in Shop::NAMES"))?;
         let port = container["ports"][0]["containerPort"].as_u64().context("a port")?;
         let probe = list(&container["readinessProbe"]["exec"]["command"]).map(text).collect::<Result<_, _>>()?;
         let mut pods = Self { name, service, port, environment: Vec::new(), probe };
@@ -81,4 +82,20 @@ fn text(value: &Value) -> anyhow::Result<String> {
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pods_run_the_service_of_their_label_whatever_their_image_is_called() {
+        let container = json!({"image": "registry.example/acme/order:1.2", "ports": [{"containerPort": 50054}]});
+        let labels = json!({"app.kubernetes.io/name": "order"});
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [container]}});
+        let deployment = json!({"metadata": {"name": "order-queries"}, "spec": {"template": template}});
+        assert_eq!(Pods::new(&deployment).expect("a Deployment").service, "order");
+    }
 }
