@@ -117,7 +117,7 @@ impl Killer {
         }
     }
 
-    /// Mostly as short as a restart; now and then long enough for breakers to open and for steps to be given up.
+    /// Mostly as short as a restart; now and then long enough for breakers to open and for calls to run out of time.
     fn downtime(&mut self) -> Duration {
         if self.random.random_bool(0.1) { self.between(1_000, 6_000) } else { self.between(0, 250) }
     }

@@ -39,10 +39,12 @@ pub struct Load {
 pub struct Told {
     /// What was hoped for.
     pub wish: Wish,
+    /// What was asked for.
+    pub asked: PlaceOrderRequest,
     /// The order as it ended, for who waited for that.
     pub end: Option<Order>,
-    /// That it is cancelled.
-    pub cancelled: bool,
+    /// How a cancel was answered, where one was asked for: that it is done, or that it is too late.
+    pub cancelled: Option<bool>,
 }
 
 impl Told {
@@ -50,8 +52,20 @@ impl Told {
     #[must_use]
     pub fn disappointment(&self, order: &Order) -> Option<String> {
         let id = &order.order_id;
-        if self.cancelled && order.state() == OrderState::Completed {
-            return Some(format!("order {id} was answered as cancelled, but is completed"));
+        let PlaceOrderRequest { customer_id, items, address, .. } = &self.asked;
+        if (customer_id, items, address) != (&order.customer_id, &order.items, &order.address) {
+            return Some(format!("order {id} was asked for as {:?}, but is {order:?}", self.asked));
+        }
+        let is_cancelled = order.rejection.as_ref().is_some_and(|rejection| rejection.reason == "CANCELLED");
+        match self.cancelled {
+            Some(true) if order.state() == OrderState::Completed => {
+                return Some(format!("order {id} was answered as cancelled, but is completed"));
+            }
+            // Nobody else cancels it.
+            Some(false) if is_cancelled => {
+                return Some(format!("order {id} was answered as past cancelling, but is cancelled"));
+            }
+            _ => {}
         }
         if let Some(told) = &self.end {
             let end = |order: &Order| (order.state(), order.total.clone(), order.rejection.clone());
@@ -132,15 +146,15 @@ impl Customer {
             let wish = Wish::draw(&mut self.random);
             let request = wish.request(&mut self.random);
             let waits = request.wait_for_completion;
-            let order = self.place(request).await?;
+            let order = self.place(&request).await?;
             let id = order.order_id.clone();
-            let cancelled = wish == Wish::Regretted && self.cancel(&id).await?;
-            orders.push((id, Told { wish, end: waits.then_some(order), cancelled }));
+            let cancelled = if wish == Wish::Regretted { Some(self.cancel(&id).await?) } else { None };
+            orders.push((id, Told { wish, asked: request, end: waits.then_some(order), cancelled }));
         }
         Ok(orders)
     }
 
-    async fn place(&self, request: PlaceOrderRequest) -> anyhow::Result<Order> {
+    async fn place(&self, request: &PlaceOrderRequest) -> anyhow::Result<Order> {
         let mut commands = self.clients.order_commands();
         loop {
             let attempt = timed(request.clone());
@@ -171,6 +185,10 @@ impl Customer {
             if let Err(status) = &answer
                 && status.code() == Code::FailedPrecondition
             {
+                let why = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+                if !["PAST_PIVOT", "ORDER_CLOSED"].contains(&why.as_str()) {
+                    bail!("order {order} can't be cancelled: {why}, {}", status.message());
+                }
                 return Ok(false);
             }
             if self.answered(answer)?.is_some() {
@@ -210,22 +228,32 @@ mod tests {
     use crate::shop::usd;
 
     fn ended(state: OrderState) -> Order {
-        Order { order_id: "a".to_owned(), state: state.into(), ..Order::default() }
+        Order { order_id: "a".to_owned(), customer_id: "ann".to_owned(), state: state.into(), ..Order::default() }
+    }
+
+    fn told(wish: Wish, end: Option<Order>, cancelled: Option<bool>) -> Told {
+        let asked = PlaceOrderRequest { customer_id: "ann".to_owned(), ..PlaceOrderRequest::default() };
+        Told { wish, asked, end, cancelled }
     }
 
     #[test]
-    fn an_order_that_was_cancelled_may_not_complete() {
-        let regretted = |cancelled| Told { wish: Wish::Regretted, end: None, cancelled };
-        assert_eq!(regretted(false).disappointment(&ended(OrderState::Completed)), None);
+    fn an_order_ends_as_its_cancel_was_answered() {
         let rejection = Some(proto::order::v1::Rejection { reason: "CANCELLED".to_owned(), ..Default::default() });
-        let rejected = Order { rejection, ..ended(OrderState::Rejected) };
-        assert_eq!(regretted(true).disappointment(&rejected), None);
-        assert!(regretted(true).disappointment(&ended(OrderState::Completed)).is_some());
+        let (completed, cancelled) = (ended(OrderState::Completed), Order { rejection, ..ended(OrderState::Rejected) });
+        for (answer, end, is_so) in [
+            (Some(true), &cancelled, true),
+            (Some(true), &completed, false),
+            (Some(false), &completed, true),
+            (Some(false), &cancelled, false),
+        ] {
+            let disappointment = told(Wish::Regretted, None, answer).disappointment(end);
+            assert_eq!(disappointment.is_none(), is_so, "{answer:?}: {disappointment:?}");
+        }
     }
 
     #[test]
     fn an_end_that_was_told_is_the_order_s_end() {
-        let told = |end| Told { wish: Wish::Fine, end: Some(end), cancelled: false };
+        let told = |end| told(Wish::Fine, Some(end), None);
         let completed = Order { total: Some(usd(6)), ..ended(OrderState::Completed) };
         assert_eq!(told(completed.clone()).disappointment(&completed), None);
         let dearer = Order { total: Some(usd(7)), ..completed.clone() };
@@ -234,5 +262,19 @@ mod tests {
         }
         let pending = ended(OrderState::Pending);
         assert!(told(pending.clone()).disappointment(&pending).is_some());
+    }
+
+    #[test]
+    fn an_order_is_what_was_asked_for() {
+        let told = told(Wish::Fine, None, None);
+        let completed = ended(OrderState::Completed);
+        let item = proto::order::v1::OrderItem { sku: "tea".to_owned(), quantity: 1 };
+        for other in [
+            Order { customer_id: "bob".to_owned(), ..completed.clone() },
+            Order { items: vec![item], ..completed.clone() },
+            Order { address: Some(Default::default()), ..completed },
+        ] {
+            assert!(told.disappointment(&other).is_some(), "{other:?}");
+        }
     }
 }
