@@ -155,8 +155,7 @@ pub async fn graph(asked: config::GraphSaga, screen: Screen) -> anyhow::Result<(
 fn mermaid(definition: &DescribeSagaResponse) -> String {
     let mut text = String::from("flowchart LR\n");
     for step in &definition.steps {
-        let participant = if step.participant.is_empty() { "here" } else { &step.participant };
-        let label = format!("{}<br/>{participant}", step.name);
+        let label = format!("{}<br/>{}", step.name, step.participant);
         let shape = match step.kind() {
             StepKind::Pivot => format!("[[\"{label}: pivot\"]]"),
             StepKind::Check => format!("{{\"{label}\"}}"),
