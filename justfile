@@ -14,6 +14,7 @@ default:
 [group('run')]
 demo *WHAT:
     @if [ "${1:-}" = breaker ]; then \
+        [ $# -eq 1 ] || { echo "demo breaker takes nothing more, such as ${2}" >&2; exit 2; }; \
         cargo build --locked {{ services }} --package tests && \
         exec '{{ programs }}/outage'; \
     else exec cargo run --package shop -- demo "$@"; fi
@@ -91,7 +92,7 @@ simulate SEEDS='500' FIRST='1':
 
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]
-chaos SECONDS='60' *SEED:
+chaos SECONDS='60' SEED='':
     @cargo build --locked {{ services }} --package tests
     @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
 

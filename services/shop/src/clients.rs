@@ -92,10 +92,13 @@ impl Suppliers {
 /// Connects to a service.
 ///
 /// # Errors
-/// When nobody answers there.
+/// When nobody answers there, or by TLS alone.
 pub async fn connect(name: &str, address: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(address.to_owned());
     let endpoint = endpoint.with_context(|| format!("{address} is not an address such as http://localhost:50054"))?;
+    if endpoint.uri().scheme_str() == Some("https") {
+        bail!("{address}: this speaks plain text; ask a service that has TLS by grpcurl, with a certificate of yours");
+    }
     match endpoint.connect().await {
         Ok(channel) => Ok(channel),
         Err(_) => bail!("nobody answers for {name} at {address}: start the services with `./just up`"),
@@ -127,5 +130,16 @@ pub fn sentence(status: &Status) -> anyhow::Error {
     match status.code() {
         Code::Unavailable if refusal.message.is_empty() => anyhow::anyhow!("the service is gone"),
         _ => anyhow::anyhow!("{}: {}", refusal.reason, refusal.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_that_has_tls_is_not_said_to_be_away() {
+        let said = connect("order", "https://127.0.0.1:1").await.expect_err("it speaks plain text").to_string();
+        assert!(said.contains("plain text") && !said.contains("nobody answers"), "{said}");
     }
 }

@@ -58,7 +58,8 @@ pub struct Order {
     #[arg(long, default_value = "tea")]
     pub sku: String,
     /// How much of it.
-    #[arg(long, default_value_t = 1)]
+    // What is no quantity the service says.
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true)]
     pub quantity: i64,
     /// Who orders.
     #[arg(long, default_value = "ada")]
