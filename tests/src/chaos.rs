@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context as _, bail};
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
+use proto::order::v1::GetOrderRequest;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::time::{Instant, sleep, sleep_until};
+use tonic::Status;
 
 use crate::{
     Clients, Shop,
@@ -20,6 +23,8 @@ const CUSTOMERS: u64 = 8;
 const SERVERS: usize = Shop::NAMES.len();
 /// How long outstanding orders may take once nobody is killed any more: the longest backoff, a few times over.
 const SETTLE: Duration = Duration::from_secs(120);
+/// Orders asked for at the same time.
+const AT_ONCE: usize = 32;
 /// Between two looks at whether all has settled.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -150,7 +155,11 @@ pub async fn settle(load: Load, clients: &Clients) -> anyhow::Result<(BTreeMap<S
     loop {
         // Queries follow commands at a little distance, so what differs now may not in a moment.
         let facts = Facts::read(clients).await?;
-        let differences = differences(&told, &facts);
+        let mut differences = differences(&told, &facts);
+        if differences.is_empty() {
+            // Each order is asked for, so not at every look.
+            differences = unheard(clients, &facts).await?;
+        }
         if differences.is_empty() {
             return Ok((told, facts));
         }
@@ -175,6 +184,24 @@ fn differences(told: &BTreeMap<String, Told>, facts: &Facts) -> Vec<String> {
     let unasked = orders.keys().filter(|id| !told.contains_key(**id));
     differences.extend(unasked.map(|id| format!("order {id} is nobody's: one request made two orders")));
     differences
+}
+
+/// What order shows of its orders' charges and shipments, which it hears of from payment and shipping, and those tell otherwise.
+async fn unheard(clients: &Clients, facts: &Facts) -> Result<Vec<String>, Status> {
+    let charges: BTreeMap<&str, _> = facts.charges.iter().map(|charge| (charge.charge_id.as_str(), charge)).collect();
+    let shipments = facts.shipments.iter().map(|shipment| (shipment.shipment_id.as_str(), shipment));
+    let shipments: BTreeMap<&str, _> = shipments.collect();
+    let looks = facts.orders.iter().map(|order| {
+        let id = order.order_id.as_str();
+        let told = (charges.get(id).copied(), shipments.get(id).copied());
+        async move {
+            let asked = GetOrderRequest { order_id: id.to_owned(), include_shipment: false };
+            let shown = clients.order_queries().get_order(asked).await?.into_inner();
+            let heard = (shown.charge.as_ref(), shown.shipped.as_ref());
+            Ok((heard != told).then(|| format!("order {id} was heard to have {heard:?}, but has {told:?}")))
+        }
+    });
+    stream::iter(looks).buffer_unordered(AT_ONCE).try_filter_map(future::ok).try_collect().await
 }
 
 fn completed(facts: &Facts) -> u64 {
