@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 use libs::{
     breaker::{CircuitOpen, Reason},
     refusal::Refusal,
-    rpc::verdict::Op,
-    saga::{Definition, Options, Retry, testing::Fault},
+    rpc::verdict::{Op, Verdict},
+    saga::{Attempt, Definition, Options, Retry, Transport as _, testing::Fault},
 };
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::{
@@ -19,7 +19,7 @@ use opentelemetry_sdk::metrics::{
 };
 use proto::saga::v1::{Saga, SagaPhase, StepState};
 use saga_world::{Charge, PATIENCE, Reserve, Ship, World, local};
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 
 fn no() -> Refusal {
     Refusal::precondition("NO", "the participant says no")
@@ -204,6 +204,17 @@ async fn a_cancel_undoes_even_what_nobody_knows_and_stops_what_comes_late() {
     process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
     let saga = process.finished("tea").await;
     assert_eq!(saga.phase(), SagaPhase::Compensated);
+    let calls = world.participants.calls();
+    let of = |op| calls.iter().find(|call| (&*call.call.step, call.call.op) == ("charge", op)).unwrap();
+    assert!(of(Op::Compensation).call.attempt > 0, "what may have been done is undone");
+    // And there it is, after all.
+    world.participants.on_call(|_| Fault::None);
+    let mut metadata = MetadataMap::new();
+    let late = of(Op::Action).clone();
+    late.call.write_to(&mut metadata);
+    let late = Attempt { peer: "payment", path: late.path, request: late.message, metadata, timeout: PATIENCE };
+    let told = world.participants.call(late).await.unwrap_err();
+    assert_eq!(Verdict::from_metadata(told.metadata()), Some(Verdict::Cancelled));
     assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
     assert_eq!(process.order("tea").await, "Rejected  CANCELLED");
     assert!(

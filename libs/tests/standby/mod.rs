@@ -1,6 +1,10 @@
 //! A PostgreSQL server and its hot standby, by the programs in the folder that `TEST_POSTGRES_BIN` names, behind one address that leads to
 //! either.
 
+#[path = "../../../tests/src/port.rs"]
+#[allow(dead_code, unreachable_pub, clippy::expect_used, reason = "public where processes are tested")]
+mod port;
+
 use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
@@ -14,6 +18,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use port::Port;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::{
@@ -31,6 +36,8 @@ pub(crate) struct Pair {
     bin: PathBuf,
     pub(crate) primary: SocketAddr,
     pub(crate) standby: SocketAddr,
+    // Theirs while they are down, too.
+    _ports: [Port; 2],
     /// Where both are reached.
     near: SocketAddr,
     leads_to: Arc<Mutex<SocketAddr>>,
@@ -51,7 +58,9 @@ impl Pair {
             done(Command::new("chown").arg("postgres").arg(folder.path()));
         }
         let (near, leads_to, came) = address().await;
-        let pair = Self { folder, bin: bin.into(), primary: free().await, standby: free().await, near, leads_to, came };
+        let ports = [Port::free().unwrap(), Port::free().unwrap()];
+        let [primary, standby] = [ports[0].address(), ports[1].address()];
+        let pair = Self { folder, bin: bin.into(), primary, standby, _ports: ports, near, leads_to, came };
         *pair.leads_to.lock() = pair.primary;
         let (primary, standby) = (pair.data("primary"), pair.data("standby"));
         done(pair.program("initdb").args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "-D"]).arg(&primary));
@@ -172,10 +181,6 @@ async fn address() -> (SocketAddr, Arc<Mutex<SocketAddr>>, Arc<AtomicUsize>) {
         }
     });
     (near, leads_to, came)
-}
-
-async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 fn done(command: &mut Command) {
