@@ -116,7 +116,19 @@ async fn charges_are_listed_by_customer() {
 }
 
 #[tokio::test]
-async fn a_saga_s_charge_is_taken_once_and_a_refusal_of_it_stays() {
+async fn a_saga_s_charge_is_taken_once() {
+    let mut app = TestApp::start().await;
+    app.commands.deposit_funds(deposit("ada", 50)).await.unwrap();
+    for expected in [Verdict::Applied, Verdict::Replayed] {
+        let taken = app.commands.charge_customer(in_saga(Op::Action, charge("c1", "ada", 20))).await;
+        assert_eq!(verdict(&taken), Some(expected));
+        let seen = app.queries.get_account(after(&taken.unwrap(), account("ada"))).await.unwrap().into_inner();
+        assert_eq!(sums(seen.account), [50, 30, 20]);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_saga_s_charge_stays() {
     let mut app = TestApp::start().await;
     app.commands.deposit_funds(deposit("ada", 10)).await.unwrap();
     for _ in 0..2 {
