@@ -7,19 +7,24 @@ mod clock;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use breaker_support::{Moody, eager, list, patient, peer_at};
+use breaker_support::{Moody, PATIENCE, eager, list, patient, peer_at};
 use bytes::Bytes;
 use clock::stop_the_clock;
 use http::{HeaderMap, Response};
-use libs::rpc::{
-    client::{PeerOptions, Retry},
-    deadline,
+use libs::{
+    breaker::Registry,
+    rpc::{
+        client::{PeerOptions, Peers, Retry},
+        deadline,
+    },
 };
-use proto::breaker::v1::{ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient};
+use proto::breaker::v1::{
+    ListBreakersRequest, WatchBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient,
+};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
-    time::{Instant, advance},
+    time::{Instant, advance, timeout},
 };
 use tonic::{Code, Request};
 
@@ -84,6 +89,20 @@ async fn a_connection_that_never_comes_about_is_given_up_at_the_deadline() {
         assert_eq!(peer.breaker().snapshot().totals.failure, 1, "and its breaker knows");
     }
     drop(held);
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_nobody_answers_is_given_up_as_a_connection_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // It accepts, and says nothing.
+    let peers =
+        Peers::new(Registry::new(), &[("moody", &*format!("https://{address}"))], Vec::new()).unwrap().trust("");
+    let peer = peers.connect_with("moody", &PeerOptions::stream().connect_timeout(50 * MS)).unwrap();
+    let mut client = BreakerQueryServiceClient::new(peer.clone());
+    let watched = timeout(PATIENCE, client.watch_breakers(WatchBreakersRequest::default())).await;
+    assert_eq!(watched.expect("an end").unwrap_err().code(), Code::Unavailable);
+    assert_eq!(peer.breaker().snapshot().totals.failure, 1);
 }
 
 /// A raw HTTP/2 server that says when it is asked, and CANCELLED when it is told to.

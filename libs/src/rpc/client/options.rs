@@ -91,7 +91,7 @@ impl PeerOptions {
         self
     }
 
-    /// Gives up connecting after so long.
+    /// Gives up connecting after so long, and a TLS handshake on what is connected after as long again.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
