@@ -63,6 +63,11 @@ impl Timer {
         }
         this.sleep.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_ready())
     }
+
+    /// Whether the deadline has come, for who is not going to wait.
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
 }
 
 pin_project! {
@@ -115,7 +120,7 @@ where
             Poll::Ready(Ok(mut response)) => {
                 drop_unreadable_details(response.headers_mut());
                 let (deadline, place) = (this.timer.deadline, this.place.take());
-                let body = |body| TimeoutBody { body: Some(body), place, timer: Timer::new(deadline) };
+                let body = |body| TimeoutBody { body: Some(body), place, timer: Timer::new(deadline), begun: false };
                 Poll::Ready(Ok(response.map(body)))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(into_status(error))),
@@ -144,6 +149,7 @@ pin_project! {
         place: Option<OwnedSemaphorePermit>,
         #[pin]
         timer: Timer,
+        begun: bool,
     }
 }
 
@@ -159,21 +165,22 @@ where
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         match body.poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    if says_late(trailers, this.timer.deadline) {
-                        return Poll::Ready(Some(Err(deadline_exceeded().into())));
-                    }
-                    drop_unreadable_details(trailers);
+                let late = match frame.trailers_mut() {
+                    Some(trailers) => says_late(trailers, this.timer.deadline),
+                    // What always has more ready never waits for the timer. An answer in one piece is there, and let through.
+                    None => std::mem::replace(this.begun, true) && this.timer.is_over(),
+                };
+                if !late {
+                    frame.trailers_mut().into_iter().for_each(drop_unreadable_details);
+                    return Poll::Ready(Some(Ok(frame)));
                 }
-                Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Pending if this.timer.poll_over(cx) => {
-                this.body.set(None);
-                *this.place = None;
-                Poll::Ready(Some(Err(deadline_exceeded().into())))
-            }
-            frame => frame,
+            Poll::Pending if this.timer.poll_over(cx) => {}
+            frame => return frame,
         }
+        this.body.set(None);
+        *this.place = None;
+        Poll::Ready(Some(Err(deadline_exceeded().into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -229,5 +236,31 @@ mod tests {
             assert_eq!(cancelled_after(SECOND / 2, in_headers).await, Code::Cancelled);
             assert_eq!(cancelled_after(SECOND - Duration::from_millis(1), in_headers).await, Code::DeadlineExceeded);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_always_has_more_ready_ends_at_the_deadline() {
+        let word = || Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"\0\0\0\0\0")));
+        let endless = StreamBody::new(futures::stream::repeat_with(word));
+        let answer = std::future::ready(Ok(Response::new(endless)));
+        let response = TimeoutFuture::new(answer, Some(Instant::now() + SECOND), None).await.expect("in time");
+        let mut body = Box::pin(response.into_body());
+        for _ in 0..100 {
+            body.frame().await.expect("more").expect("in time");
+        }
+        tokio::time::advance(SECOND).await;
+        let late = body.frame().await.expect("an end").expect_err("late");
+        assert_eq!(into_status(late).code(), Code::DeadlineExceeded);
+        assert!(body.frame().await.is_none(), "it is over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_there_in_one_piece_is_not_thrown_away() {
+        let frames = [Frame::data(Bytes::from_static(b"\0\0\0\0\0")), Frame::trailers(HeaderMap::new())];
+        let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, BoxError>)));
+        let answer = std::future::ready(Ok(Response::new(body)));
+        let response = TimeoutFuture::new(answer, Some(Instant::now() + SECOND), None).await.expect("in time");
+        tokio::time::advance(SECOND * 2).await;
+        response.into_body().collect().await.expect("all of it");
     }
 }
