@@ -133,3 +133,70 @@ impl Service<Request<Body>> for Endpoints {
         self.pick(request)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::DuplexStream,
+        time::{sleep, timeout},
+    };
+    use tonic::transport::{self, Server};
+
+    use super::*;
+    use crate::breaker::{Breaker, BreakerLayer, Class, Registry, State, TokioClock, service::BreakerService};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// An address to which so many connections never come about, and every further one does.
+    fn endpoint(hang: usize) -> Endpoint {
+        let connects = Arc::new(AtomicUsize::new(0));
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let hangs = connects.fetch_add(1, Ordering::Relaxed) < hang;
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                let (ours, theirs) = tokio::io::duplex(4096);
+                let service = BreakerService::new("order", Registry::new()).queries();
+                let incoming = tokio_stream::once(Ok::<DuplexStream, io::Error>(theirs));
+                tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+                Ok::<_, io::Error>(TokioIo::new(ours))
+            }
+        });
+        let transport = transport::Endpoint::from_static("http://pod:1").connect_timeout(2 * SECOND);
+        let config = super::super::PeerOptions::saga().ejection;
+        let breaker = Breaker::with_clock("pod", config, Arc::new(TokioClock::new()));
+        Endpoint {
+            place: Place::typed("http://pod:1".parse().expect("a URI")),
+            channels: [transport.connect_with_connector_lazy(connector)].into(),
+            ejection: BreakerLayer::new(Arc::new(breaker)),
+        }
+    }
+
+    async fn call(endpoints: &mut Endpoints) {
+        let path = "/breaker.v1.BreakerQueryService/ListBreakers";
+        let body = http_body_util::Full::new(bytes::Bytes::from_static(b"\0\0\0\0\0"));
+        let request = Request::post(path).body(Body::new(body)).expect("a request");
+        if let Ok(answer) = endpoints.call(request).await {
+            drop(http_body_util::BodyExt::collect(answer.into_body()).await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_back_though_a_connection_to_it_was_left_before_it_came_about() {
+        let (away, well) = (endpoint(1), endpoint(0));
+        let ejection = Arc::clone(away.ejection.breaker());
+        let mut endpoints = Endpoints::new(vec![away, well]);
+        // Its caller waits for less than connecting takes.
+        timeout(SECOND / 2, call(&mut endpoints)).await.expect_err("nobody answers");
+        (0..3).for_each(|_| ejection.admit().expect("closed").finish(Class::Failure));
+        sleep(6 * SECOND).await;
+        for _ in 0..4 {
+            call(&mut endpoints).await;
+        }
+        assert_eq!((ejection.state(), ejection.snapshot().totals.opened), (State::Closed, 1));
+    }
+}

@@ -153,10 +153,11 @@ impl Default for PeerOptions {
     }
 }
 
-/// Three failures in a row, and an address is passed over; one probe that succeeds, and it is back.
+/// Three failures in a row, and an address is passed over; one probe that succeeds, and it is back. There are two, since the first may
+/// fail for what is long over: how a connection ended that an earlier call began and left is told to the next one.
 fn ejection(hung: ProbeTimeout) -> Config {
     // Checked by a test: these settings make sense.
-    Config::builder().consecutive_failures(3).probes(1, 1).on_probe_timeout(hung).build().unwrap_or_default()
+    Config::builder().consecutive_failures(3).probes(2, 1).on_probe_timeout(hung).build().unwrap_or_default()
 }
 
 fn of_streams() -> Config {
