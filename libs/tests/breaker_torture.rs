@@ -297,11 +297,34 @@ fn t14_a_probe_whose_deadline_was_too_small_is_not_taken_for_hung() {
         trip(&breaker);
         clock.advance(SECOND);
         let probe = breaker.admit_timed(Some(budget)).expect("the probe");
-        clock.advance(budget);
-        // The next caller finds the lease over before its holder has said that it gave up.
+        clock.advance(budget * 2);
+        // The next caller finds the lease over, and its holder has not said that it gave up.
         drop(breaker.admit());
         assert_eq!((breaker.state(), breaker.snapshot().totals.probe_timeouts), (state, 1));
         drop(probe);
+    }
+}
+
+#[test]
+fn t14_a_probe_that_misses_its_deadline_has_failed_whoever_is_first_to_say_so() {
+    // The second is as long as a lease without a deadline.
+    for budget in [MS * 500, SECOND * 10] {
+        for told_first in [true, false] {
+            let (breaker, clock) = breaker(quick().probes(5, 4).probe_timeout(SECOND * 10));
+            trip(&breaker);
+            clock.advance(SECOND);
+            let probe = breaker.admit_timed(Some(budget)).expect("the probe");
+            clock.advance(budget);
+            if told_first {
+                probe.finish_late();
+                breaker.admit().expect("another").finish(Class::Neutral);
+            } else {
+                breaker.admit().expect("another").finish(Class::Neutral);
+                probe.finish_late();
+            }
+            let totals = breaker.snapshot().totals;
+            assert_eq!((breaker.state(), totals.probes.failure, totals.probe_timeouts), (State::HalfOpen, 1, 0));
+        }
     }
 }
 

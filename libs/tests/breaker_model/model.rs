@@ -128,6 +128,11 @@ pub(crate) struct Model {
 
 const SECOND: u64 = 1_000_000_000;
 
+/// How far apart two clocks may be about a deadline, with so much time for the call.
+fn margin(budget: u64) -> u64 {
+    (budget / 20).max(5_000_000).min(budget / 2)
+}
+
 impl Model {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
@@ -305,7 +310,10 @@ impl Model {
                 let taken = self.leases.len() as u32 + self.probes.0 + self.probes.1;
                 if taken < self.settings.permits {
                     self.next_lease += 1;
-                    let ends = (self.now + self.settings.probe_timeout).min(deadline.unwrap_or(u64::MAX));
+                    let ends = match budget {
+                        Some(budget) if budget <= self.settings.probe_timeout => self.now + budget + margin(budget),
+                        _ => self.now + self.settings.probe_timeout,
+                    };
                     let blames = budget.is_none_or(|budget| budget >= self.settings.min_blame);
                     self.totals.probes.lent += 1;
                     self.leases.push(Lease { id: self.next_lease, ends: ends.max(self.now + 1), blames });
@@ -379,10 +387,7 @@ impl Model {
     pub(crate) fn finish(&mut self, call: Call, end: End) {
         let budget = call.deadline.map(|deadline| deadline - call.started);
         let blameless = budget.is_some_and(|budget| budget < self.settings.min_blame);
-        let outlived = budget.is_some_and(|budget| {
-            let margin = (budget / 20).max(5_000_000).min(budget / 2);
-            self.now >= call.started + budget - margin
-        });
+        let outlived = budget.is_some_and(|budget| self.now >= call.started + budget - margin(budget));
         let failure_if = |failed| if failed { Class::Failure } else { Class::Neutral };
         let (class, pause) = match end {
             End::Class(class) => (class, 0),

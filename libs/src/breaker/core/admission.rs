@@ -6,7 +6,7 @@ use super::{
     breaker::{Breaker, Cold},
     clock::nanos,
     half_open::Verdict,
-    permit::{Permit, Ticket},
+    permit::{Permit, Ticket, margin},
     rules::Counts,
     state::{Cause, Override, State, Transition, Word},
     sync::{Ordering::SeqCst, lock},
@@ -203,10 +203,12 @@ impl Breaker {
     /// Lends a permit, or says why not and for how long.
     fn lend(&self, cold: &mut Cold, now: u64, deadline: u64) -> Result<Ticket, (Reason, u64)> {
         let Cold { config, half_open, .. } = cold;
-        let ends = now.saturating_add(nanos(config.probe_timeout)).min(deadline).max(now.saturating_add(1));
+        let (timeout, budget) = (now.saturating_add(nanos(config.probe_timeout)), deadline.saturating_sub(now));
+        // Whose deadline comes says so itself, perhaps after this clock: that is a failure, and no hung probe.
+        let ends = if deadline <= timeout { deadline.saturating_add(margin(budget)) } else { timeout };
         // Whoever allows next to no time does not find out whether the peer hangs.
-        let blames = deadline.saturating_sub(now) >= nanos(config.min_blame);
-        match half_open.lend(config, ends, blames) {
+        let blames = budget >= nanos(config.min_blame);
+        match half_open.lend(config, ends.max(now.saturating_add(1)), blames) {
             Ok(lease) => {
                 self.counters.probes_lent.add(1);
                 Ok(Ticket::probe(self.word().generation(), lease, now, deadline))

@@ -216,7 +216,8 @@ impl ConfigBuilder {
         self
     }
 
-    /// Takes a probe's permit back after so long. By default the base open time, at least 10 s.
+    /// Takes a probe's permit back after so long, or soon after its call's deadline where that is earlier. By default the base open
+    /// time, at least 10 s.
     pub fn probe_timeout(mut self, timeout: Duration) -> Self {
         self.probe_timeout = Some(timeout);
         self

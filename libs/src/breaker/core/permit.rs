@@ -58,14 +58,17 @@ impl Ticket {
 
     /// Whether the deadline has come, but for a small margin: whoever enforced it may have a finer clock.
     fn outlived(&self, now: u64) -> bool {
-        const MARGIN: u64 = 5_000_000;
         if self.deadline == NEVER {
             return false;
         }
-        let budget = self.deadline.saturating_sub(self.started);
-        let margin = (budget / 20).max(MARGIN).min(budget / 2);
-        now >= self.deadline - margin
+        now >= self.deadline - margin(self.deadline.saturating_sub(self.started))
     }
+}
+
+/// How far apart this clock and that of whoever enforces a deadline may be about it, with so much time for the call.
+pub(super) fn margin(budget: u64) -> u64 {
+    const LEAST: u64 = 5_000_000;
+    (budget / 20).max(LEAST).min(budget / 2)
 }
 
 /// Leave to make one call. Say how it went by [`Permit::finish`]; dropping it says that the call was abandoned.
