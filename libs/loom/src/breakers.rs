@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use loom::{sync::Arc, thread};
 
-use crate::breaker::core::{Breaker, Class, Config, ConfigBuilder, ManualClock, Rate, State};
+use crate::breaker::core::{Breaker, Class, Config, ConfigBuilder, ManualClock, Override, Rate, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -101,5 +101,25 @@ fn a_probe_that_comes_back_as_its_lease_ends_counts_once() {
         let in_time = shown.state == State::Closed && shown.totals.probe_timeouts == 0;
         let late = shown.state == State::Open && shown.totals.probe_timeouts == 1 && shown.totals.stale == 1;
         assert!(in_time || late, "{shown:?}");
+    });
+}
+
+#[test]
+fn a_circuit_that_an_operator_forces_open_lets_no_probe_out() {
+    loom::model(|| {
+        let (breaker, clock) = breaker(quick());
+        breaker.admit().expect("closed").finish(Class::Failure);
+        clock.advance(SECOND);
+        let other = Arc::clone(&breaker);
+        let thread = thread::spawn(move || other.set_override(Override::ForcedOpen));
+        let probe = breaker.admit();
+        thread.join().expect("no panic");
+        // It went before and nobody waits for it any more, or it did not go.
+        let shown = breaker.snapshot();
+        assert_eq!((shown.probes_out, shown.state == State::HalfOpen), (0, probe.is_ok()), "{shown:?}");
+        if let Ok(probe) = probe {
+            probe.finish(Class::Success);
+        }
+        assert_eq!(breaker.state(), shown.state);
     });
 }

@@ -131,25 +131,30 @@ impl Breaker {
             }
             State::Closed => counted(),
             State::Open => match self.hot.open_until.load(SeqCst).checked_sub(now) {
-                None | Some(0) => self.admit_under_lock(now, deadline),
+                None | Some(0) => self.admit_under_lock(word, now, deadline),
                 Some(left) => self.refuse(word, Reason::Open, left, now, deadline),
             },
             State::HalfOpen => match self.hot.full_until.load(SeqCst).checked_sub(now) {
-                None | Some(0) => self.admit_under_lock(now, deadline),
+                None | Some(0) => self.admit_under_lock(word, now, deadline),
                 Some(left) => self.refuse(word, Reason::HalfOpenSaturated, left, now, deadline),
             },
-            State::Recovering if self.ramp_is_over(now) => self.admit_under_lock(now, deadline),
+            State::Recovering if self.ramp_is_over(now) => self.admit_under_lock(word, now, deadline),
             State::Recovering if self.in_share(now) => counted(),
             State::Recovering => self.refuse(word, Reason::Recovering, nanos(ASK_AGAIN), now, deadline),
         }
     }
 
     /// Moves the state on if its time has come, then asks again what it says.
-    fn admit_under_lock(&self, now: u64, deadline: u64) -> Result<Ticket, Rejected> {
+    fn admit_under_lock(&self, seen: Word, now: u64, deadline: u64) -> Result<Ticket, Rejected> {
         let mut moved: [Option<Transition>; 2] = [None, None];
         let answer = {
             let mut cold = lock(&self.cold);
             let word = self.word();
+            if word.over() != seen.over() {
+                drop(cold);
+                // An operator was first.
+                return self.admit_unusual(word, now, deadline);
+            }
             match word.state() {
                 // Another thread has moved it meanwhile.
                 State::Closed => Ok(Ticket::counted(word.generation(), now, deadline)),
