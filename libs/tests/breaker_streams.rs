@@ -179,6 +179,31 @@ async fn a_stream_that_works_is_not_slow_however_long_it_lives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_in_pieces_is_one_call_and_as_slow_as_its_end() {
+    let slow = SlowCalls { threshold: SECOND, rate: Rate::percent(100) };
+    let breaker = breaker_with(|config| config.slow_calls(slow).min_calls(10));
+    let (mut stream, server) = open(&breaker, None).await;
+    advance(SECOND * 6).await;
+    for piece in [b"\0\0\0\0\x0aabc".as_slice(), b"defg", b"hij"] {
+        server.send(Ok(Frame::data(Bytes::from_static(piece)))).await.unwrap();
+        read(&mut stream).unwrap();
+    }
+    end(server, "0").await;
+    read(&mut stream).unwrap();
+    let shown = breaker.snapshot();
+    assert_eq!((shown.totals.success, shown.window_total, shown.window_slow), (1, 1, 1));
+
+    // A piece in which the next message begins says that it is a stream.
+    let (mut stream, server) = open(&breaker, None).await;
+    advance(SECOND * 6).await;
+    for piece in [b"\0\0\0\0\x03ab".as_slice(), b"c\0\0\0\0\0"] {
+        server.send(Ok(Frame::data(Bytes::from_static(piece)))).await.unwrap();
+        read(&mut stream).unwrap();
+    }
+    assert_eq!(totals(&breaker).success, 2, "it works");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_a_draining_server_ends_says_nothing() {
     for probes in [false, true] {
         let breaker = breaker();

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -49,8 +50,8 @@ pin_project! {
 enum Messages {
     /// None came.
     None,
-    /// One came.
-    Some,
+    /// One came, but for so many bytes of the first.
+    Some { left: usize },
     /// One came from a probe: it is taken for a success when this time is over, whether or not another comes.
     Probe(Pin<Box<Sleep>>),
     /// It was taken for a success.
@@ -93,7 +94,7 @@ where
         match frame {
             Some(Ok(frame)) => {
                 match frame.trailers_ref() {
-                    None => message(this.watch, this.messages),
+                    None => frame.data_ref().into_iter().for_each(|data| piece(data, this.watch, this.messages)),
                     Some(trailers) => match (this.watch.take(), ending::grpc_status(trailers)) {
                         (Some(watch), Some(code)) => ending::by_code(watch, code, trailers),
                         (Some(watch), None) => ending::truncated(watch),
@@ -127,10 +128,10 @@ where
     }
 }
 
-/// A frame of data came. A stream that works is a success long before it ends.
+/// A frame of data came. A stream that works is a success long before it ends, and one message in pieces is no stream.
 #[inline]
-fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
-    match (&messages, &watch) {
+fn piece(data: &impl Buf, watch: &mut Option<Watch>, messages: &mut Messages) {
+    match (&mut *messages, &*watch) {
         // A probe's permit cannot wait for a stream's next message, or its end.
         (Messages::None, Some(probe)) if probe.is_probe() => {
             let left = rules(probe).stream_commit.saturating_sub(probe.elapsed().unwrap_or_default());
@@ -140,15 +141,27 @@ fn message(watch: &mut Option<Watch>, messages: &mut Messages) {
                 *messages = Messages::Probe(Box::pin(sleep(left)));
             }
         }
-        (Messages::None, _) => *messages = Messages::Some,
+        (Messages::None, _) => *messages = Messages::Some { left: left(data) },
+        (Messages::Some { left }, _) if data.remaining() <= *left => *left -= data.remaining(),
+        (Messages::Some { left }, _) => {
+            *left = 0;
+            commit_if_old(watch, messages);
+        }
         _ => commit_if_old(watch, messages),
     }
+}
+
+/// How much of the message that begins here comes later, as its prefix says: a flag, and its length in four bytes.
+#[inline]
+fn left(data: &impl Buf) -> usize {
+    let &[_, a, b, c, d, ..] = data.chunk() else { return 0 };
+    (u32::from_be_bytes([a, b, c, d]) as usize).saturating_add(5).saturating_sub(data.remaining())
 }
 
 #[inline]
 fn commit_if_old(watch: &mut Option<Watch>, messages: &mut Messages) {
     let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
-    if matches!(messages, Messages::Some) && watch.as_ref().is_some_and(old) {
+    if matches!(messages, Messages::Some { left: 0 }) && watch.as_ref().is_some_and(old) {
         commit_stream(watch, messages);
     }
 }
