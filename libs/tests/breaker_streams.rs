@@ -156,6 +156,21 @@ async fn a_stream_that_is_quiet_after_its_first_message_has_worked_if_it_was_lef
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_probed_has_worked_if_it_was_left_late_though_nobody_looked_at_it_meanwhile() {
+    for (lived, state) in [(SECOND * 4, State::HalfOpen), (SECOND * 5, State::Closed)] {
+        let breaker = breaker();
+        breaker.admit().unwrap().finish(Class::Failure);
+        advance(SECOND).await;
+        let (mut stream, server) = open(&breaker, None).await;
+        send(&server).await;
+        read(&mut stream).unwrap();
+        advance(lived).await;
+        drop(stream);
+        assert_eq!(breaker.state(), state, "{lived:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_works_is_not_slow_however_long_it_lives() {
     let slow = SlowCalls { threshold: SECOND, rate: Rate::percent(1) };
     for probes in [false, true] {

@@ -161,7 +161,7 @@ fn left(data: &impl Buf) -> usize {
 #[inline]
 fn commit_if_old(watch: &mut Option<Watch>, messages: &mut Messages) {
     let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
-    if matches!(messages, Messages::Some { left: 0 }) && watch.as_ref().is_some_and(old) {
+    if matches!(messages, Messages::Some { left: 0 } | Messages::Probe(_)) && watch.as_ref().is_some_and(old) {
         commit_stream(watch, messages);
     }
 }
