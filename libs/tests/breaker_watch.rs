@@ -140,6 +140,19 @@ async fn whoever_is_too_slow_is_told_so_and_brought_up_to_date() {
 }
 
 #[tokio::test]
+async fn whoever_is_too_slow_is_told_so_when_none_of_its_breakers_is_left() {
+    let registry = Registry::new();
+    drop(registry.breaker("order/Place", &eager()));
+    let other = registry.breaker("payment", &eager());
+    let mut watched = watch(&registry, "order/").await;
+    assert_eq!(names(&seen(&mut watched)), ["order/Place"]);
+    assert_eq!(registry.evict("order/"), 1);
+    (0..300).for_each(|_| other.reset());
+    let seen = seen(&mut watched);
+    assert_eq!(seen, [WatchBreakersResponse { skipped_changes: 301 - 256, ..WatchBreakersResponse::default() }]);
+}
+
+#[tokio::test]
 async fn what_threads_do_to_a_breaker_at_once_is_seen_in_the_order_it_happened() {
     const EACH: u32 = 60;
     for _ in 0..50 {

@@ -111,6 +111,10 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
                         for breaker in registry.list(&prefix) {
                             yield Ok(shown(&breaker, None, std::mem::take(&mut skipped)));
                         }
+                        // None is left to say it with.
+                        if skipped > 0 {
+                            yield Ok(pb::WatchBreakersResponse { skipped_changes: skipped, ..Default::default() });
+                        }
                     }
                     Err(RecvError::Closed) => break,
                 }
