@@ -1,6 +1,7 @@
 //! Keeps a peer's addresses current: names are looked up again, and who is gone is forgotten.
 
 use std::{
+    io,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -18,6 +19,8 @@ use super::{
 /// Between two lookups while all addresses answer, and the least time while one is out.
 const PERIOD: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(1);
+/// Lookups of other names wait no longer for one.
+const LOOKUP: Duration = Duration::from_secs(5);
 
 /// Whoever keeps the addresses of one channel to a peer.
 pub(super) struct Follower {
@@ -105,7 +108,8 @@ impl Follower {
 impl Known {
     async fn look(&mut self, peer: &str, lookup: &Lookup) {
         let (uri, lost) = (&self.uri, self.lost);
-        match place::places(uri, lookup).await {
+        let found = timeout(LOOKUP, place::places(uri, lookup)).await;
+        match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(places) => {
                 if lost {
                     tracing::info!(peer, %uri, "a name can be looked up again");
@@ -125,7 +129,7 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, net::SocketAddr};
+    use std::net::SocketAddr;
 
     use parking_lot::Mutex;
 
@@ -188,6 +192,27 @@ mod tests {
         assert_eq!(after(SOON, &endpoints).await, "[lost:1, 10.0.0.1:1, 10.0.0.2:1]");
         *pods.lock() = vec![2, 3];
         assert_eq!(after(PERIOD + SOON, &endpoints).await, "[lost:1, 10.0.0.2:1, 10.0.0.3:1]");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_whose_lookup_does_not_end_holds_up_no_other() {
+        let pods = Arc::new(Mutex::new(vec![1, 2]));
+        let found = Arc::clone(&pods);
+        let lookup: Lookup = Arc::new(move |host, port| {
+            let numbers = found.lock().clone();
+            Box::pin(async move {
+                if host == "slow" {
+                    std::future::pending::<()>().await;
+                }
+                Ok(numbers.into_iter().map(|number| SocketAddr::from(([10, 0, 0, number], port))).collect())
+            })
+        });
+        let given = vec!["pod=http://slow:1,http://pod:1".parse().expect("well formed")];
+        let peers = Peers::new(Registry::new(), &[("pod", "http://pod:1")], given).expect("well formed");
+        let endpoints = peers.looked_up_by(lookup).endpoints("pod", &PeerOptions::saga()).expect("known");
+        assert_eq!(after(PERIOD, &endpoints).await, "[slow:1, 10.0.0.1:1, 10.0.0.2:1]");
+        *pods.lock() = vec![2, 3];
+        assert_eq!(after(2 * PERIOD, &endpoints).await, "[slow:1, 10.0.0.2:1, 10.0.0.3:1]");
     }
 
     #[tokio::test(start_paused = true)]
