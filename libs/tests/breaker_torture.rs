@@ -262,6 +262,18 @@ fn t12_a_throttle_is_forgotten_once_it_has_nothing_to_remember() {
 }
 
 #[test]
+fn t12_a_breaker_that_was_told_other_rules_is_not_forgotten_with_them() {
+    let registry = Registry::new();
+    let told = registry.breaker("peer/s/Told", &Config::default());
+    assert!(told.is_idle());
+    let rules = Config::builder().consecutive_failures(7).build().expect("makes sense");
+    told.reconfigure(rules.clone()).expect("room");
+    drop(told);
+    assert_eq!(registry.evict("peer/"), 0);
+    assert_eq!(registry.get("peer/s/Told").expect("kept").config(), rules);
+}
+
+#[test]
 fn t13_a_half_open_circuit_never_waits_for_its_window() {
     // A minimum of calls that the few probes never reach must not hold the verdict back.
     let (breaker, clock) = breaker(quick().time_window(SECOND, 10).min_calls(1000).probes(2, 2));

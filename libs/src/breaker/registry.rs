@@ -79,7 +79,7 @@ impl Registry {
     }
 
     /// Forgets the breakers whose name begins so that are [idle](Breaker::is_idle) and that nobody holds, and answers how many.
-    /// One that has seen a failure of late, is not closed, or has a call under way stays.
+    /// One that has seen a call of late, is not closed, was reconfigured, or has a call under way stays.
     pub fn evict(&self, prefix: &str) -> usize {
         let mut breakers = self.0.breakers.write();
         let before = breakers.len();

@@ -79,6 +79,8 @@ pub(super) struct Cold {
     pub(super) changed: u64,
     /// How long it was open, up to the last change.
     pub(super) was_open: u64,
+    /// Whether it was told other rules than it was made with.
+    reconfigured: bool,
 }
 
 impl Cold {
@@ -164,6 +166,7 @@ impl Breaker {
                 last_opening: None,
                 changed: now,
                 was_open: 0,
+                reconfigured: false,
             }),
             clock,
             name: name.into(),
@@ -220,7 +223,7 @@ impl Breaker {
             self.hot.min_blame_nanos.store(nanos(config.min_blame), SeqCst);
             // What broke no rule before may break one now.
             self.hot.settled.store(u64::MAX, SeqCst);
-            cold.config = config;
+            (cold.config, cold.reconfigured) = (config, true);
             let throttles = cold.config.throttle.is_some();
             let anew = window != word.window() || word.state() == State::HalfOpen || throttles != word.throttles();
             anew.then(|| {
@@ -249,8 +252,9 @@ impl Breaker {
         self.announce(transition);
     }
 
-    /// Whether forgetting it would lose nothing: it is closed by itself, its window is empty and no earlier trip is remembered. A count
-    /// window is as full as it was however long nobody calls, so only a time window empties.
+    /// Whether forgetting it would lose nothing but its totals: it is closed by itself, its window is empty, no earlier trip is remembered
+    /// and it goes by the rules that it was made with. A count window is as full as it was however long nobody calls, so only a time
+    /// window empties.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let cold = lock(&self.cold);
@@ -262,6 +266,7 @@ impl Breaker {
             && cold.open_time.remembered(&cold.config, now) == 0
             && window.counts_now(word.generation(), now).total == 0
             && !refused()
+            && !cold.reconfigured
     }
 
     /// How it stands. Numbers may be one record behind each thread that is recording.
