@@ -56,7 +56,10 @@ pub fn format_grpc_timeout(timeout: Duration) -> HeaderValue {
     // Eight digits and a unit always fit.
     let _ = write!(rest, "{amount}{unit}");
     let length = 9 - rest.len();
-    HeaderValue::from_bytes(&text[..length]).unwrap_or(HeaderValue::from_static("0n"))
+    let mut value = HeaderValue::from_bytes(&text[..length]).unwrap_or(HeaderValue::from_static("0n"));
+    // Never the same again: out of HPACK's table, where it would push out what comes with every call.
+    value.set_sensitive(true);
+    value
 }
 
 #[cfg(test)]

@@ -347,6 +347,7 @@ mod tests {
         let answer: Result<_, BoxError> = call(server, Arc::new(Retry::new()), request, Some(deadline)).await;
         answer.expect("the second is answered");
         let carried = carried.into_inner().expect("no panic");
+        assert!(carried.iter().flatten().all(HeaderValue::is_sensitive), "in no table of HPACK's");
         assert_eq!(carried, [5, 3].map(|seconds| Some(format_grpc_timeout(Duration::from_secs(seconds)))));
     }
 }

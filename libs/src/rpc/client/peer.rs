@@ -112,10 +112,7 @@ impl Peer {
             if left.is_zero() {
                 return TimeoutFuture::expired();
             }
-            let mut timeout = format_grpc_timeout(left);
-            // Never the same again: out of HPACK's table, where it would push out what comes with every call.
-            timeout.set_sensitive(true);
-            request.headers_mut().insert(GRPC_TIMEOUT, timeout);
+            request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(left));
         }
         if let Some(hook) = &self.on_request {
             hook(request.headers_mut());
