@@ -64,10 +64,6 @@ pub fn observe(registry: &Registry, meter: &Meter) {
             (Some(("outcome", "timed_out")), |totals| totals.probe_timeouts),
         ],
     );
-    count(
-        About { metric: "breaker.probe_timeouts", unit: "{probe}", text: "Probes that never came back." },
-        &[(None, |totals| totals.probe_timeouts)],
-    );
 }
 
 /// What a metric is.
