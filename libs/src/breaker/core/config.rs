@@ -192,7 +192,7 @@ impl ConfigBuilder {
         self
     }
 
-    /// Stays open so long the first time, so many times longer each further time, and never longer than `cap`.
+    /// Stays open so long the first time, so many times longer each further time, up to `cap`; then [spread](Self::jitter).
     pub fn open_for(mut self, base: Duration, multiplier: u32, cap: Duration) -> Self {
         (self.config.open_base, self.config.open_multiplier, self.config.open_cap) = (base, multiplier, cap);
         self

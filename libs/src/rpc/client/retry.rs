@@ -108,7 +108,7 @@ impl Retry {
         self
     }
 
-    /// Waits so long before the second attempt, twice as long before each further one, and never longer than `cap`.
+    /// Waits so long before the second attempt, twice as long before each further one, up to `cap`; each up to a fifth longer or shorter.
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         (self.base, self.cap) = (base, cap);
         self
