@@ -59,9 +59,7 @@ impl Driver {
                     // What this step holds back may begin now.
                     Ok(()) => input = Input::Tick,
                     Err(refusal) => {
-                        let fresh = self.record.fresh;
                         self.record = *before;
-                        self.record.fresh &= fresh;
                         input = Input::LocalRefused(local, refusal);
                     }
                 },

@@ -238,9 +238,7 @@ impl<'a> World<'a> {
             }
             match moved.local {
                 Some((local, before)) if self.refuses.is_meant(local) => {
-                    let fresh = self.driven.fresh;
                     self.driven = *before;
-                    self.driven.fresh &= fresh;
                     input = Input::LocalRefused(local, Refusal::precondition("TEST", "refused by the test"));
                 }
                 local => {
