@@ -155,14 +155,13 @@ impl Turn<'_> {
             Op::Action => kept.started_micros,
             Op::Compensation => kept.compensation_started_micros,
         };
-        let times = |at: i64| at.saturating_sub(begun).max(0).unsigned_abs() / LONG.as_micros() as u64;
-        if times(later(self.moment.now, wait)) > times(self.moment.now) {
+        if is_long(begun, self.moment.now, wait) {
             let what = "a saga's step is under way for long: see its last error, the saga goes on calling";
             self.alert(what, Some(attempt.step), &attempt.refusal);
         }
     }
 
-    fn wait(&mut self, step: usize, wait: Duration, error: &str) {
+    pub(super) fn wait(&mut self, step: usize, wait: Duration, error: &str) {
         let shown = self.record.step_mut(step);
         shown.next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
         error.clone_into(&mut shown.last_error);
@@ -175,6 +174,12 @@ impl Turn<'_> {
             Op::Compensation => shown.compensation_attempts = shown.compensation_attempts.saturating_sub(1),
         }
     }
+}
+
+/// True once each time that so long goes by, until the end of a wait, since something began.
+pub(super) fn is_long(begun: i64, now: i64, wait: Duration) -> bool {
+    let times = |at: i64| at.saturating_sub(begun).max(0).unsigned_abs() / LONG.as_micros() as u64;
+    times(later(now, wait)) > times(now)
 }
 
 #[cfg(test)]

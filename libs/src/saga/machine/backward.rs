@@ -62,7 +62,8 @@ impl Turn<'_> {
     }
 
     fn end(&mut self) {
-        if self.plan.has_ending && !(self.may_begin() && self.claim_local(Local::Ending)) {
+        let waits = self.record.ending.is_some_and(|ending| ending.until > self.moment.now);
+        if self.plan.has_ending && (waits || !(self.may_begin() && self.claim_local(Local::Ending))) {
             return;
         }
         self.enter(SagaPhase::Compensated);

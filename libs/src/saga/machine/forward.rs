@@ -47,7 +47,7 @@ impl Turn<'_> {
         }
         let settled = self.settled();
         let waiting = in_states(self.record, &[StepState::Unspecified]);
-        let ready = each(waiting).find(|step| self.plan.steps[*step].after & !settled == 0);
+        let ready = each(waiting).find(|step| self.plan.steps[*step].after & !settled == 0 && !self.is_put_off(*step));
         let Some(step) = ready else { return false };
         if self.plan.steps[step].is_local() { self.take_local(step) } else { self.start(step) }
     }

@@ -17,6 +17,7 @@
 mod attempt;
 mod backward;
 mod forward;
+mod local;
 mod locks;
 mod operator;
 mod outlook;
@@ -221,22 +222,24 @@ impl Turn<'_> {
     fn claim_local(&mut self, local: Local) -> bool {
         let free = self.moved.local.is_none();
         if free {
-            self.moved.local = Some((local, Box::new(self.record.clone())));
+            self.moved.local = Some((local, Box::new(self.record.to_go_back_to(self.moved.changed))));
         }
         free
     }
 
     fn local_refused(&mut self, local: Local, refusal: &Refusal) {
         // An operator's word that came with the work was not stored with it.
-        self.moved.changed |= self.record.is_unsaved();
-        match local {
-            Local::Step(step) => self.refused(step, refusal),
-            Local::Ending => {
+        self.moved.changed |= self.record.must_be_saved();
+        match (local, refusal.retry_after) {
+            (Local::Step(step), Some(asked)) => self.step_waits(step, asked, refusal),
+            (Local::Step(step), None) => self.refused(step, refusal),
+            (Local::Ending, Some(asked)) => self.ending_waits(asked, refusal),
+            (Local::Ending, None) => {
                 self.record.kept.ending_held = true;
                 self.get_stuck(None, refusal);
             }
-            Local::Locks => self.locked(refusal),
-            Local::Queue => self.turn_back(reason("", refusal)),
+            (Local::Locks, _) => self.locked(refusal),
+            (Local::Queue, _) => self.turn_back(reason("", refusal)),
         }
     }
 

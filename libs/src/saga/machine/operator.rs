@@ -176,7 +176,10 @@ impl Turn<'_> {
         };
         let held = self.record.kept.steps[step].held;
         let open = match op {
-            Op::Action => self.state(step) == StepState::Started || (held && self.state(step) == StepState::Rejected),
+            Op::Action => {
+                let state = self.state(step);
+                state == StepState::Started || (held && state == StepState::Rejected) || self.was_put_off(step)
+            }
             Op::Compensation => {
                 self.state(step) == StepState::Compensating || (held && self.stuck_from(SagaPhase::Compensating))
             }

@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{SagaPhase, StepState};
 
-use super::{each, in_states, later};
+use super::{each, in_states, later, owed};
 use crate::{
     rpc::verdict::Op,
     saga::{
@@ -67,7 +67,19 @@ pub(in crate::saga) fn next_wake(plan: &Plan, record: &Record, in_flight: impl F
     let deadline = (turns_back && bound).then_some(record.kept.deadline_micros);
     let started = in_states(record, &[StepState::Started]);
     let steps = each(if turns_back { started } else { 0 }).filter_map(|step| step_deadline(plan, record, step));
-    calls.chain(start).chain(deadline).chain(steps).min()
+    calls.chain(start).chain(deadline).chain(steps).chain(put_off(plan, record)).min()
+}
+
+/// When work of our own is asked for again that was refused for now.
+fn put_off(plan: &Plan, record: &Record) -> Option<i64> {
+    match record.saga.phase() {
+        SagaPhase::Forward => {
+            let waiting = each(in_states(record, &[StepState::Unspecified]));
+            waiting.map(|step| next_attempt(&record.saga.steps[step])).filter(|at| *at > 0).min()
+        }
+        SagaPhase::Compensating if owed(plan, record) == 0 => record.ending.map(|ending| ending.until),
+        _ => None,
+    }
 }
 
 /// When a step's action is given up.

@@ -41,7 +41,7 @@ mod field {
 impl Record {
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`](proto::saga::v1::SagaTransition), and the whole record, to be stored together.
     pub(in crate::saga) fn encode(&mut self) -> (Bytes, Bytes) {
-        let Unsaved { steps: changed, lines, replaces_last } = self.unsaved;
+        let Unsaved { steps: changed, lines, replaces_last, .. } = self.unsaved;
         let history = std::mem::take(&mut self.saga.history);
         let steps = std::mem::take(&mut self.saga.steps);
         // A message's fields may come in any order and parts: what both hold is encoded once.

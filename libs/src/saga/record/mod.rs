@@ -38,8 +38,19 @@ pub(super) struct Record {
     pub(super) queued: bool,
     /// Steps that have just begun and whose sagas are stored with the next transition.
     pub(super) unborn: Steps,
+    /// While what ends the saga is refused for now.
+    pub(super) ending: Option<EndingWaits>,
     /// What changed since the record was last stored.
     unsaved: Unsaved,
+}
+
+/// What ends a saga waits until it is asked for again, in microseconds since 1970. A restart ends that wait as any other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct EndingWaits {
+    /// When it was refused first.
+    pub(super) since: i64,
+    /// When it is asked for again.
+    pub(super) until: i64,
 }
 
 /// A record at rest: the same, and a fraction of its size. A hundred thousand sagas that wait for a participant to come back fit so.
@@ -50,6 +61,7 @@ pub(super) struct Packed {
     fresh: u64,
     queued: bool,
     unborn: Steps,
+    ending: Option<EndingWaits>,
     unsaved: Unsaved,
 }
 
@@ -59,9 +71,9 @@ impl Packed {
     /// # Errors
     /// Never, for what [`Record::pack`] has made.
     pub(super) fn unpack(self) -> Result<Record, RecordError> {
-        let Self { bytes, fresh, queued, unborn, unsaved } = self;
+        let Self { bytes, fresh, queued, unborn, ending, unsaved } = self;
         let Record { saga, kept, .. } = Record::decode(bytes)?;
-        Ok(Record { saga, kept, fresh, queued, unborn, unsaved })
+        Ok(Record { saga, kept, fresh, queued, unborn, ending, unsaved })
     }
 }
 
@@ -72,6 +84,8 @@ struct Unsaved {
     /// How many lines at the history's end are new.
     lines: usize,
     replaces_last: bool,
+    /// True if the record must be stored, whatever becomes of the work that was to be done with it.
+    must: bool,
 }
 
 impl Record {
@@ -87,14 +101,14 @@ impl Record {
 
     /// Takes the record, and leaves an empty one.
     pub(super) fn pack(&mut self) -> Packed {
-        let Self { saga, kept, fresh, queued, unborn, unsaved } = std::mem::take(self);
+        let Self { saga, kept, fresh, queued, unborn, ending, unsaved } = std::mem::take(self);
         // The length to the byte: a hundred thousand of them wait.
         let length = message::encoded_len(1, &saga) + kept.encoded_len();
         let mut bytes = Vec::with_capacity(length);
         message::encode(1, &saga, &mut bytes);
         // A Vec grows: encoding into it can't fail.
         let _ = kept.encode(&mut bytes);
-        Packed { bytes: bytes.into(), fresh, queued, unborn, unsaved }
+        Packed { bytes: bytes.into(), fresh, queued, unborn, ending, unsaved }
     }
 
     /// What was encoded last is durable.
@@ -103,9 +117,16 @@ impl Record {
         self.unsaved = Unsaved::default();
     }
 
-    /// True if there is something to show that is not stored yet.
-    pub(super) fn is_unsaved(&self) -> bool {
-        self.unsaved.lines > 0 || self.unsaved.steps != 0
+    /// The record to go back to if the work that comes with a transition is refused, and whether it is to be stored all the same.
+    pub(super) fn to_go_back_to(&self, must_be_saved: bool) -> Self {
+        let mut record = self.clone();
+        record.unsaved.must |= must_be_saved;
+        record
+    }
+
+    /// True if it is what was gone back to, and is not stored yet.
+    pub(super) fn must_be_saved(&self) -> bool {
+        self.unsaved.must
     }
 
     /// A step, to be changed.
@@ -128,6 +149,7 @@ impl Record {
 
     /// Ends every wait between calls, but for an undoing that waits until an action can't come any more.
     pub(super) fn call_at_once(&mut self, now: i64) {
+        self.ending = self.ending.map(|ending| EndingWaits { since: ending.since.min(now), until: now });
         for step in 0..self.saga.steps.len() {
             let shown = &self.saga.steps[step];
             if shown.next_attempt_time.is_some() {
@@ -326,6 +348,7 @@ mod tests {
         record.note(1, Line { what: "paused", ..Line::default() });
         record.step_mut(0).attempts = 3;
         (record.fresh, record.queued, record.unborn) = (1, true, 1);
+        record.ending = Some(EndingWaits { since: 1, until: 2 });
         let before = record.clone();
         let packed = record.pack();
         assert_eq!(record, Record::default());

@@ -100,7 +100,12 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn refuses() -> impl Strategy<Value = Refuses> {
-    prop_oneof![6 => Just(Refuses::Nothing), 1 => Just(Refuses::Locks), 1 => Just(Refuses::All)]
+    prop_oneof![
+        6 => Just(Refuses::Nothing),
+        1 => Just(Refuses::Locks),
+        1 => Just(Refuses::All),
+        2 => Just(Refuses::ForNow),
+    ]
 }
 
 fn happens(world: &mut World<'_>, event: Event) -> Result<(), String> {

@@ -1,5 +1,7 @@
 //! One saga with its process and its participants, and what may happen to them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::saga::v1::{Saga, SagaPhase, StepState};
 
@@ -48,6 +50,8 @@ pub(super) enum Refuses {
     Nothing,
     Locks,
     All,
+    /// All of it, for a while.
+    ForNow,
 }
 
 impl Refuses {
@@ -55,7 +59,7 @@ impl Refuses {
         match self {
             Self::Nothing => false,
             Self::Locks => local == Local::Locks,
-            Self::All => true,
+            Self::All | Self::ForNow => true,
         }
     }
 }
@@ -239,7 +243,9 @@ impl<'a> World<'a> {
             match moved.local {
                 Some((local, before)) if self.refuses.is_meant(local) => {
                     self.driven = *before;
-                    input = Input::LocalRefused(local, Refusal::precondition("TEST", "refused by the test"));
+                    let refusal = Refusal::precondition("TEST", "refused by the test");
+                    let retry_after = matches!(self.refuses, Refuses::ForNow).then_some(Duration::from_secs(1));
+                    input = Input::LocalRefused(local, Refusal { retry_after, ..refusal });
                 }
                 local => {
                     self.commit()?;
