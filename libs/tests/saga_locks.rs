@@ -279,6 +279,27 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
     assert_eq!(ended(&process, "three").await.phase(), SagaPhase::Completed);
 }
 
+/// It ends with the transition that begins the other one.
+#[tokio::test]
+async fn a_saga_that_the_last_work_of_another_starts_has_its_place() {
+    let world = World::new();
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let coordinator = Arc::new(OnceLock::new());
+    let definitions = vec![going_on(Arc::clone(&coordinator)), locking("patient", false)];
+    let options = Options { most_live: 1, ..Options::default() };
+    let process = Process::on(journal, definitions, world.participants.clone(), options);
+    assert!(coordinator.set(process.coordinator.clone()).is_ok());
+    process.coordinator.recover().await.unwrap();
+    hang(&world, "two");
+    start(&process, "move", "one", "customer/ada", true).await.unwrap();
+    assert_eq!(ended(&process, "one").await.phase(), SagaPhase::Completed);
+    // And nobody else has one beside it.
+    let refused = start(&process, "patient", "three", "customer/bob", true).await.unwrap_err();
+    assert_eq!(refused.reason, "TOO_MANY_SAGAS");
+    let_go(&world, &process, "two").await;
+    assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Compensated);
+}
+
 #[tokio::test]
 async fn two_sagas_of_one_decision_cannot_both_take_a_key() {
     let world = World::new();

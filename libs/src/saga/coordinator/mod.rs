@@ -71,7 +71,7 @@ use crate::{
 /// How a coordinator behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The most sagas under way; past it new ones are refused.
+    /// The most sagas under way; past it new ones are refused. One that the last work of another starts has the place of that one.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,

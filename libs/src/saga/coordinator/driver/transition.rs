@@ -14,13 +14,15 @@ use crate::{
     rpc::cause::of_panic,
     saga::{
         coordinator::{
-            PAUSE, locks,
+            PAUSE,
+            admission::Admissions,
+            locks,
             looks::Unread,
             ownership::{Decide, Fence},
             sub_sagas,
         },
         machine::{self, Alert, Input, Local, Moment},
-        record::Record,
+        record::{Record, is_final},
         store,
     },
 };
@@ -106,14 +108,18 @@ impl Driver {
         };
         let refused = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&refused);
-        let decide = move |loaded: &Loaded<'_>, mut decided: Decided| match (work.decide)(loaded) {
-            Ok(work) => {
-                decided.absorb(work);
-                decided
-            }
-            Err(refusal) => {
-                *slot.lock() = Some(refusal);
-                Decided { rejected: true, ..Decided::default() }
+        let ends = is_final(self.record.saga.phase()).then(|| Arc::clone(&self.shared.admissions));
+        let decide = move |loaded: &Loaded<'_>, mut decided: Decided| {
+            let _place = ends.as_ref().map(Admissions::lend);
+            match (work.decide)(loaded) {
+                Ok(work) => {
+                    decided.absorb(work);
+                    decided
+                }
+                Err(refusal) => {
+                    *slot.lock() = Some(refusal);
+                    Decided { rejected: true, ..Decided::default() }
+                }
             }
         };
         let outcome = self.commit(work.aggregates, Some(Box::new(decide))).await?;
