@@ -5,7 +5,11 @@
 mod database;
 mod saga_world;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -15,7 +19,7 @@ use libs::{
     refusal::{Refusal, Violations},
     rpc::{carried::CarriedKeys, verdict::SagaCall},
     saga::{
-        Attempt, Coordinator, Definition, Options, TABLES, Transport,
+        Attempt, Coordinator, Definition, LocalWork, Options, TABLES, Transport,
         testing::{Fault, Participants},
     },
 };
@@ -65,9 +69,13 @@ fn definition() -> Arc<Definition> {
 }
 
 async fn open(world: &World, seen: &Seen) -> Process {
+    open_with(world, seen, vec![definition()]).await
+}
+
+async fn open_with(world: &World, seen: &Seen, definitions: Vec<Arc<Definition>>) -> Process {
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let carried = CarriedKeys::new(&["x-tenant"], &["session"]).unwrap();
-    Process::on(journal, vec![definition()], seen.clone(), Options { carried, ..Options::default() })
+    Process::on(journal, definitions, seen.clone(), Options { carried, ..Options::default() })
 }
 
 fn metadata(entries: &[(&'static str, &str)]) -> MetadataMap {
@@ -133,6 +141,38 @@ async fn what_is_named_and_the_trace_go_with_every_call_after_a_restart_too_and_
     ask(&process, "milk", &metadata(&[("x-other", "no")])).await.unwrap();
     process.finished("milk").await;
     assert!(!seen.calls.lock().is_empty() && seen.calls.lock().iter().all(BTreeSet::is_empty));
+}
+
+/// One whose last work starts another saga.
+fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
+    saga.retriable_local("go-on", move |it, _| {
+        let (coordinator, it) = (Arc::clone(&coordinator), it.clone());
+        Ok(LocalWork::new(Vec::new(), move |state| {
+            let next = coordinator.get().unwrap().start("next", "next", &it, state.loaded())?;
+            Ok(Decision::reply(()).beside(next))
+        }))
+    });
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn what_goes_with_a_sagas_calls_goes_with_those_of_one_that_its_work_starts() {
+    let world = World::new();
+    let seen = Seen { participants: world.participants.clone(), calls: Arc::default(), wrong: Arc::default() };
+    let mut next = Definition::builder::<String>("next", 1);
+    next.pivot::<Reserve>("reserve", |it, _| Ok(it.clone()));
+    let coordinator = Arc::new(OnceLock::new());
+    let definitions = vec![going_on(Arc::clone(&coordinator)), next.build().unwrap()];
+    let process = open_with(&world, &seen, definitions).await;
+    assert!(coordinator.set(process.coordinator.clone()).is_ok());
+    ask(&process, "tea", &metadata(&[("x-tenant", "acme"), ("traceparent", TRACE)])).await.unwrap();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+    assert_eq!(process.finished("next").await.phase(), SagaPhase::Completed);
+    let trace = format!("traceparent: {TRACE}");
+    let all = BTreeSet::from([trace, "x-tenant: acme".to_owned()]);
+    assert_eq!(*seen.calls.lock(), [all.clone(), all]);
 }
 
 #[tokio::test]

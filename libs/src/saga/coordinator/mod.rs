@@ -75,7 +75,7 @@ pub struct Options {
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,
-    /// The metadata that a saga takes over from the request which began it, and sends with every call.
+    /// The metadata that a saga takes over from the request which began it, or from the saga whose work did, and sends with every call.
     pub carried: CarriedKeys,
     /// How long after a saga's end its participants keep what they answered to it. The same for all that share a database.
     pub keep_answers: Duration,

@@ -129,8 +129,13 @@ impl Driver {
 
     async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
         let (decided, size) = store::transition(&mut self.record);
-        let traceparent = self.record.kept.traceparent.clone();
-        let cause = Cause { request: format!("saga/{}", self.saga_id), traceparent, ..Cause::default() };
+        let kept = &self.record.kept;
+        let mut cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
+        cause.traceparent.clone_from(&kept.traceparent);
+        if with.is_some() {
+            // What such work starts takes it over.
+            cause.carried = kept.carried.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
+        }
         let decide: Decide = match with {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
