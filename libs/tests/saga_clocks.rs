@@ -87,6 +87,22 @@ async fn a_clock_that_is_put_back_makes_no_undoing_wait_for_longer() {
     ended(&process, SagaPhase::Compensated).await;
 }
 
+/// Nobody else looks at the clock while it is paused.
+#[tokio::test]
+async fn a_clock_that_is_put_back_keeps_no_operator_from_settling_an_undoing() {
+    let world = reserve(HOUR, |saga| {
+        saga.attempt_timeout(Duration::from_secs(10)).without_barrier();
+    });
+    let (clock, process) = waiting(&world).await;
+    process.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    process.coordinator.pause("tea", "ann", "I look").await.unwrap();
+    set(&clock, -1);
+    let skipped = process.coordinator.skip("tea", "reserve", Op::Compensation, true, "ann", "it isn't there").await;
+    let refused = skipped.expect_err("its action may come yet");
+    assert_eq!(refused.reason, "STEP_UNDER_WAY", "{refused:?}");
+    assert!(refused.retry_after.unwrap() <= Duration::from_secs(30), "{refused:?}");
+}
+
 /// The first to come after that is an operator: what they ask for is committed by the clock that is right.
 #[tokio::test]
 async fn a_clock_that_is_put_back_makes_no_undoing_wait_for_longer_after_a_crash() {

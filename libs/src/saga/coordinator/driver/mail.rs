@@ -54,6 +54,7 @@ impl Driver {
         if self.shared.member.get().is_some() {
             self.look_whose().await?;
         }
+        self.heed_clock();
         self.must_have_ended(&command).map_err(Stopped::Refused)?;
         self.step(Input::Operator(command)).await
     }
