@@ -493,6 +493,38 @@ async fn what_is_undone_when_it_is_given_up_is_given_up_at_any_process() {
     assert_eq!(two.finished("tea").await.phase(), SagaPhase::Compensated);
 }
 
+/// A call of its action from before may be under way yet, and who took the saga over would have to wait anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undoing_that_cannot_be_asked_for_is_settled_by_who_drives_it() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.input.clone());
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::Hang);
+    let before = process(&world, world.participants.clone()).await;
+    before.place("tea").await.unwrap();
+
+    // A build that can't read what the saga began with.
+    let mut saga = Definition::builder::<i64>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.to_string()), |undo| undo.input.to_string());
+    let definitions = [saga.build().unwrap()];
+    let one = knowing(&world, world.participants.clone(), &definitions).await;
+    one.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
+    let stuck = one.until_phase("tea", SagaPhase::Stuck).await;
+    assert_eq!(stuck.steps[0].compensation_attempts, 0, "{stuck:?}");
+    let two = knowing(&world, world.participants.clone(), &definitions).await;
+    for (process, reason) in [(&two, "SAGA_NOT_DRIVEN"), (&one, "STEP_UNDER_WAY")] {
+        let skipped =
+            process.coordinator.skip("tea", "reserve", Op::Compensation, true, "ann", "nothing is reserved").await;
+        assert_eq!(skipped.expect_err("it may be reserved yet").reason, reason);
+    }
+    // No call is waited for where there is nothing to settle.
+    let skipped = two.coordinator.skip("tea", "reserve", Op::Action, true, "ann", "it is reserved").await;
+    assert_eq!(skipped.expect_err("it turned back").reason, "STEP_SETTLED");
+}
+
 /// No call is waited for, and no process can settle it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_is_a_saga_is_settled_at_no_process() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::saga::v1::Saga;
+use proto::saga::v1::{Saga, Step};
 use tokio::sync::oneshot;
 
 use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, readable};
@@ -116,15 +116,11 @@ impl Coordinator {
 /// that whoever took it over would have to wait for anew.
 fn may_be_settled_here(record: &Record, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
     machine::must_rest(record)?;
-    let steps = &record.saga.steps;
-    let waits = |due: Due| {
-        let step = &steps[due.step];
-        due.op == op
-            && step.name == name
-            && step.sub_saga_id.is_empty()
-            && !machine::is_undone(op, settled, step.kind())
-    };
-    if machine::begun(record).any(waits) { Err(driven_elsewhere(&record.saga.saga_id)) } else { Ok(()) }
+    let waits =
+        |step: &Step| step.name == name && step.sub_saga_id.is_empty() && !machine::is_undone(op, settled, step.kind());
+    let step = record.saga.steps.iter().position(waits);
+    let may_be_called = step.is_some_and(|step| machine::may_be_called(record, Due { step, op }));
+    if may_be_called { Err(driven_elsewhere(&record.saga.saga_id)) } else { Ok(()) }
 }
 
 fn driven_elsewhere(saga_id: &str) -> Refusal {

@@ -31,7 +31,7 @@ pub(super) use self::{
     attempt::Attempt,
     locks::{HOLDER, asks_for_locks},
     operator::{Command, Settled, Wish, close_parked, is_undone, must_rest},
-    outlook::{Due, begun, due, leaves, next_wake},
+    outlook::{Due, begun, due, leaves, may_be_called, next_wake},
 };
 use super::{
     plan::{Plan, Requests, StepPlan, each},

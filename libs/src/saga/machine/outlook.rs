@@ -27,6 +27,15 @@ pub(in crate::saga) fn begun(record: &Record) -> impl Iterator<Item = Due> {
     actions.chain(compensations).filter(move |due| !held(due))
 }
 
+/// Whether a call may be under way, here or from before, that would undo what an operator settles of an operation. Of an undoing that could
+/// not be asked for it is one of its action, as nobody was told to keep that out.
+pub(in crate::saga) fn may_be_called(record: &Record, due: Due) -> bool {
+    let (shown, kept) = (&record.saga.steps[due.step], &record.kept.steps[due.step]);
+    let turned_back = record.kept.stuck_from() == SagaPhase::Compensating;
+    let never_left = due.op == Op::Compensation && turned_back && kept.held && shown.compensation_attempts == 0;
+    never_left || begun(record).any(|open| open == due)
+}
+
 /// The calls to make now: of what has begun, what neither waits nor is `in_flight`.
 ///
 /// Only a committed record may be asked: that is what makes the log go before the act.
@@ -110,6 +119,23 @@ mod tests {
 
     impl Compensated for Note {
         type Compensation = Self;
+    }
+
+    /// There is none to be settled: an operator who says so is told that, and has nothing to wait for.
+    #[test]
+    fn what_holds_a_saga_up_on_its_way_forward_is_no_undoing_that_waits() {
+        let mut saga = Definition::builder::<i64>("pack", 1);
+        saga.compensatable::<Note>("note", |input, _| Ok(*input), |undo| undo.request);
+        let definition = saga.build().expect("a definition");
+        let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
+        record.step_mut(0).set_state(StepState::Started);
+        record.saga.set_phase(SagaPhase::Stuck);
+        record.kept.steps[0].held = true;
+        let undoing = Due { step: 0, op: Op::Compensation };
+        for (from, waits) in [(SagaPhase::Forward, false), (SagaPhase::Compensating, true)] {
+            record.kept.set_stuck_from(from);
+            assert_eq!(may_be_called(&record, undoing), waits);
+        }
     }
 
     #[test]

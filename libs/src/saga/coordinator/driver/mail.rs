@@ -77,13 +77,11 @@ impl Driver {
         if self.in_flight.contains(action) {
             return Err(self.under_way("a call of its action is under way: ask again when it has ended", SECOND));
         }
-        let (kept, shown) = (&self.record.kept.steps[step], &self.record.saga.steps[step]);
-        // An undoing that could not be made has told nobody to keep its action out.
-        let never_left = *op == Op::Compensation && kept.held && shown.compensation_attempts == 0;
         // What has come to its end since is the machine's to refuse.
-        if !never_left && !machine::begun(&self.record).any(|open| open == due) {
+        if !machine::may_be_called(&self.record, due) {
             return Ok(());
         }
+        let kept = &self.record.kept.steps[step];
         let most = self.shared.others_may_call(machine::longest_timeout(&steps[step], kept));
         let earlier = self.earlier.as_ref().and_then(|earlier| earlier.rest(due, most));
         if let Some(rest) = earlier {
