@@ -17,7 +17,7 @@ use libs::{
     },
 };
 use proto::saga::v1::{Saga, SagaPhase, StepState};
-use saga_world::{Charge, Process, Reserve, Ship, World, local};
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
 use tempfile::TempDir;
 
 /// Two things that can be undone: a flight and a hotel. It answers both prices.
@@ -319,6 +319,56 @@ async fn an_id_that_would_be_too_long_below_starts_no_saga() {
     // One that the step's saga of another could have, which would be the same row.
     let refusal = process.place("rome:book").await.unwrap_err();
     assert_eq!(refusal.violations[0].field, "saga_id", "{refusal:?}");
+}
+
+/// It is on its way back as the one above wants it: that has nothing to tell it, and takes it away from nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_turns_back_already_stays_where_an_operator_holds_it() {
+    if !database::has_server() {
+        return;
+    }
+    let mut book = Definition::builder::<String>("book", 1);
+    book.compensatable::<Reserve>("flight", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    book.attempt_timeout(Duration::from_millis(500));
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable_saga::<String, ()>("book", &book.build().unwrap(), |trip: &String, _| Ok(trip.clone()));
+    saga.pivot::<Ship>("ship", |trip, _| Ok(trip.clone()));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| match (&*call.step, call.op) {
+        ("ship", _) => Fault::Reject(no()),
+        (_, Op::Compensation) => Fault::LoseRequest,
+        _ => Fault::None,
+    });
+    let open = || async {
+        let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+        let definitions = vec![Arc::clone(&world.definition)];
+        let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+        process.coordinator.recover().await.unwrap();
+        tokio::spawn(process.coordinator.clone().share());
+        process
+    };
+    let (one, two) = (open().await, open().await);
+    one.place("rome").await.unwrap();
+    let lost = |saga: &Saga| saga.phase() == SagaPhase::Compensating && !saga.steps[0].last_error.is_empty();
+    one.until("rome:book", lost).await;
+    two.coordinator.pause("rome:book", "bob", "the airline is closed").await.unwrap();
+    let let_go = async {
+        while one.coordinator.live() != 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, let_go).await.is_ok(), "it is never let go of");
+    loop {
+        match two.coordinator.skip("rome:book", "flight", Op::Compensation, true, "bob", "cancelled by phone").await {
+            Ok(_) => break,
+            Err(refusal) => {
+                assert_eq!(refusal.reason, "STEP_UNDER_WAY");
+                tokio::time::sleep(refusal.retry_after.unwrap()).await;
+            }
+        }
+    }
+    assert_eq!(ended(&one, "rome").await.phase(), SagaPhase::Compensated);
+    assert_eq!(ended(&two, "rome:book").await.phase(), SagaPhase::Compensated);
 }
 
 /// Whoever owns which: the sagas above and below may have been taken over apart.

@@ -82,7 +82,7 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 if let Some(attempt) = judge(&below, &record, due) {
                     return attempt;
                 }
-                if due.op == Op::Compensation {
+                if due.op == Op::Compensation && !machine::goes_back(&record) {
                     shared.withdraw(&record.saga).await;
                 }
             }

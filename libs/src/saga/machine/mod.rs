@@ -152,7 +152,7 @@ impl Turn<'_> {
         if matches!(self.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
             self.go_forward();
         }
-        if self.phase() == SagaPhase::Compensating || self.stuck_from(SagaPhase::Compensating) {
+        if goes_back(self.record) {
             self.go_back();
         }
     }
@@ -162,7 +162,7 @@ impl Turn<'_> {
     }
 
     fn stuck_from(&self, phase: SagaPhase) -> bool {
-        self.phase() == SagaPhase::Stuck && self.record.kept.stuck_from() == phase
+        stuck_from(self.record, phase)
     }
 
     fn enter(&mut self, phase: SagaPhase) {
@@ -363,6 +363,15 @@ fn owed(plan: &Plan, record: &Record) -> u64 {
     let owes =
         |step: &usize| plan.steps[*step].kind == StepKind::Compensatable && record.kept.steps[*step].may_have_run;
     (0..plan.steps.len()).filter(owes).fold(0, |steps, step| steps | 1 << step)
+}
+
+fn stuck_from(record: &Record, phase: SagaPhase) -> bool {
+    record.saga.phase() == SagaPhase::Stuck && record.kept.stuck_from() == phase
+}
+
+/// True for a saga that is on its way back.
+pub(super) fn goes_back(record: &Record) -> bool {
+    record.saga.phase() == SagaPhase::Compensating || stuck_from(record, SagaPhase::Compensating)
 }
 
 /// True if the machine has nothing more to do for this saga.

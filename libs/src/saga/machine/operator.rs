@@ -2,7 +2,7 @@
 
 use proto::saga::v1::{Saga, SagaPhase, StepKind, StepState};
 
-use super::{Line, Turn, enter, renew};
+use super::{Line, Turn, enter, goes_back, renew};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -111,8 +111,7 @@ impl Turn<'_> {
     }
 
     fn cancel(&mut self, command: &Command) -> Result<(), Refusal> {
-        if self.phase() == SagaPhase::Compensating || self.stuck_from(SagaPhase::Compensating) {
-            // It is on its way back already.
+        if goes_back(self.record) {
             return Ok(());
         }
         if !self.can_turn_back() {
