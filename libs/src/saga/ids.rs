@@ -34,6 +34,11 @@ pub(super) fn first_below(definition: &Definition, saga_id: &str) -> Vec<String>
     first.collect()
 }
 
+/// The id of the saga above one, if it is that of a step's saga.
+pub(super) fn above(saga_id: &str) -> Option<&str> {
+    saga_id.rsplit_once(STEP).map(|(above, _)| above)
+}
+
 /// Whether an id is one that the saga of a step could have, below some other saga.
 pub(super) fn is_below(saga_id: &str, step: &str) -> bool {
     let Some((_, last)) = saga_id.rsplit_once(STEP) else { return false };
@@ -65,6 +70,7 @@ mod tests {
         assert_eq!(next_below("s", "pack", "s:pack#9"), "s:pack#10");
         let last = format!("s:pack#{}", u32::MAX);
         assert_eq!(last.len(), "s:pack".len() + LONGEST_COUNT);
+        assert_eq!([&*last, "s:a:pack", "s"].map(above), [Some("s"), Some("s:a"), None]);
     }
 
     #[test]

@@ -54,8 +54,13 @@ const PHASES: [(SagaPhase, &str); 4] = [
 ];
 
 impl Metrics {
-    /// Has it all observed by a meter; `parked` says how many are.
-    pub(super) fn observe(&self, meter: &Meter, parked: impl Fn() -> u64 + Send + Sync + 'static) {
+    /// Has it all observed by a meter; `parked` says how many are, `orphans` how many wait for a place.
+    pub(super) fn observe(
+        &self,
+        meter: &Meter,
+        parked: impl Fn() -> u64 + Send + Sync + 'static,
+        orphans: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
         let phases = Arc::clone(&self.phases);
         // The instruments live as long as their meter's provider; these handles are not needed.
         let _driven = meter
@@ -73,6 +78,12 @@ impl Metrics {
             .with_unit("{saga}")
             .with_description("Sagas that can't be driven here and are left as they are.")
             .with_callback(move |observer| observer.observe(parked(), &[]))
+            .build();
+        let _orphans = meter
+            .u64_observable_gauge("saga.orphans")
+            .with_unit("{saga}")
+            .with_description("Sagas whose process is gone and for which no place is free here.")
+            .with_callback(move |observer| observer.observe(orphans(), &[]))
             .build();
         let instruments = || Instruments {
             ended: meter

@@ -61,12 +61,12 @@ pub(super) async fn orphans_after(
     journal: &Journal,
     after: &str,
     limit: i64,
-) -> Result<Vec<(String, Stored, Bytes)>, sql::Error> {
+) -> Result<Vec<(String, Bytes)>, sql::Error> {
     let is_there = Member::is_there("m");
     // The owner is looked up saga by saga: as a join it may be read from the list of all owners there ever were.
     let sql = format!(
-        "SELECT saga_id, record, owner FROM (
-             SELECT saga_id, record,
+        "SELECT saga_id, owner FROM (
+             SELECT saga_id,
                     COALESCE((SELECT state FROM aggregates WHERE kind = '{OWNER}' AND id = saga_id), ''::bytea) AS owner
              FROM sagas WHERE open = 1 AND saga_id > $1
          ) AS s
@@ -74,7 +74,7 @@ pub(super) async fn orphans_after(
          ORDER BY saga_id LIMIT $2"
     );
     let records = journal.reader().fetch(&sql, vec![after.into(), limit.into()]).await?;
-    let orphan = |record: &sql::Record| Ok((record.text(0)?, Record::decode(record.blob(1)?), record.blob(2)?));
+    let orphan = |record: &sql::Record| Ok((record.text(0)?, record.blob(1)?));
     records.iter().map(orphan).collect()
 }
 

@@ -1,4 +1,6 @@
 //! How many sagas are under way, and how many may be.
+//!
+//! Where several processes share the sagas, what nobody drives has the next places: a new one is refused until there is room for both.
 
 use std::sync::{
     Arc,
@@ -14,6 +16,8 @@ pub(super) struct Admissions {
     count: AtomicUsize,
     /// Places that are about to be free and may be taken already.
     lent: AtomicUsize,
+    /// Those that nobody drives and that there was no place for.
+    orphans: AtomicUsize,
     none_left: Notify,
 }
 
@@ -27,18 +31,27 @@ pub(super) struct Lent(Arc<Admissions>);
 
 impl Admissions {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, count: AtomicUsize::new(0), lent: AtomicUsize::new(0), none_left: Notify::new() }
+        Self {
+            most,
+            count: AtomicUsize::new(0),
+            lent: AtomicUsize::new(0),
+            orphans: AtomicUsize::new(0),
+            none_left: Notify::new(),
+        }
     }
 
-    /// A place, if there is one.
+    /// A place, if there is one that no orphan is to have.
     pub(super) fn admit(this: &Arc<Self>) -> Option<Admission> {
-        let most = this.most.saturating_add(this.lent.load(Ordering::Acquire));
-        let room = |count: usize| (count < most).then_some(count + 1);
+        let (orphans, lent) = (this.orphans(), this.lent.load(Ordering::Acquire));
+        let is_free = |count: usize| count.saturating_add(orphans) < this.most;
+        // An orphan may wait for the very place that is lent: it is free once what it is lent for has it.
+        let is_lent = |count: usize| lent > 0 && count < this.most.saturating_add(lent);
+        let room = |count: usize| (is_free(count) || is_lent(count)).then_some(count + 1);
         this.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(Admission(Arc::clone(this)))
     }
 
-    /// A place for a saga that was admitted before the last restart.
+    /// A place for a saga that was admitted before, here or elsewhere, whether there is room or not.
     pub(super) fn admit_again(this: &Arc<Self>) -> Admission {
         this.count.fetch_add(1, Ordering::AcqRel);
         Admission(Arc::clone(this))
@@ -52,6 +65,21 @@ impl Admissions {
 
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// How many places are free.
+    pub(super) fn room(&self) -> usize {
+        self.most.saturating_sub(self.count())
+    }
+
+    /// How many sagas nobody drives, as last seen, for which there was no place.
+    pub(super) fn orphans(&self) -> usize {
+        self.orphans.load(Ordering::Acquire)
+    }
+
+    /// Has so many orphans wait for a place, and answers how many did.
+    pub(super) fn leave(&self, orphans: usize) -> usize {
+        self.orphans.swap(orphans, Ordering::AcqRel)
     }
 
     /// Waits until no saga is under way.

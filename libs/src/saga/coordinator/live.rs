@@ -10,7 +10,10 @@ use proto::saga::v1::Saga;
 use tokio::sync::{Notify, oneshot};
 
 use super::not_driven;
-use crate::{refusal::Refusal, saga::machine::Command};
+use crate::{
+    refusal::Refusal,
+    saga::{ids, machine::Command},
+};
 
 /// What a saga's task is told.
 #[derive(Debug)]
@@ -186,6 +189,13 @@ impl Live {
     /// Whether a saga has a task.
     pub(super) fn is_driven(&self, saga_id: &str) -> bool {
         matches!(self.0.lock().get(saga_id), Some(Place::Driven(_)))
+    }
+
+    /// The ids of the sagas above those that have a task.
+    pub(super) fn above(&self) -> HashSet<String> {
+        let live = self.0.lock();
+        let driven = live.iter().filter(|(_, place)| matches!(place, Place::Driven(_)));
+        driven.filter_map(|(saga_id, _)| ids::above(saga_id)).map(str::to_owned).collect()
     }
 
     /// Takes a task's place away. Who posts from now on gets the mail back; what was posted before is in the mailbox.

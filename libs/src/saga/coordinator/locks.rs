@@ -181,20 +181,40 @@ impl Shared {
     /// Whether a saga that waits for its locks is the first in each of its queues, as committed. Where several processes share a
     /// database, the one that frees a lock may not be the one whose saga waits for it.
     pub(super) async fn is_next(&self, record: &Record) -> bool {
-        let waits = record.saga.phase() == SagaPhase::Scheduled && record.queued;
-        waits && is_first(&self.journal, &record.saga.lock_keys, &record.saga.saga_id).await
+        if record.saga.phase() != SagaPhase::Scheduled || !record.queued {
+            return false;
+        }
+        match look(&self.journal, &record.saga.lock_keys, &record.saga.saga_id).await {
+            Ahead::Nobody => true,
+            Ahead::Unknown => false,
+            Ahead::Holder(holder) => {
+                if self.member.get().is_some() {
+                    self.holders.lock().insert(holder);
+                }
+                false
+            }
+        }
     }
 }
 
-async fn is_first(journal: &Journal, keys: &[String], saga_id: &str) -> bool {
+/// Who is ahead of a saga that waits for its locks.
+enum Ahead {
+    Nobody,
+    Holder(String),
+    /// A queue can't be read, or the saga stands in none.
+    Unknown,
+}
+
+async fn look(journal: &Journal, keys: &[String], saga_id: &str) -> Ahead {
     for name in names(keys) {
-        let Ok(stored) = journal.aggregate(&name).await else { return false };
-        let first = LockRecord::decode(stored.state).ok().and_then(|queue| queue.saga_ids.into_iter().next());
-        if first.is_none_or(|first| first != saga_id) {
-            return false;
+        let Ok(stored) = journal.aggregate(&name).await else { return Ahead::Unknown };
+        match LockRecord::decode(stored.state).ok().and_then(|queue| queue.saga_ids.into_iter().next()) {
+            None => return Ahead::Unknown,
+            Some(first) if first != saga_id => return Ahead::Holder(first),
+            Some(_) => {}
         }
     }
-    true
+    Ahead::Nobody
 }
 
 fn queue(key: &str, loaded: &Loaded<'_>) -> Result<LockRecord, Refusal> {

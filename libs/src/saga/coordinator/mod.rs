@@ -22,7 +22,7 @@ mod sub_sagas;
 mod sweep;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fmt, iter,
     sync::{
         Arc, OnceLock,
@@ -71,7 +71,8 @@ use crate::{
 /// How a coordinator behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The most sagas under way; past it new ones are refused. One that the last work of another starts has the place of that one.
+    /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those here
+    /// wait. One that the last work of another starts has the place of that one.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,
@@ -111,6 +112,8 @@ struct Shared {
     live: Live,
     /// Sagas that this process has claimed and that have no task yet.
     claimed: Mutex<BTreeSet<String>>,
+    /// Sagas that hold a lock for which one here waits, as seen since the last beat.
+    holders: Mutex<HashSet<String>>,
     looks: Looks,
     admissions: Arc<Admissions>,
     /// A turn for each call that may be under way.
@@ -169,6 +172,7 @@ impl Coordinator {
             definitions: Definitions::new(definitions)?,
             live: Live::default(),
             claimed: Mutex::default(),
+            holders: Mutex::default(),
             looks: Looks::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
@@ -346,7 +350,8 @@ impl Coordinator {
         // The coordinator goes when its service does, whatever a meter remembers.
         let shared = Arc::downgrade(&self.0);
         let parked = move || shared.upgrade().map_or(0, |shared| shared.live.parked() as u64);
-        self.0.metrics.observe(meter, parked);
+        let admissions = Arc::clone(&self.0.admissions);
+        self.0.metrics.observe(meter, parked, move || admissions.orphans() as u64);
         self.0.telling.observe(meter);
     }
 

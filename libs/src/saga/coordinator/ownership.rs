@@ -23,6 +23,7 @@ use crate::{
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
     refusal::Refusal,
     saga::{
+        ids,
         record::{Record, is_final},
         store,
     },
@@ -143,6 +144,18 @@ impl Shared {
         })?;
         Ok(std::mem::take(&mut *claimed.lock()))
     }
+
+    /// Leaves so many sagas to whoever has room for them.
+    fn leave_orphans(&self, left: usize) {
+        match (self.admissions.leave(left), left) {
+            (0, 1..) => tracing::warn!(
+                sagas = left,
+                "there is no room here for sagas whose process is gone: each goes on where a place becomes free"
+            ),
+            (1.., 0) => tracing::info!("no saga whose process is gone waits for a place"),
+            _ => {}
+        }
+    }
 }
 
 impl Coordinator {
@@ -215,36 +228,58 @@ impl Coordinator {
         }
     }
 
-    /// Takes over every open saga whose owner is gone, and answers how many.
+    /// Takes over the open sagas whose owner is gone, as far as there is room or somebody here waits for them, and answers how many. The
+    /// others are left to another process, or to when there is room: until then no new saga is admitted in their stead.
+    ///
+    /// What has a place may wait for one that has none: for the saga above it, for one below, for one that holds its lock. With all places
+    /// taken so they would wait for ever; so that one is taken over whether there is room or not.
     pub(super) async fn adopt(&self) -> Result<usize, RecoverError> {
         let shared = &self.0;
         // What was claimed and could not be read, or by somebody who left.
         let claimed: Vec<String> = shared.claimed.lock().iter().cloned().collect();
         let (mut last, mut adopted) = (String::new(), self.take_up_all(&claimed).await?);
-        let mut left = HashSet::new();
+        let (holders, mut above) = (std::mem::take(&mut *shared.holders.lock()), None);
+        let (mut passed, mut left) = (HashSet::new(), 0);
         loop {
             let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
-            let Some((id, ..)) = page.last() else {
-                shared.live.keep_orphans(&left);
+            let Some((id, _)) = page.last() else {
+                shared.live.keep_orphans(&passed);
+                shared.leave_orphans(left);
                 return Ok(adopted);
             };
             last.clone_from(id);
+            let above = above.get_or_insert_with(|| shared.live.above());
+            let mut room = shared.admissions.room();
             // Sorted, so that they are taken up in one order: a simulation can be repeated.
             let mut wanted = BTreeMap::new();
-            for (saga_id, stored, owner) in page {
+            for (saga_id, owner) in page {
+                let comes_with = |above: &str| wanted.contains_key(above) || shared.live.is_driven(above);
                 if shared.live.contains(&saga_id) {
-                    left.insert(saga_id);
-                    continue;
-                }
-                match stored.map_err(|error| error.to_string()).and_then(|record| shared.definition_of(&record)) {
-                    Ok(_) => drop(wanted.insert(saga_id, owner)),
-                    Err(why) => {
-                        shared.pass_by(&saga_id, &why);
-                        left.insert(saga_id);
-                    }
+                    passed.insert(saga_id);
+                } else if room > 0
+                    || ids::above(&saga_id).is_some_and(comes_with)
+                    || above.contains(&saga_id)
+                    || holders.contains(&saga_id)
+                {
+                    room = room.saturating_sub(1);
+                    wanted.insert(saga_id, owner);
+                } else {
+                    left += 1;
                 }
             }
-            let ids = wanted.keys().cloned().collect();
+            let ids: Vec<String> = wanted.keys().cloned().collect();
+            for (saga_id, stored) in store::load_all(&shared.journal, &ids).await? {
+                let read = stored.map_err(|error| error.to_string());
+                if let Err(why) = read.and_then(|record| shared.definition_of(&record)) {
+                    shared.pass_by(&saga_id, &why);
+                    wanted.remove(&saga_id);
+                    passed.insert(saga_id);
+                }
+            }
+            let ids: Vec<String> = wanted.keys().cloned().collect();
+            if ids.is_empty() {
+                continue;
+            }
             // Still that owner's: of two who claim it at once, one finds the other's name.
             let still = move |id: &str, owner: &Aggregate| wanted.get(id) == Some(&owner.state);
             let Ok(claimed) = shared.claim(ids, still).await else { return Ok(adopted) };

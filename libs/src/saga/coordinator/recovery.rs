@@ -24,8 +24,8 @@ const PAGE: i64 = 512;
 pub struct RecoverError(#[from] crate::journal::sql::Error);
 
 impl Coordinator {
-    /// Takes up every saga that has not ended; on a server, those whose process is gone: see [`share`](Self::share). What was called and never answered is called again, with the same bytes. Answers
-    /// how many there are.
+    /// Takes up every saga that has not ended; on a server, those whose process is gone, as far as there is room: see
+    /// [`share`](Self::share). What was called and never answered is called again, with the same bytes. Answers how many there are.
     ///
     /// A saga that can't be read, or whose definition is not among this coordinator's, is parked: left as it is and reported.
     /// The others go on.

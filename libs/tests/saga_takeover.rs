@@ -1,0 +1,183 @@
+//! What a process takes over from those that are gone, and how much of that it has room for, on the PostgreSQL that `TEST_POSTGRES` names.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod saga_world;
+
+use std::{sync::Arc, time::Duration};
+
+use libs::{
+    journal::Journal,
+    refusal::Refusal,
+    saga::{
+        Definition, Options, TABLES,
+        testing::{Fault, Participants},
+    },
+};
+use proto::saga::v1::SagaPhase;
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
+
+/// One more process on the world's database, with room for so many sagas.
+async fn process(world: &World, most_live: usize) -> Process {
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let options = Options { most_live, ..Options::default() };
+    let process = Process::on(journal, vec![Arc::clone(&world.definition)], world.participants.clone(), options);
+    process.coordinator.recover().await.unwrap();
+    process
+}
+
+fn shares(process: &Process) {
+    tokio::spawn(process.coordinator.clone().share());
+}
+
+/// Waits until something holds.
+async fn becomes(what: &str, holds: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waits).await.is_ok(), "after {PATIENCE:?} it is still not {what}");
+}
+
+/// Leaves all that a process drives as it is, and says that it is gone.
+async fn leaves(process: Process) {
+    process.coordinator.drain(Duration::from_millis(50)).await;
+    process.coordinator.leave().await;
+    process.crash().await;
+}
+
+/// No charge is answered but those of these orders.
+fn only(participants: &Participants, charged: &'static [&'static str]) {
+    participants.on_call(move |call| {
+        let is_lost = call.step == "charge" && !charged.contains(&&*call.saga_id);
+        if is_lost { Fault::LoseRequest } else { Fault::None }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_over_takes_no_more_than_it_has_room_for_and_the_rest_as_places_become_free() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    only(&world.participants, &[]);
+    let (one, two) = (process(&world, 2).await, process(&world, 2).await);
+    for (process, orders) in [(&one, ["a-0", "a-1"]), (&two, ["b-0", "b-1"])] {
+        for order in orders {
+            process.place(order).await.unwrap();
+        }
+    }
+    // It says no more that it is there.
+    one.crash().await;
+    shares(&two);
+    tokio::time::sleep(libs::journal::Member::LEASE + 2 * libs::journal::Member::BEAT).await;
+    assert_eq!(two.coordinator.live(), 2, "it has room for two");
+
+    only(&world.participants, &["b-0"]);
+    assert_eq!(two.finished("b-0").await.phase(), SagaPhase::Completed);
+    becomes("driven in the place that is free", async || two.coordinator.live() == 2).await;
+    only(&world.participants, &["a-0", "a-1", "b-1"]);
+    for order in ["a-0", "a-1", "b-1"] {
+        assert_eq!(two.finished(order).await.phase(), SagaPhase::Completed);
+        assert!(two.coordinator.live() <= 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_becomes_free_is_for_what_nobody_drives_before_it_is_for_a_new_saga() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    only(&world.participants, &[]);
+    let one = process(&world, 2).await;
+    for order in ["a-0", "a-1"] {
+        one.place(order).await.unwrap();
+    }
+    leaves(one).await;
+    let two = process(&world, 1).await;
+    assert_eq!(two.coordinator.live(), 1, "it has room for one");
+    only(&world.participants, &["a-0"]);
+    assert_eq!(two.finished("a-0").await.phase(), SagaPhase::Completed);
+    assert_eq!(two.coordinator.live(), 0);
+    assert_eq!(two.place("b").await.unwrap_err().reason, "TOO_MANY_SAGAS");
+
+    shares(&two);
+    only(&world.participants, &["a-0", "a-1", "b"]);
+    assert_eq!(two.finished("a-1").await.phase(), SagaPhase::Completed);
+    // What was left is known anew with the next beat.
+    becomes("open to new sagas", async || two.place("b").await.is_ok()).await;
+    assert_eq!(two.finished("b").await.phase(), SagaPhase::Completed);
+}
+
+/// One that an operator has to look at if its last step is refused.
+fn pay() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("pay", 1);
+    saga.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("account", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
+/// Waits for its turn with the order's customer, pays by a saga of its own, completes the order.
+fn buy() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    saga.retriable_local("complete", |order, _| Ok(local("Completed", order)));
+    saga.on_compensated(|order, reason| Ok(local(&format!("Rejected {}", reason.reason), order)));
+    saga.build().unwrap()
+}
+
+/// Else what has a place would wait for ever for what has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::with(buy());
+    let no = Refusal::precondition("NO", "the books are closed");
+    world.participants.on_call(move |call| match &*call.step {
+        "account" => Fault::Reject(no.clone()),
+        _ => Fault::None,
+    });
+    let one = process(&world, 100).await;
+    // Each is STUCK below and waits for that above. Bob's comes after Ada's by name, and nobody waits for it.
+    for order in ["ada-1", "bob-1", "cleo-1"] {
+        one.place(order).await.unwrap();
+        one.until_phase(&format!("{order}:pay"), SagaPhase::Stuck).await;
+    }
+    for order in ["ada-2", "bob-2"] {
+        one.place(order).await.unwrap();
+        one.until(order, |saga| !saga.waits_for_saga_id.is_empty()).await;
+    }
+    let two = process(&world, 1).await;
+    // One that waits for the lock of another, and one that is the step of another.
+    for (id, why) in [("ada-2", "it comes here"), ("cleo-1:pay", "so does it")] {
+        two.coordinator.pause(id, "ann", why).await.unwrap();
+        two.coordinator.resume(id, "ann", why).await.unwrap();
+    }
+    becomes("here", async || two.coordinator.live() == 2).await;
+    leaves(one).await;
+    shares(&two);
+    // With the one that holds the lock and the saga that it waits for, and with the one above.
+    becomes("all that is waited for", async || two.coordinator.live() == 5).await;
+    tokio::time::sleep(3 * libs::journal::Member::BEAT).await;
+    assert_eq!(two.coordinator.live(), 5, "nobody here waits for Bob's");
+
+    world.participants.on_call(|_| Fault::None);
+    for id in ["ada-1:pay", "cleo-1:pay"] {
+        two.coordinator.retry(id, "ann", "the books are open").await.unwrap();
+    }
+    for id in ["ada-1", "ada-2", "cleo-1"] {
+        assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
+    }
+    // In its turn.
+    becomes("driven", async || two.coordinator.live() > 0).await;
+    two.coordinator.retry("bob-1:pay", "ann", "the books are open").await.unwrap();
+    for id in ["bob-1", "bob-2"] {
+        assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
+    }
+}
