@@ -8,7 +8,7 @@ mod saga_world;
 use std::{sync::Arc, time::Duration};
 
 use libs::{
-    journal::Journal,
+    journal::{Journal, Location, Member},
     refusal::Refusal,
     saga::{
         Definition, Options, TABLES,
@@ -17,6 +17,10 @@ use libs::{
 };
 use proto::saga::v1::SagaPhase;
 use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+/// The server's time in microseconds since 1970, in SQL.
+const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
 /// One more process on the world's database, with room for so many sagas.
 async fn process(world: &World, most_live: usize) -> Process {
@@ -72,7 +76,7 @@ async fn who_takes_over_takes_no_more_than_it_has_room_for_and_the_rest_as_place
     // It says no more that it is there.
     one.crash().await;
     shares(&two);
-    tokio::time::sleep(libs::journal::Member::LEASE + 2 * libs::journal::Member::BEAT).await;
+    tokio::time::sleep(Member::LEASE + 2 * Member::BEAT).await;
     assert_eq!(two.coordinator.live(), 2, "it has room for two");
 
     only(&world.participants, &["b-0"]);
@@ -164,7 +168,7 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
     shares(&two);
     // With the one that holds the lock and the saga that it waits for, and with the one above.
     becomes("all that is waited for", async || two.coordinator.live() == 5).await;
-    tokio::time::sleep(3 * libs::journal::Member::BEAT).await;
+    tokio::time::sleep(3 * Member::BEAT).await;
     assert_eq!(two.coordinator.live(), 5, "nobody here waits for Bob's");
 
     world.participants.on_call(|_| Fault::None);
@@ -180,4 +184,33 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
     for id in ["bob-1", "bob-2"] {
         assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
     }
+}
+
+/// A process that crashes again and again leaves a row each time, and each open saga is looked for in all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_enters_forgets_those_that_are_gone() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    let location = Location::Postgres { url: url.clone(), schema: schema.clone() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let stopped = journal.join().await.unwrap().unwrap();
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let sql = format!(
+        "UPDATE {schema}.members SET seen_until = seen_until - 120000000;
+        INSERT INTO {schema}.members SELECT 'crashed/' || at, {NOW} - 600000000 FROM generate_series(1, 300) AS at;
+        INSERT INTO {schema}.members VALUES ('there', {NOW} + 5000000), ('late', {NOW} - 1000000)"
+    );
+    server.execute(AssertSqlSafe(sql)).await.unwrap();
+    let entered = journal.join().await.unwrap().unwrap();
+    let names = format!("SELECT name FROM {schema}.members ORDER BY seen_until");
+    let names: Vec<String> = sqlx::query_scalar(AssertSqlSafe(names.clone())).fetch_all(&mut server).await.unwrap();
+    assert_eq!(names, ["late", "there", entered.name()]);
+    // Who was only stopped is there again.
+    stopped.beat().await.unwrap();
+    let names = format!("SELECT name FROM {schema}.members WHERE seen_until > {NOW} ORDER BY seen_until");
+    let names: Vec<String> = sqlx::query_scalar(AssertSqlSafe(names)).fetch_all(&mut server).await.unwrap();
+    assert_eq!(names, ["there", entered.name(), stopped.name()]);
 }

@@ -38,10 +38,18 @@ impl Member {
     /// How often it says that it is.
     pub const BEAT: Duration = Duration::from_secs(2);
 
-    /// Enters under a name that nobody had before.
+    /// For how long those whose lease has ended are remembered. To whoever asks who is there they are as gone as those that are forgotten,
+    /// and one that was only stopped enters anew with its next word.
+    const REMEMBERED: Duration = Duration::from_secs(60);
+
+    /// Enters under a name that nobody had before, and forgets those that are gone: a process that is killed again and again leaves a name
+    /// each time, and whose a saga is is looked up among all of them.
     pub(super) async fn enter(server: Server) -> Result<Self, Error> {
         let member = Self { name: server.new_name(), server };
         member.beat().await?;
+        let sql = format!("DELETE FROM members WHERE seen_until < {NOW} - $1");
+        let remembered = i64::try_from(Self::REMEMBERED.as_micros()).unwrap_or(i64::MAX);
+        member.server.execute(&sql, &[remembered.into()]).await?;
         Ok(member)
     }
 
@@ -64,13 +72,12 @@ impl Member {
         self.server.execute(&sql, &[self.name.as_str().into(), lease.into()]).await
     }
 
-    /// Says that this process is gone, and forgets those who have been for a day.
+    /// Says that this process is gone.
     ///
     /// # Errors
     /// When the server can't be asked: then the lease runs out by itself.
     pub async fn leave(&self) -> Result<(), Error> {
-        let sql = format!("DELETE FROM members WHERE name = $1 OR seen_until < {NOW} - 86400000000");
-        self.server.execute(&sql, &[Value::from(self.name.as_str())]).await
+        self.server.execute("DELETE FROM members WHERE name = $1", &[Value::from(self.name.as_str())]).await
     }
 
     /// A condition in SQL: the `members` row that an alias names counts as there now.
