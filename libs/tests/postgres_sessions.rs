@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod lines;
 mod schema;
 
 use std::{
@@ -15,9 +16,10 @@ use std::{
 
 use futures::future::{join_all, pending};
 use libs::journal::{Journal, Location, Outcome, SubmitError};
+use lines::Lines;
 use schema::{PATIENCE, Schema, note};
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     time::{sleep, timeout},
@@ -32,7 +34,12 @@ enum Manner {
     Silent,
     /// They are turned away, those who are there too.
     Away,
+    /// They are, and are told that the server is starting up.
+    Starting,
 }
+
+/// An ErrorResponse: `E`, the length, the fields.
+const STARTING: &[u8] = b"E\0\0\0\x35SFATAL\0VFATAL\0C57P03\0Mthe system is starting up\0\0";
 
 /// A way to the server.
 struct Way {
@@ -64,9 +71,16 @@ impl Way {
                             _ = said.changed() => {}
                         }
                     }
-                    if *said.borrow() != Manner::Away {
+                    let manner = *said.borrow();
+                    match manner {
                         // Both ends stay open.
-                        pending().await
+                        Manner::Through | Manner::Silent => pending().await,
+                        Manner::Away => {}
+                        Manner::Starting => {
+                            // What it begins with is read: who goes before takes away what was said.
+                            let _ = near.read(&mut [0; 1024]).await;
+                            let _ = near.write_all(STARTING).await;
+                        }
                     }
                 });
             }
@@ -141,4 +155,31 @@ async fn a_server_that_turns_everybody_away_is_not_asked_without_a_pause() {
     way.manner.send_replace(Manner::Through);
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done), "it was tried once more");
+}
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn a_server_that_is_in_no_state_to_serve_is_not_asked_without_a_pause_and_told_of_once() {
+    let Some(schema) = Schema::new() else { return };
+    let (lines, _keeping) = Lines::keep();
+    let way = Way::to(&schema).await;
+    let journal = way.open().await;
+    journal.submit(note("before")).await.unwrap();
+    way.manner.send_replace(Manner::Starting);
+    let (came_before, began) = (way.came.load(Ordering::Relaxed), Instant::now());
+    for at in 0..50 {
+        assert_eq!(journal.submit(note(&format!("in vain {at}"))).await, Err(SubmitError::Unavailable));
+    }
+    let (came, took) = (way.came.load(Ordering::Relaxed) - came_before, began.elapsed());
+    assert!(came as u128 <= 3 + took.as_millis() / 100, "{came} times in {took:?}");
+    let told = lines.that_say("a batch was not committed");
+    assert!(!told.is_empty() && told.len() as u64 <= 1 + took.as_secs(), "{told:?}");
+
+    way.manner.send_replace(Manner::Through);
+    let served = async {
+        while journal.submit(note("patient")).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, served).await.expect("it serves again");
 }

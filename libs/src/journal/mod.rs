@@ -143,7 +143,8 @@ impl Journal {
                 let reader = Reader::postgres(readers);
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
                 let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
-                let committer = PostgresCommitter { server: server.clone(), cache, waiting, head, counters };
+                let committer =
+                    PostgresCommitter { server: server.clone(), cache, waiting, head, counters, is_out: false };
                 tokio::spawn(async move { tell.send(committer.run().await) });
                 (reader, Some(server))
             }

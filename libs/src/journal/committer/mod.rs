@@ -69,6 +69,9 @@ pub(super) struct Counters {
     told_of_slow: Told,
     told_of_unreadable: Told,
     told_of_retry: Told,
+    /// Batches that were refused since that was told of.
+    refused: AtomicU64,
+    told_of_refusal: Told,
 }
 
 /// Decides a batch on what was read for it. `head` is the last position given out so far.
@@ -131,6 +134,15 @@ impl Counters {
                 request,
                 "a row can't be read: who names it is refused. If a newer program wrote it, start that one; else mend the row from a backup"
             );
+        }
+    }
+
+    /// Tells a person of a batch of which nothing was written, and of those since one was told of, unless one was told of just now.
+    fn refused(&self, error: &Error) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if self.told_of_refusal.is_due() {
+            let batches = self.refused.swap(0, Ordering::Relaxed);
+            tracing::warn!(%error, batches, "a batch was not committed; nothing of it was written");
         }
     }
 

@@ -9,8 +9,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use parking_lot::RwLock;
 use sqlx::PgConnection;
 use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all, gather::Gathering, now_micros};
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
 /// Before it is tried once more where the way to the server fails, and twice as long before the last time: a server that turns everybody away
-/// does so at once, and would be asked thousands of times a second.
+/// does so at once, and would be asked thousands of times a second. As long is one left alone that says it is in no state to write.
 const REST: Duration = Duration::from_millis(100);
 /// For how long after it was decided a batch is tried, by a clock that goes on while the process is stopped. What it was decided on may have
 /// gone and come again: a saga that was undone, has ended and is forgotten since.
@@ -47,6 +47,11 @@ const UNHEARD_OF: &str = "22023";
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
 const PASSING: [&str; 6] = ["40001", "40P01", "55P03", "57P01", "57P02", "25P03"];
 
+/// What a server says that takes no writes until it is promoted.
+const READ_ONLY: &str = "25006";
+/// What it says begins so where it is in no state to serve: it has no disk, memory or session left, or is starting up or going down.
+const STATES: [&str; 2] = ["53", "57P"];
+
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
     pub(in crate::journal) server: Server,
@@ -54,7 +59,12 @@ pub(in crate::journal) struct Committer {
     pub(in crate::journal) waiting: mpsc::Receiver<Waiting>,
     pub(in crate::journal) head: watch::Sender<i64>,
     pub(in crate::journal) counters: Arc<Counters>,
+    /// True while the server is in no state to write, as it said last.
+    pub(in crate::journal) is_out: bool,
 }
+
+/// To whom it is told what became of an entry.
+type Answer = oneshot::Sender<Result<Committed, SubmitError>>;
 
 /// A transaction, and all that a batch is decided on.
 struct Turn {
@@ -126,7 +136,7 @@ impl Committer {
         let (turn, mut world) = match begun.and_then(|turn| Ok((turn.seen.world(&named)?, turn))) {
             Ok((world, turn)) => (turn, world),
             Err(error) => {
-                refuse(batch.drain(..).map(|waiting| waiting.answer), &error);
+                self.refuse(batch.drain(..).map(|waiting| waiting.answer), &error).await;
                 return Ok(());
             }
         };
@@ -143,14 +153,37 @@ impl Committer {
                     self.counters.committed(forgotten);
                 }
                 Err(error) => {
-                    refuse(ended.into_iter().map(|(_, answer)| answer), &error);
+                    self.refuse(ended.into_iter().map(|(_, answer)| answer), &error).await;
                     return Ok(());
                 }
             }
         }
+        self.is_out = false;
         self.head.send_if_modified(|position| std::mem::replace(position, head) != head);
         self.counters.answer(ended);
         Ok(())
+    }
+
+    /// Tells those who wait that nothing of theirs was written. Where the server is in no state to write, it is left alone for a while; where
+    /// it was in none the last time either, whoever comes meanwhile is told the same: else they would wait until the queue is full, and hear
+    /// of that instead.
+    async fn refuse(&mut self, waiting: impl Iterator<Item = Answer>, error: &Error) {
+        for answer in waiting {
+            let _ = answer.send(Err(SubmitError::Unavailable));
+        }
+        self.counters.refused(error);
+        let was_out = std::mem::replace(&mut self.is_out, is_state(error));
+        if !self.is_out {
+            return;
+        }
+        if !was_out {
+            return sleep(REST).await;
+        }
+        let rested = Instant::now() + REST;
+        while let Ok(Some(Waiting { entry, answer })) = timeout_at(rested, self.waiting.recv()).await {
+            self.counters.waits_no_more(entry.size);
+            let _ = answer.send(Err(SubmitError::Unavailable));
+        }
     }
 
     async fn begin_patiently(&self, named: &Named) -> Result<Turn, Error> {
@@ -302,18 +335,15 @@ fn is_passing(error: &Error) -> bool {
     }
 }
 
+/// Whether a server says that it can write for nobody now.
+fn is_state(error: &Error) -> bool {
+    code(error).is_some_and(|code| code == READ_ONLY || STATES.iter().any(|class| code.starts_with(class)))
+}
+
 /// The server's own code of what is wrong.
 fn code(error: &Error) -> Option<Cow<'_, str>> {
     match error {
         Error::Postgres(sqlx::Error::Database(said)) => said.code(),
         _ => None,
-    }
-}
-
-/// Tells those who wait that nothing of theirs was written.
-fn refuse(waiting: impl Iterator<Item = tokio::sync::oneshot::Sender<Result<Committed, SubmitError>>>, error: &Error) {
-    tracing::warn!(%error, "a batch was not committed; nothing of it was written");
-    for answer in waiting {
-        let _ = answer.send(Err(SubmitError::Unavailable));
     }
 }
