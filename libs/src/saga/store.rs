@@ -11,6 +11,11 @@ use crate::journal::{
     sql::{self, Value},
 };
 
+/// About how many bytes of records are read at a time.
+const MOST_BYTES: i64 = 8 << 20;
+/// Of how many sagas it is asked at a time how many bytes they have.
+const MOST_SIZED: usize = 64;
+
 /// The kind of a saga's stream of events, each of which holds the saga as queries show it.
 pub(super) const KIND: &str = "saga";
 
@@ -195,23 +200,53 @@ fn event_name(phase: SagaPhase) -> &'static str {
 pub(super) type Stored = Result<Record, RecordError>;
 
 /// A page of the sagas that have not ended, by id, after one of them.
-pub(super) async fn open_after(
-    journal: &Journal,
-    after: &str,
-    limit: i64,
-) -> Result<Vec<(String, Stored)>, sql::Error> {
-    const SQL: &str = "SELECT saga_id, record FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
+pub(super) async fn open_after(journal: &Journal, after: &str, limit: i64) -> Result<Vec<String>, sql::Error> {
+    const SQL: &str = "SELECT saga_id FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
     let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
-    records.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(1)?)))).collect()
+    records.iter().map(|record| record.text(0)).collect()
 }
 
-/// These sagas, each once, in any order.
-pub(super) async fn load_all(journal: &Journal, ids: &[String]) -> Result<Vec<(String, Stored)>, sql::Error> {
-    let keys = ids.iter().map(|id| vec![Value::from(id.as_str())]).collect();
-    let mut found = journal.reader().fetch_keys(&SAGAS, keys).await?;
-    // The last one may come more than once.
-    found.dedup();
-    found.iter().map(|record| Ok((record.text(0)?, Record::decode(record.blob(2)?)))).collect()
+/// Has each of these sagas taken once, in any order. A record may have megabytes, so only so many are in memory at a time as are small
+/// enough together.
+pub(super) async fn load_each(
+    journal: &Journal,
+    ids: &[String],
+    mut take: impl FnMut(String, Stored),
+) -> Result<(), sql::Error> {
+    for ids in ids.chunks(MOST_SIZED) {
+        for keys in portions(journal, ids).await? {
+            let mut found = journal.reader().fetch_keys(&SAGAS, keys).await?;
+            // The last one may come more than once.
+            found.dedup();
+            for record in found {
+                take(record.text(0)?, Record::decode(record.blob(2)?));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The keys of these sagas, as they are read: one saga, or as many as have [`MOST_BYTES`] together. No record is read for that.
+async fn portions(journal: &Journal, ids: &[String]) -> Result<Vec<Vec<Vec<Value>>>, sql::Error> {
+    // Few shapes: each is prepared once a session.
+    let count = ids.len().next_power_of_two();
+    let wanted: Vec<String> = (1..=count).map(|at| format!("${at}")).collect();
+    let sql =
+        format!("SELECT saga_id, length(record) FROM sagas WHERE saga_id IN ({}) ORDER BY saga_id", wanted.join(","));
+    let values = ids.iter().chain(ids.last().into_iter().cycle()).take(count).map(|id| id.as_str().into()).collect();
+    let (mut portions, mut bytes) = (Vec::<Vec<_>>::new(), 0);
+    for record in journal.reader().fetch(&sql, values).await? {
+        let (key, size) = (vec![record.text(0)?.into()], record.int(1)?);
+        bytes += size;
+        match portions.last_mut() {
+            Some(portion) if bytes <= MOST_BYTES => portion.push(key),
+            _ => {
+                portions.push(vec![key]);
+                bytes = size;
+            }
+        }
+    }
+    Ok(portions)
 }
 
 /// One saga.

@@ -12,6 +12,8 @@ mod live;
 pub(super) mod locks;
 mod looks;
 mod ownership;
+#[cfg(test)]
+mod pages;
 mod parked;
 mod recovery;
 #[cfg(test)]

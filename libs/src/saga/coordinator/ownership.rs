@@ -25,7 +25,7 @@ use crate::{
     saga::{
         ids,
         record::{Record, is_final},
-        store,
+        store::{self, Stored},
     },
 };
 
@@ -268,14 +268,15 @@ impl Coordinator {
                 }
             }
             let ids: Vec<String> = wanted.keys().cloned().collect();
-            for (saga_id, stored) in store::load_all(&shared.journal, &ids).await? {
+            let look = |saga_id: String, stored: Stored| {
                 let read = stored.map_err(|error| error.to_string());
                 if let Err(why) = read.and_then(|record| shared.definition_of(&record)) {
                     shared.pass_by(&saga_id, &why);
                     wanted.remove(&saga_id);
                     passed.insert(saga_id);
                 }
-            }
+            };
+            store::load_each(&shared.journal, &ids, look).await?;
             let ids: Vec<String> = wanted.keys().cloned().collect();
             if ids.is_empty() {
                 continue;
@@ -322,11 +323,11 @@ impl Coordinator {
         let saga_ids: Vec<String> = places.keys().cloned().collect();
         let micros = self.0.now();
         let owned = store::owned(&self.0.journal, saga_ids.iter().map(String::as_str), member.name()).await?;
-        for (saga_id, stored) in store::load_all(&self.0.journal, &saga_ids).await? {
-            let Some(mut place) = places.remove(&saga_id) else { continue };
+        let take = |saga_id: String, stored: Stored| {
+            let Some(mut place) = places.remove(&saga_id) else { return };
             self.0.claimed.lock().remove(&saga_id);
             // Another's by now.
-            let Some(&since) = owned.get(&saga_id) else { continue };
+            let Some(&since) = owned.get(&saga_id) else { return };
             let read = stored.map_err(|error| error.to_string());
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                 Ok((_, record)) if is_final(record.saga.phase()) => place.forget(),
@@ -336,7 +337,8 @@ impl Coordinator {
                 }
                 Err(why) => self.0.park(&saga_id, why),
             }
-        }
+        };
+        store::load_each(&self.0.journal, &saga_ids, take).await?;
         Ok(taken)
     }
 }

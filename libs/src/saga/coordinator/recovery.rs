@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     refusal::Refusal,
-    saga::{Definition, machine, record::Record, store},
+    saga::{
+        Definition, machine,
+        record::{Record, is_final},
+        store::{self, Stored},
+    },
 };
 
 /// How many sagas are read at a time.
@@ -43,20 +47,23 @@ impl Coordinator {
         let (mut last, mut resumed) = (String::new(), 0);
         loop {
             let page = store::open_after(&self.0.journal, &last, PAGE).await?;
-            let Some((id, _)) = page.last() else { return Ok(resumed) };
+            let Some(id) = page.last() else { return Ok(resumed) };
             last.clone_from(id);
-            for (saga_id, stored) in page {
+            let take = |saga_id: String, stored: Stored| {
                 // One that an operator asked about is under way already.
-                let Some(place) = self.0.live.reserve(&saga_id) else { continue };
+                let Some(place) = self.0.live.reserve(&saga_id) else { return };
                 let read = stored.map_err(|error| error.to_string());
                 match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
+                    // Since it was among those that are open.
+                    Ok((_, record)) if is_final(record.saga.phase()) => {}
                     Ok((definition, record)) => {
                         self.0.take_up(definition, record, place, Known::default(), None);
                         resumed += 1;
                     }
                     Err(why) => self.0.park(&saga_id, why),
                 }
-            }
+            };
+            store::load_each(&self.0.journal, &page, take).await?;
         }
     }
 

@@ -168,19 +168,15 @@ impl Shared {
     }
 
     /// What a participant may know of sagas that have ended.
-    async fn steps(&self, peer: &'static str, ended: &[String]) -> Result<Vec<EndedStep>, Refusal> {
-        if ended.is_empty() {
-            return Ok(Vec::new());
-        }
+    pub(super) async fn steps(&self, peer: &'static str, ended: &[String]) -> Result<Vec<EndedStep>, Refusal> {
         let mut steps = Vec::new();
-        for (saga_id, stored) in store::load_all(&self.journal, ended).await.map_err(|error| error.refusal())? {
-            match stored {
-                Ok(record) => steps.extend(called(&record, peer)),
-                Err(error) => {
-                    tracing::warn!(saga.id = saga_id, peer, %error, "a saga can't be read: what is kept of it stays");
-                }
+        let read = store::load_each(&self.journal, ended, |saga_id, stored| match stored {
+            Ok(record) => steps.extend(called(&record, peer)),
+            Err(error) => {
+                tracing::warn!(saga.id = saga_id, peer, %error, "a saga can't be read: what is kept of it stays");
             }
-        }
+        });
+        read.await.map_err(|error| error.refusal())?;
         Ok(steps)
     }
 
