@@ -15,7 +15,7 @@ use libs::{
         testing::{Fault, Participants},
     },
 };
-use proto::saga::v1::SagaPhase;
+use proto::saga::v1::{Saga, SagaPhase};
 use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
@@ -213,4 +213,63 @@ async fn who_enters_forgets_those_that_are_gone() {
     let names = format!("SELECT name FROM {schema}.members WHERE seen_until > {NOW} ORDER BY seen_until");
     let names: Vec<String> = sqlx::query_scalar(AssertSqlSafe(names)).fetch_all(&mut server).await.unwrap();
     assert_eq!(names, ["there", entered.name(), stopped.name()]);
+}
+
+/// Keeps the sagas and whose they are, as of now.
+async fn keep(server: &mut PgConnection) {
+    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ;
+        CREATE TABLE kept_sagas AS SELECT * FROM sagas;
+        CREATE TABLE kept_aggregates AS SELECT * FROM aggregates;
+        CREATE TABLE kept_head AS SELECT MAX(position) AS position FROM events;
+        COMMIT";
+    server.execute(sql).await.unwrap();
+}
+
+/// Loses all that came since, as with a failover to a server that had not come so far.
+async fn lose(server: &mut PgConnection) {
+    let sql = "BEGIN;
+        DELETE FROM sagas;
+        INSERT INTO sagas SELECT * FROM kept_sagas;
+        DELETE FROM aggregates;
+        INSERT INTO aggregates SELECT * FROM kept_aggregates;
+        DELETE FROM events WHERE position > (SELECT position FROM kept_head);
+        DROP TABLE kept_sagas, kept_aggregates, kept_head;
+        COMMIT";
+    server.execute(sql).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    only(&world.participants, &[]);
+    let (one, two) = (process(&world, 100).await, process(&world, 100).await);
+    let is_charging = |saga: &Saga| saga.steps.iter().any(|step| step.name == "charge" && step.attempts > 0);
+    for order in ["tea", "rum"] {
+        one.place(order).await.unwrap();
+        one.until(order, is_charging).await;
+    }
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
+    keep(&mut server).await;
+    // The one ends, and another process has the other.
+    only(&world.participants, &["tea"]);
+    assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
+    two.coordinator.pause("rum", "ann", "it comes here").await.unwrap();
+    shares(&one);
+    becomes("let go", async || one.coordinator.live() == 0).await;
+    lose(&mut server).await;
+    shares(&two);
+    becomes("let go", async || two.coordinator.live() == 0).await;
+
+    only(&world.participants, &["tea", "rum"]);
+    for order in ["tea", "rum"] {
+        assert_eq!(one.finished(order).await.phase(), SagaPhase::Completed);
+        assert_eq!(one.order(order).await, "Completed");
+        assert_eq!(world.participants.done_for(order), ["reserve", "charge", "ship"]);
+    }
+    becomes("done", async || (one.coordinator.live(), two.coordinator.live()) == (0, 0)).await;
 }

@@ -200,8 +200,9 @@ fn event_name(phase: SagaPhase) -> &'static str {
 pub(super) type Stored = Result<Record, RecordError>;
 
 /// A page of the sagas that have not ended, by id, after one of them.
-pub(super) async fn open_after(journal: &Journal, after: &str, limit: i64) -> Result<Vec<String>, sql::Error> {
+pub(super) async fn open_after(journal: &Journal, after: &str, limit: usize) -> Result<Vec<String>, sql::Error> {
     const SQL: &str = "SELECT saga_id FROM sagas WHERE open = 1 AND saga_id > $1 ORDER BY saga_id LIMIT $2";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let records = journal.reader().fetch(SQL, vec![after.into(), limit.into()]).await?;
     records.iter().map(|record| record.text(0)).collect()
 }

@@ -31,7 +31,7 @@ use crate::{
 
 /// How many sagas are taken over at a time.
 const PAGE: i64 = 256;
-/// Of how many sagas the owner is looked up after each beat. With more the look goes round.
+/// Of how many sagas here, and of how many open ones, the owner is looked up after each beat. With more the look goes round.
 const MOST_LOOKED_UP: usize = 4096;
 
 /// What a saga's transition comes to, as the journal takes it.
@@ -175,7 +175,7 @@ impl Coordinator {
     /// None: a database that is out of reach comes back.
     pub async fn share(self) -> Result<(), RecoverError> {
         let Some(member) = self.0.member.get() else { return Ok(()) };
-        let mut last = String::new();
+        let (mut last, mut last_open) = (String::new(), String::new());
         loop {
             tokio::time::sleep(Member::BEAT).await;
             if self.0.left.load(Ordering::Acquire) {
@@ -187,6 +187,7 @@ impl Coordinator {
                 Ok(()) => {
                     let shared = async {
                         self.let_go(member, &mut last).await?;
+                        self.take_back(member, &mut last_open).await?;
                         self.adopt().await
                     };
                     beating(&self.0, member, shared).await
@@ -215,6 +216,26 @@ impl Coordinator {
         let owned = store::owned(&shared.journal, page.iter().map(|(saga_id, _)| &**saga_id), member.name()).await?;
         for (saga_id, place) in page.iter().filter(|(saga_id, _)| !owned.contains_key(&**saga_id)) {
             shared.live.taken(saga_id, place);
+        }
+        Ok(())
+    }
+
+    /// Takes up, of a page of the open sagas after `last`, those that are this process's and have no place here. A server that takes over may
+    /// have lost that one of them had ended, or that another process had it: then nobody drives it, and its owner is there.
+    async fn take_back(&self, member: &Member, last: &mut String) -> Result<(), RecoverError> {
+        let shared = &self.0;
+        let mut page = store::open_after(&shared.journal, last, MOST_LOOKED_UP).await?;
+        last.clear();
+        if let Some(saga_id) = page.last().filter(|_| page.len() == MOST_LOOKED_UP) {
+            last.push_str(saga_id);
+        }
+        page.retain(|saga_id| !shared.live.contains(saga_id));
+        let owned = store::owned(&shared.journal, page.iter().map(String::as_str), member.name()).await?;
+        // What was begun just now has its place by now. What has ended since is found to have.
+        page.retain(|saga_id| owned.contains_key(saga_id) && !shared.live.contains(saga_id));
+        let sagas = self.take_up_all(&page).await?;
+        if sagas > 0 {
+            tracing::warn!(sagas, "driven once more: the database has lost how they went on");
         }
         Ok(())
     }

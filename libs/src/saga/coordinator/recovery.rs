@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How many sagas are read at a time.
-const PAGE: i64 = 512;
+const PAGE: usize = 512;
 
 /// Why a coordinator can't take up its work.
 #[derive(Debug, thiserror::Error)]
