@@ -108,3 +108,21 @@ impl Drop for Admission {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_is_lent_is_to_be_had_though_an_orphan_waits_for_it() {
+        let admissions = Arc::new(Admissions::new(1));
+        let ending = Admissions::admit(&admissions).expect("a place");
+        admissions.leave(1);
+        assert!(Admissions::admit(&admissions).is_none(), "there is no other");
+        let lent = Admissions::lend(&admissions);
+        let started = Admissions::admit(&admissions);
+        assert!(started.is_some() && Admissions::admit(&admissions).is_none());
+        drop((lent, ending));
+        assert_eq!((admissions.room(), Admissions::admit(&admissions).is_none()), (0, true));
+    }
+}
