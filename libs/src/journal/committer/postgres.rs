@@ -164,9 +164,9 @@ impl Committer {
         Ok(())
     }
 
-    /// Tells those who wait that nothing of theirs was written. Where the server is in no state to write, it is left alone for a while; where
-    /// it was in none the last time either, whoever comes meanwhile is told the same: else they would wait until the queue is full, and hear
-    /// of that instead.
+    /// Tells those who wait that nothing of theirs was written. Where the server is in no state to write, it is left alone for a while;
+    /// where it was in none the last time either, whoever comes meanwhile is told the same: else they would wait until the queue is full,
+    /// and hear of that instead.
     async fn refuse(&mut self, waiting: impl Iterator<Item = Answer>, error: &Error) {
         for answer in waiting {
             let _ = answer.send(Err(SubmitError::Unavailable));

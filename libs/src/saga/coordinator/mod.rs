@@ -73,8 +73,8 @@ use crate::{
 /// How a coordinator behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those here
-    /// wait. One that the last work of another starts has the place of that one.
+    /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those
+    /// here wait. One that the last work of another starts has the place of that one.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,

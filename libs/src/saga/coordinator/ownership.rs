@@ -220,8 +220,8 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Takes up, of a page of the open sagas after `last`, those that are this process's and have no place here. A server that takes over may
-    /// have lost that one of them had ended, or that another process had it: then nobody drives it, and its owner is there.
+    /// Takes up, of a page of the open sagas after `last`, those that are this process's and have no place here. A server that takes over
+    /// may have lost that one of them had ended, or that another process had it: then nobody drives it, and its owner is there.
     async fn take_back(&self, member: &Member, last: &mut String) -> Result<(), RecoverError> {
         let shared = &self.0;
         let mut page = store::open_after(&shared.journal, last, MOST_LOOKED_UP).await?;
