@@ -17,6 +17,7 @@ use std::{
 };
 
 use libs::{
+    breaker::Registry,
     cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
     cqrs::{Log, Projection, ProjectionError, Projections, Views},
     journal::{
@@ -25,7 +26,8 @@ use libs::{
         sql::Transaction,
         sqlite::{Durability, Writer, companion, readers, remove},
     },
-    service::{App, Stores},
+    rpc::client::{PeerOptions, Peers},
+    service::{App, Source, Stores},
 };
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
@@ -359,4 +361,54 @@ async fn new_views_that_can_not_take_their_place_leave_the_old_ones_there() {
     rebuild(&path, &mended).await.unwrap_err();
     std::fs::remove_dir(&log).unwrap();
     assert_eq!(seen(&path, ["a"]).await, [Some(1)]);
+}
+
+/// Folds nothing, into a table of this name.
+struct Named<const TABLE: usize>;
+
+static NAMED: [Table; 2] = [Table { name: "events", ..SEEN }, Table { name: "checkpoints", ..SEEN }];
+
+impl<const TABLE: usize> Projection for Named<TABLE> {
+    const NAME: &'static str = ["zero", "one"][TABLE];
+    const TABLES: &'static [&'static Table] = &[&NAMED[TABLE]];
+
+    async fn project(&self, _: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        Ok(())
+    }
+}
+
+/// On a server the journal, its views and those over other services' events are in one schema.
+#[tokio::test]
+async fn two_tables_or_projections_of_one_name_are_refused_before_anything_is_made() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("test.db");
+    let of = |projections| Stores { projections, ..Stores::default() };
+    let squeamish = || Projections::new().with(Squeamish::default());
+    let same: [(&dyn Fn() -> Stores, &str); 5] = [
+        (&|| of(Projections::new().with(Named::<0>)), "events is the name of two tables"),
+        (&|| of(Projections::new().with(Named::<1>)), "checkpoints is the name of two tables"),
+        (&|| Stores { tables: vec![&SEEN], ..of(squeamish()) }, "seen is the name of two tables"),
+        (&|| of(squeamish().with(Squeamish::default())), "two projections are named squeamish"),
+        (&|| Stores { others: vec![("other", squeamish())], ..of(squeamish()) }, "two projections are named squeamish"),
+    ];
+    let flags = Serve::new("127.0.0.1:0".parse().unwrap(), DatabaseUrl::Sqlite(path.clone()));
+    for (stores, says) in same {
+        let mut app = App::bind("test", &flags).await.unwrap();
+        let opened = stores().open("test", &mut app, &flags).await.map(drop);
+        let migrated = stores().migrate("test", &kept(&path)).await;
+        let rebuilt = stores().rebuild("test", &kept(&path)).await;
+        for refused in [opened, migrated, rebuilt] {
+            let refused = refused.expect_err(says).to_string();
+            assert!(refused.starts_with(says) && !refused.contains('\n'), "{refused}");
+        }
+        assert_eq!(files(&folder, ""), [""; 0]);
+    }
+    // Nor is one that only shows when it is followed.
+    let mut app = App::bind("test", &flags).await.unwrap();
+    drop(of(squeamish()).open("test", &mut app, &flags).await.unwrap());
+    let peers = Peers::new(Registry::new(), &[("other", "http://127.0.0.1:1")], Vec::new()).unwrap();
+    let peer = peers.connect_with("other", &PeerOptions::stream()).unwrap();
+    let source = Source { peer, kinds: &[], projections: squeamish() };
+    let refused = Stores::follow("test", source, &mut app, &flags).await.unwrap_err().to_string();
+    assert!(refused.starts_with("two projections are named squeamish"), "{refused}");
 }

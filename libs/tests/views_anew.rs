@@ -23,7 +23,7 @@ use proto::projections::v1::{
     projection_command_service_server::ProjectionCommandService as _,
     projection_query_service_server::ProjectionQueryService as _,
 };
-use schema::{PATIENCE, Schema, change, note};
+use schema::{PATIENCE, Schema, change, note, noted};
 use sqlx::{AssertSqlSafe, Row as _};
 use squeamish::Squeamish;
 use tokio::{
@@ -344,4 +344,39 @@ async fn a_link_that_falls_silent_at_the_end_of_a_rebuild_holds_up_no_view() {
         falls_silent("DROP SCHEMA", Duration::from_secs(5)),
         falls_silent("ALTER TABLE", Duration::from_secs(30))
     );
+}
+
+/// One whose table has the name of the journal's.
+struct Greedy;
+
+static EVENTS: Table = Table {
+    name: "events",
+    create: &["CREATE TABLE IF NOT EXISTS events (position INTEGER NOT NULL PRIMARY KEY, id TEXT)"],
+    ..SEEN
+};
+
+impl Projection for Greedy {
+    const NAME: &'static str = "greedy";
+    const TABLES: &'static [&'static Table] = &[&EVENTS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let rows =
+            events.iter().map(|event| Row { table: &EVENTS, values: vec![event.position.into(), (*event.id).into()] });
+        Ok(transaction.upsert(rows.collect()).await?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_would_take_the_journals_place_are_not_opened_and_the_log_stays() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    journal.submit(note("a")).await.unwrap();
+    let opened = Views::open(journal.location().views(), Log::of(&journal), &Projections::new().with(Greedy)).await;
+    let refused = match opened {
+        Ok(views) => views.rebuild(|_, _| {}).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    assert_eq!(noted(&journal).await, ["a"], "{refused:?}");
+    let refused = refused.unwrap_err();
+    assert!(refused.starts_with("events is the name of two tables") && !refused.contains('\n'), "{refused}");
 }

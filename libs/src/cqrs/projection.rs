@@ -1,8 +1,8 @@
 //! Projections: folds of the log into tables that queries read.
 //!
 //! A projection's checkpoint moves in the transaction of its tables, so each event counts once although it may be delivered
-//! again. The tables live in a database of their own beside the journal's: reads and folds never wait for a commit of the write
-//! side, and a lost tail is folded again.
+//! again. On SQLite the tables live in a file of their own beside the journal's, on PostgreSQL in its schema: reads and folds never wait
+//! for a commit of the write side, and a lost tail is folded again.
 
 use std::{future::Future, sync::Arc};
 
@@ -10,15 +10,16 @@ use futures::future::BoxFuture;
 
 use super::Aggregate;
 use crate::journal::{
-    Event, Table,
+    Event, Names, OpenError, Table,
     sql::{self, Transaction},
 };
 
 /// A fold of events into its own tables.
 pub trait Projection: Send + Sync + 'static {
-    /// Its name, under which its checkpoint is kept, stable for ever.
+    /// Its name, under which its checkpoint is kept, stable for ever. No other of the service has it, over whichever log.
     const NAME: &'static str;
-    /// Its tables. Nobody else writes them.
+    /// Its tables. Nobody else writes them, and no other table or index of the service has their names: on a server all are in one schema,
+    /// and the journal's are in it.
     const TABLES: &'static [&'static Table];
 
     /// Folds events, in the log's order, each once. It may wait for nothing but the transaction.
@@ -160,6 +161,15 @@ impl Projections {
     pub fn with(mut self, projection: impl Projection) -> Self {
         self.0.push(Arc::new(projection));
         self
+    }
+
+    /// Takes the names of these projections, their tables and indexes.
+    pub(crate) fn take_names(&self, names: &mut Names) -> Result<(), OpenError> {
+        for fold in &self.0 {
+            names.take_checkpoint(fold.name())?;
+            names.take(fold.tables())?;
+        }
+        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     turns::{MOST_EVENTS, lowest},
 };
 use crate::journal::{
-    Location, OpenError, Table,
+    Location, Names, OpenError, Table,
     sql::{self, Reader},
     store::{self, Store},
 };
@@ -105,10 +105,10 @@ impl Views {
     /// Opens the views, making what is missing, to be fed from `log`.
     ///
     /// # Errors
-    /// When the database is in use or can't be opened.
+    /// When the database is in use or can't be opened, or a table or projection has another one's name.
     pub async fn open(location: impl Into<Location>, log: Log, projections: &Projections) -> Result<Self, OpenError> {
         let location = location.into();
-        let writer = Store::open(&location, &tables(projections)).await?;
+        let writer = Store::open(&location, &tables(projections)?).await?;
         let reader = store::readers(&location, READERS)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
@@ -128,8 +128,15 @@ impl Views {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn make(location: &Location, projections: &Projections) -> Result<(), OpenError> {
-        Store::open(location, &tables(projections)).await?.close().await;
+        Store::open(location, &tables(projections)?).await?.close().await;
         Ok(())
+    }
+
+    /// The names that are taken in a service before any view has its own, with these tables kept beside the journal's.
+    pub(crate) fn names(beside: &[&'static Table]) -> Result<Names, OpenError> {
+        let mut names = Names::of_journal(beside)?;
+        names.take(&[&CHECKPOINTS])?;
+        Ok(names)
     }
 
     /// What queries are handed. `service` names the database in tokens, `most_wait` bounds how long a query waits for one.
@@ -364,10 +371,11 @@ async fn until_look(looks: &mut Interval, is_remote: bool, states: &[State], rea
     }
 }
 
-/// All that views need.
-fn tables(projections: &Projections) -> Vec<&'static Table> {
+/// All that views need. One that the journal has would be dropped with its rows when they are made anew.
+fn tables(projections: &Projections) -> Result<Vec<&'static Table>, OpenError> {
+    projections.take_names(&mut Views::names(&[])?)?;
     let own = projections.0.iter().flat_map(|fold| fold.tables());
-    std::iter::once(&CHECKPOINTS).chain(own.copied()).collect()
+    Ok(std::iter::once(&CHECKPOINTS).chain(own.copied()).collect())
 }
 
 /// A server that is out of reach comes back; until then the views stand still.

@@ -11,6 +11,7 @@ mod entry;
 mod location;
 mod log;
 mod members;
+mod names;
 mod postgres;
 mod recent;
 mod requests;
@@ -44,6 +45,7 @@ pub use self::{
     location::Location,
     log::{Event, batch_after, events_after, head, head_of_primary},
     members::Member,
+    names::Names,
     recent::Recent,
     requests::{Answered, answered_after},
     sqlite::OpenError,
@@ -113,9 +115,10 @@ impl Journal {
     /// same transactions. A SQLite file has one process at a time; on PostgreSQL many take turns.
     ///
     /// # Errors
-    /// When the database is in use, can't be opened, or can't promise durability.
+    /// When the database is in use, can't be opened, or can't promise durability, or a table has another one's name.
     pub async fn open(location: impl Into<Location>, tables: &[&'static Table]) -> Result<Self, OpenError> {
         let location = location.into();
+        Names::of_journal(tables)?;
         let mut all = vec![&AGGREGATES, &EVENTS, &REQUESTS];
         all.extend(tables);
         let failed = |source| OpenError::Database { location: location.clone(), source };

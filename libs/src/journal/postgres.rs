@@ -322,7 +322,7 @@ pub(super) fn quoted(name: &str) -> String {
 }
 
 /// The name of the table or index that a statement makes if it isn't there.
-fn made(statement: &str) -> Option<&str> {
+pub(super) fn made(statement: &str) -> Option<&str> {
     let (_, rest) = statement.split_once(" IF NOT EXISTS ")?;
     rest.split([' ', '(', '\n']).next()
 }

@@ -57,6 +57,24 @@ pub enum OpenError {
         /// Which database.
         path: PathBuf,
     },
+    /// Two tables or indexes of a process have one name.
+    #[error(
+        "{name} is the name of two tables or indexes, which on a server are in one schema: give one of them another name (aggregates, \
+         events, requests and members are the journal's, checkpoints the views')"
+    )]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// Two projections of a process have one name.
+    #[error(
+        "two projections are named {projection}, and how far each is would be kept as one: give one of them another name, and make its \
+         views anew"
+    )]
+    SameProjection {
+        /// Their name.
+        projection: &'static str,
+    },
     /// It can't be opened or read.
     #[error("can't open {location}: {source}")]
     Database {

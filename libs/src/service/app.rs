@@ -66,6 +66,9 @@ pub struct App {
     board: crate::cqrs::Board,
     #[cfg(feature = "cqrs")]
     jetstream: Option<crate::cqrs::JetStream>,
+    /// Of the tables and projections that its stores have by now.
+    #[cfg(feature = "cqrs")]
+    pub(super) names: Option<crate::journal::Names>,
 }
 
 impl App {
@@ -108,6 +111,8 @@ impl App {
             board: crate::cqrs::Board::default(),
             #[cfg(feature = "cqrs")]
             jetstream,
+            #[cfg(feature = "cqrs")]
+            names: None,
         })
     }
 

@@ -12,7 +12,7 @@ use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{
-        Journal, Location, OpenError, Table,
+        Journal, Location, Names, OpenError, Table,
         sqlite::{companion, lock, remove, remove_abandoned},
     },
     rpc::client::Peer,
@@ -60,8 +60,10 @@ impl Stores {
     /// or the views fail, and when it drains all that waits is committed.
     ///
     /// # Errors
-    /// When a database is in use, can't be opened or can't promise durability.
+    /// When a database is in use, can't be opened or can't promise durability, or two tables or projections have one name, among them those
+    /// over other services' events.
     pub async fn open(self, service: &'static str, app: &mut App, flags: &Serve) -> Result<Sides, BoxError> {
+        app.names = Some(self.names()?);
         let location = location(&flags.store, service);
         // On a full disk the journal can't be opened as long as it is there.
         if let (true, Location::Sqlite(path)) = (flags.surface.queries(), &location) {
@@ -114,11 +116,11 @@ impl Stores {
         Ok(Sides { commands, queries, journal })
     }
 
-    /// Opens views over another service's events, in a database of their own, and gives their projector to the app. They follow as the
-    /// events come, and stand still while that service is out.
+    /// Opens views over another service's events, on SQLite in a file of their own, and gives their projector to the app. They follow as
+    /// the events come, and stand still while that service is out.
     ///
     /// # Errors
-    /// When the database is in use or can't be opened.
+    /// When the database is in use or can't be opened, or a table or projection has the name of another one of this service.
     pub async fn follow(
         service: &'static str,
         source: Source,
@@ -126,6 +128,9 @@ impl Stores {
         flags: &Serve,
     ) -> Result<ReadSide, BoxError> {
         let Source { peer, kinds, projections } = source;
+        if let Some(names) = &mut app.names {
+            projections.take_names(names)?;
+        }
         let name = peer.name().to_owned();
         let location = location(&flags.store, service).views_of(&name);
         let log = match app.jetstream() {
@@ -147,6 +152,7 @@ impl Stores {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn migrate(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
+        self.names()?;
         let location = location(store, service);
         let journal = Journal::open(&location, &self.tables).await?;
         let views = Views::open(location.views(), Log::of(&journal).upcast(self.upcasters), &self.projections).await?;
@@ -165,6 +171,7 @@ impl Stores {
     /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then. Until it ends nobody can begin to
     /// serve queries of them.
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
+        self.names()?;
         let location = location(store, service);
         let Location::Sqlite(path) = &location else {
             let views =
@@ -209,6 +216,15 @@ impl Stores {
         take_place(&new, &old)?;
         tracing::info!(views = %old.display(), "the views are made anew");
         Ok(())
+    }
+
+    /// The names that are taken, but for those over other services' events, which come as they are followed: none may be one of those.
+    fn names(&self) -> Result<Names, OpenError> {
+        let mut names = Views::names(&self.tables)?;
+        self.projections.take_names(&mut names)?;
+        let mut all = names.clone();
+        self.others.iter().try_for_each(|(_, projections)| projections.take_names(&mut all))?;
+        Ok(names)
     }
 }
 
