@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::maybe_done;
 use libs::journal::{
     AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, OpenError, Outcome, RequestKey,
-    Role, Row, SubmitError, Table, events_after, sqlite::companion,
+    Role, Row, SubmitError, Table, events_after, sql::Value, sqlite::companion,
 };
 use proptest::prelude::*;
 use sqlx::{Connection as _, Executor as _};
@@ -484,5 +484,44 @@ proptest! {
             (together, (alone, left(&journal).await))
         });
         prop_assert_eq!(together, alone);
+    }
+}
+
+/// Rows with and without values of each type.
+static SPARSE: Table = Table {
+    name: "sparse",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS sparse (id TEXT NOT NULL PRIMARY KEY, number INTEGER, text TEXT, bytes BLOB)",
+    ],
+    columns: &["id", "number", "text", "bytes"],
+    key: 1,
+    fixed: &[],
+};
+
+#[tokio::test]
+async fn rows_without_a_value_are_written_as_such() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "test"), &[&SPARSE]).await.unwrap();
+    let full = |id: &str| vec![id.into(), 7_i64.into(), "text".into(), vec![7_u8].into()];
+    let none = |id: &str| vec![id.into(), Value::Null, Value::Null, Value::Null];
+    let sets = [
+        vec![full("a"), full("b")],
+        // Of one that has them nothing stays.
+        vec![none("a")],
+        vec![none("b"), full("c"), none("d")],
+        vec![none("e"), none("f")],
+    ];
+    for (at, set) in sets.into_iter().enumerate() {
+        let decide = move |_: &Loaded<'_>| {
+            let rows = set.into_iter().map(|values| Row { table: &SPARSE, values }).collect();
+            Decided { rows, ..Decided::default() }
+        };
+        let entry = Entry { decide: Box::new(decide), ..add("a", 0, key(&format!("{at}"))) };
+        assert_eq!(journal.submit(entry).await.map(|done| done.outcome), Ok(Outcome::Done), "{at}");
+    }
+    for (id, is_full) in [("a", false), ("b", false), ("c", true), ("d", false), ("e", false), ("f", false)] {
+        let found = journal.reader().fetch_keys(&SPARSE, vec![vec![id.into()]]).await.unwrap().remove(0);
+        let has = (found.int(1).is_ok(), found.text(2).is_ok(), found.blob(3).is_ok());
+        assert_eq!(has, (is_full, is_full, is_full), "{id}: {found:?}");
     }
 }

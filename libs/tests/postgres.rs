@@ -7,14 +7,19 @@ mod schema;
 
 use std::time::Duration;
 
-use libs::journal::{
-    AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome, RequestKey, Role,
-    SubmitError, Table, events_after,
+use libs::{
+    cqrs::{CommandSide, Decision, Method, State},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome, RequestKey, Role,
+        SubmitError, Table, events_after,
+    },
+    refusal::Violations,
 };
 use schema::Schema;
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
+use tonic::{Code, metadata::MetadataMap};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -257,4 +262,41 @@ async fn who_may_only_read_and_write_opens_what_its_owner_made() {
     journal.close();
     let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
     sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
+}
+
+/// A server takes no such text, and an index no such row: whoever is in the batch would be told each time that the database is out of
+/// reach.
+#[tokio::test]
+async fn a_command_that_names_what_can_have_no_row_is_refused_alone() {
+    static NOTE: Method = Method { name: "test.v1.NoteCommandService/Note", compensates: false };
+    let folder = TempDir::new().unwrap();
+    let journal = open(&folder).await;
+    let side = CommandSide::new("test", journal.clone());
+    let command = async |request: &str, id: String, metadata: MetadataMap| {
+        let accepted = side.accept(&NOTE, &metadata, &(), request, Violations::default()).await.unwrap();
+        side.submit(accepted, vec![AggregateId::new("note", id)], |_: &State<'_>| Ok(Decision::reply(()))).await
+    };
+    let unrelated = (0..4096_u32).map(|at| char::from_u32(0x4e00 + at * 7919 % 20_000).unwrap()).collect::<String>();
+    for (at, id) in ["a\0b".to_owned(), "a\nb".to_owned(), unrelated, "x".repeat(513)].into_iter().enumerate() {
+        // One task, so that both wait when the committer looks.
+        let (bad, good) = (format!("bad-{at}"), format!("good-{at}"));
+        let (refused, done) = tokio::join!(
+            command(&bad, id.clone(), MetadataMap::new()),
+            command(&good, good.clone(), MetadataMap::new())
+        );
+        done.unwrap();
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.code(), refused.message().contains("note")), (Code::InvalidArgument, true), "{refused}");
+        // A saga's is told by a verdict that it can have no effect, and so the next time.
+        let mut metadata = MetadataMap::new();
+        for (key, value) in [("saga-id", &*bad), ("saga-type", "tour"), ("saga-step", "note"), ("saga-op", "action")] {
+            metadata.insert(key, value.parse().unwrap());
+        }
+        for _ in 0..2 {
+            let refused = command("", id.clone(), metadata.clone()).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+            assert_eq!(refused.metadata().get("saga-verdict").unwrap(), "rejected");
+        }
+    }
+    command("longest", "x".repeat(512), MetadataMap::new()).await.unwrap();
 }

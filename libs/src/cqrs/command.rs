@@ -34,6 +34,9 @@ pub struct Method {
     pub compensates: bool,
 }
 
+/// The longest id of an aggregate, in bytes. An index takes no longer rows than some 2,700, and contracts allow far less.
+const LONGEST_ID: usize = 512;
+
 /// The command side of one service: all that a command surface is handed.
 #[derive(Clone, Debug)]
 pub struct CommandSide {
@@ -205,16 +208,23 @@ impl CommandSide {
     /// Has a command decided over these aggregates, and answers what came of it, durable.
     ///
     /// # Errors
-    /// The refusal; ALREADY_EXISTS for a key used with another request; RESOURCE_EXHAUSTED when too much waits; UNAVAILABLE
-    /// while shutting down.
+    /// The refusal; INVALID_ARGUMENT for an aggregate that can't have its id; ALREADY_EXISTS for a key used with another request;
+    /// RESOURCE_EXHAUSTED when too much waits; UNAVAILABLE while shutting down.
     pub async fn submit<R: Message + Default>(
         &self,
         accepted: Accepted,
         mut aggregates: Vec<AggregateId>,
         decide: impl FnOnce(&State<'_>) -> Result<Decision<R>, Refusal> + Send + 'static,
     ) -> Result<Response<R>, Status> {
-        let Accepted { key, cause, saga, size, refused } = accepted;
+        let Accepted { key, cause, saga, size, mut refused } = accepted;
         aggregates.dedup();
+        // A server can look up none of the batch's rows where one can't be its: whoever is in it would be refused, each time.
+        if let Some(unfit) = aggregates.iter().find(|aggregate| !fits(&aggregate.id)) {
+            let why = format!("its id must be at most {LONGEST_ID} bytes long and hold no control characters");
+            let refusal = Refusal::invalid(unfit.kind, why);
+            refused.get_or_insert(Refused { refusal, is_kept: saga.is_some() });
+            aggregates.clear();
+        }
         let service = self.service;
         let action = saga.as_ref().filter(|call| call.op == Op::Action);
         let (deadline_micros, expires_micros) =
@@ -302,6 +312,11 @@ fn decoded<A: Aggregate>(id: &str, stored: Result<journal::Aggregate, sql::Error
         tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
         Refusal::internal()
     })
+}
+
+/// Whether an aggregate can have this id.
+fn fits(id: &str) -> bool {
+    id.len() <= LONGEST_ID && !id.contains(char::is_control)
 }
 
 /// What a call is answered of which nothing is known any more, if it ever was. A saga that goes on calls again.

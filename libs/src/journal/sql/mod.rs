@@ -165,6 +165,11 @@ pub enum Error {
     /// What was read is not what was written.
     #[error("the database holds what was never written: {0}")]
     Corrupt(String),
+    /// The values of one column are to be of one type.
+    #[error(
+        "rows that are written or looked up together have values of several types in one column, or keys without a value"
+    )]
+    Mixed,
     /// What was committed is not there: a server has taken over that had not come so far, or somebody else has begun anew.
     #[error("what was committed is gone: {0}")]
     Gone(String),

@@ -71,7 +71,7 @@ pub(in crate::journal) async fn query_texts<const N: usize>(
     for (keys, column) in columns {
         let text = |key: &'_ Vec<Value>| match key.get(column) {
             Some(Value::Text(text)) => Ok(text.as_ref().to_owned()),
-            _ => Err(mixed()),
+            _ => Err(Error::Mixed),
         };
         query = query.bind(keys.iter().map(text).collect::<Result<Vec<String>, _>>()?);
     }
@@ -85,9 +85,9 @@ pub(in crate::journal) type Set<'r> = (&'static Table, Write, Vec<&'r [Value]>);
 pub(in crate::journal) async fn write(connection: &mut PgConnection, sets: &[Set<'_>]) -> Result<(), Error> {
     let sets: Vec<(&Set<'_>, &[Value])> = sets.iter().filter_map(|set| Some((set, *set.2.first()?))).collect();
     let (mut inserts, mut bound) = (Vec::with_capacity(sets.len()), 0);
-    for ((table, how, _), first) in &sets {
-        inserts.push(insert_sql(table, *how, first, bound)?);
-        bound += first.len();
+    for ((table, how, rows), first) in &sets {
+        let types: Vec<_> = (0..first.len()).map(|at| type_of(column(rows, at))).collect();
+        inserts.push(insert_sql(table, *how, &types, &mut bound));
     }
     let Some(last) = inserts.pop() else { return Ok(()) };
     let mut sql = String::new();
@@ -97,25 +97,36 @@ pub(in crate::journal) async fn write(connection: &mut PgConnection, sets: &[Set
     sql.push_str(&last);
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for ((_, _, rows), first) in &sets {
-        for column in 0..first.len() {
-            query = bind_array(query, rows.iter().filter_map(|row| row.get(column)))?;
+        for at in 0..first.len() {
+            query = bind_array(query, column(rows, at))?;
         }
     }
     answered(query.execute(connection)).await?;
     Ok(())
 }
 
-/// What writes a set whose first row is this, after so many placeholders.
-fn insert_sql(table: &Table, how: Write, first: &[Value], bound: usize) -> Result<String, Error> {
-    let array = |(at, value)| array_type(value).map(|name| format!("${}::{name}", bound + at + 1));
-    let arrays = first.iter().enumerate().map(array).collect::<Result<Vec<_>, _>>()?.join(",");
-    let columns = table.columns.join(",");
-    let mut sql = format!(" INSERT INTO {} ({columns}) SELECT * FROM UNNEST({arrays})", table.name);
+/// What writes a set whose columns are of these types, after so many placeholders. One in which no row has a value is bound to nothing.
+fn insert_sql(table: &Table, how: Write, types: &[Option<&str>], bound: &mut usize) -> String {
+    let (mut values, mut arrays, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, array) in types.iter().enumerate() {
+        let Some(array) = array else {
+            values.push("NULL".to_owned());
+            continue;
+        };
+        *bound += 1;
+        arrays.push(format!("${bound}::{array}"));
+        names.push(format!("v{at}"));
+        values.push(format!("v{at}"));
+    }
+    let (columns, values, arrays, names) =
+        (table.columns.join(","), values.join(","), arrays.join(","), names.join(","));
+    let mut sql =
+        format!(" INSERT INTO {} ({columns}) SELECT {values} FROM UNNEST({arrays}) AS given({names})", table.name);
     if how == Write::Upsert {
         sql.push(' ');
         sql.push_str(&statements::or_replace_sql(table));
     }
-    Ok(sql)
+    sql
 }
 
 /// Inserts or replaces rows of any tables; of two rows with one key the later stays.
@@ -136,7 +147,8 @@ pub(in crate::journal) async fn fetch_keys(
     keys: &[Vec<Value>],
 ) -> Result<Vec<Record>, Error> {
     let Some(first) = keys.first() else { return Ok(Vec::new()) };
-    let types = first.iter().map(array_type).collect::<Result<Vec<_>, _>>()?;
+    let types = (0..first.len()).map(|at| type_of(column(keys, at)).ok_or(Error::Mixed));
+    let types = types.collect::<Result<Vec<_>, _>>()?;
     let arrays: Vec<String> = types.iter().enumerate().map(|(at, name)| format!("${}::{name}", at + 1)).collect();
     let wanted: Vec<String> = (0..types.len()).map(|at| format!("k{at}")).collect();
     let equal: Vec<String> =
@@ -150,8 +162,8 @@ pub(in crate::journal) async fn fetch_keys(
         equal.join(" AND ")
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
-    for column in 0..types.len() {
-        query = bind_array(query, keys.iter().filter_map(|key| key.get(column)))?;
+    for at in 0..types.len() {
+        query = bind_array(query, column(keys, at))?;
     }
     let rows = answered(query.fetch_all(connection)).await?;
     rows.iter().map(read).collect()
@@ -181,29 +193,41 @@ fn bind<'q>(query: Pending<'q>, values: &'q [Value]) -> Pending<'q> {
     })
 }
 
-fn array_type(value: &Value) -> Result<&'static str, Error> {
-    match value {
-        Value::Int(_) => Ok("bigint[]"),
-        Value::Text(_) => Ok("text[]"),
-        Value::Blob(_) => Ok("bytea[]"),
-        Value::Null => Err(mixed()),
-    }
+/// The values of a column of a set.
+fn column(rows: &[impl AsRef<[Value]>], at: usize) -> impl Iterator<Item = &Value> + Clone {
+    rows.iter().filter_map(move |row| row.as_ref().get(at))
 }
 
-fn mixed() -> Error {
-    Error::Corrupt("a set of rows whose column is not of one type".to_owned())
+/// What a column is bound as, by the first of its values; None where it has none.
+fn type_of<'q>(mut column: impl Iterator<Item = &'q Value>) -> Option<&'static str> {
+    column.find_map(|value| match value {
+        Value::Int(_) => Some("bigint[]"),
+        Value::Text(_) => Some("text[]"),
+        Value::Blob(_) => Some("bytea[]"),
+        Value::Null => None,
+    })
 }
 
-/// Binds a column of a set. All its values must be of one type.
+/// Binds a column of a set, unless it has no value. All that it has must be of one type.
 fn bind_array<'q>(query: Pending<'q>, column: impl Iterator<Item = &'q Value> + Clone) -> Result<Pending<'q>, Error> {
+    fn array<'q, T>(
+        column: impl Iterator<Item = &'q Value>,
+        of: impl Fn(&'q Value) -> Option<T>,
+    ) -> Result<Vec<Option<T>>, Error> {
+        let value = |value| match value {
+            &Value::Null => Ok(None),
+            value => of(value).map(Some).ok_or(Error::Mixed),
+        };
+        column.map(value).collect()
+    }
     let int = |value: &'q Value| if let Value::Int(value) = value { Some(*value) } else { None };
     let text = |value: &'q Value| if let Value::Text(value) = value { Some(&**value) } else { None };
     let blob = |value: &'q Value| if let Value::Blob(value) = value { Some(&**value) } else { None };
-    Ok(match column.clone().next() {
-        Some(Value::Int(_)) => query.bind(column.map(int).collect::<Option<Vec<i64>>>().ok_or_else(mixed)?),
-        Some(Value::Text(_)) => query.bind(column.map(text).collect::<Option<Vec<&str>>>().ok_or_else(mixed)?),
-        Some(Value::Blob(_)) => query.bind(column.map(blob).collect::<Option<Vec<&[u8]>>>().ok_or_else(mixed)?),
-        Some(Value::Null) | None => return Err(mixed()),
+    Ok(match column.clone().find(|value| **value != Value::Null) {
+        Some(Value::Int(_)) => query.bind(array(column, int)?),
+        Some(Value::Text(_)) => query.bind(array(column, text)?),
+        Some(Value::Blob(_)) => query.bind(array(column, blob)?),
+        Some(Value::Null) | None => query,
     })
 }
 
