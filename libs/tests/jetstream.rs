@@ -353,3 +353,50 @@ async fn how_far_the_log_is_that_another_process_writes_is_shown_before_it_is_pu
     assert_eq!(shown(&board).await.position, 1_000);
     relay.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_reader_does_not_take_waits_at_the_broker() {
+    const LARGE: usize = 64 << 10;
+    let Some(broker) = Broker::start() else { return };
+    if database::is_shared() {
+        // Replicas have names that nobody knows.
+        return;
+    }
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.write(600, LARGE).await;
+    until("600 are published", || async { shown(&board).await.position == 600 }).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let (read, _runs) = source.views(&broker, "reader", Seen { gate: Some(Arc::clone(&gate)), ..at_once() }).await;
+    let context = operator(&broker).await;
+    let sent = async || match context.get_stream(STREAM).await.unwrap().consumer_info("reader").await {
+        Ok(info) => info.num_ack_pending,
+        Err(_) => 0,
+    };
+    until("the reader takes some", || async { sent().await > 0 }).await;
+    let (mut most, mut quiet) = (0, 0);
+    while quiet < 20 {
+        sleep(Duration::from_millis(50)).await;
+        let now = sent().await;
+        quiet = if now == most { quiet + 1 } else { 0 };
+        most = now;
+    }
+    // Or the test would not end whose folds wait for it.
+    gate.add_permits(1);
+    assert!(most * LARGE <= 17 << 20, "{most} messages of 64 KiB are out");
+    source.check(&read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_larger_than_what_a_reader_holds_comes_all_the_same() {
+    let Some(broker) = Broker::start_with("max_payload: 16MB") else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    for size in [100, 9 << 20, 15 << 20, 100] {
+        source.happen("thing", size).await;
+    }
+    until("all are published", || async { shown(&board).await.position == 4 }).await;
+    source.desk.is_out();
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+}

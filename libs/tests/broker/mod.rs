@@ -29,8 +29,13 @@ pub(crate) struct Broker {
 
 impl Broker {
     /// A server on a free port with nothing in it; None where no program is named.
-    #[expect(clippy::print_stderr, reason = "a test that is left out says why")]
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with("")
+    }
+
+    /// The same, configured so.
+    #[expect(clippy::print_stderr, reason = "a test that is left out says why")]
+    pub(crate) fn start_with(configuration: &str) -> Option<Self> {
         let Some(program) = std::env::var_os("TEST_NATS") else {
             eprintln!("skipped: needs NATS, and TEST_NATS names no nats-server (tests/nats.sh)");
             return None;
@@ -38,6 +43,7 @@ impl Broker {
         let program = program.into();
         let port = Port::free().unwrap();
         let mut broker = Self { program, port, child: None, folder: TempDir::new().unwrap() };
+        fs::write(broker.configuration(), configuration).unwrap();
         broker.go_on();
         Some(broker)
     }
@@ -51,7 +57,9 @@ impl Broker {
         let mut command = Command::new(&self.program);
         command
             .args(["-a", "127.0.0.1", "-p", &self.port.address().port().to_string(), "-js", "-sd"])
-            .arg(self.store());
+            .arg(self.store())
+            .arg("-c")
+            .arg(self.configuration());
         let child = self.child.insert(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let begun = Instant::now();
         while TcpStream::connect(self.port.address()).is_err() {
@@ -80,6 +88,10 @@ impl Broker {
         assert!(self.child.is_none(), "it is running");
         fs::remove_dir_all(self.store()).unwrap();
         copy(memory.path(), &self.store());
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.path().join("nats.conf")
     }
 
     fn store(&self) -> PathBuf {

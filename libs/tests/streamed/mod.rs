@@ -115,7 +115,8 @@ impl Source {
         let change = Change { aggregate, state: None, version: position.unsigned_abs(), events: vec![event] };
         let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
         let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size };
-        self.journal.submit(entry).await.unwrap();
+        // It may be larger than a command.
+        self.journal.submit_admitted(entry).await.unwrap();
     }
 
     /// Is stopped, and comes back with another log, to which this happened. Nobody publishes that yet.

@@ -19,6 +19,7 @@ use super::{
     super::{
         envelope,
         inbox::Inbox,
+        log::MOST_BYTES,
         subscription::Subscription,
         told::{Recurring, Told},
     },
@@ -30,6 +31,8 @@ use crate::journal::Event;
 
 /// How many messages are asked for at a time.
 const BATCH: usize = 1024;
+/// Of a message that is sent, what its subject and the place for its acknowledgement take at most, beside the broker's own allowance.
+const LINE: usize = 4096;
 /// How many may be unacknowledged before the server waits: more than the inbox holds.
 const MOST_PENDING: i64 = 1 << 15;
 /// How often the server says that it is there while nothing comes.
@@ -304,7 +307,10 @@ impl Consumer {
             ..pull::Config::default()
         };
         let consumer = stream.get_or_create_consumer(name, config).await?;
-        let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).messages().await?;
+        // The server sends none that is larger than what it was asked for, and says so as often as it is asked.
+        let largest = self.jetstream.context.client().server_info().max_payload.saturating_add(LINE);
+        let messages = consumer.stream().max_messages_per_batch(BATCH).max_bytes_per_batch(MOST_BYTES.max(largest));
+        let messages = messages.heartbeat(HEARTBEAT).messages().await?;
         self.anew = false;
         if position(stream.cached_info().state.last_sequence) == self.inbox.reached() {
             // All has come that there is: nothing else would tell that it is over.
