@@ -400,3 +400,34 @@ async fn a_message_that_is_larger_than_what_a_reader_holds_comes_all_the_same() 
     let (read, _runs) = source.views(&broker, "reader", at_once()).await;
     source.check(&read).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_publish_one_stands_back() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let client = async_nats::connect(broker.url()).await.unwrap();
+    let mut messages = client.subscribe("trellis.source.>").await.unwrap();
+    client.flush().await.unwrap();
+    let board = source.publish(&broker).await;
+    let (twin, twins) = (connect(&broker).await.relay("source", Log::of(&source.journal)), Board::default());
+    twin.show_on(&twins);
+    let twin = tokio::spawn(twin.run());
+    for _ in 0..200 {
+        source.write(1, 100).await;
+        let written = u64::try_from(source.written).unwrap();
+        until("it is published", || async {
+            let stream = operator(&broker).await.get_stream(STREAM).await;
+            stream.is_ok_and(|stream| stream.cached_info().state.messages == written)
+        })
+        .await;
+    }
+    for board in [board, twins] {
+        until("both know", || async { shown(&board).await.position == 200 }).await;
+    }
+    let mut published = 0;
+    while timeout(Duration::from_millis(500), messages.next()).await.is_ok() {
+        published += 1;
+    }
+    assert!((200..300).contains(&published), "200 events were published {published} times");
+    twin.abort();
+}

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
+    self,
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
     stream::{RawMessageErrorKind, Stream},
@@ -189,7 +190,7 @@ impl Relay {
         Ok(last)
     }
 
-    /// Sends events that belong behind the stream's last one. False if that was another than thought.
+    /// Sends events that belong behind the stream's last one. False if that was another than thought, or somebody else publishes them.
     async fn send(&self, events: Vec<Event>) -> Result<bool, BrokerError> {
         let context = &self.jetstream.context;
         let most = context.client().server_info().max_payload.saturating_sub(HEADERS);
@@ -209,8 +210,10 @@ impl Relay {
             }
             sent.push(context.send_publish(subject, message).await?);
         }
-        for acknowledged in sent {
+        for (at, acknowledged) in sent.into_iter().enumerate() {
             match acknowledged.await {
+                // Of two who publish the same, one was first with the first of it: that one goes on.
+                Ok(taken) if taken.duplicate && at == 0 => return Ok(false),
                 Ok(_) => {}
                 Err(error) if is_elsewhere(&error) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -229,6 +232,28 @@ fn is_same(one: &pb::Event, other: &pb::Event) -> bool {
     without_form(one) == without_form(other)
 }
 
+/// Whether somebody else has published, or is about to: a stream of several replicas says so of a message that it has yet to agree on.
 fn is_elsewhere(error: &PublishError) -> bool {
+    let said = || std::error::Error::source(error)?.downcast_ref::<jetstream::Error>();
     error.kind() == PublishErrorKind::WrongLastSequence
+        || said().is_some_and(|said| said.error_code() == jetstream::ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_publishes_is_no_failure() {
+        let said = |code: u64| {
+            let said =
+                serde_json::json!({"code": 409, "err_code": code, "description": "duplicate message id is in process"});
+            let said: jetstream::Error = serde_json::from_value(said).expect("an error");
+            PublishError::with_source(PublishErrorKind::Other, said)
+        };
+        assert!(is_elsewhere(&said(10158)));
+        assert!(is_elsewhere(&PublishErrorKind::WrongLastSequence.into()));
+        assert!(!is_elsewhere(&said(10077)));
+        assert!(!is_elsewhere(&PublishErrorKind::Other.into()));
+    }
 }
