@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::StreamExt as _;
 use libs::{
     cqrs::{
@@ -37,6 +38,7 @@ use proto::projections::v1::{
     projection_command_service_server::ProjectionCommandService as _,
     projection_query_service_server::ProjectionQueryService as _,
 };
+use sha2::{Digest as _, Sha256};
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -676,6 +678,36 @@ async fn pages_are_stable_while_rows_come_in() {
     let filter = vec![("parity", Value::from(1_i64))];
     let odd = read.page::<i64>(&SUMS, PageQuery { page_size: 0, page_token: "", filter, order }).await.unwrap();
     assert_eq!(odd.items, [3, 1]);
+}
+
+/// As somebody makes one who reads this program: its check is no secret.
+fn forged(order: PageOrder, last: &[u8]) -> String {
+    let filter = Vec::<(&str, Value)>::new();
+    let hash = Sha256::new().chain_update(format!("sums {order:?} {filter:?} ")).chain_update(last).finalize();
+    URL_SAFE_NO_PAD.encode([last, &hash[..8]].concat())
+}
+
+#[tokio::test]
+async fn a_page_token_that_was_made_by_hand_is_refused_and_asks_the_database_nothing() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    add(&journal, "a", 1).await;
+    let location = database::location(folder.path(), "test").views();
+    let views = Views::open(location, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
+    let read = views.read_side("test", PATIENCE);
+    views.catch_up(|_, _| {}).await.unwrap();
+    let page = async |order: PageOrder, last: &[u8]| {
+        let query = PageQuery { page_size: 2, page_token: &forged(order, last), filter: Vec::new(), order };
+        read.page::<i64>(&SUMS, query).await
+    };
+    let (by_id, by_position) = (PageOrder::Ascending("id"), PageOrder::Ascending("position"));
+    let number = [b"i".as_slice(), &0_i64.to_be_bytes()].concat();
+    for (order, last) in [(by_position, b"ta".as_slice()), (by_id, &number), (by_id, b"ta\0b")] {
+        let refused = page(order, last).await.unwrap_err();
+        assert_eq!(refused.violations.first().map(|wrong| &*wrong.field), Some("page_token"), "{refused:?}");
+    }
+    assert_eq!(page(by_id, b"tA").await.unwrap().items, [1], "it is made as the others are");
+    assert_eq!(page(by_position, &number).await.unwrap().items, [1]);
 }
 
 /// A document of so many KiB for each counter.

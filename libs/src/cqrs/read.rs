@@ -245,10 +245,10 @@ impl ReadSide {
         let (column, (compare, direction)) = (query.order.column(), query.order.direction());
         let mut conditions = Conditions::default();
         conditions.filter(&query.filter);
-        if let Some(after) = query.after(table.name)? {
+        let by_text = column == "id";
+        if let Some(after) = query.after(table.name, by_text)? {
             conditions.add(column, compare, after);
         }
-        let by_text = column == "id";
         let sql = format!(
             "SELECT {column},document FROM {}{} ORDER BY {column} {direction} LIMIT {}",
             table.name,

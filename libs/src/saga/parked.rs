@@ -42,7 +42,7 @@ impl ParkedSagas {
         let (order, filter) = (PageOrder::Ascending("saga_id"), Vec::new());
         let query = PageQuery { page_size: *page_size, page_token, filter, order };
         let most = usize::try_from(query.size()?).unwrap_or_default();
-        let after = match query.after(LISTING)? {
+        let after = match query.after(LISTING, true)? {
             Some(Value::Text(after)) => after.to_string(),
             _ => String::new(),
         };
