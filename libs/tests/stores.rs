@@ -244,6 +244,9 @@ async fn who_only_reads_says_what_makes_the_database() {
     let folder = TempDir::new().unwrap();
     let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();
     assert!(error.contains("serve its commands or run migrate first") && !error.contains('\n'), "{error}");
+    // Nor are views made of one that isn't there.
+    let error = rebuild(&folder.path().join("test.db"), &Arc::default()).await.unwrap_err().to_string();
+    assert!(error.contains("serve its commands or run migrate first") && !error.contains('\n'), "{error}");
     // Nor is one there whose maker was killed at once.
     File::create(folder.path().join("test.db")).unwrap();
     let error = Log::open(folder.path().join("test.db").as_path()).unwrap_err().to_string();
@@ -411,4 +414,23 @@ async fn two_tables_or_projections_of_one_name_are_refused_before_anything_is_ma
     let source = Source { peer, kinds: &[], projections: squeamish() };
     let refused = Stores::follow("test", source, &mut app, &flags).await.unwrap_err().to_string();
     assert!(refused.starts_with("two projections are named squeamish"), "{refused}");
+}
+
+/// Somebody else may have left it where the views' lock is to be.
+#[tokio::test]
+async fn making_views_anew_changes_nothing_that_a_link_leads_to() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    write(&Journal::open(&path, &[]).await.unwrap(), &["a"]).await;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let (theirs, lock) = (folder.path().join("theirs"), companion(&path.with_extension("views.db"), ".lock"));
+    std::fs::write(&theirs, "secret").unwrap();
+    std::fs::set_permissions(&theirs, Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&theirs, &lock).unwrap();
+    let rebuilt = rebuild(&path, &mended).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!((mode(&theirs), mode(&path)), (0o600, 0o644), "{rebuilt:?}");
+    let refused = rebuilt.unwrap_err().to_string();
+    assert!(refused.contains("test.views.db.lock: it is a link") && !refused.contains('\n'), "{refused}");
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"secret");
 }

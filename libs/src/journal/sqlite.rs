@@ -1,7 +1,7 @@
 //! Opening SQLite so that what is committed stays: WAL, `synchronous=FULL`, both read back, one process a file.
 
 use std::{
-    fs::{self, File, Metadata, TryLockError},
+    fs::{self, File, Metadata, OpenOptions, TryLockError},
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -359,6 +359,21 @@ pub fn remove_abandoned(path: &Path) -> Result<bool, OpenError> {
     Ok(true)
 }
 
+/// Opens a file that has this name itself: somebody else may have left a link there that leads to any other.
+///
+/// # Errors
+/// When it can't be opened, or is a link.
+pub fn itself(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let is_link = || Err(io::Error::other("it is a link, or was replaced meanwhile: remove it"));
+    // Or what is at its end would be made.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        return is_link();
+    }
+    let file = options.open(path)?;
+    let opened = identity(&file.metadata()?);
+    if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == opened) { Ok(file) } else { is_link() }
+}
+
 /// Takes a database for oneself, until what this answers is dropped. A file of more than one name, by symbolic links, is one database.
 ///
 /// # Errors
@@ -369,12 +384,8 @@ pub fn lock(path: &Path) -> Result<File, OpenError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
     }
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(|source| failed(&lock_path, source))?;
+    let options = File::options().create(true).truncate(false).write(true).clone();
+    let file = itself(&options, &lock_path).map_err(|source| failed(&lock_path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),

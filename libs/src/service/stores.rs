@@ -1,9 +1,9 @@
 //! The embedded stores of a service: the journal its commands are written to, and beside it the views its queries read.
 
 use std::{
-    fs::{self, Metadata},
+    fs::{self, File, Metadata},
     io::{self, IsTerminal as _, Write as _},
-    os::unix::fs::{MetadataExt as _, chown},
+    os::unix::fs::{MetadataExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,7 @@ use crate::{
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
     journal::{
         Journal, Location, Names, OpenError, Table,
-        sqlite::{companion, lock, remove, remove_abandoned},
+        sqlite::{companion, itself, lock, remove, remove_abandoned},
     },
     rpc::client::Peer,
     telemetry,
@@ -181,16 +181,17 @@ impl Stores {
             return Ok(());
         };
         let (old, new) = (path.with_extension("views.db"), path.with_extension("views.new.db"));
+        let log = Log::open(&location)?;
         // Whoever runs this may be another user than who serves, as where a backup is put back.
         let whose = fs::metadata(&old).or_else(|_| fs::metadata(path))?;
         // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
-        match Views::open(&old, Log::open(&location)?, &Projections::new()).await {
+        match Views::open(&old, log, &Projections::new()).await {
             Ok(views) => views.catch_up(|_, _| {}).await?,
             Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
             Err(error) => tracing::warn!(%error, "the old views are lost"),
         }
         // Nor may anybody begin to: whoever did would go on reading what is removed in the end.
-        let _old = lock(&old)?;
+        let old_lock = lock(&old)?;
         remove(&new)?;
         let log = Log::open(&location)?.upcast(self.upcasters);
         if let Err(error) = make(&new, log, &self.projections).await {
@@ -208,9 +209,10 @@ impl Stores {
             }
             tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
         }
-        for file in [&new, &companion(&old, ".lock")] {
+        for (name, file) in [(&new, &itself(File::options().read(true), &new)?), (&old, &old_lock)] {
             if let Err(error) = like(&whose, file) {
-                tracing::warn!(file = %file.display(), %error, "it is not given to who has the views, or the journal");
+                let views = name.display();
+                tracing::warn!(%views, %error, "they or their lock are not given to who has the views, or the journal");
             }
         }
         take_place(&new, &old)?;
@@ -247,11 +249,11 @@ fn take_place(new: &Path, old: &Path) -> io::Result<()> {
 }
 
 /// Gives a file another one's owner and rights.
-fn like(other: &Metadata, file: &Path) -> io::Result<()> {
-    let its = fs::metadata(file)?;
-    fs::set_permissions(file, other.permissions())?;
+fn like(other: &Metadata, file: &File) -> io::Result<()> {
+    let its = file.metadata()?;
+    file.set_permissions(other.permissions())?;
     if (its.uid(), its.gid()) != (other.uid(), other.gid()) {
-        chown(file, Some(other.uid()), Some(other.gid()))?;
+        fchown(file, Some(other.uid()), Some(other.gid()))?;
     }
     Ok(())
 }
