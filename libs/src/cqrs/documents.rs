@@ -11,7 +11,7 @@ use crate::journal::{
 };
 
 /// The documents that a batch of events touches. The table's columns must begin with `id`, `position`, `document`, its key
-/// being the id. A view that is watched has an index on `position`, and an event changes at most 128 of its documents.
+/// being the id. A view that is watched has an index on `position`.
 #[derive(Debug)]
 pub struct Documents<M> {
     table: &'static Table,

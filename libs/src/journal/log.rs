@@ -119,7 +119,8 @@ pub async fn events_after(reader: &Reader, position: i64, limit: i64) -> Result<
 ///
 /// # Errors
 /// When the log can't be read.
-pub async fn batch_after(reader: &Reader, position: i64, limit: i64, bytes: i64) -> Result<Vec<Event>, Error> {
+#[cfg(feature = "cqrs")]
+pub(crate) async fn batch_after(reader: &Reader, position: i64, limit: i64, bytes: i64) -> Result<Vec<Event>, Error> {
     // Neither database reads a payload for its length.
     const SQL: &str = "SELECT position,kind,id,version,name,payload,cause,traceparent,time FROM events
         WHERE position > $1 AND position <= (SELECT MAX(position) FROM (

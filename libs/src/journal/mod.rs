@@ -36,6 +36,8 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 
+#[cfg(feature = "cqrs")]
+pub(crate) use self::log::batch_after;
 pub use self::{
     beside::Beside,
     entry::{
@@ -43,7 +45,7 @@ pub use self::{
         RequestKey, Role, Row, SubmitError, Table,
     },
     location::Location,
-    log::{Event, batch_after, events_after, head, head_of_primary},
+    log::{Event, events_after, head, head_of_primary},
     members::Member,
     names::Names,
     recent::Recent,

@@ -131,7 +131,9 @@ impl Server {
         }
         let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains(&name.to_lowercase()));
         for statement in tables.iter().flat_map(|table| table.create).filter(missing) {
-            postgres::execute(connection, &translate(statement), &[]).await?;
+            let statement = translate(statement);
+            let made = postgres::execute(connection, &statement, &[]);
+            postgres::patiently(made, || tracing::info!(schema = self.schema, statement, "this takes long")).await?;
         }
         Ok(())
     }

@@ -18,7 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::sql::{Error, postgres::answered};
+use super::sql::{
+    Error,
+    postgres::{self, answered},
+};
 
 /// How long somebody waits for a session before the server counts as out of reach.
 const WAIT: Duration = Duration::from_secs(5);
@@ -95,7 +98,8 @@ impl Sessions {
     pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
         let sql = format!("BEGIN; SET LOCAL lock_timeout = 0; {}", turn(turn_name));
         let (permit, mut session, _) = self.ready().await?;
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session).await?;
+        let asked = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session);
+        postgres::patiently(asked, || tracing::info!("waiting for another process that makes tables here")).await?;
         Ok(Transaction { session, of: Arc::clone(&self.0), _turn: permit })
     }
 

@@ -1,6 +1,6 @@
 //! The same sets of rows on PostgreSQL: each column of a set is one array, so every statement has one shape.
 
-use std::{fmt::Write as _, io, time::Duration};
+use std::{fmt::Write as _, io, pin::pin, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, Column as _, PgConnection, Postgres, Row as _, TypeInfo as _, postgres::PgArguments, query::Query,
@@ -39,6 +39,17 @@ pub(in crate::journal) async fn answered<T, E: From<sqlx::Error>>(
     asked: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into()))
+}
+
+/// Waits for what may take as long as it does, such as another process's turn or an index, and tells of it every so often.
+pub(in crate::journal) async fn patiently<T>(asked: impl Future<Output = T>, tell: impl Fn()) -> T {
+    let mut asked = pin!(asked);
+    loop {
+        match timeout(ANSWER, &mut asked).await {
+            Ok(end) => return end,
+            Err(_) => tell(),
+        }
+    }
 }
 
 /// Runs a statement, however long that takes. Placeholders are `$1`, `$2`, ….
@@ -244,4 +255,22 @@ fn read(row: &sqlx::postgres::PgRow) -> Result<Record, Error> {
         })
     };
     row.columns().iter().map(value).collect::<Result<_, Error>>().map(Record)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_take_long_is_waited_for_and_told_of() {
+        let told = Cell::new(0);
+        patiently(sleep(ANSWER * 3 + ANSWER / 2), || told.set(told.get() + 1)).await;
+        assert_eq!(told.get(), 3);
+        patiently(std::future::ready(()), || told.set(0)).await;
+        assert_eq!(told.get(), 3, "what is there at once is not waited for");
+    }
 }
