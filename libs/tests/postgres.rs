@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod link;
 mod schema;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use libs::{
     },
     refusal::Violations,
 };
+use link::Cut;
 use schema::Schema;
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
@@ -299,4 +301,16 @@ async fn a_command_that_names_what_can_have_no_row_is_refused_alone() {
         }
     }
     command("longest", "x".repeat(512), MetadataMap::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_way_that_loses_the_schema_is_refused_and_nothing_is_made_elsewhere() {
+    let Some(schema) = Schema::new() else { return };
+    let (linked, cut) = link::to(&schema).await;
+    *cut.lock().unwrap() = Cut::Schemaless;
+    let refused = Journal::open(linked, &[]).await.map(drop);
+    let elsewhere = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'");
+    assert_eq!(elsewhere.fetch_one(&mut schema.connect().await).await.unwrap(), 0);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("a pooler") && refused.contains("public") && !refused.contains('\n'), "{refused}");
 }

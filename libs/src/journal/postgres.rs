@@ -57,7 +57,7 @@ impl Server {
     /// Reaches a schema for writing: makes it and these tables where they are missing, and asks what durability is promised.
     ///
     /// # Errors
-    /// When the server can't be reached, or doesn't promise that a commit outlives a crash.
+    /// When the server can't be reached, doesn't promise that a commit outlives a crash, or is reached by a way that loses the schema.
     pub(super) async fn open(
         location: &Location,
         connections: usize,
@@ -69,6 +69,13 @@ impl Server {
         let mut transaction = server.begin_patiently("create").await.map_err(failed)?;
         server.check(&mut transaction, location).await?;
         server.create(&mut transaction, tables).await.map_err(failed)?;
+        // Elsewhere they were another service's, too. Then nothing of it is made.
+        let asked = "SELECT COALESCE(current_schema()::text, 'no schema')";
+        let schema = postgres::query(&mut transaction, asked, &[]).await.map_err(failed)?;
+        let found = schema.first().map_or(Ok(String::new()), |record| record.text(0)).map_err(failed)?;
+        if found != server.schema {
+            return Err(OpenError::OtherSchema { location: location.clone(), found });
+        }
         transaction.commit().await.map_err(|error| failed(error.into()))?;
         Ok(Some(server))
     }

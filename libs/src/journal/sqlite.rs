@@ -57,6 +57,17 @@ pub enum OpenError {
         /// Which database.
         path: PathBuf,
     },
+    /// The session was not told which schema is its.
+    #[error(
+        "{location}: its sessions are in {found}: the role may not use the schema, or a pooler on the way drops the options of those who \
+         connect, search_path among them; have it pass them on, or name the server itself in --database-url"
+    )]
+    OtherSchema {
+        /// Which database.
+        location: Location,
+        /// Where the session is.
+        found: String,
+    },
     /// Two tables or indexes of a process have one name.
     #[error(
         "{name} is the name of two tables or indexes, which on a server are in one schema: give one of them another name (aggregates, \

@@ -36,6 +36,8 @@ pub(crate) enum Cut {
     Crashed(&'static str),
     /// It was asked, and goes on to be.
     Asked(&'static str),
+    /// No session is told its schema, as by a pooler that drops the options of those who connect.
+    Schemaless,
 }
 
 /// The backends that were there to be ended.
@@ -84,6 +86,9 @@ async fn carry(
             read = near.read(&mut up) => {
                 let count = read.unwrap_or(0);
                 answer_otherwise(&mut up[..count], &cut);
+                if *cut.lock().unwrap() == Cut::Schemaless {
+                    put_instead(&mut up[..count], "search_path", "another.way");
+                }
                 let silent = match *cut.lock().unwrap() {
                     Cut::Silent(from) => up[..count].windows(from.len()).any(|word| word == from.as_bytes()),
                     _ => false,
@@ -107,6 +112,7 @@ async fn carry(
                 }
                 match broken {
                     Cut::Never | Cut::Before | Cut::Silent(_) | Cut::Lost(_) | Cut::Crashed(_) | Cut::Asked(_) => {}
+                    Cut::Schemaless => {}
                     Cut::After => {
                         // It was committed once there is an answer.
                         let _ = far.read(&mut down).await;
@@ -135,7 +141,7 @@ async fn carry(
 fn at_commit(cut: &Mutex<Cut>) -> Cut {
     let mut cut = cut.lock().unwrap();
     match *cut {
-        Cut::Silent(_) => Cut::Never,
+        Cut::Silent(_) | Cut::Schemaless => Cut::Never,
         _ => std::mem::replace(&mut cut, Cut::Never),
     }
 }
@@ -144,11 +150,17 @@ fn at_commit(cut: &Mutex<Cut>) -> Cut {
 fn answer_otherwise(said: &mut [u8], cut: &Mutex<Cut>) {
     let mut cut = cut.lock().unwrap();
     let (Cut::Crashed(instead) | Cut::Asked(instead)) = *cut else { return };
-    if let Some(at) = said.windows(ASKED.len()).position(|words| words == ASKED.as_bytes()) {
-        said[at..at + ASKED.len()].fill(b' ');
-        said[at..at + instead.len()].copy_from_slice(instead.as_bytes());
+    if put_instead(said, ASKED, instead) {
         *cut = Cut::Asked(instead);
     }
+}
+
+/// Puts other words in the place of some, with blanks for what they are shorter. False if those are not said.
+fn put_instead(said: &mut [u8], words: &str, instead: &str) -> bool {
+    let Some(at) = said.windows(words.len()).position(|these| these == words.as_bytes()) else { return false };
+    said[at..at + words.len()].fill(b' ');
+    said[at..at + instead.len()].copy_from_slice(instead.as_bytes());
+    true
 }
 
 /// The backend's id, as the server tells it in BackendKeyData: `K`, the length 12, the id, a secret.
