@@ -9,7 +9,7 @@ use super::propagation::is_traceparent;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// As much of the trace's state as W3C wants to be passed on.
-const MOST_STATE: usize = 512;
+pub(super) const MOST_STATE: usize = 512;
 
 tokio::task_local! {
     static CALLER: Arc<Caller>;

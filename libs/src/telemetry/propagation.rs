@@ -130,7 +130,12 @@ struct Received<'a>(&'a HeaderMap);
 
 impl Extractor for Received<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        let value = self.0.get(key)?;
+        // It goes on to every peer: a call that came within the limit on headers would leave beyond it.
+        if key == "tracestate" && value.len() > caller::MOST_STATE {
+            return None;
+        }
+        value.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -159,6 +164,19 @@ mod tests {
         let context = extract(&headers);
         assert_eq!(context.span().span_context().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert!(context.span().span_context().is_remote());
+    }
+
+    #[test]
+    fn a_state_that_is_too_long_to_be_passed_on_is_not_kept_and_its_trace_is() {
+        let state_of = |members: usize| {
+            let members: Vec<String> = (0..members).map(|at| format!("m{at:02}={}", "x".repeat(123))).collect();
+            let headers = [("traceparent", TRACEPARENT.to_owned()), ("tracestate", members.join(","))];
+            let named = |(name, value)| (HeaderName::from_static(name), HeaderValue::try_from(value).expect("ASCII"));
+            let context = extract(&headers.map(named).into_iter().collect());
+            assert!(context.span().span_context().is_valid());
+            context.span().span_context().trace_state().header().len()
+        };
+        assert_eq!([1, 4, 5, 32].map(state_of), [127, caller::MOST_STATE - 1, 0, 0]);
     }
 
     #[test]
