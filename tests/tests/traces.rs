@@ -1,6 +1,7 @@
 //! One order is one trace, across four processes; what is taken up after a crash is another, which points to the first.
 
 use std::{
+    future::poll_fn,
     net::{Ipv4Addr, TcpListener},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use tests::{
     server::Server,
 };
 use tokio::time::{sleep, timeout};
-use tonic::Request;
+use tonic::{Request, body::Body, client::GrpcService};
 
 /// Exporters send every five seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,6 +142,33 @@ async fn a_saga_taken_up_after_a_crash_points_to_where_it_began() -> anyhow::Res
     let saga = spans.iter().find(|span| resumed(span)).context("it came")?;
     assert_ne!(hex(&saga.trace_id), TRACE, "a trace of its own");
     assert_eq!(saga.links.iter().map(|link| hex(link)).collect::<Vec<_>>(), [TRACE]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_strangers_path_is_no_spans_name() -> anyhow::Result<()> {
+    let collector = Collector::start().await?;
+    let mut shop = Shop::new()?;
+    let server = shop.inventory();
+    server.variable("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri());
+    server.variable("OTEL_METRICS_EXPORTER", "none");
+    server.start().await?;
+    // Nobody serves the one, and the other is longer than headers may be.
+    for bytes in [10 << 10, 20 << 10] {
+        let uri = format!("{}/{}", server.uri(), "x".repeat(bytes));
+        let call = http::Request::post(uri).header("content-type", "application/grpc").body(Body::empty())?;
+        let mut channel = server.channel();
+        poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await?;
+        let answer = GrpcService::call(&mut channel, call).await?;
+        assert!(answer.headers().contains_key("grpc-status"), "{answer:?}");
+    }
+    server.terminate().await?;
+    server.ended().await?;
+    let spans = collector.spans();
+    assert_eq!(spans.iter().filter(|span| span.name == "_OTHER").count(), 2, "{spans:?}");
+    for span in &spans {
+        assert!(span.attributes.values().chain([&span.name]).all(|text| text.len() < 100), "{span:?}");
+    }
     Ok(())
 }
 

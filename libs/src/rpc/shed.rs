@@ -27,6 +27,8 @@ use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
 
+use super::server::shown;
+
 /// How often refusals are told of at the most: a flood of calls must not become one of lines.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -77,7 +79,7 @@ impl Refused {
             return;
         }
         *told = Some(Instant::now());
-        let (service, method) = (&self.service, path.trim_start_matches('/'));
+        let (service, method) = (&self.service, shown(path.trim_start_matches('/')));
         tracing::warn!(service, method, refused, "too many calls are being worked on: others are refused");
     }
 }

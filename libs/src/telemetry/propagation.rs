@@ -67,13 +67,13 @@ pub fn resume(span: &Span, traceparent: &str) {
     }
 }
 
-/// A span for serving a call, in the trace of its caller. None where nothing is traced.
+/// A span for serving a call, in the trace of its caller, by the name that its method goes by. None where nothing is traced.
 #[must_use]
-pub fn server_span(method: &str, headers: &HeaderMap) -> Span {
+pub fn server_span<'a>(method: impl FnOnce() -> &'a str, headers: &HeaderMap) -> Span {
     if !init::traces() {
         return Span::none();
     }
-    let span = span("server", method);
+    let span = span("server", method());
     join(&span, extract(headers));
     span
 }

@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Status};
 use tracing::Span;
 
-use super::{Methods, details};
+use super::{Methods, details, methods};
 use crate::{
     refusal::code_name,
     telemetry::{Caller, ServerMetrics, propagation},
@@ -52,7 +52,7 @@ impl Call {
         let path = request.uri().path_and_query().cloned();
         let request_id = request.headers().get(REQUEST_ID).filter(|id| is_name(id)).cloned();
         let caller = Caller::new(request.headers(), request_id);
-        let span = propagation::server_span(method(path.as_ref()), request.headers());
+        let span = propagation::server_span(|| shared.methods.label(method(path.as_ref())), request.headers());
         Self { shared, span, caller, path, start: Instant::now(), quiet: None, finished: false }
     }
 
@@ -85,6 +85,7 @@ impl Call {
             // A call may end before anybody has looked whether its path is served.
             metrics.record(self.shared.methods.label(method), name, elapsed);
         }
+        let method = methods::shown(method);
         propagation::end_span(&self.span, name, is_fault(code) && self.quiet != Some(Quiet::Drained));
         let service = self.shared.service;
         let elapsed_ms = elapsed.as_secs_f64() * 1_000.0;

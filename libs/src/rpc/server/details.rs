@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderValue, header::HeaderName};
 use tonic::{Code, Status};
 
+use super::methods;
 use crate::{
     breaker::CircuitOpen,
     refusal::{Refusal, code_name},
@@ -11,9 +12,6 @@ use crate::{
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-
-/// The most letters of a path that is not served that are repeated.
-const MOST_PATH: usize = 256;
 
 /// The code in headers or trailers, if there is one.
 pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
@@ -35,10 +33,7 @@ pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Op
     let message = match status.code() {
         code if is_inside(code) => "internal error".to_owned(),
         // Tonic says nothing about a path that nobody serves.
-        Code::Unimplemented if status.message().is_empty() => {
-            let path: String = path.chars().take(MOST_PATH).collect();
-            format!("{path} is not served here")
-        }
+        Code::Unimplemented if status.message().is_empty() => format!("{} is not served here", methods::shown(path)),
         _ => status.message().to_owned(),
     };
     let complete = Refusal::new(status.code(), code_name(status.code()), message).into_status(service);

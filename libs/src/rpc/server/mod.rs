@@ -21,6 +21,7 @@ mod malformed;
 mod methods;
 mod observe;
 
+pub(super) use self::methods::shown;
 pub use self::{
     body::ServerBody,
     catch::{Catch, CatchFuture, CatchLayer},

@@ -120,6 +120,7 @@ mod tests {
         InMemoryMetricExporter, SdkMeterProvider,
         data::{AggregatedMetrics, MetricData},
     };
+    use parking_lot::Mutex;
     use tonic::Status;
     use tower::service_fn;
     use tracing::{Event, Level, Subscriber};
@@ -135,6 +136,20 @@ mod tests {
     impl<S: Subscriber> layer::Layer<S> for Warnings {
         fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
             self.0.fetch_add(usize::from(*event.metadata().level() == Level::WARN), Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps the methods that lines name.
+    #[derive(Clone, Default)]
+    struct Named(Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> layer::Layer<S> for Named {
+        fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                if field.name() == "method" {
+                    self.0.lock().push(format!("{value:?}"));
+                }
+            });
         }
     }
 
@@ -171,6 +186,28 @@ mod tests {
         let status = Status::from_header_map(&ended).expect("a status");
         assert!(is_draining(&status), "{status:?}");
         assert_eq!(warnings.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_strangers_path_is_no_longer_in_a_line_than_a_line_is() {
+        let named = Named::default();
+        let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(named.clone()));
+        let (_draining, draining) = watch::channel(false);
+        let brewing = service_fn(|call: Request<Body>| async move {
+            if call.uri().path().ends_with("Brew") {
+                pending::<()>().await;
+            }
+            Ok(Status::internal("too long").into_http::<Body>())
+        });
+        let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);
+        let mut server = ObserveLayer::new("tea", None, Methods::new([], []), draining).layer(shed);
+        let long = format!("/{}", "x".repeat(20 << 10));
+        server.call(call(&long)).await.expect("an answer");
+        let _brewing = server.call(call("/tea.v1.Tea/Brew"));
+        server.call(call(&long)).await.expect("an answer");
+        let named = named.0.lock();
+        assert_eq!(named.len(), 3, "failed, shed, and told of as such");
+        assert!(named.iter().all(|method| (200..300).contains(&method.len())), "{named:?}");
     }
 
     #[tokio::test(start_paused = true)]
