@@ -6,19 +6,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut as _, Bytes, BytesMut};
 use libs::cli::Serve;
-use prost::Message as _;
 use proto::inventory::v1::WatchStockRequest;
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    raw::{PATIENCE, Raw},
+    shelf::{FLOOD, Served, flags},
 };
 
-use crate::shelf::{FLOOD, Served, flags};
-
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// More than any test takes.
 const NEVER: Duration = Duration::from_secs(60 * 60);
 const WINDOW: u32 = (1 << 31) - 1;
@@ -35,30 +31,10 @@ fn unbounded() -> Serve {
 
 /// The socket of a client to which all is sent that it takes, and which has stopped reading.
 async fn deaf(served: &Served) -> net::TcpStream {
-    let socket = TcpStream::connect(served.address).await.expect("taken").into_std().expect("a socket");
-    let heard = TcpStream::from_std(socket.try_clone().expect("another handle")).expect("a socket");
-    let mut http = h2::client::Builder::new();
-    http.initial_window_size(WINDOW).initial_connection_window_size(WINDOW);
-    let (calls, connection) = http.handshake::<_, Bytes>(heard).await.expect("HTTP/2");
-    let reads = tokio::spawn(connection);
-    let request =
-        http::Request::post(format!("http://{}/inventory.v1.InventoryQueryService/WatchStock", served.address))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .expect("a request");
-    let (answer, mut body) = calls.ready().await.expect("ready").send_request(request, false).expect("sent");
-    let message = WatchStockRequest { sku: FLOOD.to_owned(), ..WatchStockRequest::default() }.encode_to_vec();
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    framed.put_u32(message.len().try_into().expect("short"));
-    framed.extend(message);
-    body.send_data(framed.freeze(), true).expect("sent");
-    answer.await.expect("an answer has begun");
-    // The socket stays open: the other handle is here.
-    reads.abort();
-    let _ = reads.await;
-    socket
+    let client = Raw::connect(served, WINDOW).await;
+    let message = WatchStockRequest { sku: FLOOD.to_owned(), ..WatchStockRequest::default() };
+    client.ask("WatchStock", &message, &[]).await;
+    client.stop().await
 }
 
 /// A ping, without which a client may never be told that the other end is closed.

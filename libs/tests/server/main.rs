@@ -4,6 +4,7 @@
 #[path = "../clock/mod.rs"]
 mod clock;
 mod deaf;
+mod raw;
 mod shelf;
 
 use std::{sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use clock::{soon, stop_the_clock};
+use raw::Raw;
 use shelf::{Served, flags};
 
 const MS: Duration = Duration::from_millis(1);
@@ -191,6 +193,17 @@ async fn a_call_that_takes_longer_than_allowed_is_answered_deadline_exceeded() {
     let mut stream = served.watch("").await;
     let more = tokio::time::timeout(Duration::from_millis(100), stream.message()).await;
     assert!(more.is_err(), "a stream that has begun is not capped: {more:?}");
+}
+
+#[tokio::test]
+async fn a_timeout_that_tonic_reads_is_answered_as_any() {
+    let served = Served::start(&flags()).await;
+    let client = Raw::connect(&served, 1 << 20).await;
+    let message = GetStockRequest { sku: "wait".to_owned() };
+    let answer = client.ask("GetStock", &message, &[("grpc-timeout", "+20m")]).await;
+    let status = Status::from_header_map(answer.headers()).expect("no stream");
+    assert_eq!((status.code(), reason(&status)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()), "{status}");
+    assert!(status.metadata().contains_key("x-request-id"));
 }
 
 #[tokio::test]
