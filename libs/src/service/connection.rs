@@ -141,14 +141,15 @@ async fn live(
     grace: Duration,
 ) {
     let Cord { cut, gone, greeted } = cord;
-    let aged = tokio::select! {
+    let (mut is_old, mut is_draining) = (false, false);
+    tokio::select! {
         _ = gone => return,
-        () = reached(&mut phase, Phase::Draining) => false,
-        () = silence(greeted) => false,
-        () = sleep(age) => true,
-    };
+        () = reached(&mut phase, Phase::Draining) => is_draining = true,
+        () = silence(greeted) => {}
+        () = sleep(age) => is_old = true,
+    }
     let _ = leave.send(());
-    if aged {
+    if is_old {
         // New calls go over a new connection already; streams may go on a while.
         tokio::select! {
             () = reached(&mut phase, Phase::Draining) => {}
@@ -164,7 +165,8 @@ async fn live(
     };
     tokio::select! {
         () = reached(&mut phase, Phase::Cut) => {}
-        () = sleep(grace), if aged => {}
+        // Who greeted too late may call all the same, and never say that it has heard. A server that stops has its own time for that.
+        () = sleep(grace), if !is_draining => {}
         () = never_called => {}
     }
     let _ = cut.send(());
@@ -217,6 +219,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_says_nothing_is_cut_off_and_one_that_speaks_lives_to_its_age() {
         assert_eq!(lives(false, false).await.as_secs(), 11);
+        assert_eq!(lives(false, true).await.as_secs(), 40, "it greeted too late, and doesn't leave");
         assert_eq!(lives(true, false).await.as_secs(), 931);
         assert_eq!(lives(true, true).await.as_secs(), 960);
     }
