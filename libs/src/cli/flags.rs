@@ -99,7 +99,8 @@ pub struct Limits {
     #[arg(long, env = "DRAIN_GRACE", value_name = "DURATION", default_value = "500ms", value_parser = duration::parse)]
     pub drain_grace: Duration,
 
-    /// The most time that a call may take, whatever its client allows it.
+    /// The most time that a call may take, whatever its client allows it. A client that leaves an answer untaken for so long, and for
+    /// longer than --keepalive-timeout, loses its connection, unless that is a stream.
     #[arg(long, env = "MAX_DEADLINE", value_name = "DURATION", default_value = "30s", value_parser = duration::parse_some)]
     pub max_deadline: Duration,
 
@@ -121,8 +122,8 @@ pub struct Limits {
     #[arg(long, env = "MAX_STREAMS", value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams: u32,
 
-    /// The most calls being worked on, of all connections together; more are refused at once with RESOURCE_EXHAUSTED. Health and
-    /// reflection always pass.
+    /// The most calls being worked on, of all connections together, and answers that their clients have still to take; more are refused
+    /// at once with RESOURCE_EXHAUSTED. Health and reflection always pass.
     #[arg(long, env = "MAX_CALLS", value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 

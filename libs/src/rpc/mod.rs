@@ -4,6 +4,7 @@ pub mod carried;
 pub(crate) mod cause;
 pub mod client;
 pub mod deadline;
+pub mod in_flight;
 pub mod server;
 pub mod shed;
 pub mod verdict;

@@ -2,7 +2,8 @@
 //!
 //! What does not fit is answered at once with RESOURCE_EXHAUSTED, ErrorInfo `OVERLOADED`, RetryInfo and
 //! `grpc-retry-pushback-ms`: a breaker takes it for overload rather than failure and rests as long as it says, and a retry waits
-//! as long. Health and reflection always pass. A call is worked on until its response begins; a stream then holds no place.
+//! as long. Health and reflection always pass. A call has its place until its answer is taken: what its client leaves lying is in memory.
+//! A stream has none once it has begun.
 
 use std::{
     collections::HashMap,
@@ -12,11 +13,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::{
@@ -27,10 +30,17 @@ use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
 
-use super::server::shown;
+use super::{
+    in_flight::{Flight, InFlight},
+    server::{Methods, shown},
+};
 
 /// How often refusals are told of at the most: a flood of calls must not become one of lines.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// An answer as large as this has its place until it was written, which takes an allocation. A smaller one has it until HTTP/2 has taken
+/// it: of a client with little room for each of 256 streams it then holds 2 MiB at the most.
+const LARGE: usize = 8 << 10;
 
 /// Bounds the calls being worked on. Clones share the bound, so one layer serves all connections.
 #[derive(Clone, Debug)]
@@ -38,6 +48,7 @@ pub struct ShedLayer {
     places: Arc<Semaphore>,
     overloaded: Status,
     refused: Arc<Refused>,
+    connection: Option<(Arc<InFlight>, Methods)>,
 }
 
 /// The calls that found no place.
@@ -60,7 +71,14 @@ impl ShedLayer {
     pub fn new(service: &str, calls: usize, pause: Duration) -> Self {
         let places = Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS)));
         let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Mutex::new(None) };
-        Self { places, overloaded: overloaded(service, pause), refused: Arc::new(refused) }
+        Self { places, overloaded: overloaded(service, pause), refused: Arc::new(refused), connection: None }
+    }
+
+    /// The same for one connection, whose calls are counted, and whose answers have their places until they are taken. Without it any may
+    /// be a stream.
+    #[must_use]
+    pub fn on(self, calls: Arc<InFlight>, methods: Methods) -> Self {
+        Self { connection: Some((calls, methods)), ..self }
     }
 
     /// Places that are free.
@@ -117,9 +135,9 @@ pub struct Shed<S> {
 impl<S, RequestBody, ResponseBody> Service<Request<RequestBody>> for Shed<S>
 where
     S: Service<Request<RequestBody>, Response = Response<ResponseBody>>,
-    ResponseBody: Default,
+    ResponseBody: Body + Default,
 {
-    type Response = S::Response;
+    type Response = Response<ShedBody<ResponseBody>>;
     type Error = S::Error;
     type Future = ShedFuture<S::Future>;
 
@@ -128,16 +146,22 @@ where
     }
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        if is_exempt(request.uri().path()) {
-            return ShedFuture { place: None, kind: Kind::Working { call: self.inner.call(request) } };
-        }
-        match Arc::clone(&self.layer.places).try_acquire_owned() {
-            Ok(place) => ShedFuture { place: Some(place), kind: Kind::Working { call: self.inner.call(request) } },
-            Err(_) => {
-                self.layer.refused.count(request.uri().path());
-                ShedFuture { place: None, kind: Kind::Refused { status: Some(self.layer.overloaded.clone()) } }
-            }
-        }
+        let path = request.uri().path();
+        let place = match is_exempt(path) {
+            true => None,
+            false => match Arc::clone(&self.layer.places).try_acquire_owned() {
+                Ok(place) => Some(place),
+                Err(_) => {
+                    self.layer.refused.count(path);
+                    let kind = Kind::Refused { status: Some(self.layer.overloaded.clone()) };
+                    return ShedFuture { held: None, is_stream: false, kind };
+                }
+            },
+        };
+        let connection = self.layer.connection.as_ref();
+        let is_stream = connection.is_none_or(|(_, methods)| methods.may_stream(path.trim_start_matches('/')));
+        let held = Held { place, flight: connection.map(|(calls, _)| calls.begin()) };
+        ShedFuture { held: Some(held), is_stream, kind: Kind::Working { call: self.inner.call(request) } }
     }
 }
 
@@ -150,11 +174,20 @@ pub(crate) fn is_exempt(path: &str) -> bool {
     path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
 }
 
+/// What a call has until it is over.
+#[derive(Debug)]
+struct Held {
+    /// None for who always passes, and for a stream that has begun.
+    place: Option<OwnedSemaphorePermit>,
+    flight: Option<Flight>,
+}
+
 pin_project! {
     /// A call that has a place, or the answer that there is none.
     #[derive(Debug)]
     pub struct ShedFuture<F> {
-        place: Option<OwnedSemaphorePermit>,
+        held: Option<Held>,
+        is_stream: bool,
         #[pin]
         kind: Kind<F>,
     }
@@ -172,17 +205,18 @@ pin_project! {
 impl<F, B, E> Future for ShedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: Default,
+    B: Body + Default,
 {
-    type Output = Result<Response<B>, E>;
+    type Output = Result<Response<ShedBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         match this.kind.project() {
-            KindProjected::Working { call } => call.poll(cx).map(|result| {
-                *this.place = None;
-                result
-            }),
+            KindProjected::Working { call } => {
+                let answered = ready!(call.poll(cx));
+                let held = this.held.take();
+                Poll::Ready(answered.map(|response| response.map(|body| ShedBody::new(body, held, *this.is_stream))))
+            }
             KindProjected::Refused { status } => {
                 let status = status.take().unwrap_or_else(|| Status::internal("polled after it was done"));
                 let mut response = status.into_http();
@@ -190,5 +224,69 @@ where
                 Poll::Ready(Ok(response))
             }
         }
+    }
+}
+
+/// An answer that has its place for as long as it is in memory.
+#[derive(Debug, Default)]
+pub struct ShedBody<B> {
+    inner: B,
+    held: Option<Held>,
+    is_stream: bool,
+}
+
+impl<B: Body> ShedBody<B> {
+    fn new(inner: B, held: Option<Held>, is_stream: bool) -> Self {
+        // What is all said with its head is in nobody's memory.
+        let mut held = held.filter(|_| !inner.is_end_stream());
+        match &mut held {
+            Some(held) if is_stream => held.place = None,
+            Some(Held { flight: Some(flight), .. }) => flight.owe(),
+            _ => {}
+        }
+        Self { inner, held, is_stream }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for ShedBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) if frame.is_data() => {
+                // There is one message, so nothing follows it but trailers.
+                let kept = |data: Bytes| match this.is_stream || data.len() < LARGE {
+                    true => data,
+                    false => Bytes::from_owner(Untaken { data, _held: this.held.take() }),
+                };
+                Poll::Ready(Some(Ok(frame.map_data(kept))))
+            }
+            end => {
+                this.held = None;
+                Poll::Ready(end)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An answer that HTTP/2 has and whose client may not have taken it. It is dropped once it was written.
+struct Untaken {
+    data: Bytes,
+    _held: Option<Held>,
+}
+
+impl AsRef<[u8]> for Untaken {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
     }
 }

@@ -238,6 +238,7 @@ impl App {
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout.max(limits.max_deadline),
+            owed: limits.max_deadline.max(limits.keepalive_timeout),
             patience: limits.keepalive.saturating_add(limits.keepalive_timeout),
         };
         health.serving().await;

@@ -3,15 +3,7 @@
 //! Each is a tonic server of its own with one connection to accept. Tonic's own limit on age is the same for all connections,
 //! which then all come back at once, and with a grace it cuts calls off instead of asking the client to leave first.
 
-use std::{
-    future::pending,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{future::pending, io, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use rand::RngExt as _;
@@ -21,11 +13,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{service::Routes, transport::Server};
-use tower::util::MapRequestLayer;
 
 use super::socket::{Cord, Socket};
 use crate::{
     rpc::{
+        in_flight::InFlight,
         server::{CatchLayer, DeadlineLayer, GuardLayer, MalformedLayer, Methods, ObserveLayer},
         shed::ShedLayer,
     },
@@ -35,7 +27,7 @@ use crate::{
 /// A client that has not begun to speak HTTP/2 after so long is none. One that speaks TLS first has as long for that.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// How long a connection that never had a call has to be told to leave. One that says nothing never hears of it.
+/// How long a connection on which nothing is in flight has to leave once it was told to. One that says nothing never hears of it.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How far the end of the process has come. It only moves on.
@@ -65,6 +57,8 @@ pub(super) struct Connections {
     pub(super) max_age: Duration,
     /// How long an aged connection's calls may take to end, and then its streams. It isn't in the way of a server that stops.
     pub(super) grace: Duration,
+    /// How long an answer may wait for its client, and at the most twice as long.
+    pub(super) owed: Duration,
     /// How long a client may take nothing of what it is sent.
     pub(super) patience: Duration,
 }
@@ -85,6 +79,7 @@ impl Connections {
             max_deadline,
             max_age,
             grace,
+            owed,
             patience,
         } = self;
         // Small messages each way: waiting for more to send costs a round trip.
@@ -96,13 +91,10 @@ impl Connections {
         let (leave, left) = oneshot::channel::<()>();
         let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
         let (end_streams, draining) = watch::channel(false);
-        let called = Arc::new(AtomicBool::new(false));
-        let noted = Arc::clone(&called);
+        let calls = Arc::<InFlight>::default();
+        let shed = shed.on(Arc::clone(&calls), methods.clone());
+        let bounds = Bounds { age: jittered(max_age), grace, owed };
         let mut server = server
-            .layer(MapRequestLayer::new(move |call| {
-                noted.store(true, Relaxed);
-                call
-            }))
             // Outermost, so that whatever becomes of a call is seen.
             .layer(ObserveLayer::new(service, metrics, methods, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
@@ -125,25 +117,52 @@ impl Connections {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, &called, leave, end_streams, jittered(max_age), grace) => {}
+            () = live(phase, cord, &calls, leave, end_streams, bounds) => {}
         }
     }
 }
 
-/// Resolves when the socket is gone by itself.
-async fn live(
-    mut phase: watch::Receiver<Phase>,
-    cord: Cord,
-    called: &AtomicBool,
-    leave: oneshot::Sender<()>,
-    end_streams: watch::Sender<bool>,
+/// How long things may take on a connection, as for all of them.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
     age: Duration,
     grace: Duration,
+    owed: Duration,
+}
+
+/// Resolves when the socket is gone by itself.
+async fn live(
+    phase: watch::Receiver<Phase>,
+    cord: Cord,
+    calls: &InFlight,
+    leave: oneshot::Sender<()>,
+    end_streams: watch::Sender<bool>,
+    bounds: Bounds,
 ) {
     let Cord { cut, gone, greeted } = cord;
-    let (mut is_old, mut is_draining) = (false, false);
     tokio::select! {
         _ = gone => return,
+        () = end(phase, greeted, calls, leave, end_streams, bounds) => {}
+        // It may go on answering pings for ever.
+        () = calls.owing(bounds.owed) => {
+            tracing::info!("a connection whose client doesn't take what it asked for is cut off");
+        }
+    }
+    let _ = cut.send(());
+    pending().await
+}
+
+/// Asks the client to leave when it is time to, and resolves when it has not.
+async fn end(
+    mut phase: watch::Receiver<Phase>,
+    greeted: oneshot::Receiver<()>,
+    calls: &InFlight,
+    leave: oneshot::Sender<()>,
+    end_streams: watch::Sender<bool>,
+    Bounds { age, grace, .. }: Bounds,
+) {
+    let (mut is_old, mut is_draining) = (false, false);
+    tokio::select! {
         () = reached(&mut phase, Phase::Draining) => is_draining = true,
         () = silence(greeted) => {}
         () = sleep(age) => is_old = true,
@@ -157,20 +176,12 @@ async fn live(
         }
     }
     end_streams.send_replace(true);
-    let never_called = async {
-        sleep(GOODBYE).await;
-        if called.load(Relaxed) {
-            pending().await
-        }
-    };
     tokio::select! {
         () = reached(&mut phase, Phase::Cut) => {}
         // Who greeted too late may call all the same, and never say that it has heard. A server that stops has its own time for that.
         () = sleep(grace), if !is_draining => {}
-        () = never_called => {}
+        () = calls.idle(GOODBYE) => {}
     }
-    let _ = cut.send(());
-    pending().await
 }
 
 /// Resolves when the client has said too little for too long.
@@ -196,20 +207,29 @@ mod tests {
 
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(30);
+
     /// How long a connection lives on which this was said, in a server that goes on.
-    async fn lives(greets: bool, calls: bool) -> Duration {
+    async fn lives(greets: bool, calls: bool, owes: bool) -> Duration {
         let (cut, was_cut) = oneshot::channel();
         let (_gone, gone) = oneshot::channel();
         let (greet, greeted) = oneshot::channel();
         let (leave, _left) = oneshot::channel();
         let (_phase, phase) = watch::channel(Phase::Serving);
         let (end_streams, _) = watch::channel(false);
-        let (start, called, age) = (Instant::now(), AtomicBool::new(calls), Duration::from_secs(900));
+        let (start, age, in_flight) = (Instant::now(), Duration::from_secs(900), Arc::<InFlight>::default());
+        let _call = calls.then(|| {
+            let mut call = in_flight.begin();
+            if owes {
+                call.owe();
+            }
+            call
+        });
         // Not sent is not said; dropped, the socket would be gone.
         let _greet = if greets { greet.send(()).map(|()| None).expect("heard") } else { Some(greet) };
-        let cord = Cord { cut, gone, greeted };
+        let (cord, bounds) = (Cord { cut, gone, greeted }, Bounds { age, grace: GRACE, owed: GRACE });
         tokio::select! {
-            () = live(phase, cord, &called, leave, end_streams, age, Duration::from_secs(30)) => {}
+            () = live(phase, cord, &in_flight, leave, end_streams, bounds) => {}
             _ = was_cut => {}
             () = sleep(4 * age) => {}
         }
@@ -218,9 +238,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_says_nothing_is_cut_off_and_one_that_speaks_lives_to_its_age() {
-        assert_eq!(lives(false, false).await.as_secs(), 11);
-        assert_eq!(lives(false, true).await.as_secs(), 40, "it greeted too late, and doesn't leave");
-        assert_eq!(lives(true, false).await.as_secs(), 931);
-        assert_eq!(lives(true, true).await.as_secs(), 960);
+        assert_eq!(lives(false, false, false).await.as_secs(), 11);
+        assert_eq!(lives(false, true, false).await.as_secs(), 40, "it greeted too late, and doesn't leave");
+        assert_eq!(lives(true, false, false).await.as_secs(), 931);
+        assert_eq!(lives(true, true, false).await.as_secs(), 960);
+        assert_eq!(lives(true, true, true).await.as_secs(), 60, "it doesn't take its answer");
     }
 }

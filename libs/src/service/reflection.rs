@@ -38,7 +38,8 @@ pub(super) fn methods(services: &[&str]) -> Result<Methods, Error> {
                 let full = format!("{}.{}", file.package(), service.name());
                 if served(&full) {
                     undescribed.retain(|name| *name != full);
-                    names.extend(service.method.iter().map(|method| format!("{full}/{}", method.name())));
+                    let named = service.method.iter();
+                    names.extend(named.map(|of| (format!("{full}/{}", of.name()), of.server_streaming())));
                 }
             }
         }
@@ -62,6 +63,9 @@ mod tests {
         for served in ["inventory.v1.InventoryQueryService/GetStock", "grpc.health.v1.Health/Check"] {
             assert!(said.contains(served), "{served} is not in {said}");
         }
+        let methods = methods(&["inventory.v1.InventoryQueryService"])?;
+        assert!(methods.may_stream("inventory.v1.InventoryQueryService/WatchStock"));
+        assert!(!methods.may_stream("inventory.v1.InventoryQueryService/GetStock"));
         assert!(!said.contains("InventoryCommandService") && !said.contains("payment"), "{said}");
         Ok(())
     }

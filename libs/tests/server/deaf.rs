@@ -7,7 +7,7 @@ use std::{
 };
 
 use libs::cli::Serve;
-use proto::inventory::v1::WatchStockRequest;
+use proto::inventory::v1::{GetStockRequest, WatchStockRequest};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -81,4 +81,20 @@ async fn a_client_that_stops_reading_is_cut_off_by_a_server_that_ends() {
     let client = deaf(&served).await;
     served.stop().await.expect("no panic").expect("an orderly end");
     told(client, PING).await;
+}
+
+#[tokio::test]
+async fn a_client_that_stopped_reading_once_it_was_answered_does_not_keep_a_server_from_ending() {
+    let mut flags = unbounded();
+    flags.limits.drain_timeout = NEVER;
+    let served = Served::start(&flags).await;
+    let client = Raw::connect(&served, WINDOW).await;
+    let mut answer = client.ask("GetStock", &GetStockRequest::default(), &[]).await.into_body();
+    while let Some(data) = answer.data().await {
+        data.expect("all of it");
+    }
+    let _stream = client.ask("WatchStock", &WatchStockRequest::default(), &[]).await;
+    let _silent = client.stop().await;
+    let ended = timeout(PATIENCE, served.stop()).await.expect("nothing is in flight");
+    ended.expect("no panic").expect("an orderly end");
 }

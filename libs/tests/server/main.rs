@@ -6,6 +6,7 @@ mod clock;
 mod deaf;
 mod raw;
 mod shelf;
+mod untaken;
 
 use std::{sync::Arc, time::Duration};
 

@@ -3,7 +3,7 @@
 use std::{net, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 
 use crate::shelf::Served;
 
@@ -58,5 +58,10 @@ impl Raw {
         self.reads.abort();
         let _ = self.reads.await;
         self.socket
+    }
+
+    /// Waits until the server has left.
+    pub(crate) async fn left(self) {
+        let _ = timeout(PATIENCE, self.reads).await.expect("its connection lives on");
     }
 }

@@ -10,35 +10,38 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http_body::{Frame, SizeHint};
-use tonic::{Status, body::Body};
+use http_body::{Body, Frame, SizeHint};
+use tonic::Status;
 
 use super::call::{Call, Quiet};
 use crate::{breaker::DRAINING, refusal::Refusal};
 
 /// An answer's body: its trailers say what became of the call. A stream that waits when its server drains ends UNAVAILABLE,
 /// so that its client goes on elsewhere.
-pub struct ServerBody {
-    inner: Body,
+pub struct ServerBody<B> {
+    inner: B,
     /// Gone once the call is finished; then nothing follows.
     call: Option<Call>,
     /// Made when the body first has to wait. The answer to a unary call never does.
     draining: Option<BoxFuture<'static, ()>>,
 }
 
-impl ServerBody {
+impl<B> ServerBody<B> {
     /// A body that follows no headers of success: there is nothing to watch.
-    pub(super) const fn finished(inner: Body) -> Self {
+    pub(super) const fn finished(inner: B) -> Self {
         Self { inner, call: None, draining: None }
     }
 
-    pub(super) const fn watched(inner: Body, call: Call) -> Self {
+    pub(super) const fn watched(inner: B, call: Call) -> Self {
         Self { inner, call: Some(call), draining: None }
     }
 
     /// Ends the answer here, whatever it had still to say.
-    fn end(&mut self, refusal: Refusal, quiet: Option<Quiet>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.inner = Body::empty();
+    fn end(&mut self, refusal: Refusal, quiet: Option<Quiet>) -> Poll<Option<Result<Frame<Bytes>, Status>>>
+    where
+        B: Default,
+    {
+        self.inner = B::default();
         let trailers = self.call.take().map(|mut call| {
             call.quiet = quiet;
             let status = refusal.into_status(call.shared.service);
@@ -61,7 +64,7 @@ impl ServerBody {
     }
 }
 
-impl http_body::Body for ServerBody {
+impl<B: Body<Data = Bytes, Error = Status> + Default + Unpin> Body for ServerBody<B> {
     type Data = Bytes;
     type Error = Status;
 
@@ -113,7 +116,7 @@ impl http_body::Body for ServerBody {
     }
 }
 
-impl fmt::Debug for ServerBody {
+impl<B> fmt::Debug for ServerBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerBody").field("call", &self.call).finish_non_exhaustive()
     }

@@ -41,11 +41,12 @@ pub struct Catch<S> {
     service: &'static str,
 }
 
-impl<S> Service<Request<Body>> for Catch<S>
+impl<S, B> Service<Request<Body>> for Catch<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+    B: Default,
 {
-    type Response = Response<Body>;
+    type Response = Response<B>;
     type Error = Infallible;
     type Future = CatchFuture<S::Future>;
 
@@ -69,7 +70,7 @@ pin_project! {
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for CatchFuture<F> {
+impl<F: Future<Output = Result<Response<B>, Infallible>>, B: Default> Future for CatchFuture<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {

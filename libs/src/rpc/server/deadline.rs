@@ -18,7 +18,8 @@ use crate::{
     rpc::deadline::{Scoped, grpc_timeout, scope},
 };
 
-/// Answers DEADLINE_EXCEEDED where a call takes too long. The cap holds until an answer begins: a stream may then go on.
+/// Answers DEADLINE_EXCEEDED where a call takes too long. The cap holds until an answer begins: a stream may then go on, and what isn't one
+/// has as long again to be taken, by the connection's own clock.
 ///
 /// Tonic measures `grpc-timeout` too, and would answer CANCELLED; it asks this layer first, whose deadline is never the later.
 #[derive(Clone, Copy, Debug)]

@@ -52,11 +52,11 @@ pub struct Observe<S> {
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Request<Body>> for Observe<S>
+impl<S, B> Service<Request<Body>> for Observe<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
 {
-    type Response = Response<ServerBody>;
+    type Response = Response<ServerBody<B>>;
     type Error = Infallible;
     type Future = ObserveFuture<S::Future>;
 
@@ -81,8 +81,8 @@ pin_project! {
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for ObserveFuture<F> {
-    type Output = Result<Response<ServerBody>, Infallible>;
+impl<F: Future<Output = Result<Response<B>, Infallible>>, B> Future for ObserveFuture<F> {
+    type Output = Result<Response<ServerBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -217,7 +217,7 @@ mod tests {
         let warnings = Warnings::default();
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
         let metrics = ServerMetrics::of(&provider.meter("tea"));
-        let served = Methods::new(["tea.v1.Tea/Brew".to_owned()], []);
+        let served = Methods::new([("tea.v1.Tea/Brew".to_owned(), false)], []);
         let (_draining, draining) = watch::channel(false);
         let brewing = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
         let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);
