@@ -29,6 +29,8 @@ pub mod telemetry;
 #[cfg(feature = "cqrs")]
 pub mod testing;
 pub mod time;
+#[cfg(feature = "journal")]
+mod told;
 
 /// The page on breakers: its recipes compile.
 #[cfg(all(doctest, feature = "rpc"))]

@@ -10,13 +10,14 @@ use std::{
 /// Each room and the rooms it may use, from the ground up. Arrows point down only.
 const FLOOR_PLAN: &[(&str, &[&str])] = &[
     ("time", &[]),
+    ("told", &[]),
     ("refusal", &[]),
     ("money", &["refusal"]),
     ("items", &["refusal"]),
     ("address", &["refusal"]),
     ("breaker", &[]),
     ("telemetry", &[]),
-    ("journal", &["refusal"]),
+    ("journal", &["refusal", "told"]),
     ("rpc", &["refusal", "breaker", "telemetry"]),
     ("cqrs", &["refusal", "time", "journal", "rpc", "telemetry"]),
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.

@@ -9,7 +9,6 @@ mod postgres;
 #[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
 mod simulated;
 mod sqlite;
-mod told;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,7 +20,6 @@ use tokio::sync::oneshot;
 
 #[cfg(test)]
 pub(super) use self::simulated::Committer as SimulatedCommitter;
-use self::told::Told;
 pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
 use super::{
     batch::{self, Ended, World, Writes},
@@ -30,6 +28,7 @@ use super::{
     sql::{Error, Record, Value},
     unreadable,
 };
+use crate::told::Told;
 
 /// The most entries in a batch, and about the most bytes.
 const MOST_ENTRIES: usize = 256;

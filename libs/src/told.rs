@@ -8,11 +8,11 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// When it was told of last.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<Option<Instant>>);
+pub(crate) struct Told(Mutex<Option<Instant>>);
 
 impl Told {
     /// True if it is to be told of now: it was not just now.
-    pub(super) fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         let mut told = self.0.lock();
         let is_due = told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
         if is_due {
