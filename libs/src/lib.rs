@@ -29,7 +29,7 @@ pub mod telemetry;
 #[cfg(feature = "cqrs")]
 pub mod testing;
 pub mod time;
-#[cfg(feature = "journal")]
+#[cfg(any(feature = "journal", feature = "rpc"))]
 mod told;
 
 /// The page on breakers: its recipes compile.

@@ -1,8 +1,9 @@
 //! What may be so thousands of times a second is told of once a second.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 const TELL_EVERY: Duration = Duration::from_secs(1);
 

@@ -18,13 +18,13 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
     ("breaker", &[]),
     ("telemetry", &[]),
     ("journal", &["refusal", "told"]),
-    ("rpc", &["refusal", "breaker", "telemetry"]),
+    ("rpc", &["refusal", "told", "breaker", "telemetry"]),
     ("cqrs", &["refusal", "time", "journal", "rpc", "telemetry"]),
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
     ("saga", &["refusal", "time", "journal", "rpc", "breaker", "telemetry", "cqrs"]),
     ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),
     ("cli", &["breaker", "rpc", "telemetry", "service"]),
-    ("service", &["refusal", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),
+    ("service", &["refusal", "told", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),
 ];
 
 /// Parts of rooms that must do without a crate, as a reader may want them alone.

@@ -20,12 +20,8 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
@@ -34,9 +30,7 @@ use super::{
     in_flight::{Flight, InFlight},
     server::{Methods, shown},
 };
-
-/// How often refusals are told of at the most: a flood of calls must not become one of lines.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+use crate::told::Told;
 
 /// An answer as large as this has its place until it was written, which takes an allocation. A smaller one has it until HTTP/2 has taken
 /// it: of a client with little room for each of 256 streams it then holds 2 MiB at the most.
@@ -56,8 +50,8 @@ pub struct ShedLayer {
 struct Refused {
     service: String,
     calls: AtomicU64,
-    /// When they were told of last.
-    told: Mutex<Option<Instant>>,
+    /// A flood of calls must not become one of lines.
+    told: Told,
 }
 
 /// Marks an answer that says nothing but that there was no place.
@@ -70,7 +64,7 @@ impl ShedLayer {
     #[must_use]
     pub fn new(service: &str, calls: usize, pause: Duration) -> Self {
         let places = Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS)));
-        let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Mutex::new(None) };
+        let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Told::default() };
         Self { places, overloaded: overloaded(service, pause), refused: Arc::new(refused), connection: None }
     }
 
@@ -92,11 +86,9 @@ impl Refused {
     /// Counts a call that is refused, and tells of it, unless one was told of just now.
     fn count(&self, path: &str) {
         let refused = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut told = self.told.lock();
-        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+        if !self.told.is_due() {
             return;
         }
-        *told = Some(Instant::now());
         let (service, method) = (&self.service, shown(path.trim_start_matches('/')));
         tracing::warn!(service, method, refused, "too many calls are being worked on: others are refused");
     }

@@ -29,6 +29,7 @@ use crate::{
         shed::{ShedLayer, is_exempt},
     },
     telemetry::ServerMetrics,
+    told::Told,
 };
 
 /// The least time for putting one thing away, even where calls and others took all there was.
@@ -279,6 +280,7 @@ impl App {
 }
 
 async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut JoinSet<()>) -> Infallible {
+    let told = Told::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -286,7 +288,9 @@ async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut 
             }
             Err(error) => {
                 // Mostly too many open files: asking again at once would only burn the processor.
-                tracing::warn!(%error, "can't accept a connection");
+                if told.is_due() {
+                    tracing::warn!(%error, "can't accept a connection");
+                }
                 sleep(Duration::from_millis(50)).await;
             }
         }
