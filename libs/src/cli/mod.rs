@@ -8,6 +8,7 @@ mod health;
 mod program;
 mod run;
 mod signal;
+mod unsaid;
 
 pub use self::{
     broker::{NatsUrl, WrongBroker},

@@ -3,12 +3,10 @@
 use std::{error::Error, ffi::OsString, fmt::Write as _, io::Write as _, pin::pin, process::ExitCode};
 
 use clap::{
-    ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
-    error::{ContextKind, ContextValue, ErrorKind},
-    parser::ValueSource,
+    ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 
-use super::{BoxError, Program, Serve, Store, health};
+use super::{BoxError, Program, Serve, Store, health, unsaid::without_passwords};
 use crate::{
     rpc::client::PeerError,
     service::{App, StartError},
@@ -147,17 +145,6 @@ fn matches(command: clap::Command, arguments: impl IntoIterator<Item = OsString>
     let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
     // A word too few is told as what else is wrong, not by a page of help.
     command.mut_subcommands(|word| word.arg_required_else_help(false)).try_get_matches_from(arguments)
-}
-
-/// Clap tells a wrong value, and a URL that is wrong may hold a password all the same.
-fn without_passwords(mut error: clap::Error) -> clap::Error {
-    let of = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
-    let holds_one = ["--database-url", "--nats-url"].iter().any(|flag| of(ContextKind::InvalidArg).starts_with(flag));
-    // What has an @ in it may hold one by mistake.
-    if holds_one || of(ContextKind::InvalidValue).contains('@') {
-        error.insert(ContextKind::InvalidValue, ContextValue::String("…".to_owned()));
-    }
-    error
 }
 
 /// The shared line with this service's own name and defaults.
