@@ -128,7 +128,7 @@ fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Li
 }
 
 fn parse_as(command: clap::Command, arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
-    let matches = matches(command, arguments).map_err(without_passwords)?;
+    let matches = matches(command, arguments)?;
     let mut line = Line::from_arg_matches(&matches).map_err(without_passwords)?;
     if let (Some(Command::Health(health)), Some(("health", matches))) = (&mut line.command, matches.subcommand()) {
         health.ask_as_it_serves(matches.value_source("tls_ca") == Some(ValueSource::EnvVariable));
@@ -144,7 +144,8 @@ fn matches(command: clap::Command, arguments: impl IntoIterator<Item = OsString>
     let is_subcommand = arguments.get(1).is_some_and(|word| command.find_subcommand(word).is_some());
     let command = if is_subcommand { command.mut_args(|arg| arg.env(None::<&str>)) } else { command };
     // A word too few is told as what else is wrong, not by a page of help.
-    command.mut_subcommands(|word| word.arg_required_else_help(false)).try_get_matches_from(arguments)
+    let matches = command.mut_subcommands(|word| word.arg_required_else_help(false)).try_get_matches_from(arguments);
+    matches.map_err(without_passwords)
 }
 
 /// The shared line with this service's own name and defaults.
@@ -349,6 +350,8 @@ mod tests {
         assert!(matches!(typed(&["kettle", "--litres", "1"]), Ok(Kettle { command: None, litres: Some(1) })));
         let pours = typed(&["kettle", "pour", "coffee"]).map(|kettle| kettle.command);
         assert!(matches!(pours, Ok(Some(Use::Pour(Pour::Coffee)))), "{pours:?}");
+        let line = one_line(&typed(&["kettle", "postgres://me:secret@db/x"]).expect_err("no use"));
+        assert!(!line.contains("secret"), "{line}");
         for (words, says) in [(&["kettle"][..], &["--litres"][..]), (&["kettle", "pour"], &["pour", "tea", "coffee"])] {
             let line = one_line(&typed(words).expect_err("wrong"));
             assert!(says.iter().all(|word| line.contains(word)), "{words:?}: {line}");
@@ -410,12 +413,22 @@ mod tests {
             (&["migrate", "--database-url=mysql://me:secret@db/x"], "--database-url"),
             (&["rebuild", "--database-url", "secret"], "--database-url"),
             (&["serve", "--peer", "a=http://me:secret@a:1"], "--peer"),
+            (&["postgres://me:secret@db/x"], "subcommand"),
+            (&["postgres:///x?password=secret"], "subcommand"),
+            (&["migrate", "postgres://me:secret@db/x"], "argument"),
+            (&["migrate", "-postgres://me:secret@db/x"], "argument"),
+            (&["migrate", "--postgres://me:secret@db/x"], "argument"),
+            (&["serve", "--listen", "0.0.0.0:1", "me:secret@db"], "argument"),
+            (&["serve", "--database-ur=postgres://me:secret@db/x"], "argument"),
         ];
         for (words, says) in wrong {
             let error = typed(words).expect_err("wrong");
             let line = one_line(&error);
-            assert!(!line.contains("secret") && !format!("{error:?}").contains("secret"), "{words:?}: {line}");
-            let right = *says == "--peer" || line.contains("://");
+            assert!(
+                !line.contains("secret") && !format!("{error:?}").contains("secret"),
+                "{words:?}: {line}\n{error:?}"
+            );
+            let right = !says.ends_with("-url") || line.contains("://");
             assert!(line.contains(says) && right, "what would be right is told: {line}");
         }
     }
