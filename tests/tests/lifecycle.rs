@@ -332,7 +332,7 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 18] = [
+    let cases: [(&str, &str, &str); 20] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
@@ -342,6 +342,8 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
         ("OTEL_TRACES_SAMPLER", "traceidratio", "OTEL_TRACES_SAMPLER_ARG"),
         ("DATABASE_URL", "postgres://me:secret@host:notaport/db", "--database-url"),
         ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=nope", "--database-url"),
+        ("DATABASE_URL", "postgres://me:secret@host/db?ssl_mode=verify-full", "ssl_mode"),
+        ("DATABASE_URL", "postgres://me@host/db?sslpassword=secret", "sslpassword"),
         ("DATABASE_URL", "sqlite:a.db?mode=rwc", "--database-url"),
         ("PEER", "inventory=http://localhost:5005l", "no number"),
         ("PEER", "inventory=http://me:secret@localhost:50051", "--peer"),

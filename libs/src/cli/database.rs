@@ -49,9 +49,47 @@ impl FromStr for DatabaseUrl {
     }
 }
 
+/// The options of an address that those who will connect know, besides `options[NAME]`. Any other they ignore, and log with its value.
+#[cfg(feature = "journal")]
+const KNOWN: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
 /// Asks those who will connect whether they understand the address. What they say of it has no password in it.
 #[cfg(feature = "journal")]
 fn usable(url: &str) -> Result<(), WrongUrl> {
+    let before_fragment = url.split('#').next().unwrap_or(url);
+    let (_, options) = before_fragment.split_once('?').unwrap_or_default();
+    let names = options.split('&').filter(|option| !option.is_empty());
+    for name in names.map(|option| option.split('=').next().unwrap_or(option)) {
+        let plain = name.to_ascii_lowercase().replace("%5b", "[").replace("%5d", "]");
+        let of_session = plain.starts_with("options[") && plain.ends_with(']') && name.starts_with("options");
+        if !of_session && !KNOWN.contains(&name) {
+            // What is no name may be a part of a password.
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            return Err(WrongUrl::Server(match !name.is_empty() && name.bytes().all(is_name) {
+                true => format!("it has no option {name:?}"),
+                false => "an option of it has no name; a ? that is part of a password is %3F".to_owned(),
+            }));
+        }
+    }
     match url.parse::<sqlx::postgres::PgConnectOptions>() {
         Ok(_) => Ok(()),
         Err(sqlx::Error::Configuration(why)) => Err(WrongUrl::Server(why.to_string())),
@@ -111,6 +149,31 @@ mod tests {
             let line = error.to_string();
             assert!(matches!(error, WrongUrl::Server(_)), "{wrong}: {line}");
             assert!(!line.contains("secret") && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[cfg(feature = "journal")]
+    #[test]
+    fn an_option_that_nobody_knows_is_refused_by_its_name() {
+        let all = "sslmode=require&sslrootcert=a&sslcert=b&sslkey=c&host=h&hostaddr=::1&port=1&user=u&password=p&dbname=d\
+             &application_name=n&statement-cache-capacity=9&options=-c%20a=b&options[a]=b&options%5Ba%5D=b&";
+        for right in ["", all, "ssl-mode=require&ssl-root-cert=a&ssl-ca=a&ssl-cert=b&ssl-key=c"] {
+            let right = format!("postgres://me@host/db?{right}#sslpassword=x");
+            assert!(matches!(right.parse(), Ok(DatabaseUrl::Postgres(_))), "{right}");
+        }
+        let wrong = [
+            ("?ssl_mode=verify-full", "ssl_mode"),
+            ("?sslmode=require&sslpassword=secret", "sslpassword"),
+            ("?pasword=secret", "pasword"),
+            ("?SSLMODE=require", "SSLMODE"),
+            ("?options[secret=x", "an option"),
+            ("?secret@host/db", "an option"),
+            ("?=secret", "an option"),
+        ];
+        for (options, says) in wrong {
+            let error = format!("postgres://me:secret@host/db{options}").parse::<DatabaseUrl>().expect_err(options);
+            let line = error.to_string();
+            assert!(line.contains(says) && !line.contains("secret") && !line.contains('\n'), "{options}: {line}");
         }
     }
 
