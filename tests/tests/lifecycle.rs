@@ -332,10 +332,15 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 20] = [
+    let cases: [(&str, &str, &str); 25] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "write http://"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://collector:4317", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"),
+        ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "squash", "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "write grpc"),
         ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"),
         ("OTEL_TRACES_SAMPLER", "parentbased_jaeger_remote", "is no sampler"),
@@ -357,7 +362,7 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     for (variable, value, says) in cases {
         let mut command = program::command("order", shop.folder())?;
         command.env("LISTEN", "127.0.0.1:0").env(variable, value);
-        if variable.ends_with("_PROTOCOL") || variable.ends_with("_SAMPLER") {
+        if ["_PROTOCOL", "_SAMPLER", "_COMPRESSION"].iter().any(|end| variable.ends_with(end)) {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
         }
         if variable == "TLS_CERT" {

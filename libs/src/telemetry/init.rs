@@ -46,6 +46,22 @@ pub enum TelemetryError {
         /// The protocol.
         protocol: String,
     },
+    /// An `OTEL_*` variable gives an address that is not one of plain text.
+    #[error(
+        "{variable}: a collector is reached in plain text, and TLS is not built in: write http:// before its address"
+    )]
+    Endpoint {
+        /// The variable.
+        variable: String,
+    },
+    /// An `OTEL_*` variable asks for a compression.
+    #[error("{variable}: {compression:?} is not built in: write none, or leave it out")]
+    Compression {
+        /// The variable.
+        variable: String,
+        /// The compression.
+        compression: String,
+    },
     /// An `OTEL_*` variable asks for a sampler that is not one.
     #[error(
         "{variable}: {value:?} is no sampler: write always_on, always_off or traceidratio, or one of them after parentbased_"
@@ -74,7 +90,13 @@ impl TelemetryError {
     #[must_use]
     pub const fn is_wrong_variable(&self) -> bool {
         match self {
-            Self::Level(_) | Self::Filter(_) | Self::Protocol { .. } | Self::Sampler { .. } | Self::Part { .. } => true,
+            Self::Level(_)
+            | Self::Filter(_)
+            | Self::Protocol { .. }
+            | Self::Endpoint { .. }
+            | Self::Compression { .. }
+            | Self::Sampler { .. }
+            | Self::Part { .. } => true,
             Self::Exporter(error) => matches!(error, ExporterBuildError::InvalidConfiguration(_)),
             Self::Twice(_) => false,
         }

@@ -25,14 +25,14 @@ impl Exporters {
     pub(super) fn from_env(service_name: &str, version: &str) -> Result<Self, TelemetryError> {
         let mut exporters = Self::default();
         if wanted("TRACES") {
-            check_protocol("TRACES")?;
+            check("TRACES")?;
             check_sampler()?;
             let exporter = Watched::new("traces", SpanExporter::builder().with_tonic().build()?);
             let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
             exporters.traces = Some(provider.with_resource(resource(service_name, version)).build());
         }
         if wanted("METRICS") {
-            check_protocol("METRICS")?;
+            check("METRICS")?;
             let exporter = Watched::new("metrics", MetricExporter::builder().with_tonic().build()?);
             let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter);
             let provider = provider.with_resource(resource(service_name, version)).build();
@@ -65,12 +65,45 @@ fn wanted(signal: &str) -> bool {
     (endpoint || is(&format!("OTEL_{signal}_EXPORTER"), "otlp")) && !off
 }
 
+/// Checks that a signal is asked for as it can be sent: the SDK would send it otherwise, or tell of its own parts.
+fn check(signal: &str) -> Result<(), TelemetryError> {
+    check_protocol(signal)?;
+    check_endpoint(signal)?;
+    check_compression(signal)
+}
+
+/// What the environment says of this signal's exporter, by its own variable or else by the one of all, and that variable.
+fn said(signal: &str, what: &str) -> Option<(String, String)> {
+    let names = [format!("OTEL_EXPORTER_OTLP_{signal}_{what}"), format!("OTEL_EXPORTER_OTLP_{what}")];
+    let given = |name: String| Some((env::var(&name).ok()?, name)).filter(|(value, _)| !value.is_empty());
+    names.into_iter().find_map(given)
+}
+
 /// Checks that a signal is asked for in the one protocol that is spoken here. Another port belongs to each.
 fn check_protocol(signal: &str) -> Result<(), TelemetryError> {
-    let names = [format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"), "OTEL_EXPORTER_OTLP_PROTOCOL".to_owned()];
-    let given = |name: String| Some((env::var(&name).ok()?, name)).filter(|(value, _)| !value.is_empty());
-    match names.into_iter().find_map(given) {
+    match said(signal, "PROTOCOL") {
         Some((protocol, variable)) if protocol != "grpc" => Err(TelemetryError::Protocol { variable, protocol }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a signal goes out in plain text. An address without a scheme is one of TLS, unless a variable of its own says otherwise.
+fn check_endpoint(signal: &str) -> Result<(), TelemetryError> {
+    let Some((endpoint, variable)) = said(signal, "ENDPOINT") else { return Ok(()) };
+    let insecure = || said(signal, "INSECURE").is_some_and(|(value, _)| value.eq_ignore_ascii_case("true"));
+    let is_plain = match endpoint.split_once("://") {
+        Some((scheme, _)) if !scheme.contains(['/', '?', '#']) => !scheme.eq_ignore_ascii_case("https"),
+        _ => insecure(),
+    };
+    if is_plain { Ok(()) } else { Err(TelemetryError::Endpoint { variable }) }
+}
+
+/// Checks that a signal goes out as it is.
+fn check_compression(signal: &str) -> Result<(), TelemetryError> {
+    match said(signal, "COMPRESSION") {
+        Some((compression, variable)) if !compression.eq_ignore_ascii_case("none") => {
+            Err(TelemetryError::Compression { variable, compression })
+        }
         _ => Ok(()),
     }
 }
