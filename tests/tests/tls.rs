@@ -44,7 +44,9 @@ async fn a_server_that_only_trusts_an_authority_is_asked_for_its_health_in_plain
         let mut command = program::command("shipping", &folder)?;
         command.args(["health", "--timeout", "60s", "--listen", &listen]).args(typed).env("TLS_CA", &authority);
         let output = program::output(command).await?;
-        assert_eq!(output.status.code(), Some(code), "{typed:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{typed:?}: {said}");
+        assert_eq!(said.contains("can't be asked: "), code == 1, "it listens, and speaks no TLS: {said}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The `health` subcommand: what a probe runs where there is no other program to run.
 
 use std::{
-    io::Write as _,
+    io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     time::Duration,
@@ -54,7 +54,7 @@ pub(super) async fn ask(health: &Health) -> Result<ExitCode, BoxError> {
     let status = tokio::time::timeout(health.timeout, check(health))
         .await
         .map_err(|_| format!("{} does not answer within {:?}", health.listen, health.timeout))??;
-    writeln!(std::io::stdout(), "{}", status.as_str_name())?;
+    writeln!(io::stdout(), "{}", status.as_str_name())?;
     Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -64,7 +64,16 @@ async fn check(health: &Health) -> Result<ServingStatus, BoxError> {
         None => Endpoint::from_shared(format!("http://{address}"))?,
         Some(tls) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?,
     };
-    let channel = endpoint.connect().await.map_err(|error| format!("{address} does not listen: {}", root(&error)))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let why = root(&error);
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        let what = match why.downcast_ref().is_some_and(refused) {
+            true => "does not listen",
+            // It may listen and not understand, as where only one of the two speaks TLS.
+            false => "can't be asked",
+        };
+        format!("{address} {what}: {why}")
+    })?;
     let request = HealthCheckRequest { service: health.service.clone() };
     match HealthClient::new(channel).check(request).await {
         Ok(answer) => Ok(answer.get_ref().status()),
