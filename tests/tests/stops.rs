@@ -1,16 +1,40 @@
-//! Servers that run out of files.
+//! Programs that are told to stop before they are done, and servers that run out of files.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
-use anyhow::Context as _;
-use tests::Shop;
+use anyhow::{Context as _, ensure};
+use tests::{Shop, program};
 use tokio::{
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
+    process::Command,
     time::{Instant, sleep, timeout},
 };
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn what_is_to_be_done_once_ends_when_it_is_told_to_and_says_that_it_is_not_done() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    // It takes connections and says nothing.
+    let database = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("postgres://me@{}/db", database.local_addr()?);
+    for word in ["migrate", "rebuild"] {
+        let mut command = program::command("inventory", shop.folder())?;
+        command.args([word, "--database-url", &url]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let program = command.spawn()?;
+        let _connection = timeout(PATIENCE, database.accept()).await.context("it never asks its database")??;
+        let id = program.id().context("it has ended")?.to_string();
+        ensure!(Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &id]).status().await?.success());
+        let ended = timeout(PATIENCE, program.wait_with_output()).await.context("it does not end")??;
+        let said = String::from_utf8(ended.stderr)?;
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: told to stop") && last.contains(word), "{said}");
+        // Who waits for it to be done must not go on.
+        assert_eq!(ended.status.code(), Some(1), "{word}");
+    }
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_server_without_files_for_connections_says_so_once_a_second_and_serves_on() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use clap::{
     ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 
-use super::{BoxError, Program, Serve, Store, health, unsaid::without_passwords};
+use super::{BoxError, Program, Serve, Store, health, signal::unless_told_to_stop, unsaid::without_passwords};
 use crate::{
     rpc::client::PeerError,
     service::{App, StartError},
@@ -86,17 +86,17 @@ fn found_wrong(error: &BoxError) -> Option<String> {
 async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
     match command {
         Command::Serve(flags) => serve::<P>(&flags).await?,
-        Command::Migrate(store) => {
-            let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
-            P::migrate(&store).await?;
-        }
-        Command::Rebuild(store) => {
-            let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
-            P::rebuild(&store).await?;
-        }
+        Command::Migrate(store) => once::<P>("migrate", P::migrate(&store)).await?,
+        Command::Rebuild(store) => once::<P>("rebuild", P::rebuild(&store)).await?,
         Command::Health(flags) => return health::ask(&flags).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Does what has an end of its own.
+async fn once<P: Program>(word: &str, work: impl Future<Output = Result<(), BoxError>>) -> Result<(), BoxError> {
+    let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
+    unless_told_to_stop(word, work).await
 }
 
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {

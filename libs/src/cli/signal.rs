@@ -7,6 +7,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use super::BoxError;
+
 /// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once, whether or not anybody has
 /// looked at the first. Call it inside a tokio runtime.
 ///
@@ -29,6 +31,23 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send + 'static> {
         // An error is a runtime that is going down, which is an end as well.
         let _ = told.await;
     })
+}
+
+/// Does something unless the process is asked to end before it is done: the first process of a container is ended by no signal that it
+/// doesn't listen for.
+///
+/// What was begun is left as by a crash, so it must be safe to begin again. Tables that are there are not made anew, and views that are
+/// made anew are beside the old ones until they are whole.
+pub(super) async fn unless_told_to_stop(
+    word: &str,
+    work: impl Future<Output = Result<(), BoxError>>,
+) -> Result<(), BoxError> {
+    let stop = shutdown()?;
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = stop => Err(format!("told to stop before {word} was done: run it again").into()),
+    }
 }
 
 struct Signals {
