@@ -83,7 +83,9 @@ impl Package {
         let services: Vec<ServiceDescriptor> =
             pool.services().filter(|service| service.package_name() == package).collect();
         if services.is_empty() {
-            return Err(Error::NoPackage(package.to_owned()));
+            let known = pool.files().any(|file| file.package_name() == package);
+            let none = if known { Error::NoService } else { Error::NoPackage };
+            return Err(none(package.to_owned()));
         }
         let (mut commands, mut queries) = (Vec::new(), Vec::new());
         for service in services {

@@ -47,6 +47,9 @@ pub enum Error {
     /// There is no such package.
     #[error("no package {0} in the contracts")]
     NoPackage(String),
+    /// The package is there, and nothing in it can be generated from.
+    #[error("package {0} has no service whose name ends in CommandService or QueryService")]
+    NoService(String),
     /// A file can't be read or written.
     #[error("{path}: {source}")]
     File {

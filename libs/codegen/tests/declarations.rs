@@ -168,6 +168,19 @@ fn a_field_that_is_not_there_or_not_an_id_is_refused() {
 }
 
 #[test]
+fn a_package_without_services_is_told_from_one_that_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("loyalty.proto"), "syntax = \"proto3\";\npackage loyalty.v1;\nmessage Points {}\n")
+        .unwrap();
+    let said = |package: &str| Contracts::load(folder.path()).unwrap().surfaces(package).unwrap_err().to_string();
+    assert_eq!(
+        said("loyalty.v1"),
+        "package loyalty.v1 has no service whose name ends in CommandService or QueryService"
+    );
+    assert_eq!(said("loyalty"), "no package loyalty in the contracts");
+}
+
+#[test]
 fn a_query_that_may_have_effects_is_refused() {
     let body = "}\nservice ToyQueryService {\nrpc Get(MoveRequest) returns (MoveResponse);";
     let (line, what) = refused(body);
