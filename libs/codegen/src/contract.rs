@@ -241,6 +241,11 @@ fn read_path(descriptor: &MethodDescriptor, field: &str) -> Result<Vec<Segment>,
                     Shape::Id
                 }
             }
+            // prost makes a plain Rust value of a wrapper, and no other of them holds an id.
+            (Kind::Message(next), false) if next.package_name() == "google.protobuf" => {
+                let what = format!("`{name}` in `{field}` is a {}: an id is in a message of yours", next.full_name());
+                return Err(wrong(&what));
+            }
             (Kind::Message(next), false) => {
                 message = next;
                 if many { Shape::Messages } else { Shape::Message }

@@ -15,7 +15,8 @@ fn generate(body: &str) -> Result<String, Error> {
     }
     fs::copy("../../proto/libs/v1/options.proto", contracts.join("libs/v1/options.proto")).unwrap();
     let contract = format!(
-        "syntax = \"proto3\";\npackage toy.v1;\nimport \"libs/v1/options.proto\"; import \"google/protobuf/descriptor.proto\";\n\
+        "syntax = \"proto3\";\npackage toy.v1;\nimport \"libs/v1/options.proto\"; import \"google/protobuf/descriptor.proto\"; \
+         import \"google/protobuf/wrappers.proto\"; import \"google/protobuf/field_mask.proto\";\n\
          message Part {{ string id = 1; }}\n\
          message MoveRequest {{ string request_id = 1; string toy_id = 2; repeated Part parts = 3; int32 count = 4; }}\n\
          message MoveResponse {{}}\nservice ToyCommandService {{\n{body}\n}}\n"
@@ -165,6 +166,17 @@ fn a_field_that_is_not_there_or_not_an_id_is_refused() {
     assert_eq!(what, "Move: Part has no field `name` (in `parts.name`)");
     let (_, what) = refused(&RIGHT.replace("parts.id", "count"));
     assert_eq!(what, "Move: `count` is not a string: ids are");
+}
+
+#[test]
+fn an_id_within_one_of_googles_messages_is_refused() {
+    for (kind, field) in [("StringValue", "owner.value"), ("FieldMask", "owner.paths")] {
+        let own = format!("string request_id = 1; google.protobuf.{kind} owner = 2; repeated Part parts = 3;");
+        let own = format!("}}\nmessage OwnRequest {{ {own} }}\nservice OwnCommandService {{\n{RIGHT}");
+        let said = format!("Move: `owner` in `{field}` is a google.protobuf.{kind}: an id is in a message of yours");
+        let own = own.replace("Move(MoveRequest)", "Move(OwnRequest)").replace("toy_id", field);
+        assert_eq!(refused(&own), (11, said));
+    }
 }
 
 #[test]
