@@ -72,12 +72,14 @@ fn by_hand(method: &Method) -> String {
 
 fn handler(service: &Service, method: &Method) -> String {
     let Method { snake, function, request, response, .. } = method;
+    // By the trait's name: what holds the decider has a `clone` of its own, and nobody may call a `drop`.
+    let decide = format!("{}Decider::{function}", service.stem);
     let head = format!(
         "    async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> Result<tonic::Response<{response}>, tonic::Status> {{\n"
     );
     if method.by_hand {
-        return format!("{head}        self.decider.{function}(request).await\n    }}\n\n");
+        return format!("{head}        {decide}(&*self.decider, request).await\n    }}\n\n");
     }
     let mut text = head;
     let _ = write!(
@@ -106,7 +108,7 @@ fn handler(service: &Service, method: &Method) -> String {
          \x20           }}\n\
          \x20       }}\n\
          \x20       let decider = std::sync::Arc::clone(&self.decider);\n\
-         \x20       self.side.submit(accepted, aggregates, move |state| decider.{function}(state, &request)).await\n    }}\n\n"
+         \x20       self.side.submit(accepted, aggregates, move |state| {decide}(&*decider, state, &request)).await\n    }}\n\n"
     );
     text
 }

@@ -30,7 +30,7 @@ pub(crate) fn surface(service: &Service) -> String {
 
     let _ = writeln!(text, "#[tonic::async_trait]\nimpl<Q: {stem}Queries> {server} for {stem}QuerySurface<Q> {{");
     for method in &service.methods {
-        text.push_str(&handler(method));
+        text.push_str(&handler(service, method));
     }
     text.push_str("}\n\n");
     text
@@ -50,20 +50,23 @@ fn query(method: &Method) -> String {
     )
 }
 
-fn handler(method: &Method) -> String {
+fn handler(service: &Service, method: &Method) -> String {
     let Method { name, function, request, response, .. } = method;
+    // By the trait's name: what holds the queries has a `clone` of its own, and nobody may call a `drop`.
+    let query = format!("{}Queries::{function}", service.stem);
     if method.streams {
         return format!(
             "    type {name}Stream = libs::cqrs::Outgoing<{response}>;\n\n\
              \x20   async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
              \x20   ) -> Result<tonic::Response<Self::{name}Stream>, tonic::Status> {{\n\
-             \x20       self.read.stream(request, |read, request| self.queries.{function}(read, request)).await\n    }}\n\n"
+             \x20       self.read.stream(request, |read, request| {query}(&*self.queries, read, request)).await\n    }}\n\n"
         );
     }
     format!(
         "    async fn {function}(\n        &self,\n        request: tonic::Request<{request}>,\n\
          \x20   ) -> Result<tonic::Response<{response}>, tonic::Status> {{\n\
-         \x20       self.read\n            .answer(request, |read, request| async move {{ self.queries.{function}(&read, request).await }})\n\
+         \x20       self.read\n\
+         \x20           .answer(request, |read, request| async move {{ {query}(&*self.queries, &read, request).await }})\n\
          \x20           .await\n    }}\n\n"
     )
 }
