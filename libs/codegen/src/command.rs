@@ -16,10 +16,11 @@ pub(crate) fn surface(service: &Service) -> String {
     }
     text.push_str("}\n\n");
 
+    // A service may have no method that needs what the surface holds.
     let _ = writeln!(
         text,
         "/// The tonic server of `{full}`: it keys each command, has it decided and committed, and answers.\n\
-         #[derive(Clone, Debug)]\n\
+         #[allow(dead_code)]\n#[derive(Clone, Debug)]\n\
          pub struct {stem}CommandSurface<D> {{\n    side: libs::cqrs::CommandSide,\n    decider: std::sync::Arc<D>,\n}}\n\n\
          impl<D: {stem}Decider> {stem}CommandSurface<D> {{\n\
          \x20   /// A surface over the command side and the service's decisions.\n\
@@ -28,9 +29,10 @@ pub(crate) fn surface(service: &Service) -> String {
         full = service.full_name
     );
 
+    // A field that is named may be deprecated, and how its path is walked is a matter of the contract, not of style.
     let _ = writeln!(
         text,
-        "#[allow(deprecated)]\n#[tonic::async_trait]\nimpl<D: {stem}Decider> {server} for {stem}CommandSurface<D> {{"
+        "#[allow(clippy::all, deprecated)]\n#[tonic::async_trait]\nimpl<D: {stem}Decider> {server} for {stem}CommandSurface<D> {{"
     );
     for method in &service.methods {
         text.push_str(&handler(service, method));

@@ -16,10 +16,11 @@ pub(crate) fn surface(service: &Service) -> String {
     }
     text.push_str("}\n\n");
 
+    // A service may have no method that needs what the surface holds.
     let _ = writeln!(
         text,
         "/// The tonic server of `{full}`. It holds the read side only: it cannot write.\n\
-         #[derive(Clone, Debug)]\n\
+         #[allow(dead_code)]\n#[derive(Clone, Debug)]\n\
          pub struct {stem}QuerySurface<Q> {{\n    read: libs::cqrs::ReadSide,\n    queries: std::sync::Arc<Q>,\n}}\n\n\
          impl<Q: {stem}Queries> {stem}QuerySurface<Q> {{\n\
          \x20   /// A surface over the read side and the service's queries.\n\
