@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::contract::{AggregatePath, Method, Service, Shape, doc};
+use crate::{
+    contract::{AggregatePath, Method, Service, Shape},
+    docs::doc,
+};
 
 pub(crate) fn surface(service: &Service) -> String {
     let Service { stem, server, .. } = service;

@@ -338,14 +338,3 @@ fn location(file: &FileDescriptor, path: &[i32]) -> Option<prost_reflect::prost_
     let info = file.file_descriptor_proto().source_code_info.as_ref()?;
     info.location.iter().find(|location| location.path == path).cloned()
 }
-
-/// A comment of the contract as a doc comment, indented.
-pub(crate) fn doc(comment: &str, indent: &str) -> String {
-    // Brackets and angles would be taken for links and HTML.
-    let line = |line: &str| {
-        let line = line.trim_end().replace('[', "\\[").replace('<', "\\<");
-        let line = line.strip_prefix(' ').unwrap_or(&line).to_owned();
-        if line.is_empty() { format!("{indent}///\n") } else { format!("{indent}/// {line}\n") }
-    };
-    comment.lines().map(line).collect()
-}

@@ -15,6 +15,7 @@
 
 mod command;
 mod contract;
+mod docs;
 mod names;
 mod query;
 mod steps;

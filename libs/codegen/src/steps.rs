@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::contract::{Method, Service, doc};
+use crate::{
+    contract::{Method, Service},
+    docs::doc,
+};
 
 pub(crate) fn operations(service: &Service) -> String {
     let mut text = String::new();
