@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     contract::{AggregatePath, Method, Service, Shape},
-    docs::doc,
+    docs::{ALLOW, doc},
 };
 
 pub(crate) fn surface(service: &Service) -> String {
@@ -13,7 +13,7 @@ pub(crate) fn surface(service: &Service) -> String {
 
     let _ = writeln!(text, "/// What the commands of [`{stem}CommandSurface`] come to: the service's own part.\n///");
     text.push_str(&doc(&service.comment, ""));
-    let _ = writeln!(text, "pub trait {stem}Decider: Send + Sync + 'static {{");
+    let _ = writeln!(text, "{ALLOW}\npub trait {stem}Decider: Send + Sync + 'static {{");
     for method in &service.methods {
         text.push_str(&if method.by_hand { by_hand(method) } else { decision(method) });
     }

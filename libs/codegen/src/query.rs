@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     contract::{Method, Service},
-    docs::doc,
+    docs::{ALLOW, doc},
 };
 
 pub(crate) fn surface(service: &Service) -> String {
@@ -13,7 +13,7 @@ pub(crate) fn surface(service: &Service) -> String {
 
     let _ = writeln!(text, "/// How the queries of [`{stem}QuerySurface`] are answered: the service's own part.\n///");
     text.push_str(&doc(&service.comment, ""));
-    let _ = writeln!(text, "pub trait {stem}Queries: Send + Sync + 'static {{");
+    let _ = writeln!(text, "{ALLOW}\npub trait {stem}Queries: Send + Sync + 'static {{");
     for method in &service.methods {
         text.push_str(&query(method));
     }

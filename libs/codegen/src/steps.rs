@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     contract::{Method, Service},
-    docs::doc,
+    docs::{ALLOW, doc},
 };
 
 pub(crate) fn operations(service: &Service) -> String {
@@ -15,7 +15,7 @@ pub(crate) fn operations(service: &Service) -> String {
         text.push_str(&doc(comment, ""));
         let _ = writeln!(
             text,
-            "#[derive(Clone, Copy, Debug)]\npub struct {name};\n\n\
+            "{ALLOW}\n#[derive(Clone, Copy, Debug)]\npub struct {name};\n\n\
              impl libs::saga::Operation for {name} {{\n\
              \x20   const PEER: &'static str = \"{peer}\";\n\
              \x20   const PATH: &'static str = \"/{full}/{name}\";\n\
