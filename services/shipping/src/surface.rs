@@ -1,4 +1,3 @@
 //! The command and query surfaces, generated from the contract.
-#![allow(clippy::vec_init_then_push, reason = "generated: one push a declared aggregate")]
 
 include!(concat!(env!("OUT_DIR"), "/shipping.v1.surface.rs"));

@@ -13,7 +13,6 @@ pub mod proto {
 }
 
 /// The surfaces over it.
-#[allow(clippy::vec_init_then_push, reason = "generated: one push a declared aggregate")]
 pub mod surface {
     use crate::proto;
 
