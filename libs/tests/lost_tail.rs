@@ -185,13 +185,12 @@ async fn views_of_a_log_that_has_lost_its_last_events_wait_for_the_next_as_any_t
     let lost = note_all(&journal, &["first", "second", "third"]).await;
     read.wait_for_position(lost).await.unwrap();
     let time = Duration::from_secs(4);
-    sleep(Duration::from_secs(1)).await;
-    let idle = asked(&schema, time).await;
     lose_after(&schema, 1).await;
     becomes(async || read.position() == 1).await;
     sleep(Duration::from_secs(1)).await;
     let asked = asked(&schema, time).await;
-    assert!(asked < idle + idle / 2, "the log was asked {asked} times, and {idle} times before");
+    // That is 50 times a second, and a server tells of what it was asked up to a second late.
+    assert!(asked < 400, "the log was asked {asked} times");
     let again = note_all(&journal, &["again"]).await;
     read.wait_for_position(again).await.unwrap();
     assert_eq!(count(&read, "again").await, Some(1));

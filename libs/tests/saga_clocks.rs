@@ -68,7 +68,7 @@ async fn ended(process: &Process, phase: SagaPhase) {
 
 #[tokio::test]
 async fn a_clock_that_is_put_back_makes_no_call_wait_for_longer() {
-    let world = reserve(Duration::from_millis(200), |_| {});
+    let world = reserve(Duration::from_secs(2), |_| {});
     let (clock, process) = waiting(&world).await;
     set(&clock, -1);
     ended(&process, SagaPhase::Completed).await;

@@ -404,9 +404,7 @@ async fn what_a_call_is_under_way_for_is_settled_by_nobody_else_and_closed_by_an
     let process = world.open().await;
     process.place("tea").await.unwrap();
     process.until("tea", |saga| step(saga, "ship").state() == StepState::Started).await;
-    while !world.participants.calls().iter().any(|call| call.call.step == "ship") {
-        tokio::task::yield_now().await;
-    }
+    world.called(|calls| calls.iter().any(|call| call.call.step == "ship")).await;
     let close = || process.coordinator.force_close("tea", "ann", "sent by mail");
     assert_eq!(close().await.unwrap_err().reason, "NOT_STUCK");
     process.coordinator.pause("tea", "ann", "the shipper is no more").await.unwrap();
@@ -436,9 +434,7 @@ async fn an_undoing_is_settled_by_nobody_while_what_it_undoes_may_take_effect_ye
         world.participants.on_call(lost_undoing);
         let mut process = world.open().await;
         process.place("tea").await.unwrap();
-        while world.participants.calls().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        world.called(|calls| !calls.is_empty()).await;
         if crashes {
             process.crash().await;
             world.participants.on_call(|_| Fault::LoseRequest);
@@ -485,9 +481,7 @@ async fn what_was_called_before_a_crash_is_settled_by_nobody_else_until_its_time
     world.participants.on_call(|_| Fault::Hang);
     let process = world.open().await;
     process.place("tea").await.unwrap();
-    while world.participants.calls().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    world.called(|calls| !calls.is_empty()).await;
     process.coordinator.pause("tea", "ann", "the shipper is no more").await.unwrap();
     process.crash().await;
 
@@ -523,9 +517,7 @@ async fn a_call_from_before_a_crash_is_waited_for_as_long_as_it_was_given_whatev
                 0 => process.place("tea").await.unwrap(),
                 _ => drop(process.coordinator.recover().await.unwrap()),
             }
-            while world.participants.calls().len() == at {
-                tokio::task::yield_now().await;
-            }
+            world.called(|calls| calls.len() > at).await;
             if at + 1 == before.len() {
                 process.coordinator.pause("tea", "ann", "inventory is no more").await.unwrap();
             }
@@ -554,9 +546,7 @@ async fn an_undoing_that_cannot_be_asked_for_is_settled_by_nobody_while_its_acti
     world.participants.on_call(|_| Fault::Hang);
     let process = world.open().await;
     process.place("tea").await.unwrap();
-    while world.participants.calls().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    world.called(|calls| !calls.is_empty()).await;
     process.crash().await;
 
     // A build that can't read what the saga began with.

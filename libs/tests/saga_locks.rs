@@ -393,6 +393,8 @@ async fn a_lock_passes_from_process_to_process() {
     hang(&world, "three");
     start(&first, "patient", "three", "customer/ada", true).await.unwrap();
     start(&second, "patient", "four", "customer/ada", true).await.unwrap();
+    assert_eq!(waits(&second, "four").await.waits_for_saga_id, "three");
+    world.called(|calls| calls.iter().any(|call| call.call.saga_id == "three")).await;
     world.participants.on_call(|_| Fault::None);
     first.coordinator.drain(Duration::ZERO).await;
     first.coordinator.leave().await;

@@ -341,7 +341,7 @@ async fn a_link_that_falls_silent_at_the_end_of_a_rebuild_holds_up_no_view() {
     };
     // What is left beside the views concerns none of them; for what puts the new ones in place they wait as for any statement.
     tokio::join!(
-        falls_silent("DROP SCHEMA", Duration::from_secs(5)),
+        falls_silent("DROP SCHEMA", Duration::from_secs(12)),
         falls_silent("ALTER TABLE", Duration::from_secs(30))
     );
 }

@@ -8,7 +8,7 @@ use libs::{
     refusal::Refusal,
     saga::{
         Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, Transport, fold,
-        testing::Participants,
+        testing::{Call, Participants},
     },
 };
 use prost::Message as _;
@@ -108,6 +108,17 @@ impl World {
     pub async fn open_with(&self, definitions: Vec<Arc<Definition>>, options: Options) -> Process {
         let journal = Journal::open(&self.folder.path().join("order.db"), TABLES).await.unwrap();
         Process::on(journal, definitions, self.participants.clone(), options)
+    }
+
+    /// Waits until calls have left as wanted.
+    pub async fn called(&self, wanted: impl Fn(&[Call]) -> bool) {
+        let calls = async {
+            while !wanted(&self.participants.calls()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let called = tokio::time::timeout(PATIENCE, calls).await;
+        assert!(called.is_ok(), "after {PATIENCE:?} they still aren't: {:?}", self.participants.calls());
     }
 }
 
