@@ -3,6 +3,7 @@
 pub mod carried;
 pub(crate) mod cause;
 pub mod client;
+pub(crate) mod coalesce;
 pub mod deadline;
 pub mod in_flight;
 pub mod server;

@@ -17,6 +17,7 @@ use tonic::{service::Routes, transport::Server};
 use super::socket::{Cord, Socket};
 use crate::{
     rpc::{
+        coalesce::Coalesced,
         in_flight::InFlight,
         server::{CatchLayer, DeadlineLayer, GuardLayer, MalformedLayer, Methods, ObserveLayer},
         shed::ShedLayer,
@@ -89,7 +90,7 @@ impl Connections {
         }
         let (socket, cord) = Socket::new(stream, patience);
         let (leave, left) = oneshot::channel::<()>();
-        let incoming = stream::iter([Ok::<_, io::Error>(socket)]).chain(stream::pending());
+        let incoming = stream::iter([Ok::<_, io::Error>(Coalesced::new(socket))]).chain(stream::pending());
         let (end_streams, draining) = watch::channel(false);
         let calls = Arc::<InFlight>::default();
         let shed = shed.on(Arc::clone(&calls), methods.clone());

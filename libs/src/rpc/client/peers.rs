@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::net::TcpStream;
 use tonic::transport::{self, Certificate, ClientTlsConfig, Identity};
+use tower::{BoxError, Service, ServiceExt as _};
 
 use super::{
     Peer, PeerAddress, PeerError, PeerOptions,
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     breaker::{Breaker, BreakerLayer, Methods, Registry},
-    rpc::cause::root,
+    rpc::{cause::root, coalesce::Coalesced},
     telemetry::ClientMetrics,
 };
 
@@ -195,7 +198,8 @@ impl Peers {
         options: &PeerOptions,
     ) -> Result<Endpoint, PeerError> {
         let transport = self.transport(name, place, options)?;
-        let channels = (0..options.connections.max(1)).map(|_| transport.connect_lazy()).collect();
+        let connect = || transport.connect_with_connector_lazy(connector(options.connect_timeout));
+        let channels = (0..options.connections.max(1)).map(|_| connect()).collect();
         let breaker = if several {
             let apart = options.apart.map(|apart| format!("/{apart}")).unwrap_or_default();
             self.registry.breaker(&format!("{name}/{}{apart}", place.authority()), &options.ejection)
@@ -212,8 +216,6 @@ impl Peers {
         let endpoint = transport::Endpoint::from(place.target())
             .origin(uri.clone())
             .connect_timeout(options.connect_timeout)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(Duration::from_secs(30)))
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
@@ -245,6 +247,20 @@ impl Peers {
         let known: Vec<&str> = self.addresses.keys().map(String::as_str).collect();
         if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     }
+}
+
+/// Makes TCP connections that say all that is ready at once.
+fn connector(
+    timeout: Duration,
+) -> impl Service<Uri, Response = TokioIo<Coalesced<TcpStream>>, Error = BoxError, Future: Send> + Clone + Send + 'static
+{
+    let mut http = HttpConnector::new();
+    // Or it refuses https, which is made of this one.
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_keepalive(Some(Duration::from_secs(30)));
+    http.set_connect_timeout(Some(timeout));
+    http.map_response(|io| TokioIo::new(Coalesced::new(io.into_inner()))).map_err(BoxError::from)
 }
 
 impl fmt::Debug for Peers {
