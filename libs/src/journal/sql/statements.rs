@@ -73,11 +73,14 @@ pub(in crate::journal) fn fetch_keys(
     keys: &[Vec<Value>],
 ) -> Result<Vec<Record>, Error> {
     let mut found = Vec::with_capacity(keys.len());
-    for chunk in keys.chunks(MOST_ROWS) {
-        let count = chunk.len().next_power_of_two();
+    let mut keys = keys;
+    while !keys.is_empty() {
+        let count = looked_up(keys.len());
+        let (chunk, rest) = keys.split_at(count.min(keys.len()));
         let sql = shape(Shape::Fetch(table.name, count), || fetch_sql(table, count));
         let padding = chunk.last().into_iter().cycle().take(count - chunk.len());
         found.extend(query(connection, &sql, chunk.iter().chain(padding).flatten())?);
+        keys = rest;
     }
     Ok(found)
 }
@@ -129,6 +132,13 @@ pub(super) fn last_of_each_key<'r>(table: &Table, rows: Vec<&'r [Value]>) -> Vec
 fn largest_shape(rows: usize) -> usize {
     let floor = 1 << rows.max(1).ilog2();
     floor.min(MOST_ROWS)
+}
+
+/// The shape in which so many keys are looked up first. A key that is repeated is a look in vain, and one more statement costs as much as a
+/// few of those.
+fn looked_up(keys: usize) -> usize {
+    let ceil = keys.next_power_of_two();
+    if ceil <= MOST_ROWS && ceil - keys <= keys / 8 { ceil } else { largest_shape(keys) }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -219,6 +229,7 @@ mod tests {
         assert!(upsert_sql(&DATED, 1).ends_with("ON CONFLICT(a) DO UPDATE SET b=excluded.b,c=excluded.c"));
         assert_eq!((1..=9).map(largest_shape).collect::<Vec<_>>(), [1, 2, 2, 4, 4, 4, 4, 8, 8]);
         assert_eq!(largest_shape(1_000), MOST_ROWS);
+        assert_eq!([1, 3, 7, 8, 9, 40, 60, 1_000].map(looked_up), [1, 2, 4, 8, 8, 32, 64, MOST_ROWS]);
     }
 
     #[test]

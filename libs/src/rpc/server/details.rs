@@ -22,7 +22,9 @@ pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
 ///
 /// Nobody outside is told what went wrong inside: who says INTERNAL or UNKNOWN and nothing more had not meant the text for them.
 pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
-    let status = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)?;
+    // Of an OK nothing is made only to be thrown away.
+    code(headers).filter(|code| *code != Code::Ok)?;
+    let status = Status::from_header_map(headers)?;
     if headers.contains_key(DETAILS) {
         // A breaker's refusal, passed on: whoever would try again here would come to the same open circuit.
         if CircuitOpen::from_status(&status).is_some() {
