@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep},
 };
 
 use super::{MOST_BYTES, MOST_ENTRIES, Waiting};
@@ -36,22 +36,23 @@ impl Gathering {
         let first = waiting.recv().await?;
         let mut size = first.entry.size;
         batch.push(first);
-        let mut deadline = None;
-        while batch.len() < MOST_ENTRIES && size < MOST_BYTES {
-            let next = match waiting.try_recv() {
-                Ok(next) => next,
-                Err(_) if batch.len() >= self.expected => break,
-                Err(_) => {
-                    let now = Instant::now();
-                    let deadline = (*deadline.get_or_insert(now + LINGER)).min(now + GAP);
-                    match timeout_at(deadline, waiting.recv()).await {
-                        Ok(Some(next)) => next,
-                        Ok(None) | Err(_) => break,
-                    }
-                }
-            };
-            size += next.entry.size;
-            batch.push(next);
+        let begin = Instant::now();
+        loop {
+            let before = batch.len();
+            while batch.len() < MOST_ENTRIES
+                && size < MOST_BYTES
+                && let Ok(next) = waiting.try_recv()
+            {
+                size += next.entry.size;
+                batch.push(next);
+            }
+            let is_full = batch.len() >= MOST_ENTRIES || size >= MOST_BYTES || batch.len() >= self.expected;
+            let none_came = batch.len() == before && begin.elapsed() >= GAP;
+            if is_full || none_came || begin.elapsed() >= LINGER {
+                break;
+            }
+            // Not for the next entry: being woken for each costs more than all that it brings.
+            sleep(GAP).await;
         }
         self.expected = if batch.len() < FEW { 0 } else { batch.len() };
         Some(size)
