@@ -210,16 +210,17 @@ impl Relay {
             }
             sent.push(context.send_publish(subject, message).await?);
         }
-        for (at, acknowledged) in sent.into_iter().enumerate() {
+        let mut goes_on = true;
+        for acknowledged in sent {
             match acknowledged.await {
-                // Of two who publish the same, one was first with the first of it: that one goes on.
-                Ok(taken) if taken.duplicate && at == 0 => return Ok(false),
-                Ok(_) => {}
+                // Of two who publish the same, one was first with the last of it: that one goes on. Were it the first, both might stand
+                // back: whoever came second with that may have been first with what follows.
+                Ok(taken) => goes_on = !taken.duplicate,
                 Err(error) if is_elsewhere(&error) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        Ok(goes_on)
     }
 }
 
