@@ -14,6 +14,8 @@ use tonic::transport::server::Connected;
 /// A commit answers dozens of calls at once. Each answer wakes its connection, which would run before the next call and write for
 /// that one alone: a system call, a segment and a wake-up at the other end for each. So the first write after a flush gives way once,
 /// to the back of the queue.
+///
+/// It is below TLS, which takes what it is given before that is written, and flushes it: there it gives way to nobody.
 #[derive(Debug)]
 pub(crate) struct Coalesced<S> {
     io: S,

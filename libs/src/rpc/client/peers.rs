@@ -215,7 +215,6 @@ impl Peers {
         // Whatever address it is, the call is for the name.
         let endpoint = transport::Endpoint::from(place.target())
             .origin(uri.clone())
-            .connect_timeout(options.connect_timeout)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
