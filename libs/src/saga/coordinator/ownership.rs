@@ -7,7 +7,7 @@
 //! saga is its own: until then nobody settles that step by hand.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -175,7 +175,7 @@ impl Coordinator {
     /// None: a database that is out of reach comes back.
     pub async fn share(self) -> Result<(), RecoverError> {
         let Some(member) = self.0.member.get() else { return Ok(()) };
-        let (mut last, mut last_open) = (String::new(), String::new());
+        let (mut last, mut last_open, mut suspects) = (String::new(), String::new(), BTreeSet::new());
         loop {
             tokio::time::sleep(Member::BEAT).await;
             if self.0.left.load(Ordering::Acquire) {
@@ -187,7 +187,7 @@ impl Coordinator {
                 Ok(()) => {
                     let shared = async {
                         self.let_go(member, &mut last).await?;
-                        self.take_back(member, &mut last_open).await?;
+                        self.take_back(member, &mut last_open, &mut suspects).await?;
                         self.adopt().await
                     };
                     beating(&self.0, member, shared).await
@@ -222,18 +222,36 @@ impl Coordinator {
 
     /// Takes up, of a page of the open sagas after `last`, those that are this process's and have no place here. A server that takes over
     /// may have lost that one of them had ended, or that another process had it: then nobody drives it, and its owner is there.
-    async fn take_back(&self, member: &Member, last: &mut String) -> Result<(), RecoverError> {
+    ///
+    /// Only what the look before found so too, the `suspects`: one that is being begun, or taken up, has its place a moment later.
+    async fn take_back(
+        &self,
+        member: &Member,
+        last: &mut String,
+        suspects: &mut BTreeSet<String>,
+    ) -> Result<(), RecoverError> {
         let shared = &self.0;
         let mut page = store::open_after(&shared.journal, last, MOST_LOOKED_UP).await?;
         last.clear();
         if let Some(saga_id) = page.last().filter(|_| page.len() == MOST_LOOKED_UP) {
             last.push_str(saga_id);
         }
+        page.extend(suspects.iter().cloned());
+        page.sort_unstable();
+        page.dedup();
         page.retain(|saga_id| !shared.live.contains(saga_id));
         let owned = store::owned(&shared.journal, page.iter().map(String::as_str), member.name()).await?;
-        // What was begun just now has its place by now. What has ended since is found to have.
-        page.retain(|saga_id| owned.contains_key(saga_id) && !shared.live.contains(saga_id));
-        let sagas = self.take_up_all(&page).await?;
+        let claimed = shared.claimed.lock().clone();
+        page.retain(|saga_id| {
+            owned.contains_key(saga_id) && !claimed.contains(saga_id) && !shared.live.contains(saga_id)
+        });
+        let (lost, suspected): (Vec<_>, Vec<_>) = page.into_iter().partition(|saga_id| suspects.contains(saga_id));
+        *suspects = suspected.into_iter().collect();
+        if shared.draining.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // What has ended since is found to have.
+        let sagas = self.take_up_all(&lost).await?;
         if sagas > 0 {
             tracing::warn!(sagas, "driven once more: the database has lost how they went on");
         }
