@@ -125,8 +125,8 @@ fn may_be_settled_here(record: &Record, name: &str, op: Op, settled: Settled) ->
 
 fn driven_elsewhere(saga_id: &str) -> Refusal {
     let message = format!(
-        "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; through a \
-         balancer, ask again"
+        "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; if it \
+         is gone, PauseSaga once more; through a balancer, ask again"
     );
     Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
