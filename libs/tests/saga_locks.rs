@@ -245,7 +245,7 @@ async fn who_is_closed_in_the_queue_waits_for_nobody_and_is_held_by_nobody_any_m
 }
 
 /// One whose last work starts a saga that locks the same key.
-fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
+fn going_on(coordinator: Arc<OnceLock<Coordinator>>, and_on: bool) -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("move", 1);
     saga.lock(|input: &String| vec![input.clone()]);
     saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
@@ -256,6 +256,9 @@ fn going_on(coordinator: Arc<OnceLock<Coordinator>>) -> Arc<Definition> {
             Ok(Decision::reply(()).beside(next))
         }))
     });
+    if and_on {
+        saga.retriable::<Charge>("tell", |it, _| Ok(it.clone()));
+    }
     saga.build().unwrap()
 }
 
@@ -264,7 +267,7 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
     let world = World::new();
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let coordinator = Arc::new(OnceLock::new());
-    let definitions = vec![going_on(Arc::clone(&coordinator)), locking("patient", false), other()];
+    let definitions = vec![going_on(Arc::clone(&coordinator), false), locking("patient", false), other()];
     let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
     assert!(coordinator.set(process.coordinator.clone()).is_ok());
     process.coordinator.recover().await.unwrap();
@@ -285,7 +288,7 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_place() {
     let world = World::new();
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let coordinator = Arc::new(OnceLock::new());
-    let definitions = vec![going_on(Arc::clone(&coordinator)), locking("patient", false)];
+    let definitions = vec![going_on(Arc::clone(&coordinator), false), locking("patient", false)];
     let options = Options { most_live: 1, ..Options::default() };
     let process = Process::on(journal, definitions, world.participants.clone(), options);
     assert!(coordinator.set(process.coordinator.clone()).is_ok());
@@ -298,6 +301,23 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_place() {
     assert_eq!(refused.reason, "TOO_MANY_SAGAS");
     let_go(&world, &process, "two").await;
     assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Compensated);
+}
+
+/// It goes on itself, and only when it has ended is there a place.
+#[tokio::test]
+async fn a_saga_that_the_work_of_another_starts_in_its_midst_has_a_place_beside_it() {
+    let world = World::new();
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let coordinator = Arc::new(OnceLock::new());
+    let definitions = vec![going_on(Arc::clone(&coordinator), true), locking("patient", false)];
+    let options = Options { most_live: 1, ..Options::default() };
+    let process = Process::on(journal, definitions, world.participants.clone(), options);
+    assert!(coordinator.set(process.coordinator.clone()).is_ok());
+    process.coordinator.recover().await.unwrap();
+    start(&process, "move", "one", "customer/ada", true).await.unwrap();
+    for id in ["one", "two"] {
+        assert_eq!(ended(&process, id).await.phase(), SagaPhase::Completed);
+    }
 }
 
 #[tokio::test]

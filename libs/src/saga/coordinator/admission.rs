@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 pub(super) struct Admissions {
     most: usize,
     count: AtomicUsize,
-    /// Places that are about to be free and may be taken already.
+    /// Places that sagas under way lend out and nobody has taken yet.
     lent: AtomicUsize,
     /// Those that nobody drives and that there was no place for.
     orphans: AtomicUsize,
@@ -42,13 +42,13 @@ impl Admissions {
 
     /// A place, if there is one that no orphan is to have.
     pub(super) fn admit(this: &Arc<Self>) -> Option<Admission> {
-        let (orphans, lent) = (this.orphans(), this.lent.load(Ordering::Acquire));
-        let is_free = |count: usize| count.saturating_add(orphans) < this.most;
-        // An orphan may wait for the very place that is lent: it is free once what it is lent for has it.
-        let is_lent = |count: usize| lent > 0 && count < this.most.saturating_add(lent);
-        let room = |count: usize| (is_free(count) || is_lent(count)).then_some(count + 1);
-        this.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
-        Some(Admission(Arc::clone(this)))
+        let orphans = this.orphans();
+        let room = |count: usize| (count.saturating_add(orphans) < this.most).then_some(count + 1);
+        if this.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_ok() {
+            return Some(Admission(Arc::clone(this)));
+        }
+        // However many there are already, or wait: nobody's place becomes free before this one is given.
+        this.take_lent().then(|| Self::admit_again(this))
     }
 
     /// A place for a saga that was admitted before, here or elsewhere, whether there is room or not.
@@ -57,10 +57,15 @@ impl Admissions {
         Admission(Arc::clone(this))
     }
 
-    /// Lends out the place of a saga that ends in the decision that is made meanwhile: else it would wait for a place that it has itself.
+    /// Lends out a place to what a saga's own work starts in the decision that is made meanwhile: else that would wait for a place which
+    /// only those have that wait themselves.
     pub(super) fn lend(this: &Arc<Self>) -> Lent {
         this.lent.fetch_add(1, Ordering::AcqRel);
         Lent(Arc::clone(this))
+    }
+
+    fn take_lent(&self) -> bool {
+        self.lent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |lent| lent.checked_sub(1)).is_ok()
     }
 
     pub(super) fn count(&self) -> usize {
@@ -97,7 +102,8 @@ impl Admissions {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.0.lent.fetch_sub(1, Ordering::AcqRel);
+        // Taken or not, decisions are made one at a time.
+        self.0.take_lent();
     }
 }
 
@@ -124,5 +130,17 @@ mod tests {
         assert!(started.is_some() && Admissions::admit(&admissions).is_none());
         drop((lent, ending));
         assert_eq!((admissions.room(), Admissions::admit(&admissions).is_none()), (0, true));
+    }
+
+    #[test]
+    fn a_place_that_is_lent_is_to_be_had_once_however_many_there_are() {
+        let admissions = Arc::new(Admissions::new(1));
+        let _over = [Admissions::admit_again(&admissions), Admissions::admit_again(&admissions)];
+        let lent = Admissions::lend(&admissions);
+        let started = Admissions::admit(&admissions);
+        assert!(started.is_some() && Admissions::admit(&admissions).is_none());
+        drop(lent);
+        let _lent = Admissions::lend(&admissions);
+        assert!(Admissions::admit(&admissions).is_some());
     }
 }

@@ -74,7 +74,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those
-    /// here wait. One that the last work of another starts has the place of that one.
+    /// here wait. One that the own work of another starts is never refused for it.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,

@@ -22,7 +22,7 @@ use crate::{
             sub_sagas,
         },
         machine::{self, Alert, Input, Local, Moment},
-        record::{Record, is_final},
+        record::Record,
         store,
     },
 };
@@ -108,9 +108,9 @@ impl Driver {
         };
         let refused = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&refused);
-        let ends = is_final(self.record.saga.phase()).then(|| Arc::clone(&self.shared.admissions));
+        let lends = matches!(local, Local::Step(_) | Local::Ending).then(|| Arc::clone(&self.shared.admissions));
         let decide = move |loaded: &Loaded<'_>, mut decided: Decided| {
-            let _place = ends.as_ref().map(Admissions::lend);
+            let _place = lends.as_ref().map(Admissions::lend);
             match (work.decide)(loaded) {
                 Ok(work) => {
                     decided.absorb(work);
