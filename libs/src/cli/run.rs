@@ -442,4 +442,17 @@ mod tests {
             assert!(help.contains(words), "{words} is not in\n{help}");
         }
     }
+
+    #[test]
+    fn every_flag_has_a_variable_of_its_name() {
+        let mut line = command_line::<Tea>();
+        line.build();
+        let serve = line.find_subcommand("serve").expect("serve");
+        let flags: Vec<_> = serve.get_arguments().filter(|flag| flag.get_action().takes_values()).collect();
+        assert!(flags.len() > 20, "{} flags", flags.len());
+        for flag in flags {
+            let name = flag.get_long().expect("a flag").to_uppercase().replace('-', "_");
+            assert_eq!(flag.get_env().and_then(|variable| variable.to_str()), Some(&*name));
+        }
+    }
 }
