@@ -26,13 +26,12 @@ use libs::{
     },
 };
 use proto::saga::v1::SagaPhase;
-use saga_world::{Charge, Process, Reserve, Ship, World, local, place_order, place_order_version};
+use saga_world::{
+    Charge, PATIENCE, Process, Reserve, Ship, World, becomes, buy, local, pay, place_order, place_order_version, shares,
+};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::{runtime::Runtime, sync::watch};
 use tonic::{Code, Status, metadata::MetadataMap};
-
-/// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a call takes effect for at once, and is answered when the gate is open.
 #[derive(Clone)]
@@ -64,20 +63,6 @@ async fn knowing(world: &World, transport: impl Transport, definitions: &[Arc<De
     let process = Process::on(journal, definitions.to_vec(), transport, Options::default());
     process.coordinator.recover().await.unwrap();
     process
-}
-
-fn shares(process: &Process) {
-    tokio::spawn(process.coordinator.clone().share());
-}
-
-/// Waits until something holds.
-async fn becomes(what: &str, holds: impl AsyncFn() -> bool) {
-    let waits = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, waits).await.is_ok(), "after {PATIENCE:?} it is still not {what}");
 }
 
 /// Waits until a process has let go of all its sagas.
@@ -128,25 +113,6 @@ async fn an_operator_may_ask_any_of_them() {
     drives_nothing(&one).await;
     assert_eq!(one.finished("tea").await.version, ended.version);
     assert_eq!(world.participants.done_for("tea"), ["reserve", "-reserve"]);
-}
-
-/// One that an operator has to look at if its last step is refused.
-fn pay() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("pay", 1);
-    saga.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
-    saga.retriable::<Ship>("account", |order, _| Ok(order.clone()));
-    saga.build().unwrap()
-}
-
-/// Waits for its turn with the order's customer, pays by a saga of its own, completes the order.
-fn buy() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("place-order", 1);
-    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
-    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
-    saga.retriable_local("complete", |order, _| Ok(local("Completed", order)));
-    saga.on_compensated(|order, reason| Ok(local(&format!("Rejected {}", reason.reason), order)));
-    saga.build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

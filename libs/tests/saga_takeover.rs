@@ -11,12 +11,12 @@ use libs::{
     journal::{Journal, Location, Member},
     refusal::Refusal,
     saga::{
-        Definition, Options, TABLES,
+        Options, TABLES,
         testing::{Fault, Participants},
     },
 };
 use proto::saga::v1::{Saga, SagaPhase};
-use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
+use saga_world::{Process, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// The server's time in microseconds since 1970, in SQL.
@@ -29,20 +29,6 @@ async fn process(world: &World, most_live: usize) -> Process {
     let process = Process::on(journal, vec![Arc::clone(&world.definition)], world.participants.clone(), options);
     process.coordinator.recover().await.unwrap();
     process
-}
-
-fn shares(process: &Process) {
-    tokio::spawn(process.coordinator.clone().share());
-}
-
-/// Waits until something holds.
-async fn becomes(what: &str, holds: impl AsyncFn() -> bool) {
-    let waits = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, waits).await.is_ok(), "after {PATIENCE:?} it is still not {what}");
 }
 
 /// Leaves all that a process drives as it is, and says that it is gone.
@@ -114,25 +100,6 @@ async fn a_place_that_becomes_free_is_for_what_nobody_drives_before_it_is_for_a_
     // What was left is known anew with the next beat.
     becomes("open to new sagas", async || two.place("b").await.is_ok()).await;
     assert_eq!(two.finished("b").await.phase(), SagaPhase::Completed);
-}
-
-/// One that an operator has to look at if its last step is refused.
-fn pay() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("pay", 1);
-    saga.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
-    saga.retriable::<Ship>("account", |order, _| Ok(order.clone()));
-    saga.build().unwrap()
-}
-
-/// Waits for its turn with the order's customer, pays by a saga of its own, completes the order.
-fn buy() -> Arc<Definition> {
-    let mut saga = Definition::builder::<String>("place-order", 1);
-    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
-    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
-    saga.retriable_local("complete", |order, _| Ok(local("Completed", order)));
-    saga.on_compensated(|order, reason| Ok(local(&format!("Rejected {}", reason.reason), order)));
-    saga.build().unwrap()
 }
 
 /// Else what has a place would wait for ever for what has none.

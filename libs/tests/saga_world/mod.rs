@@ -44,6 +44,25 @@ impl Compensated for Charge {
     type Compensation = Refund;
 }
 
+/// One that an operator has to look at if its last step is refused.
+pub fn pay() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("pay", 1);
+    saga.pivot::<Charge>("capture", |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("account", |order, _| Ok(order.clone()));
+    saga.build().unwrap()
+}
+
+/// Waits for its turn with the order's customer, pays by a saga of its own, completes the order.
+pub fn buy() -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.lock(|order: &String| vec![order.split('-').next().unwrap_or_default().to_owned()]);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    saga.retriable_local("complete", |order, _| Ok(local("Completed", order)));
+    saga.on_compensated(|order, reason| Ok(local(&format!("Rejected {}", reason.reason), order)));
+    saga.build().unwrap()
+}
+
 /// Reserve, charge, ship, complete; or back, and reject. The input is what is ordered.
 pub fn place_order() -> Arc<Definition> {
     place_order_version(1)
@@ -234,4 +253,19 @@ impl Process {
     pub async fn until_phase(&self, saga_id: &str, phase: SagaPhase) -> Saga {
         self.until(saga_id, |saga| saga.phase() == phase).await
     }
+}
+
+/// Lets a process share its sagas with the others on its database.
+pub fn shares(process: &Process) {
+    tokio::spawn(process.coordinator.clone().share());
+}
+
+/// Waits until something holds.
+pub async fn becomes(what: &str, holds: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waits).await.is_ok(), "after {PATIENCE:?} it is still not {what}");
 }
