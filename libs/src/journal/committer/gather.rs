@@ -15,7 +15,8 @@ use super::{MOST_BYTES, MOST_ENTRIES, Waiting};
 /// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
 const LINGER: Duration = Duration::from_millis(5);
 const FEW: usize = 8;
-/// After such a while without one no more are on their way: those who will ask again wait for this batch first.
+/// How often it looks for more. After such a while without one no more are on their way: those who will ask again wait for this batch
+/// first.
 const GAP: Duration = Duration::from_millis(1);
 
 /// Gathers one batch after another.

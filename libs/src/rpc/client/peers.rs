@@ -224,7 +224,7 @@ impl Peers {
         let wrong = |why: String| PeerError::Tls { name: name.to_owned(), uri: uri.to_string(), why };
         let authority =
             self.authority.clone().ok_or_else(|| wrong("give the authority to trust by --tls-ca".into()))?;
-        // The endpoint's own time is over once TCP is connected.
+        // The connector's own time is over once TCP is connected.
         let tls = ClientTlsConfig::new().ca_certificate(authority).timeout(options.connect_timeout);
         let tls = match &self.identity {
             Some(identity) => tls.identity(identity.clone()),
