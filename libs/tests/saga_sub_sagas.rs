@@ -8,7 +8,7 @@ mod saga_world;
 use std::{sync::Arc, time::Duration};
 
 use libs::{
-    journal::{Cause, Entry, Journal, Loaded},
+    journal::{Cause, Entry, Journal, Loaded, Location},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
@@ -18,6 +18,7 @@ use libs::{
 };
 use proto::saga::v1::{Saga, SagaPhase, StepState};
 use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
 /// Two things that can be undone: a flight and a hotel. It answers both prices.
@@ -421,4 +422,52 @@ async fn two_processes_may_drive_the_one_above_and_the_one_below() {
     for at in 0..10 {
         assert_eq!(ended(&one, &format!("bulk-{at}")).await.phase(), SagaPhase::Completed);
     }
+}
+
+/// A saga doesn't attend to what it waits for while it looks whose it is. What reads for it then keeps no session from the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_above_sagas_that_are_parked_are_heard_after_the_server_has_stood_still() {
+    let mut book = Definition::builder::<String>("book", 1);
+    book.compensatable::<Reserve>("flight", |_, _| panic!("a bug"), |undo| undo.request);
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable_saga::<String, ()>("book", &book.build().unwrap(), |trip: &String, _| Ok(trip.clone()));
+    saga.pivot::<Ship>("go", |trip, _| Ok(trip.clone()));
+    let world = World::with(saga.build().unwrap());
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    let location = Location::Postgres { url: url.clone(), schema: schema.clone() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let definitions = vec![Arc::clone(&world.definition)];
+    let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+    process.coordinator.recover().await.unwrap();
+    // More than there are sessions to read with.
+    let trips: Vec<String> = (0..8).map(|at| format!("rome-{at}")).collect();
+    for trip in &trips {
+        process.place(trip).await.unwrap();
+        assert_eq!(process.coordinator.finished(&format!("{trip}:book")).await.unwrap_err().reason, "SAGA_PARKED");
+    }
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let lock = format!("BEGIN; LOCK TABLE {schema}.sagas IN ACCESS EXCLUSIVE MODE");
+    server.execute(AssertSqlSafe(lock)).await.unwrap();
+    let mut watcher = PgConnection::connect(&url).await.unwrap();
+    let waiting = format!("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '{schema}.sagas'::regclass");
+    let all_wait = async {
+        while sqlx::query_scalar::<_, i64>(AssertSqlSafe(waiting.clone())).fetch_one(&mut watcher).await.unwrap() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_wait).await.expect("some session doesn't read");
+    let pauses: Vec<_> = trips
+        .iter()
+        .map(|trip| {
+            let (coordinator, trip) = (process.coordinator.clone(), trip.clone());
+            tokio::spawn(async move { coordinator.pause(&trip, "ann", "the server stands still").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.execute("COMMIT").await.unwrap();
+    let paused = tokio::time::timeout(PATIENCE, futures::future::join_all(pauses)).await.expect("no answer");
+    assert!(paused.into_iter().all(|paused| paused.unwrap().is_ok()));
 }

@@ -5,6 +5,7 @@
 //! calls leave that the committed record asks for.
 
 mod admission;
+mod apart;
 mod call;
 mod closing;
 mod driver;

@@ -25,6 +25,7 @@ use self::{
 use super::{
     Shared,
     admission::Admission,
+    apart::apart,
     call::{Call, Known},
     closed,
     live::{Mail, Mailbox},
@@ -297,7 +298,8 @@ impl Driver {
             if let StepCode::Saga { definition, .. } = &self.program.steps[due.step] {
                 let (shared, saga_id) =
                     (Arc::clone(&self.shared), self.record.saga.steps[due.step].sub_saga_id.clone());
-                self.calls.push(Box::pin(sub_sagas::answered(shared, Arc::clone(definition), saga_id, due)));
+                let answered = Box::pin(sub_sagas::answered(shared, Arc::clone(definition), saga_id, due));
+                self.calls.push(Box::pin(apart(answered)));
                 continue;
             }
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt, known);
