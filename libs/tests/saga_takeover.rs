@@ -153,6 +153,43 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
     }
 }
 
+/// It says nothing of whose the others are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_cannot_be_read_keeps_nobody_from_what_a_process_has_left() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    only(&world.participants, &[]);
+    let (one, two, three) = (process(&world, 1).await, process(&world, 2).await, process(&world, 2).await);
+    for (process, order) in [(&one, "tea"), (&two, "thyme"), (&two, "zest")] {
+        process.place(order).await.unwrap();
+    }
+    one.coordinator.pause("tea", "ann", "stock-taking").await.unwrap();
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let harm = format!(
+        "SET search_path = {schema};
+        CREATE TABLE kept AS SELECT * FROM aggregates WHERE kind = 'saga_owner' AND id = 'tea';
+        UPDATE aggregates SET state = NULL WHERE kind = 'saga_owner' AND id = 'tea'"
+    );
+    server.execute(AssertSqlSafe(harm)).await.unwrap();
+    shares(&one);
+    shares(&three);
+    leaves(two).await;
+    becomes("taken over", async || three.coordinator.live() == 2).await;
+    tokio::time::sleep(2 * Member::BEAT).await;
+    assert_eq!(one.coordinator.live(), 1, "nobody knows that it is another's");
+
+    let mend = "UPDATE aggregates SET state = kept.state FROM kept WHERE aggregates.kind = kept.kind AND aggregates.id = kept.id";
+    server.execute(mend).await.unwrap();
+    only(&world.participants, &["tea", "thyme", "zest"]);
+    one.coordinator.resume("tea", "ann", "all is there").await.unwrap();
+    for (process, order) in [(&one, "tea"), (&three, "thyme"), (&three, "zest")] {
+        assert_eq!(process.finished(order).await.phase(), SagaPhase::Completed);
+    }
+}
+
 /// A process that crashes again and again leaves a row each time, and each open saga is looked for in all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_enters_forgets_those_that_are_gone() {

@@ -286,7 +286,8 @@ impl Journal {
         Aggregate::read(record)
     }
 
-    /// Several aggregates of a kind as they are committed, with their ids and in any order. Those that aren't there are left out.
+    /// Several aggregates of a kind as they are committed, with their ids and in any order; for one that can't be read, why. Those that
+    /// aren't there are left out.
     ///
     /// # Errors
     /// When the database can't be read.
@@ -294,10 +295,18 @@ impl Journal {
         &self,
         kind: &'static str,
         ids: impl Iterator<Item = &str>,
-    ) -> Result<Vec<(String, Aggregate)>, sql::Error> {
+    ) -> Result<Vec<(String, Result<Aggregate, sql::Error>)>, sql::Error> {
         let keys = ids.map(|id| vec![kind.into(), id.into()]).collect();
         let found = self.0.reader.fetch_keys(&AGGREGATES, keys).await?;
-        let aggregate = |record: &sql::Record| Ok((record.text(1)?, Aggregate::read(record)?));
+        let aggregate = |record: &sql::Record| {
+            let (id, aggregate) = (record.text(1)?, Aggregate::read(record));
+            if let Err(error) = &aggregate {
+                let row =
+                    unreadable::Row { table: AGGREGATES.name, key: format!("{kind} {id}"), why: &error.to_string() };
+                self.0.counters.could_not_read(&row, "");
+            }
+            Ok((id, aggregate))
+        };
         found.iter().map(aggregate).collect()
     }
 

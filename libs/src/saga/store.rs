@@ -1,6 +1,6 @@
 //! Where sagas are kept: one row a saga in the journal's database, written in the same transaction as everything else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use proto::saga::v1::SagaPhase;
@@ -56,9 +56,33 @@ pub(super) async fn owned(
     journal: &Journal,
     saga_ids: impl Iterator<Item = &str>,
     member: &str,
-) -> Result<HashMap<String, u64>, sql::Error> {
-    let owners = journal.aggregates(OWNER, saga_ids).await?.into_iter();
-    Ok(owners.filter(|(_, owner)| owner.state == member.as_bytes()).map(|(id, owner)| (id, owner.version)).collect())
+) -> Result<Owned, sql::Error> {
+    let mut owned = Owned::default();
+    for (saga_id, owner) in journal.aggregates(OWNER, saga_ids).await? {
+        match owner {
+            Ok(owner) if owner.state == member.as_bytes() => drop(owned.since.insert(saga_id, owner.version)),
+            Ok(_) => {}
+            // The journal has said so.
+            Err(_) => drop(owned.unread.insert(saga_id)),
+        }
+    }
+    Ok(owned)
+}
+
+/// What was found of whose some sagas are.
+#[derive(Debug, Default)]
+pub(super) struct Owned {
+    /// Of those that are the process's, how often the owner of each has changed.
+    pub(super) since: HashMap<String, u64>,
+    /// Those whose owner can't be read. They may be anybody's, and nobody's transition of them is committed.
+    pub(super) unread: HashSet<String>,
+}
+
+impl Owned {
+    /// Whether a saga is known to be another process's.
+    pub(super) fn is_anothers(&self, saga_id: &str) -> bool {
+        !self.since.contains_key(saga_id) && !self.unread.contains(saga_id)
+    }
 }
 
 /// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner.

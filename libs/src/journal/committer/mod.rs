@@ -123,7 +123,7 @@ impl Counters {
     }
 
     /// Tells a person of a row that can't be read, unless one was told of just now.
-    fn could_not_read(&self, row: &unreadable::Row<'_>, request: &str) {
+    pub(super) fn could_not_read(&self, row: &unreadable::Row<'_>, request: &str) {
         if self.told_of_unreadable.is_due() {
             let unreadable::Row { table, key, why } = row;
             tracing::error!(

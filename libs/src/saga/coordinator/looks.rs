@@ -87,9 +87,9 @@ async fn read_owners(shared: Arc<Shared>) {
         let me = shared.member.get().map(|member| member.name()).unwrap_or_default();
         match store::owned(&shared.journal, looks.iter().map(|(saga_id, _)| &**saga_id), me).await {
             Ok(owned) => {
-                for (saga_id, tell) in looks {
+                for (saga_id, tell) in looks.into_iter().filter(|(saga_id, _)| !owned.unread.contains(&**saga_id)) {
                     // Who asked may have left.
-                    let _ = tell.send(owned.get(&*saga_id).copied());
+                    let _ = tell.send(owned.since.get(&*saga_id).copied());
                 }
             }
             Err(error) => {

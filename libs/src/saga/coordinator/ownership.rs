@@ -103,7 +103,7 @@ impl Shared {
             tracing::warn!(saga.id = saga_id, %error, "a saga's owner can't be read");
             error.refusal()
         })?;
-        let since = owned.get(saga_id).copied().ok_or_else(|| not_driven(saga_id))?;
+        let since = owned.since.get(saga_id).copied().ok_or_else(|| not_driven(saga_id))?;
         Ok(Known { since, micros })
     }
 
@@ -186,9 +186,11 @@ impl Coordinator {
                 Ok(()) if self.0.draining.load(Ordering::Acquire) => Ok(0),
                 Ok(()) => {
                     let shared = async {
-                        self.let_go(member, &mut last).await?;
-                        self.take_back(member, &mut last_open, &mut suspects).await?;
-                        self.adopt().await
+                        // What is in the way of the one is not in the way of the others.
+                        let let_go = self.let_go(member, &mut last).await;
+                        let taken_back = self.take_back(member, &mut last_open, &mut suspects).await;
+                        let adopted = self.adopt().await;
+                        let_go.and(taken_back).and(adopted)
                     };
                     beating(&self.0, member, shared).await
                 }
@@ -214,7 +216,7 @@ impl Coordinator {
             last.push_str(saga_id);
         }
         let owned = store::owned(&shared.journal, page.iter().map(|(saga_id, _)| &**saga_id), member.name()).await?;
-        for (saga_id, place) in page.iter().filter(|(saga_id, _)| !owned.contains_key(&**saga_id)) {
+        for (saga_id, place) in page.iter().filter(|(saga_id, _)| owned.is_anothers(saga_id)) {
             shared.live.taken(saga_id, place);
         }
         Ok(())
@@ -243,7 +245,7 @@ impl Coordinator {
         let owned = store::owned(&shared.journal, page.iter().map(String::as_str), member.name()).await?;
         let claimed = shared.claimed.lock().clone();
         page.retain(|saga_id| {
-            owned.contains_key(saga_id) && !claimed.contains(saga_id) && !shared.live.contains(saga_id)
+            owned.since.contains_key(saga_id) && !claimed.contains(saga_id) && !shared.live.contains(saga_id)
         });
         let (lost, suspected): (Vec<_>, Vec<_>) = page.into_iter().partition(|saga_id| suspects.contains(saga_id));
         *suspects = suspected.into_iter().collect();
@@ -287,6 +289,8 @@ impl Coordinator {
                 return Ok(adopted);
             };
             last.clone_from(id);
+            // A claim that named one of these would be refused as a whole.
+            let unread = store::owned(&shared.journal, page.iter().map(|(id, _)| &**id), "").await?.unread;
             let above = above.get_or_insert_with(|| shared.live.above());
             let mut room = shared.admissions.room();
             // Sorted, so that they are taken up in one order: a simulation can be repeated.
@@ -295,6 +299,8 @@ impl Coordinator {
                 let comes_with = |above: &str| wanted.contains_key(above) || shared.live.is_driven(above);
                 if shared.live.contains(&saga_id) {
                     passed.insert(saga_id);
+                } else if unread.contains(&saga_id) {
+                    // Until its row is mended.
                 } else if room > 0
                     || ids::above(&saga_id).is_some_and(comes_with)
                     || above.contains(&saga_id)
@@ -366,7 +372,7 @@ impl Coordinator {
             let Some(mut place) = places.remove(&saga_id) else { return };
             self.0.claimed.lock().remove(&saga_id);
             // Another's by now.
-            let Some(&since) = owned.get(&saga_id) else { return };
+            let Some(&since) = owned.since.get(&saga_id) else { return };
             let read = stored.map_err(|error| error.to_string());
             match read.and_then(|record| Ok((self.0.definition_of(&record)?, record))) {
                 Ok((_, record)) if is_final(record.saga.phase()) => place.forget(),
