@@ -16,7 +16,7 @@ use libs::{
     },
 };
 use proto::saga::v1::{Saga, SagaPhase};
-use saga_world::{Process, World, becomes, buy, shares};
+use saga_world::{PATIENCE, Process, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// The server's time in microseconds since 1970, in SQL.
@@ -188,6 +188,52 @@ async fn an_owner_that_cannot_be_read_keeps_nobody_from_what_a_process_has_left(
     for (process, order) in [(&one, "tea"), (&three, "thyme"), (&three, "zest")] {
         assert_eq!(process.finished(order).await.phase(), SagaPhase::Completed);
     }
+}
+
+/// Nothing that it claimed would be driven until it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_to_end_while_it_takes_over_claims_nothing_more() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    only(&world.participants, &[]);
+    let one = process(&world, 100).await;
+    for order in ["rum", "tea", "zest"] {
+        one.place(order).await.unwrap();
+    }
+    leaves(one).await;
+    let location = Location::Postgres { url: url.clone(), schema: schema.clone() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let (definitions, participants) = (vec![Arc::clone(&world.definition)], world.participants.clone());
+    let two = Process::on(journal, definitions, participants, Options::default());
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    // The turn that a claim needs.
+    let turn = format!("SELECT pg_advisory_lock(hashtextextended('trellis/{schema}/journal', 0))");
+    server.execute(AssertSqlSafe(turn)).await.unwrap();
+    let coordinator = two.coordinator.clone();
+    let adopting = tokio::spawn(async move { coordinator.recover().await });
+    let mut watcher = PgConnection::connect(&url).await.unwrap();
+    let waiting = format!(
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE locktype = 'advisory' AND NOT granted AND application_name = 'trellis {schema}'"
+    );
+    let claims = async {
+        while sqlx::query_scalar::<_, i64>(AssertSqlSafe(waiting.clone())).fetch_one(&mut watcher).await.unwrap() < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, claims).await.expect("it claims nothing");
+    two.coordinator.drain(PATIENCE).await;
+    server.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    assert_eq!(adopting.await.unwrap().unwrap(), 0);
+    let claimed = format!(
+        "SELECT count(*) FROM {schema}.aggregates JOIN {schema}.members ON state = convert_to(name, 'UTF8')
+        WHERE kind = 'saga_owner'"
+    );
+    let claimed: i64 = sqlx::query_scalar(AssertSqlSafe(claimed)).fetch_one(&mut server).await.unwrap();
+    assert_eq!(claimed, 0);
 }
 
 /// A process that crashes again and again leaves a row each time, and each open saga is looked for in all of them.

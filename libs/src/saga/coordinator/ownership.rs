@@ -282,6 +282,9 @@ impl Coordinator {
         let (holders, mut above) = (std::mem::take(&mut *shared.holders.lock()), None);
         let (mut passed, mut left) = (HashSet::new(), 0);
         loop {
+            if shared.draining.load(Ordering::Acquire) {
+                return Ok(adopted);
+            }
             let page = store::orphans_after(&shared.journal, &last, PAGE).await?;
             let Some((id, _)) = page.last() else {
                 shared.live.keep_orphans(&passed);
@@ -326,8 +329,12 @@ impl Coordinator {
             if ids.is_empty() {
                 continue;
             }
-            // Still that owner's: of two who claim it at once, one finds the other's name.
-            let still = move |id: &str, owner: &Aggregate| wanted.get(id) == Some(&owner.state);
+            // Still that owner's: of two who claim it at once, one finds the other's name. And nothing for who is to end by now: it would
+            // drive none, and keep them from others until it is gone.
+            let at = Arc::clone(shared);
+            let still = move |id: &str, owner: &Aggregate| {
+                wanted.get(id) == Some(&owner.state) && !at.draining.load(Ordering::Acquire)
+            };
             let Ok(claimed) = shared.claim(ids, still).await else { return Ok(adopted) };
             adopted += self.take_up_all(&claimed).await?;
         }
