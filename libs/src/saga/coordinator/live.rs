@@ -78,18 +78,6 @@ impl Place {
     fn is_parked(&self) -> bool {
         matches!(self, Self::Parked(_) | Self::Orphan(_))
     }
-
-    fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Driven(one), Self::Driven(other)) | (Self::Reserved(one), Self::Reserved(other)) => {
-                Arc::ptr_eq(one, other)
-            }
-            (Self::Parked(one), Self::Parked(other)) | (Self::Orphan(one), Self::Orphan(other)) => {
-                Arc::ptr_eq(one, other)
-            }
-            _ => false,
-        }
-    }
 }
 
 /// The sagas that are under way, by id.
@@ -253,14 +241,17 @@ impl Live {
         self.0.lock().get(saga_id).filter(|place| place.is_parked()).cloned()
     }
 
-    /// Another process owned a saga after it was seen in this place. What came into its place since knows better.
+    /// Another process owned a saga after it was seen in this place, as one of this process's. What came into its place since knows better.
     pub(super) fn taken(&self, saga_id: &str, seen: &Place) {
         let mut live = self.0.lock();
-        match live.get(saga_id) {
-            Some(place) if !place.is(seen) => {}
-            Some(Place::Driven(mailbox) | Place::Reserved(mailbox)) => mailbox.post(Mail::Taken),
-            Some(Place::Parked(_) | Place::Orphan(_)) => drop(live.remove(saga_id)),
-            None => {}
+        match (live.get(saga_id), seen) {
+            (Some(Place::Driven(mailbox)), Place::Driven(seen)) if Arc::ptr_eq(mailbox, seen) => {
+                mailbox.post(Mail::Taken);
+            }
+            (Some(Place::Parked(parked)), Place::Parked(seen)) if Arc::ptr_eq(parked, seen) => {
+                live.remove(saga_id);
+            }
+            _ => {}
         }
     }
 
