@@ -410,6 +410,7 @@ async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before(
     one.place("tea").await.unwrap();
     one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
     let two = process(&world, participants.clone()).await;
+    shares(&two);
     two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
     // Who took it over now would have to wait anew.
     let three = process(&world, participants.clone()).await;
@@ -477,6 +478,7 @@ async fn an_undoing_that_cannot_be_asked_for_is_settled_by_who_drives_it() {
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.to_string()), |undo| undo.input.to_string());
     let definitions = [saga.build().unwrap()];
     let one = knowing(&world, world.participants.clone(), &definitions).await;
+    shares(&one);
     one.coordinator.cancel("tea", "ann", "changed my mind").await.unwrap();
     let stuck = one.until_phase("tea", SagaPhase::Stuck).await;
     assert_eq!(stuck.steps[0].compensation_attempts, 0, "{stuck:?}");

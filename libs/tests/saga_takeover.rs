@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use libs::{
     journal::{Journal, Location, Member},
     refusal::Refusal,
+    rpc::verdict::Op,
     saga::{
         Options, TABLES,
         testing::{Fault, Participants},
@@ -151,6 +152,28 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
     for id in ["bob-1", "bob-2"] {
         assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
     }
+}
+
+/// Nobody else is to be asked, and nobody waits for less than whoever takes it over now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_of_what_nobody_has_room_for_is_settled_by_whoever_is_asked() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    only(&world.participants, &[]);
+    let (one, two) = (process(&world, 1).await, process(&world, 1).await);
+    for (process, order) in [(&one, "tea"), (&two, "rum")] {
+        process.place(order).await.unwrap();
+        process.until(order, |saga| saga.steps.iter().any(|step| step.name == "charge" && step.attempts > 0)).await;
+    }
+    shares(&one);
+    one.coordinator.pause("tea", "ann", "the bank is out").await.unwrap();
+    let skipped = async || two.coordinator.skip("tea", "charge", Op::Action, true, "ann", "paid in cash").await;
+    assert_eq!(skipped().await.expect_err("another drives it").reason, "SAGA_NOT_DRIVEN");
+    leaves(one).await;
+    assert_eq!(skipped().await.expect_err("it may have been called just now").reason, "STEP_UNDER_WAY");
+    assert_eq!(two.coordinator.live(), 2);
 }
 
 /// It says nothing of whose the others are.

@@ -5,13 +5,14 @@ use std::time::Duration;
 use proto::saga::v1::{Saga, Step};
 use tokio::sync::oneshot;
 
-use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, readable};
+use super::{Coordinator, Mail, Shared, closed, is_final, live::Unreachable, not_driven, readable};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
         machine::{self, Command, Due, Settled, Wish},
         record::Record,
+        store,
     },
 };
 
@@ -100,7 +101,10 @@ impl Coordinator {
                     // Another process may drive it: from now on it is this one, which can be asked.
                     Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
                         if let Mail::Operator(Command { wish: Wish::Skip { step, op, settled }, .. }, _) = &mail {
-                            may_be_settled_here(&stored, step, *op, *settled)?;
+                            machine::must_rest(&stored)?;
+                            if may_be_called(&stored, step, *op, *settled) && !self.0.is_nobodys(saga_id).await? {
+                                return Err(driven_elsewhere(saga_id));
+                            }
                         }
                         self.seize(&stored, mail).await?;
                     }
@@ -112,21 +116,26 @@ impl Coordinator {
     }
 }
 
-/// Refuses to take a saga over for what can't be settled then: as it goes on by itself, or as a call of the step may be under way. The end of
-/// that whoever took it over would have to wait for anew.
-fn may_be_settled_here(record: &Record, name: &str, op: Op, settled: Settled) -> Result<(), Refusal> {
-    machine::must_rest(record)?;
+impl Shared {
+    /// Whether the process is gone that drove a saga.
+    async fn is_nobodys(&self, saga_id: &str) -> Result<bool, Refusal> {
+        let gone = store::owner_gone(&self.journal, saga_id).await.map_err(|error| error.refusal())?;
+        Ok(gone.is_some())
+    }
+}
+
+/// Whether a call of a step may be under way that is to be settled by hand. Whoever took the saga over would have to wait for its end anew.
+fn may_be_called(record: &Record, name: &str, op: Op, settled: Settled) -> bool {
     let waits =
         |step: &Step| step.name == name && step.sub_saga_id.is_empty() && !machine::is_undone(op, settled, step.kind());
     let step = record.saga.steps.iter().position(waits);
-    let may_be_called = step.is_some_and(|step| machine::may_be_called(record, Due { step, op }));
-    if may_be_called { Err(driven_elsewhere(&record.saga.saga_id)) } else { Ok(()) }
+    step.is_some_and(|step| machine::may_be_called(record, Due { step, op }))
 }
 
 fn driven_elsewhere(saga_id: &str) -> Refusal {
     let message = format!(
-        "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; if it \
-         is gone, PauseSaga once more; through a balancer, ask again"
+        "another process drives saga {saga_id} and may be calling this step: ask that one, which is the one that PauseSaga asked last; \
+         through a balancer, or if that one is gone, ask again"
     );
     Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
