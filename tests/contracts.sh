@@ -4,6 +4,10 @@
 set -eu
 
 cd "$(dirname "$0")/../proto"
+command -v git >/dev/null || {
+    echo "contracts: install git: what breaks who speaks the contracts of before is looked for in the history" >&2
+    exit 1
+}
 buf=../target/tools/python/bin/buf
 "$buf" lint
 
@@ -15,6 +19,14 @@ skip() {
 commit() {
     git rev-parse --quiet --verify "$1^{commit}" 2>/dev/null
 }
+# Where git refuses to look, as in another user's copy, there may well be a history.
+words=$(LC_ALL=C git rev-parse --git-dir 2>&1) || case $words in
+    *"not a git repository"*) skip "${words#fatal: }" ;;
+    *)
+        echo "contracts: $words" >&2
+        exit 1
+        ;;
+esac
 head=$(commit HEAD) || skip "there is no history"
 deeper=
 [ "$(git rev-parse --is-shallow-repository)" = false ] || deeper="fetch more of this shallow copy: git fetch --unshallow"
