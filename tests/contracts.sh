@@ -42,6 +42,9 @@ else
     if commit refs/remotes/origin/HEAD >/dev/null; then
         left=$(git merge-base HEAD refs/remotes/origin/HEAD || true)
         before=${left:-$head}
+    elif git remote get-url origin >/dev/null 2>&1; then
+        # Fetching alone, as CI does, doesn't make it.
+        deeper="${deeper:+$deeper; }ask origin for its branch, git remote set-head origin --auto, or name a commit in CONTRACTS_SINCE"
     fi
     if [ "$before" = "$head" ] && git diff --quiet HEAD -- .; then
         before=$(commit HEAD~1) || skip "the commit before is not here" "$deeper"
