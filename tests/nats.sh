@@ -23,6 +23,7 @@ fi
     echo "nats: install nats-server 2.9 or newer (Debian: nats-server), or name the program in NATS_SERVER" >&2
     exit 1
 }
-TEST_NATS=$found
+# Tests have folders of their own.
+TEST_NATS=$(cd "$(dirname "$found")" && pwd)/${found##*/}
 export TEST_NATS
 exec "$@"
