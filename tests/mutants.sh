@@ -65,6 +65,13 @@ for mutant; do
     }
 done
 
+# One at a time, as all that is broken is in one copy.
+(set -C && echo $$ >"$folder/lock") 2>/dev/null || {
+    tell "another run, process $(cat "$folder/lock"), is under way; if there is no such process, remove $folder/lock"
+    exit 1
+}
+trap 'rm -f "$folder/lock"' EXIT
+trap 'exit 1' HUP INT TERM
 rm -rf "$copy"
 mkdir "$copy"
 # As new as can be: what an earlier run built of a copy that was broken is older than this one.
