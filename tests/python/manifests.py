@@ -108,6 +108,12 @@ def check_program(where, container, template):
     check_peers(where, environment.get("PEER"), labels)
 
 
+def startup_seconds(container):
+    """How long the kubelet waits for a container to start."""
+    probe = container.get("startupProbe", {})
+    return probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+
+
 def program_of(template):
     """The container that runs the service, if there is one; others beside it are whatever an overlay wants."""
     return next((container for container in template["spec"]["containers"] if container["name"] == "service"), None)
@@ -214,6 +220,8 @@ for name, deployment in of_kind("Deployment").items():
     rolling, rests = strategy.get("rollingUpdate") or {}, spec.get("minReadySeconds", 0)
     paced = (rolling.get("maxSurge"), rolling.get("maxUnavailable")) == (1, 0) and rests >= pod.get("terminationGracePeriodSeconds", 30)
     expect(where, "has one pod at most that comes and one that leaves, as its database's sessions are counted", paced or not shared)
+    comes, deadline = startup_seconds(program or {}) + rests, spec.get("progressDeadlineSeconds", 600)
+    expect(where, f"its update has not failed after {deadline} s, as a pod may take {comes} s to start and to rest", deadline > comes)
     expect(where, "has no rollingUpdate beside Recreate", strategy.get("type") != "Recreate" or not strategy.get("rollingUpdate"))
 for name, service in of_kind("Service").items():
     check_service(f"Service {name}", service)
