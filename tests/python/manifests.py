@@ -15,6 +15,9 @@ REPOSITORY = Path(__file__).parents[2]
 MEMORY = {"order": 512}
 MEMORY_OF_OTHERS = 256
 
+# How long `service health` waits unless it is told, in seconds.
+HEALTH_TIMEOUT = 2
+
 # The label that says which service a pod is of.
 NAME = "app.kubernetes.io/name"
 
@@ -97,7 +100,9 @@ def check_program(where, container, template):
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container.get(probe, {})
         if "TLS_CERT" in environment:
-            expect(where, f"{probe} asks by TLS", asked.get("exec", {}).get("command") == ["service", "health"])
+            command = asked.get("exec", {}).get("command", [])
+            expect(where, f"{probe} asks by TLS", command[:2] == ["service", "health"])
+            check_patience(f"{where}, {probe}", " ".join(command), asked.get("timeoutSeconds", 1))
         else:
             expect(where, f"{probe} asks for health at its port", asked.get("grpc", {}).get("port") in ports)
     secrets = {volume["name"] for volume in template["spec"].get("volumes", []) if "secret" in volume}
@@ -106,6 +111,14 @@ def check_program(where, container, template):
         path = environment.get(flag)
         expect(where, f"{flag} {path} is in a secret", path is None or str(Path(path).parent) in folders)
     check_peers(where, environment.get("PEER"), labels)
+
+
+def check_patience(where, command, seconds):
+    """That the program of a probe waits as long as the probe. Where it is told how long, it is a little less: it can still say why."""
+    typed = re.search(r" --timeout[ =](\d+)s\b", command)
+    own = int(typed[1]) if typed else HEALTH_TIMEOUT
+    expect(where, f"waits nearly as long as its timeoutSeconds, {seconds}, not {own} s", own + 1 >= seconds)
+    expect(where, f"is told to wait for less than its timeoutSeconds, {seconds}, not {own} s", not typed or own < seconds)
 
 
 def startup_seconds(container):
