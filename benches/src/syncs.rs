@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Stdio};
 
 use anyhow::{Context as _, ensure};
+use tests::program;
 use tokio::{io::AsyncReadExt as _, process::Command};
 
 /// How often these processes call fsync and fdatasync until `work` is done. `folder` is for strace's own file.
@@ -30,8 +31,7 @@ pub async fn count(
         ensure!(read > 0, "strace ended at once: {}", String::from_utf8_lossy(&said).trim());
     }
     work.await?;
-    let pid = strace.id().context("strace ended before its time")?;
-    Command::new("kill").args(["-INT", &pid.to_string()]).status().await?;
+    program::signal(&strace, "INT").await?;
     strace.wait().await?;
     let calls = fs::read_to_string(summary)?;
     // No call, no table.

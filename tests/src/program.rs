@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
 
 /// How long a program that should end may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,4 +83,15 @@ pub async fn output(mut command: Command) -> anyhow::Result<Output> {
     ended
         .with_context(|| format!("{command:?} did not end within {PATIENCE:?}"))?
         .with_context(|| format!("{command:?}"))
+}
+
+/// Sends a process a signal, such as `TERM`. By the shell's own `kill`: the program of that name is not everywhere.
+///
+/// # Errors
+/// When it has ended.
+pub async fn signal(child: &Child, signal: &str) -> anyhow::Result<()> {
+    let process = child.id().context("it has ended")?.to_string();
+    let sent = Command::new("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", signal, &process]).status().await?;
+    ensure!(sent.success(), "can't send SIG{signal} to {process}");
+    Ok(())
 }

@@ -265,10 +265,8 @@ impl Server {
     /// When it isn't running.
     pub async fn signal(&mut self, signal: &str) -> anyhow::Result<()> {
         self.running()?;
-        let process = self.child.as_ref().and_then(Child::id).context("the process is gone")?.to_string();
-        let sent = Command::new("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", signal, &process]).status().await?;
-        ensure!(sent.success(), "can't send SIG{signal} to {}", self.name);
-        Ok(())
+        let child = self.child.as_ref().context("the process is gone")?;
+        program::signal(child, signal).await.with_context(|| self.name)
     }
 
     /// Waits until the process has ended by itself.

@@ -18,7 +18,6 @@ use proto::{
 use tests::{Clients, Server, Shop, facts::Facts, invariants, program, refusal::Refused};
 use tokio::{
     net::TcpListener,
-    process::Command,
     time::{sleep, timeout},
 };
 use tonic::Code;
@@ -263,8 +262,7 @@ async fn a_server_that_waits_for_its_database_ends_with_0_when_asked_to() -> any
     command.args(["serve", "--listen", "127.0.0.1:0", "--database-url", &url]);
     let mut server = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let _connection = timeout(PATIENCE, database.accept()).await.context("it never asks its database")??;
-    let id = server.id().context("it has ended")?.to_string();
-    ensure!(Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &id]).status().await?.success());
+    program::signal(&server, "TERM").await?;
     let ended = timeout(PATIENCE, server.wait()).await.context("it does not end")??;
     // One that waits on until it loses its patience with its database says so, and ends with 1.
     assert_eq!(ended.code(), Some(0));

@@ -133,8 +133,7 @@ impl Up {
 
 /// Ends a program as by Ctrl-C.
 async fn interrupt(child: &mut Child) -> anyhow::Result<ExitStatus> {
-    let process = child.id().context("it has ended")?.to_string();
-    ensure!(Command::new("kill").args(["-INT", &process]).status().await?.success());
+    program::signal(child, "INT").await?;
     Ok(timeout(PATIENCE, child.wait()).await.context("it does not end")??)
 }
 

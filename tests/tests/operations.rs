@@ -18,10 +18,7 @@ use tests::{
     collector::{Collector, Measured},
     port, program, shop,
 };
-use tokio::{
-    process::Command,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tonic::{Request, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -168,9 +165,8 @@ async fn the_shop_tells_its_services_apart_and_what_is_held_back_goes_out_with_i
         }
     };
     timeout(PATIENCE, serves).await.context("the shop doesn't serve")?;
-    let process = shop.id().context("the shop is gone")?.to_string();
-    let sent = Command::new("kill").args(["-TERM", &process]).status().await?;
-    assert!(sent.success() && timeout(PATIENCE, shop.wait()).await??.success());
+    program::signal(&shop, "TERM").await?;
+    assert!(timeout(PATIENCE, shop.wait()).await??.success());
     assert!(collector.spans().iter().any(|span| span.name == "grpc.health.v1.Health/Check"));
     let commits = collector.metrics().into_iter().filter(|measured| measured.name == "journal.commits");
     assert_eq!(

@@ -2,11 +2,10 @@
 
 use std::{process::Stdio, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use tests::{Shop, program};
 use tokio::{
     net::{TcpListener, TcpStream},
-    process::Command,
     time::{Instant, sleep, timeout},
 };
 
@@ -24,8 +23,7 @@ async fn what_is_to_be_done_once_ends_when_it_is_told_to_and_says_that_it_is_not
         command.args([word, "--database-url", &url]).stdout(Stdio::null()).stderr(Stdio::piped());
         let program = command.spawn()?;
         let _connection = timeout(PATIENCE, database.accept()).await.context("it never asks its database")??;
-        let id = program.id().context("it has ended")?.to_string();
-        ensure!(Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &id]).status().await?.success());
+        program::signal(&program, "TERM").await?;
         let ended = timeout(PATIENCE, program.wait_with_output()).await.context("it does not end")??;
         let said = String::from_utf8(ended.stderr)?;
         let last = said.lines().last().unwrap_or_default();
