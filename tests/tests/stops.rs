@@ -8,6 +8,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,11 +44,11 @@ async fn a_server_without_files_for_connections_says_so_once_a_second_and_serves
     server.spawn_under(&few)?;
     server.serving().await?;
     let address = server.address();
+    let start = Instant::now();
     let mut connections = Vec::new();
     for _ in 0..64 {
         connections.push(TcpStream::connect(&address).await?);
     }
-    let start = Instant::now();
     let told = |log: &str| log.matches("can't accept a connection").count();
     let often = async {
         while told(&server.log()) < 3 {
@@ -59,5 +61,12 @@ async fn a_server_without_files_for_connections_says_so_once_a_second_and_serves
     let seconds = start.elapsed().as_secs();
     assert!(lines as u64 <= seconds + 2, "{lines} lines in {seconds} s");
     drop(connections);
-    server.serving().await
+    // The channel from before has its connection.
+    let mut health = HealthClient::new(Endpoint::from_shared(server.uri())?.connect_lazy());
+    let serves = async {
+        while health.check(HealthCheckRequest::default()).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, serves).await.context("it takes no more connections")
 }
