@@ -468,6 +468,8 @@ async fn an_undoing_that_cannot_be_asked_for_is_settled_by_who_drives_it() {
     }
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.input.clone());
+    // So long that the call is not over while the test runs.
+    saga.attempt_timeout(PATIENCE);
     let world = World::with(saga.build().unwrap());
     world.participants.on_call(|_| Fault::Hang);
     let before = process(&world, world.participants.clone()).await;
@@ -476,6 +478,7 @@ async fn an_undoing_that_cannot_be_asked_for_is_settled_by_who_drives_it() {
     // A build that can't read what the saga began with.
     let mut saga = Definition::builder::<i64>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.to_string()), |undo| undo.input.to_string());
+    saga.attempt_timeout(PATIENCE);
     let definitions = [saga.build().unwrap()];
     let one = knowing(&world, world.participants.clone(), &definitions).await;
     shares(&one);

@@ -116,6 +116,8 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
         _ => Fault::None,
     });
     let one = process(&world, 100).await;
+    // It says that it is there, however long all this takes.
+    shares(&one);
     // Each is STUCK below and waits for that above. Bob's comes after Ada's by name, and nobody waits for it.
     for order in ["ada-1", "bob-1", "cleo-1"] {
         one.place(order).await.unwrap();
@@ -126,6 +128,7 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
         one.until(order, |saga| !saga.waits_for_saga_id.is_empty()).await;
     }
     let two = process(&world, 1).await;
+    shares(&two);
     // One that waits for the lock of another, and one that is the step of another.
     for (id, why) in [("ada-2", "it comes here"), ("cleo-1:pay", "so does it")] {
         two.coordinator.pause(id, "ann", why).await.unwrap();
@@ -133,7 +136,6 @@ async fn what_a_saga_here_waits_for_is_taken_over_where_there_is_no_room() {
     }
     becomes("here", async || two.coordinator.live() == 2).await;
     leaves(one).await;
-    shares(&two);
     // With the one that holds the lock and the saga that it waits for, and with the one above.
     becomes("all that is waited for", async || two.coordinator.live() == 5).await;
     tokio::time::sleep(3 * Member::BEAT).await;
@@ -320,6 +322,9 @@ async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
     };
     only(&world.participants, &[]);
     let (one, two) = (process(&world, 100).await, process(&world, 100).await);
+    // Or one would have what the other has, once that seems gone.
+    shares(&one);
+    shares(&two);
     let is_charging = |saga: &Saga| saga.steps.iter().any(|step| step.name == "charge" && step.attempts > 0);
     for order in ["tea", "rum"] {
         one.place(order).await.unwrap();
@@ -332,10 +337,8 @@ async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
     only(&world.participants, &["tea"]);
     assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
     two.coordinator.pause("rum", "ann", "it comes here").await.unwrap();
-    shares(&one);
     becomes("let go", async || one.coordinator.live() == 0).await;
     lose(&mut server).await;
-    shares(&two);
     becomes("let go", async || two.coordinator.live() == 0).await;
 
     only(&world.participants, &["tea", "rum"]);
