@@ -22,8 +22,9 @@ use proto::breaker::v1::{
     breaker_query_service_client::BreakerQueryServiceClient,
 };
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
-    time::{Instant, advance},
+    time::{Instant, advance, timeout},
 };
 use tonic::{Code, Status, transport::Server};
 use tonic_types::StatusExt as _;
@@ -237,6 +238,27 @@ async fn an_operator_sees_why_a_circuit_opened_and_whom_it_refused() {
     let totals = listed[0].totals.unwrap();
     assert_eq!((totals.failure, totals.rejected, totals.rejections.unwrap().open), (3, 2, 2));
     assert!(totals.open_time.is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_no_tls_is_told_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://{}", listener.local_addr().unwrap());
+    let peers = Peers::new(Registry::new(), &[("moody", &*address)], Vec::new()).unwrap().trust("");
+    let peer = peers.connect_with("moody", &PeerOptions::stream()).unwrap();
+    let server = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let hello = socket.read(&mut [0; 1 << 12]).await.unwrap();
+        socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let mut said = Vec::new();
+        socket.read_to_end(&mut said).await.unwrap();
+        (hello, said)
+    };
+    let (asked, told) = tokio::join!(list(&peer), timeout(PATIENCE, server));
+    assert_eq!(asked.unwrap_err().code(), Code::Unavailable);
+    let (hello, said) = told.expect("an end");
+    assert!(hello > 0);
+    assert!(matches!(&*said, [0x15, _, _, 0, 2, 2, _]), "a fatal alert: {said:?}");
 }
 
 #[tokio::test]

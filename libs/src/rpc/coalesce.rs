@@ -15,20 +15,22 @@ use tonic::transport::server::Connected;
 /// that one alone: a system call, a segment and a wake-up at the other end for each. So the first write after a flush gives way once,
 /// to the back of the queue.
 ///
-/// It is below TLS, which takes what it is given before that is written, and flushes it: there it gives way to nobody.
+/// Below TLS it gives way to nobody. TLS flushes whatever it is given, so nothing would be saved; and why it ends a connection it tries to
+/// say once, and closes.
 #[derive(Debug)]
 pub(crate) struct Coalesced<S> {
     io: S,
+    is_below_tls: bool,
     gave_way: bool,
 }
 
 impl<S> Coalesced<S> {
-    pub(crate) const fn new(io: S) -> Self {
-        Self { io, gave_way: false }
+    pub(crate) const fn new(io: S, is_below_tls: bool) -> Self {
+        Self { io, is_below_tls, gave_way: false }
     }
 
     fn gives_way(&mut self, cx: &Context<'_>) -> bool {
-        if self.gave_way {
+        if self.gave_way || self.is_below_tls {
             return false;
         }
         self.gave_way = true;
@@ -91,6 +93,7 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use futures::FutureExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -116,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_ready_has_its_say_before_anything_is_written() {
         let written = Arc::new(AtomicUsize::new(0));
-        let mut io = Coalesced::new(Counting(Arc::clone(&written)));
+        let mut io = Coalesced::new(Counting(Arc::clone(&written)), false);
         for round in 0..3 {
             let before = written.load(Ordering::Relaxed);
             let others = (0..4).map(|_| {
@@ -135,9 +138,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn below_tls_what_is_said_is_written_at_once() {
+        let written = Arc::new(AtomicUsize::new(0));
+        let mut io = Coalesced::new(Counting(Arc::clone(&written)), true);
+        for _ in 0..2 {
+            assert!(io.write_all(b"alert").now_or_never().is_some());
+            io.flush().await.unwrap();
+        }
+        assert_eq!(written.load(Ordering::Relaxed), 2 * "alert".len());
+    }
+
+    #[tokio::test]
     async fn what_is_said_is_heard() {
         let (near, mut far) = tokio::io::duplex(64);
-        let mut near = Coalesced::new(near);
+        let mut near = Coalesced::new(near, false);
         near.write_all(b"tea").await.unwrap();
         near.shutdown().await.unwrap();
         let mut heard = String::new();

@@ -58,6 +58,7 @@ pub struct App {
     address: SocketAddr,
     limits: Limits,
     server: Server,
+    has_tls: bool,
     routes: RoutesBuilder,
     services: Vec<&'static str>,
     guard: GuardLayer,
@@ -103,6 +104,7 @@ impl App {
             address,
             limits: flags.limits.clone(),
             server,
+            has_tls: flags.tls.is_served(),
             routes: RoutesBuilder::default(),
             services: Vec::new(),
             guard: GuardLayer::new(name, |_| Ok(())),
@@ -221,6 +223,7 @@ impl App {
     /// # Errors
     /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let has_tls = self.has_tls;
         let Self { name, listener, address, limits, server, mut routes, services, guard, mut tasks, hooks, .. } = self;
         let health = Health::new(&services);
         routes.add_service(health.server());
@@ -229,6 +232,7 @@ impl App {
         let shared = Connections {
             service: name,
             server,
+            has_tls,
             routes: routes.routes().prepare(),
             phase: phases,
             metrics: ServerMetrics::new(name),

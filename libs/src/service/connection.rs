@@ -46,6 +46,7 @@ pub(super) enum Phase {
 pub(super) struct Connections {
     pub(super) service: &'static str,
     pub(super) server: Server,
+    pub(super) has_tls: bool,
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) metrics: Option<ServerMetrics>,
@@ -70,6 +71,7 @@ impl Connections {
         let Self {
             service,
             server,
+            has_tls,
             routes,
             phase,
             metrics,
@@ -90,7 +92,7 @@ impl Connections {
         }
         let (socket, cord) = Socket::new(stream, patience);
         let (leave, left) = oneshot::channel::<()>();
-        let incoming = stream::iter([Ok::<_, io::Error>(Coalesced::new(socket))]).chain(stream::pending());
+        let incoming = stream::iter([Ok::<_, io::Error>(Coalesced::new(socket, has_tls))]).chain(stream::pending());
         let (end_streams, draining) = watch::channel(false);
         let calls = Arc::<InFlight>::default();
         let shed = shed.on(Arc::clone(&calls), methods.clone());

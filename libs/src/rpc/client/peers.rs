@@ -198,7 +198,8 @@ impl Peers {
         options: &PeerOptions,
     ) -> Result<Endpoint, PeerError> {
         let transport = self.transport(name, place, options)?;
-        let connect = || transport.connect_with_connector_lazy(connector(options.connect_timeout));
+        let connect =
+            || transport.connect_with_connector_lazy(connector(options.connect_timeout, is_https(&place.uri)));
         let channels = (0..options.connections.max(1)).map(|_| connect()).collect();
         let breaker = if several {
             let apart = options.apart.map(|apart| format!("/{apart}")).unwrap_or_default();
@@ -218,7 +219,7 @@ impl Peers {
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        if uri.scheme_str() != Some("https") {
+        if !is_https(uri) {
             return Ok(endpoint);
         }
         let wrong = |why: String| PeerError::Tls { name: name.to_owned(), uri: uri.to_string(), why };
@@ -248,9 +249,14 @@ impl Peers {
     }
 }
 
+fn is_https(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
+}
+
 /// Makes TCP connections that say all that is ready at once.
 fn connector(
     timeout: Duration,
+    is_below_tls: bool,
 ) -> impl Service<Uri, Response = TokioIo<Coalesced<TcpStream>>, Error = BoxError, Future: Send> + Clone + Send + 'static
 {
     let mut http = HttpConnector::new();
@@ -259,7 +265,8 @@ fn connector(
     http.set_nodelay(true);
     http.set_keepalive(Some(Duration::from_secs(30)));
     http.set_connect_timeout(Some(timeout));
-    http.map_response(|io| TokioIo::new(Coalesced::new(io.into_inner()))).map_err(BoxError::from)
+    let coalesced = move |io: TokioIo<TcpStream>| TokioIo::new(Coalesced::new(io.into_inner(), is_below_tls));
+    http.map_response(coalesced).map_err(BoxError::from)
 }
 
 impl fmt::Debug for Peers {
