@@ -19,8 +19,8 @@ use super::{
 /// Between two lookups while all addresses answer, and the least time while one is out.
 const PERIOD: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(1);
-/// Lookups of other names wait no longer for one.
-const LOOKUP: Duration = Duration::from_secs(5);
+/// Lookups of other names wait no longer for one. A resolver asks the next nameserver after 5 s, and has three of them.
+const LOOKUP: Duration = Duration::from_secs(15);
 
 /// Whoever keeps the addresses of one channel to a peer.
 pub(super) struct Follower {
@@ -67,7 +67,8 @@ impl Follower {
         }
     }
 
-    /// All places. Those of a name that cannot be looked up stay as they are known, and hold up no other's.
+    /// All places. Those of a name that cannot be looked up stay as they are known, and hold up no other's for longer
+    /// than [`LOOKUP`].
     async fn look(&mut self) -> Vec<Place> {
         let (peer, lookup) = (&self.name, self.peers.lookup());
         join_all(self.uris.iter_mut().map(|known| known.look(peer, lookup))).await;
@@ -213,6 +214,25 @@ mod tests {
         assert_eq!(after(PERIOD, &endpoints).await, "[slow:1, 10.0.0.1:1, 10.0.0.2:1]");
         *pods.lock() = vec![2, 3];
         assert_eq!(after(2 * PERIOD, &endpoints).await, "[slow:1, 10.0.0.2:1, 10.0.0.3:1]");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_that_asks_a_second_nameserver_counts() {
+        let answer = Arc::new(Mutex::new((Duration::ZERO, vec![1, 2])));
+        let told = Arc::clone(&answer);
+        let lookup: Lookup = Arc::new(move |_, port| {
+            let (wait, numbers) = told.lock().clone();
+            Box::pin(async move {
+                sleep(wait).await;
+                Ok(numbers.into_iter().map(|number| SocketAddr::from(([10, 0, 0, number], port))).collect())
+            })
+        });
+        let peers = Peers::new(Registry::new(), &[("pod", "http://pod:1")], Vec::new()).expect("well formed");
+        let endpoints = peers.looked_up_by(lookup).endpoints("pod", &PeerOptions::saga()).expect("known");
+        assert_eq!(after(SOON, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
+        // glibc gives each nameserver 5 s.
+        *answer.lock() = (Duration::from_millis(5010), vec![2, 3]);
+        assert_eq!(after(2 * PERIOD, &endpoints).await, "[10.0.0.2:1, 10.0.0.3:1]");
     }
 
     #[tokio::test(start_paused = true)]
