@@ -7,8 +7,9 @@ pub(super) fn without_passwords(mut error: clap::Error) -> clap::Error {
     let of = |error: &clap::Error, kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
     let holds_one =
         ["--database-url", "--nats-url"].iter().any(|flag| of(&error, ContextKind::InvalidArg).starts_with(flag));
-    // What has an @ in it may hold one by mistake.
-    if holds_one || of(&error, ContextKind::InvalidValue).contains('@') {
+    // A URL of another flag, by mistake. Those of PostgreSQL say the password in either place.
+    let value = of(&error, ContextKind::InvalidValue);
+    if holds_one || value.contains('@') || value.contains("password=") || value.starts_with("postgres") {
         hide(&mut error, ContextKind::InvalidValue);
     }
     for kind in [ContextKind::InvalidSubcommand, ContextKind::InvalidArg] {

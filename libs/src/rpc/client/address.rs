@@ -46,8 +46,8 @@ pub enum PeerError {
         /// What was given.
         uri: String,
     },
-    /// There is an `@`, so what was given may hold a password and is not told.
-    #[error("a peer's address has no @ in it: no user and no password is sent to a peer")]
+    /// There is an `@` or a `password=`, so what was given may hold a password and is not told.
+    #[error("a peer's address has neither @ nor password= in it: no user and no password is sent to a peer")]
     User,
     /// There is something after host and port.
     #[error("peer {name:?} has the address {uri:?}, which must end after the port: gRPC knows no base path")]
@@ -128,7 +128,7 @@ impl FromStr for PeerAddresses {
 
 /// Refuses a user and a password, which would be left out of calls and told in logs.
 fn nobodys(text: &str) -> Result<(), PeerError> {
-    if text.contains('@') { Err(PeerError::User) } else { Ok(()) }
+    if text.contains('@') || text.contains("password=") { Err(PeerError::User) } else { Ok(()) }
 }
 
 fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
@@ -201,8 +201,12 @@ mod tests {
 
     #[test]
     fn a_password_is_refused_and_never_shown() {
-        let wrong =
-            ["inventory=http://me:secret@a:1", "a=http://a:1,b=http://me:secret,secret=@b:1", "http://secret@a"];
+        let wrong = [
+            "inventory=http://me:secret@a:1",
+            "a=http://a:1,b=http://me:secret,secret=@b:1",
+            "http://secret@a",
+            "inventory=postgres:///x?host=a,b&password=secret",
+        ];
         for text in wrong {
             assert_eq!(text.parse::<PeerAddresses>(), Err(PeerError::User), "{text}");
             assert_eq!(text.parse::<PeerAddress>(), Err(PeerError::User), "{text}");
