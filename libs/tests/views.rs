@@ -17,7 +17,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::StreamExt as _;
 use libs::{
     cqrs::{
-        Board, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views,
+        Board, Column, Documents, Log, PageOrder, PageQuery, Projection, ProjectionError, Projections, ReadSide, Views,
         events_of_kind,
     },
     journal::{
@@ -71,11 +71,11 @@ impl Projection for Sums {
 }
 
 /// Sums the counters up in a table whose last column is made of the sum.
-async fn sum_up(
+async fn sum_up<V: Into<Value>>(
     table: &'static Table,
     events: &[Event],
     transaction: &mut Transaction<'_>,
-    column: fn(i64) -> i64,
+    column: fn(i64) -> V,
 ) -> Result<(), ProjectionError> {
     let mut sums = Documents::<i64>::load(transaction, table, events.iter().map(|e| e.id.as_str())).await?;
     for event in events {
@@ -662,7 +662,7 @@ async fn pages_are_stable_while_rows_come_in() {
     let page = |token: String| {
         let read = read.clone();
         async move {
-            let order = PageOrder::Ascending("id");
+            let order = PageOrder::Ascending(Column::Text("id"));
             let query = PageQuery { page_size: 2, page_token: &token, filter: Vec::new(), order };
             read.page::<i64>(&SUMS, query).await.unwrap()
         }
@@ -674,16 +674,59 @@ async fn pages_are_stable_while_rows_come_in() {
     let second = page(first.next_page_token).await;
     assert_eq!((second.items, second.next_page_token), (vec![2, 3], String::new()));
 
-    let order = PageOrder::Descending("position");
+    let order = PageOrder::Descending(Column::Int("position"));
     let filter = vec![("parity", Value::from(1_i64))];
     let odd = read.page::<i64>(&SUMS, PageQuery { page_size: 0, page_token: "", filter, order }).await.unwrap();
     assert_eq!(odd.items, [3, 1]);
 }
 
+/// Sums what was added to each counter, with a text beside it: the larger the sum, the earlier in order.
+struct Labels;
+
+static LABELS: Table = Table {
+    name: "labels",
+    create: &["CREATE TABLE IF NOT EXISTS labels (id TEXT PRIMARY KEY, position INTEGER, document BLOB, label TEXT)"],
+    columns: &["id", "position", "document", "label"],
+    key: 1,
+    fixed: &[],
+};
+
+impl Projection for Labels {
+    const NAME: &'static str = "labels";
+    const TABLES: &'static [&'static Table] = &[&LABELS];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        sum_up(&LABELS, events, transaction, |sum| format!("label {}", 9 - sum)).await
+    }
+}
+
+#[tokio::test]
+async fn a_listing_by_a_text_that_is_no_id_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let journal = journal(&folder).await;
+    let (read, _) = views(&folder, Log::of(&journal), Projections::new().with(Labels)).await;
+    let mut position = 0;
+    for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
+        position = add(&journal, name, at as i64).await;
+    }
+    read.wait_for_token(&token(position)).await.unwrap();
+    let (mut found, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let order = PageOrder::Ascending(Column::Text("label"));
+        let query = PageQuery { page_size: 1, page_token: &page_token, filter: Vec::new(), order };
+        let page = read.page::<i64>(&LABELS, query).await.unwrap();
+        found.extend(page.items);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, [2, 1, 0]);
+}
+
 /// As somebody makes one who reads this program: its check is no secret.
-fn forged(order: PageOrder, last: &[u8]) -> String {
-    let filter = Vec::<(&str, Value)>::new();
-    let hash = Sha256::new().chain_update(format!("sums {order:?} {filter:?} ")).chain_update(last).finalize();
+fn forged(column: &str, last: &[u8]) -> String {
+    let hash = Sha256::new().chain_update(format!("sums Ascending({column:?}) [] ")).chain_update(last).finalize();
     URL_SAFE_NO_PAD.encode([last, &hash[..8]].concat())
 }
 
@@ -696,14 +739,16 @@ async fn a_page_token_that_was_made_by_hand_is_refused_and_asks_the_database_not
     let views = Views::open(location, Log::of(&journal), &Projections::new().with(Sums)).await.unwrap();
     let read = views.read_side("test", PATIENCE);
     views.catch_up(|_, _| {}).await.unwrap();
-    let page = async |order: PageOrder, last: &[u8]| {
-        let query = PageQuery { page_size: 2, page_token: &forged(order, last), filter: Vec::new(), order };
+    let page = async |column: Column, last: &[u8]| {
+        let (Column::Text(name) | Column::Int(name)) = column;
+        let order = PageOrder::Ascending(column);
+        let query = PageQuery { page_size: 2, page_token: &forged(name, last), filter: Vec::new(), order };
         read.page::<i64>(&SUMS, query).await
     };
-    let (by_id, by_position) = (PageOrder::Ascending("id"), PageOrder::Ascending("position"));
+    let (by_id, by_position) = (Column::Text("id"), Column::Int("position"));
     let number = [b"i".as_slice(), &0_i64.to_be_bytes()].concat();
-    for (order, last) in [(by_position, b"ta".as_slice()), (by_id, &number), (by_id, b"ta\0b")] {
-        let refused = page(order, last).await.unwrap_err();
+    for (column, last) in [(by_position, b"ta".as_slice()), (by_id, &number), (by_id, b"ta\0b")] {
+        let refused = page(column, last).await.unwrap_err();
         assert_eq!(refused.violations.first().map(|wrong| &*wrong.field), Some("page_token"), "{refused:?}");
     }
     assert_eq!(page(by_id, b"tA").await.unwrap().items, [1], "it is made as the others are");
@@ -740,7 +785,7 @@ async fn a_page_of_large_documents_ends_before_it_is_too_large_for_a_message_and
     let all = async |read: &ReadSide| {
         let (mut pages, mut page_token) = (Vec::new(), String::new());
         loop {
-            let order = PageOrder::Ascending("id");
+            let order = PageOrder::Ascending(Column::Text("id"));
             let query = PageQuery { page_size: 1000, page_token: &page_token, filter: Vec::new(), order };
             let page = read.page::<String>(&SEEN, query).await.unwrap();
             pages.push(page.items.iter().map(|document| document.len() >> 10).collect::<Vec<_>>());

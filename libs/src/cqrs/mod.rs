@@ -41,7 +41,7 @@ pub use self::{
     jetstream::{JetStream, Relay, UnknownEnd},
     log::Log,
     outbox::Outbox,
-    page::{Page, PageOrder, PageQuery},
+    page::{Column, Page, PageOrder, PageQuery},
     projection::{Decode, Projection, ProjectionError, Projections, events_of, events_of_kind},
     query::{Changes, Outgoing},
     read::ReadSide,

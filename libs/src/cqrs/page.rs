@@ -37,23 +37,53 @@ pub struct PageQuery<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageOrder {
     /// The smallest first.
-    Ascending(&'static str),
+    Ascending(Column),
     /// The largest first.
-    Descending(&'static str),
+    Descending(Column),
+}
+
+/// A column, by its name, and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Column {
+    /// Texts, in the order of their bytes.
+    Text(&'static str),
+    /// Whole numbers.
+    Int(&'static str),
 }
 
 impl PageOrder {
-    pub(super) fn column(self) -> &'static str {
+    pub(super) const fn column(self) -> Column {
         match self {
             Self::Ascending(column) | Self::Descending(column) => column,
         }
     }
 
-    pub(super) fn direction(self) -> (&'static str, &'static str) {
+    pub(super) const fn direction(self) -> (&'static str, &'static str) {
         match self {
             Self::Ascending(_) => (">", "ASC"),
             Self::Descending(_) => ("<", "DESC"),
         }
+    }
+
+    /// As the check of every token has it. It stays so, or tokens that are on their way are refused.
+    fn checked(self) -> String {
+        let direction = match self {
+            Self::Ascending(_) => "Ascending",
+            Self::Descending(_) => "Descending",
+        };
+        format!("{direction}({:?})", self.column().name())
+    }
+}
+
+impl Column {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Text(name) | Self::Int(name) => name,
+        }
+    }
+
+    pub(super) const fn is_text(self) -> bool {
+        matches!(self, Self::Text(_))
     }
 }
 
@@ -75,13 +105,13 @@ impl PageQuery<'_> {
         Ok(if self.page_size == 0 { DEFAULT_SIZE } else { self.page_size.min(MOST) })
     }
 
-    /// The last row of the page before, by the order's column, which holds texts or numbers. A token says which it holds, and anybody can
-    /// make one.
-    pub(crate) fn after(&self, table: &str, by_text: bool) -> Result<Option<Value>, Refusal> {
+    /// The last row of the page before, by the order's column. A token says what it holds, a text or a number, and anybody can make one.
+    pub(crate) fn after(&self, table: &str) -> Result<Option<Value>, Refusal> {
         if self.page_token.is_empty() {
             return Ok(None);
         }
         let wrong = "must be a next_page_token of the same request: begin again without one";
+        let by_text = self.order.column().is_text();
         let last = self.read_token(table).filter(|last| match last {
             // A server takes no text that holds it.
             Value::Text(text) => by_text && !text.contains('\0'),
@@ -118,7 +148,7 @@ impl PageQuery<'_> {
     /// Binds a token to its listing: one of another table, filter or order is refused rather than misread.
     fn check(&self, table: &str, bytes: &[u8]) -> [u8; 8] {
         let mut hash = Sha256::new();
-        hash.update(format!("{table} {:?} {:?} ", self.order, self.filter));
+        hash.update(format!("{table} {} {:?} ", self.order.checked(), self.filter));
         hash.update(bytes);
         let mut check = [0; 8];
         check.copy_from_slice(&hash.finalize()[..8]);
@@ -131,17 +161,29 @@ mod tests {
     use super::*;
 
     fn query(page_token: &str) -> PageQuery<'_> {
-        PageQuery { page_size: 2, page_token, filter: Vec::new(), order: PageOrder::Ascending("id") }
+        by(Column::Text("id"), page_token)
+    }
+
+    fn by(column: Column, page_token: &str) -> PageQuery<'_> {
+        PageQuery { page_size: 2, page_token, filter: Vec::new(), order: PageOrder::Ascending(column) }
     }
 
     #[test]
     fn a_token_leads_to_the_row_it_came_from() {
-        for value in [Value::from("tea"), Value::from(-5_i64)] {
-            let token = query("").token("stock", &value);
-            let by_text = matches!(value, Value::Text(_));
-            assert_eq!(query(&token).after("stock", by_text), Ok(Some(value)));
-            assert!(query(&token).after("stock", !by_text).is_err());
+        let (text, number) = (Column::Text("id"), Column::Int("id"));
+        for (value, column, other) in [(Value::from("tea"), text, number), (Value::from(-5_i64), number, text)] {
+            let token = by(column, "").token("stock", &value);
+            assert_eq!(by(column, &token).after("stock"), Ok(Some(value)));
+            assert!(by(other, &token).after("stock").is_err());
         }
+    }
+
+    #[test]
+    fn a_token_handed_out_before_is_taken() {
+        let last = |order| PageQuery { order, ..query("dHRlYcTY8QBm-HUQ") }.after("stock");
+        assert_eq!(last(PageOrder::Ascending(Column::Text("id"))), Ok(Some(Value::from("tea"))));
+        let last = |order| PageQuery { order, ..query("aQAAAAAAAAAHBmjzEtirntU") }.after("orders");
+        assert_eq!(last(PageOrder::Descending(Column::Int("placed"))), Ok(Some(Value::from(7_i64))));
     }
 
     #[test]
@@ -149,11 +191,11 @@ mod tests {
         let token = query("").token("stock", &Value::from("tea"));
         let mut other = query(&token);
         other.filter.push(("customer", Value::from("ann")));
-        assert!(other.after("stock", true).is_err());
-        assert!(query(&token).after("orders", true).is_err());
+        assert!(other.after("stock").is_err());
+        assert!(query(&token).after("orders").is_err());
         let nul = query("").token("stock", &Value::from("a\0b"));
         for garbage in ["x", "AAAA", "=", "🐌", &token[1..], &nul] {
-            let refusal = query(garbage).after("stock", true).expect_err(garbage);
+            let refusal = query(garbage).after("stock").expect_err(garbage);
             assert_eq!(refusal.violations[0].field, "page_token");
         }
     }

@@ -242,11 +242,11 @@ impl ReadSide {
     ) -> Result<Page<M>, Refusal> {
         self.has_passed(table)?;
         let size = query.size()?;
-        let (column, (compare, direction)) = (query.order.column(), query.order.direction());
+        let (by_text, column) = (query.order.column().is_text(), query.order.column().name());
+        let (compare, direction) = query.order.direction();
         let mut conditions = Conditions::default();
         conditions.filter(&query.filter);
-        let by_text = column == "id";
-        if let Some(after) = query.after(table.name, by_text)? {
+        if let Some(after) = query.after(table.name)? {
             conditions.add(column, compare, after);
         }
         let sql = format!(

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::coordinator::Coordinator;
 use crate::{
-    cqrs::{PageOrder, PageQuery},
+    cqrs::{Column, PageOrder, PageQuery},
     journal::sql::Value,
     refusal::Refusal,
 };
@@ -39,10 +39,10 @@ impl ParkedSagas {
 
     fn list(&self, request: &ListParkedSagasRequest) -> Result<ListParkedSagasResponse, Refusal> {
         let ListParkedSagasRequest { page_size, page_token } = request;
-        let (order, filter) = (PageOrder::Ascending("saga_id"), Vec::new());
+        let (order, filter) = (PageOrder::Ascending(Column::Text("saga_id")), Vec::new());
         let query = PageQuery { page_size: *page_size, page_token, filter, order };
         let most = usize::try_from(query.size()?).unwrap_or_default();
-        let after = match query.after(LISTING, true)? {
+        let after = match query.after(LISTING)? {
             Some(Value::Text(after)) => after.to_string(),
             _ => String::new(),
         };

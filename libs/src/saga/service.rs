@@ -19,7 +19,7 @@ use super::{
     shape::{DefinitionError, LONGEST},
 };
 use crate::{
-    cqrs::{Changes, CommandSide, Outgoing, PageOrder, PageQuery, ReadSide},
+    cqrs::{Changes, Column, CommandSide, Outgoing, PageOrder, PageQuery, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
     rpc::verdict::{LONGEST_NAME, Op, is_name},
@@ -137,7 +137,7 @@ async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::List
     if !r#type.is_empty() {
         filter.push(("type", r#type.into()));
     }
-    let order = PageOrder::Descending("started");
+    let order = PageOrder::Descending(Column::Int("started"));
     let query = PageQuery { page_size, page_token: &page_token, filter, order };
     let page = read.page::<SagaView>(&SAGA_VIEWS, query).await?;
     let sagas = page.items.into_iter().filter_map(|view| view.saga).collect();

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use libs::{
-    cqrs::{Changes, PageOrder, PageQuery, ReadSide},
+    cqrs::{Changes, Column, PageOrder, PageQuery, ReadSide},
     refusal::{Refusal, Violations},
 };
 use proto::inventory::v1::{
@@ -41,7 +41,7 @@ impl InventoryQueries for Queries {
 
     async fn list_stock(&self, read: &ReadSide, request: ListStockRequest) -> Result<ListStockResponse, Refusal> {
         let ListStockRequest { page_size, page_token } = request;
-        let (filter, order) = (Vec::new(), PageOrder::Ascending("id"));
+        let (filter, order) = (Vec::new(), PageOrder::Ascending(Column::Text("id")));
         let page = read.page(&STOCK, PageQuery { page_size, page_token: &page_token, filter, order }).await?;
         Ok(ListStockResponse { stock: self.neighbours.count(page.items).await?, next_page_token: page.next_page_token })
     }

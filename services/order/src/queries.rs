@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use libs::{
-    cqrs::{Changes, PageOrder, PageQuery, ReadSide},
+    cqrs::{Changes, Column, PageOrder, PageQuery, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
     saga::SagaQueries,
@@ -71,7 +71,7 @@ impl OrderQueries for Queries {
             filter.push(("state", state.into()));
         }
         violations.refuse()?;
-        let order = PageOrder::Descending("placed");
+        let order = PageOrder::Descending(Column::Int("placed"));
         let query = PageQuery { page_size, page_token: &page_token, filter, order };
         let page = read.page::<OrderView>(&ORDERS, query).await?;
         let orders = page.items.into_iter().filter_map(|view| view.order).collect();

@@ -1,7 +1,7 @@
 //! The queries: how each is answered from the views.
 
 use libs::{
-    cqrs::{PageOrder, PageQuery, ReadSide},
+    cqrs::{Column, PageOrder, PageQuery, ReadSide},
     refusal::{Refusal, Violations},
 };
 use proto::payment::v1::{
@@ -49,7 +49,7 @@ impl PaymentQueries for Queries {
             violations.refuse()?;
             filter.push(("customer", customer_id.into()));
         }
-        let order = PageOrder::Ascending("id");
+        let order = PageOrder::Ascending(Column::Text("id"));
         let page = read.page(&CHARGES, PageQuery { page_size, page_token: &page_token, filter, order }).await?;
         Ok(ListChargesResponse { charges: page.items, next_page_token: page.next_page_token })
     }

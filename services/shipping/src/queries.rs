@@ -1,7 +1,7 @@
 //! The queries: how each is answered from the views.
 
 use libs::{
-    cqrs::{PageOrder, PageQuery, ReadSide},
+    cqrs::{Column, PageOrder, PageQuery, ReadSide},
     refusal::{Refusal, Violations},
 };
 use proto::shipping::v1::{GetShipmentRequest, GetShipmentResponse, ListShipmentsRequest, ListShipmentsResponse};
@@ -30,7 +30,7 @@ impl ShippingQueries for Queries {
         request: ListShipmentsRequest,
     ) -> Result<ListShipmentsResponse, Refusal> {
         let ListShipmentsRequest { page_size, page_token } = request;
-        let (filter, order) = (Vec::new(), PageOrder::Ascending("id"));
+        let (filter, order) = (Vec::new(), PageOrder::Ascending(Column::Text("id")));
         let page = read.page(&SHIPMENTS, PageQuery { page_size, page_token: &page_token, filter, order }).await?;
         Ok(ListShipmentsResponse { shipments: page.items, next_page_token: page.next_page_token })
     }
