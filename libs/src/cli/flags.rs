@@ -120,8 +120,8 @@ pub struct Limits {
     #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(64 << 10..))]
     pub max_message_bytes: usize,
 
-    /// The largest header list of a call, in bytes; a larger one is refused with RESOURCE_EXHAUSTED, and one of more than twice as
-    /// many with HTTP 431 and no gRPC status. A saga's call has some 2000 with its trace.
+    /// The largest header list of a call, in bytes, 4096 at the least: a saga's call has some 2000 with its trace. A larger one is refused
+    /// with RESOURCE_EXHAUSTED, and one of more than twice as many with HTTP 431 and no gRPC status.
     #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(4 << 10..))]
     pub max_header_bytes: u32,
 
@@ -139,9 +139,9 @@ pub struct Limits {
     #[arg(long, env = "MAX_SAGAS", value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sagas: u32,
 
-    /// How long answers are kept: a command that its client repeats within that gets the same one, and so long after a saga's end its
-    /// participants forget it. The same for all processes that share a database. Ages go by the wall's clock: what is stored while that is
-    /// behind looks so much older to whoever starts once it is right, or shares the database.
+    /// How long answers are kept, a second at the least: a command that its client repeats within that gets the same one, and so long
+    /// after a saga's end its participants forget it. The same for all processes that share a database. Ages go by the wall's clock: what
+    /// is stored while that is behind looks so much older to whoever starts once it is right, or shares the database.
     #[arg(long, env = "KEEP_ANSWERS", value_name = "DURATION", default_value = "7d", value_parser = duration::parse_second)]
     pub keep_answers: Duration,
 
@@ -265,5 +265,26 @@ impl Default for Limits {
             keepalive_timeout: Duration::from_secs(10),
             max_connection_age: Duration::from_secs(15 * 60),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_tells_the_bound_of_a_limit_for_which_one_is_too_little() {
+        let line = || Limits::augment_args(clap::Command::new("tea"));
+        let mut bound = 0;
+        for limit in line().get_arguments() {
+            let flag = format!("--{}", limit.get_long().expect("a flag"));
+            let is_taken = |value| line().try_get_matches_from(["tea", &flag, value]).is_ok();
+            if !["1", "1ms"].into_iter().any(is_taken) {
+                let help = limit.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains(" at the least"), "{flag}: {help}");
+                bound += 1;
+            }
+        }
+        assert!(bound >= 3, "{bound} limits have one");
     }
 }
