@@ -18,7 +18,7 @@ use super::{
     totals::{Counters, Totals},
 };
 
-/// Told of every transition, reset and override, after it, outside every lock.
+/// Told of every transition, reset, override and new window, after it, outside every lock.
 pub(crate) type Watcher = dyn Fn(&Breaker, Transition) + Send + Sync;
 
 /// A circuit breaker. Ask [`Breaker::admit`] before a call and tell the [`super::Permit`] how it went.
@@ -114,7 +114,7 @@ pub struct Snapshot {
     pub retry_after: Option<Duration>,
     /// Why it last opened.
     pub last_cause: Option<Cause>,
-    /// How long ago the state or the override last changed.
+    /// How long ago the generation began.
     pub since_change: Duration,
     /// Counts since the start.
     pub totals: Totals,
