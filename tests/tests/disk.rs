@@ -103,7 +103,7 @@ async fn a_disk_that_is_full_or_fails_loses_nothing_that_was_answered() -> anyho
             "full",
         ),
         // A sync that failed is not asked for again: the next one would say that all is well. (The second is the folder's, which SQLite passes over.)
-        (["fsync:error=EIO:when=1", "fsync:error=EIO:when=7", "fsync:error=EIO:when=30"], FSYNC),
+        (["fdatasync:error=EIO:when=1", "fdatasync:error=EIO:when=7", "fdatasync:error=EIO:when=30"], FSYNC),
     ] {
         for failure in failures {
             let before = server.log().len();
@@ -148,7 +148,7 @@ async fn a_disk_that_fails_when_the_log_is_copied_into_the_database_loses_nothin
         try_join_all(skus.iter().map(|sku| add(server, sku))).await
     };
     let only = ["-P".to_owned(), database];
-    let answered = use_up_in(&mut server, &strace, &only, "fsync:error=EIO:when=1", ask).await?;
+    let answered = use_up_in(&mut server, &strace, &only, "fdatasync:error=EIO:when=1", ask).await?;
     let last = last_words(&server, before);
     ensure!(last.contains(FSYNC), "{last}\n{}", server.log_end());
     server.start().await?;
@@ -181,7 +181,8 @@ async fn a_coordinator_whose_disk_is_full_loses_no_saga_that_it_began() -> anyho
         OrderCommandServiceClient::new(server.channel()).place_order(request).await
     };
     let mut answered = Vec::new();
-    for failure in ["pwrite64:error=ENOSPC:when=60+", "pwrite64:error=ENOSPC:when=401+", "fsync:error=EIO:when=40"] {
+    for failure in ["pwrite64:error=ENOSPC:when=60+", "pwrite64:error=ENOSPC:when=401+", "fdatasync:error=EIO:when=40"]
+    {
         let before = shop.order().log().len();
         answered.extend(use_up(shop.order(), &strace, failure, &place).await?);
         let last = last_words(shop.order(), before);

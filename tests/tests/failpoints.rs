@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-const CALLS: [&str; 3] = ["fsync", "pwrite64", "writev"];
+const CALLS: [&str; 3] = ["fdatasync", "pwrite64", "writev"];
 
 /// The order service's place.
 const ORDER: usize = 3;

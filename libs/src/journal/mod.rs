@@ -1,6 +1,6 @@
 //! The write side's storage: decisions go in, state, events and stored replies are committed together.
 //!
-//! One committer a database takes whatever waits, decides it in order in memory and commits it as one batch: one fsync and
+//! One committer a database takes whatever waits, decides it in order in memory and commits it as one batch: one sync and
 //! a handful of statements, whatever the batch's size. The events are the outbox: readers follow them by position.
 
 mod batch;

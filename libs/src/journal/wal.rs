@@ -44,7 +44,7 @@ pub(super) fn settle(connection: &Connection, path: &Path, how: &str) -> Result<
         waited += COPYING;
     }
     // Somebody reads and goes on reading: then the log stays, and is on the disk all the same.
-    let synced = File::open(&log).and_then(|file| file.sync_all());
+    let synced = File::open(&log).and_then(|file| file.sync_data());
     synced.map_err(|source| OpenError::File { path: log, source })
 }
 
