@@ -5,14 +5,20 @@
 mod database;
 mod saga_world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use libs::{
-    journal::{Journal, Location, Member},
+    journal::{AggregateId, Journal, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Options, TABLES,
+        Coordinator, Options, TABLES,
         testing::{Fault, Participants},
     },
 };
@@ -348,4 +354,52 @@ async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
         assert_eq!(world.participants.done_for(order), ["reserve", "charge", "ship"]);
     }
     becomes("done", async || (one.coordinator.live(), two.coordinator.live()) == (0, 0)).await;
+}
+
+/// It waits to be the first, and has nothing to commit meanwhile that would tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
+    let world = World::with(buy());
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    world.participants.on_call(|call| if call.saga_id == "ada-1" { Fault::LoseRequest } else { Fault::None });
+    let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
+    let shown = Arc::clone(&clock);
+    let shown = Arc::new(move || shown.load(Ordering::Relaxed));
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
+    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), shown);
+    let process = Process { journal, coordinator: coordinator.unwrap() };
+    process.coordinator.recover().await.unwrap();
+    shares(&process);
+    process.place("ada-1").await.unwrap();
+    process.until("ada-1", |saga| saga.phase() == SagaPhase::Forward).await;
+    let hour = clock.load(Ordering::Relaxed) + 3_600_000_000;
+    process.try_place_at("ada-2", "ada-2", hour).await.unwrap();
+
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
+    keep(&mut server).await;
+    clock.store(hour, Ordering::Relaxed);
+    // Who has mail looks at the clock.
+    let coordinator = process.coordinator.clone();
+    let second = tokio::spawn(async move { coordinator.finished("ada-2").await });
+    process.until("ada-2", |saga| saga.waits_for_saga_id == "ada-1").await;
+    let is_queued = async || {
+        let queue = process.journal.aggregate(&AggregateId::new("saga_lock", "ada")).await.unwrap();
+        String::from_utf8_lossy(&queue.state).contains("ada-2")
+    };
+    assert!(is_queued().await);
+    lose(&mut server).await;
+    assert!(!is_queued().await);
+    becomes("in its queue again", is_queued).await;
+
+    world.participants.on_call(|_| Fault::None);
+    process.coordinator.retry("ada-1", "ann", "inventory is back").await.unwrap();
+    for order in ["ada-1", "ada-2"] {
+        assert_eq!(process.finished(order).await.phase(), SagaPhase::Completed);
+    }
+    assert_eq!(second.await.unwrap().unwrap().phase(), SagaPhase::Completed);
 }

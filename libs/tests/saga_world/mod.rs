@@ -171,15 +171,21 @@ impl Process {
     }
 
     pub async fn try_place(&self, saga_id: &str, order: &str) -> Result<(), Refusal> {
+        self.try_place_at(saga_id, order, 0).await
+    }
+
+    /// The same, to begin then.
+    pub async fn try_place_at(&self, saga_id: &str, order: &str, start_micros: i64) -> Result<(), Refusal> {
         let coordinator = self.coordinator.clone();
         let (saga_id, input) = (saga_id.to_owned(), order.to_owned());
         let refused = Arc::new(parking_lot::Mutex::new(None));
         let slot = Arc::clone(&refused);
-        let decide = move |loaded: &Loaded<'_>| match coordinator.start(
+        let decide = move |loaded: &Loaded<'_>| match coordinator.start_at(
             "place-order",
             &saga_id,
             &input,
             &Loaded::new(&[], None, loaded.now_micros().min(1_700_000_000_000_000)),
+            start_micros,
         ) {
             Ok(decided) => decided,
             Err(refusal) => {

@@ -16,7 +16,7 @@ use crate::{
     refusal::Refusal,
     saga::{
         LocalWork,
-        machine::{HOLDER, Local},
+        machine::{HOLDER, Local, NOT_QUEUED},
         record::{Record, is_final},
     },
 };
@@ -68,8 +68,11 @@ pub(in crate::saga) fn work(local: Local, record: &Record) -> LocalWork {
     let (keys, saga_id) = (record.saga.lock_keys.clone(), record.saga.saga_id.clone());
     let aggregates = names(&keys);
     let decide = move |loaded: &Loaded<'_>| {
-        if local == Local::Locks {
-            free(&keys, &saga_id, loaded)?;
+        if local == Local::Locks
+            && let Err(held) = free(&keys, &saga_id, loaded)
+        {
+            let is_queued = stands(&keys, &saga_id, loaded)?;
+            return Err(if is_queued { held } else { held.with(NOT_QUEUED, "") });
         }
         Ok(Decided { changes: enter(&keys, &saga_id, loaded)?, ..Decided::default() })
     };
@@ -93,12 +96,26 @@ fn free(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<(), Refus
     Ok(())
 }
 
+/// Whether a saga stands in each queue.
+fn stands(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<bool, Refusal> {
+    for key in keys {
+        if !has(&queue(key, loaded)?, saga_id) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn has(queue: &LockRecord, saga_id: &str) -> bool {
+    queue.saga_ids.iter().any(|queued| queued == saga_id)
+}
+
 /// Puts a saga at the end of each queue in which it doesn't stand yet.
 fn enter(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<Vec<Change>, Refusal> {
     let mut changes = Vec::with_capacity(keys.len());
     for key in keys {
         let mut queue = queue(key, loaded)?;
-        if queue.saga_ids.iter().any(|queued| queued == saga_id) {
+        if has(&queue, saga_id) {
             continue;
         }
         if queue.saga_ids.len() >= MOST_QUEUED {
@@ -178,8 +195,8 @@ impl Shared {
         }
     }
 
-    /// Whether a saga that waits for its locks is the first in each of its queues, as committed. Where several processes share a
-    /// database, the one that frees a lock may not be the one whose saga waits for it.
+    /// Whether a saga that waits for its locks is to ask for them: it is the first in each of its queues, as committed, or one of them has
+    /// lost it. Where several processes share a database, the one that frees a lock may not be the one whose saga waits for it.
     pub(super) async fn is_next(&self, record: &Record) -> bool {
         if record.saga.phase() != SagaPhase::Scheduled || !record.queued {
             return false;
@@ -199,19 +216,22 @@ impl Shared {
 
 /// Who is ahead of a saga that waits for its locks.
 enum Ahead {
+    /// Or a queue has lost the saga, with a server that took over and had not come so far: when it asks it is told to queue again.
     Nobody,
     Holder(String),
-    /// A queue can't be read, or the saga stands in none.
+    /// A queue can't be read.
     Unknown,
 }
 
 async fn look(journal: &Journal, keys: &[String], saga_id: &str) -> Ahead {
     for name in names(keys) {
         let Ok(stored) = journal.aggregate(&name).await else { return Ahead::Unknown };
-        match LockRecord::decode(stored.state).ok().and_then(|queue| queue.saga_ids.into_iter().next()) {
-            None => return Ahead::Unknown,
-            Some(first) if first != saga_id => return Ahead::Holder(first),
-            Some(_) => {}
+        let Ok(queue) = LockRecord::decode(stored.state) else { return Ahead::Unknown };
+        if !has(&queue, saga_id) {
+            return Ahead::Nobody;
+        }
+        if let Some(first) = queue.saga_ids.into_iter().next().filter(|first| first != saga_id) {
+            return Ahead::Holder(first);
         }
     }
     Ahead::Nobody

@@ -10,6 +10,8 @@ use crate::{
 
 /// In a refusal: the saga that holds what another one wants to lock.
 pub(in crate::saga) const HOLDER: &str = "holder";
+/// In a refusal of a lock: who asked stands in no queue, whatever their record says.
+pub(in crate::saga) const NOT_QUEUED: &str = "not_queued";
 
 /// True if a saga has locks to ask for, and has not.
 pub(in crate::saga) fn asks_for_locks(record: &Record) -> bool {
@@ -37,7 +39,10 @@ impl Turn<'_> {
             return self.turn_back(reason("", refusal));
         }
         let holder = refusal.metadata.get(HOLDER).map(String::as_str).unwrap_or_default();
-        if self.record.kept.lock_state() == LockState::Waiting {
+        // A database that has lost a saga's place in the queue may have its record all the same, from a transition after that.
+        let is_queued =
+            self.record.kept.lock_state() == LockState::Waiting && !refusal.metadata.contains_key(NOT_QUEUED);
+        if is_queued {
             self.record.queued = true;
         } else if self.claim_local(Local::Queue) {
             self.record.kept.set_lock_state(LockState::Waiting);

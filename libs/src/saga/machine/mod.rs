@@ -29,7 +29,7 @@ use proto::saga::v1::{SagaPhase, StepKind, StepRecord, StepState};
 
 pub(super) use self::{
     attempt::Attempt,
-    locks::{HOLDER, asks_for_locks},
+    locks::{HOLDER, NOT_QUEUED, asks_for_locks},
     operator::{Command, Settled, Wish, close_parked, is_undone, must_rest},
     outlook::{Due, begun, due, leaves, may_be_called, next_wake},
 };
