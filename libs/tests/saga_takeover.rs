@@ -18,12 +18,12 @@ use libs::{
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Coordinator, Options, TABLES,
+        Coordinator, Definition, Options, TABLES,
         testing::{Fault, Participants},
     },
 };
 use proto::saga::v1::{Saga, SagaPhase};
-use saga_world::{PATIENCE, Process, World, becomes, buy, shares};
+use saga_world::{PATIENCE, Process, Reserve, Ship, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// The server's time in microseconds since 1970, in SQL.
@@ -402,4 +402,42 @@ async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
         assert_eq!(process.finished(order).await.phase(), SagaPhase::Completed);
     }
     assert_eq!(second.await.unwrap().unwrap().phase(), SagaPhase::Completed);
+}
+
+/// What is below stays open when it is done, and has nothing to commit then that would tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
+    let mut saga = Definition::builder::<String>("book", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    let book = saga.build().unwrap();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable_saga::<String, ()>("book", &book, |order, _| Ok(order.clone()));
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let one = process(&world, 100).await;
+    one.place("rome").await.unwrap();
+    one.until_phase("rome:book", SagaPhase::Forward).await;
+    // Whoever takes it up asks below only once it goes on.
+    one.coordinator.pause("rome", "ann", "it goes elsewhere").await.unwrap();
+    leaves(one).await;
+    let two = process(&world, 100).await;
+    shares(&two);
+
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
+    keep(&mut server).await;
+    world.participants.on_call(|_| Fault::None);
+    two.until("rome:book", |saga| saga.history.iter().any(|line| line.what == "done, waits for its parent")).await;
+    lose(&mut server).await;
+    two.coordinator.resume("rome", "ann", "it is here").await.unwrap();
+    assert_eq!(two.finished("rome").await.phase(), SagaPhase::Completed);
+    // What is shown of it is all there, too.
+    let below = two.until_phase("rome:book", SagaPhase::Completed).await;
+    assert_eq!((below.steps[0].state(), below.steps[0].attempts > 0), (StepState::Done, true));
+    assert_eq!(world.participants.done_for("rome:book"), ["reserve"]);
 }

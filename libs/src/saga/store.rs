@@ -279,3 +279,11 @@ pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stor
     let found = journal.reader().fetch_keys(&SAGAS, vec![vec![Value::from(saga_id)]]).await?;
     found.first().map(|record| Ok(Record::decode(record.blob(2)?))).transpose()
 }
+
+/// Whether a saga is stored, and not as far as this version. Of a standby it is not believed: it may have yet to replay the rest.
+pub(super) async fn is_behind(journal: &Journal, saga_id: &str, version: u64) -> Result<bool, sql::Error> {
+    const SQL: &str = "SELECT record FROM sagas WHERE saga_id = $1";
+    let found = journal.reader().fetch_of_primary(SQL, vec![saga_id.into()]).await?.unwrap_or_default();
+    let Some(found) = found.first() else { return Ok(false) };
+    Ok(Record::decode(found.blob(0)?).is_ok_and(|stored| stored.saga.version < version))
+}

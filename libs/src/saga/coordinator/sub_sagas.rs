@@ -170,6 +170,11 @@ impl Shared {
         posted.is_ok()
     }
 
+    /// Whether a server has taken over that had not come as far as a saga here. While that can't be read nobody knows.
+    pub(super) async fn has_lost(&self, saga_id: &str, version: u64) -> bool {
+        self.member.get().is_some() && store::is_behind(&self.journal, saga_id, version).await.unwrap_or_default()
+    }
+
     /// The phase in which the saga above one has ended. None while it has not.
     ///
     /// # Errors

@@ -39,6 +39,11 @@ mod field {
 }
 
 impl Record {
+    /// Has the next transition tell of every step: who follows them may have lost some.
+    pub(in crate::saga) fn tell_all_steps(&mut self) {
+        self.unsaved.steps = (0..self.saga.steps.len()).fold(0, |steps, step| steps | 1 << step);
+    }
+
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`](proto::saga::v1::SagaTransition), and the whole record, to be stored together.
     pub(in crate::saga) fn encode(&mut self) -> (Bytes, Bytes) {
         let Unsaved { steps: changed, lines, replaces_last, .. } = self.unsaved;
