@@ -244,15 +244,19 @@ async fn who_is_closed_in_the_queue_waits_for_nobody_and_is_held_by_nobody_any_m
     assert_eq!((two.phase(), two.waits_for_saga_id.as_str(), two.paused), (SagaPhase::ForceClosed, "", false));
 }
 
-/// One whose last work starts a saga that locks the same key.
-fn going_on(coordinator: Arc<OnceLock<Coordinator>>, and_on: bool) -> Arc<Definition> {
+/// One whose last work starts a saga that locks the same key, and one for each of these customers.
+fn going_on(coordinator: Arc<OnceLock<Coordinator>>, others: &'static [&'static str], and_on: bool) -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("move", 1);
     saga.lock(|input: &String| vec![input.clone()]);
     saga.pivot::<Ship>("ship", |it, _| Ok(it.clone()));
     saga.retriable_local("go-on", move |it, _| {
         let (coordinator, it) = (Arc::clone(&coordinator), it.clone());
         Ok(LocalWork::new(Vec::new(), move |state| {
-            let next = coordinator.get().unwrap().start("patient", "two", &it, state.loaded())?;
+            let coordinator = coordinator.get().unwrap();
+            let mut next = coordinator.start("patient", "two", &it, state.loaded())?;
+            for other in others {
+                next.absorb(coordinator.start("patient", other, &format!("customer/{other}"), state.loaded())?);
+            }
             Ok(Decision::reply(()).beside(next))
         }))
     });
@@ -267,7 +271,7 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
     let world = World::new();
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let coordinator = Arc::new(OnceLock::new());
-    let definitions = vec![going_on(Arc::clone(&coordinator), false), locking("patient", false), other()];
+    let definitions = vec![going_on(Arc::clone(&coordinator), &[], false), locking("patient", false), other()];
     let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
     assert!(coordinator.set(process.coordinator.clone()).is_ok());
     process.coordinator.recover().await.unwrap();
@@ -282,22 +286,24 @@ async fn a_saga_that_the_last_work_of_another_starts_has_its_lock_after_it() {
     assert_eq!(ended(&process, "three").await.phase(), SagaPhase::Completed);
 }
 
-/// It ends with the transition that begins the other one.
+/// It ends with the transition that begins the other ones, however many there are.
 #[tokio::test]
 async fn a_saga_that_the_last_work_of_another_starts_has_its_place() {
     let world = World::new();
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let coordinator = Arc::new(OnceLock::new());
-    let definitions = vec![going_on(Arc::clone(&coordinator), false), locking("patient", false)];
+    let definitions = vec![going_on(Arc::clone(&coordinator), &["bob", "cleo"], false), locking("patient", false)];
     let options = Options { most_live: 1, ..Options::default() };
     let process = Process::on(journal, definitions, world.participants.clone(), options);
     assert!(coordinator.set(process.coordinator.clone()).is_ok());
     process.coordinator.recover().await.unwrap();
     hang(&world, "two");
     start(&process, "move", "one", "customer/ada", true).await.unwrap();
-    assert_eq!(ended(&process, "one").await.phase(), SagaPhase::Completed);
+    for id in ["one", "bob", "cleo"] {
+        assert_eq!(ended(&process, id).await.phase(), SagaPhase::Completed);
+    }
     // And nobody else has one beside it.
-    let refused = start(&process, "patient", "three", "customer/bob", true).await.unwrap_err();
+    let refused = start(&process, "patient", "three", "customer/dan", true).await.unwrap_err();
     assert_eq!(refused.reason, "TOO_MANY_SAGAS");
     let_go(&world, &process, "two").await;
     assert_eq!(ended(&process, "two").await.phase(), SagaPhase::Compensated);
@@ -309,7 +315,7 @@ async fn a_saga_that_the_work_of_another_starts_in_its_midst_has_a_place_beside_
     let world = World::new();
     let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
     let coordinator = Arc::new(OnceLock::new());
-    let definitions = vec![going_on(Arc::clone(&coordinator), true), locking("patient", false)];
+    let definitions = vec![going_on(Arc::clone(&coordinator), &[], true), locking("patient", false)];
     let options = Options { most_live: 1, ..Options::default() };
     let process = Process::on(journal, definitions, world.participants.clone(), options);
     assert!(coordinator.set(process.coordinator.clone()).is_ok());

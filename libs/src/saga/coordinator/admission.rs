@@ -4,7 +4,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 pub(super) struct Admissions {
     most: usize,
     count: AtomicUsize,
-    /// Places that sagas under way lend out and nobody has taken yet.
-    lent: AtomicUsize,
+    /// True while a saga's own work is decided, which nobody refuses a place.
+    is_own: AtomicBool,
     /// Those that nobody drives and that there was no place for.
     orphans: AtomicUsize,
     none_left: Notify,
@@ -25,16 +25,16 @@ pub(super) struct Admissions {
 #[derive(Debug)]
 pub(super) struct Admission(Arc<Admissions>);
 
-/// A place that whoever has it lends out. Dropping it lends it out no more, and what was admitted meanwhile stays.
+/// While a saga's own work is decided. What was admitted meanwhile stays.
 #[derive(Debug)]
-pub(super) struct Lent(Arc<Admissions>);
+pub(super) struct OwnWork(Arc<Admissions>);
 
 impl Admissions {
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
             count: AtomicUsize::new(0),
-            lent: AtomicUsize::new(0),
+            is_own: AtomicBool::new(false),
             orphans: AtomicUsize::new(0),
             none_left: Notify::new(),
         }
@@ -48,7 +48,7 @@ impl Admissions {
             return Some(Admission(Arc::clone(this)));
         }
         // However many there are already, or wait: nobody's place becomes free before this one is given.
-        this.take_lent().then(|| Self::admit_again(this))
+        this.is_own.load(Ordering::Acquire).then(|| Self::admit_again(this))
     }
 
     /// A place for a saga that was admitted before, here or elsewhere, whether there is room or not.
@@ -57,15 +57,11 @@ impl Admissions {
         Admission(Arc::clone(this))
     }
 
-    /// Lends out a place to what a saga's own work starts in the decision that is made meanwhile: else that would wait for a place which
-    /// only those have that wait themselves.
-    pub(super) fn lend(this: &Arc<Self>) -> Lent {
-        this.lent.fetch_add(1, Ordering::AcqRel);
-        Lent(Arc::clone(this))
-    }
-
-    fn take_lent(&self) -> bool {
-        self.lent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |lent| lent.checked_sub(1)).is_ok()
+    /// Has a place for all that a saga's own work starts in the decision that is made meanwhile: else that would wait for places which only
+    /// those have that wait themselves.
+    pub(super) fn own_work(this: &Arc<Self>) -> OwnWork {
+        this.is_own.store(true, Ordering::Release);
+        OwnWork(Arc::clone(this))
     }
 
     pub(super) fn count(&self) -> usize {
@@ -100,10 +96,10 @@ impl Admissions {
     }
 }
 
-impl Drop for Lent {
+impl Drop for OwnWork {
     fn drop(&mut self) {
-        // Taken or not, decisions are made one at a time.
-        self.0.take_lent();
+        // Decisions are made one at a time.
+        self.0.is_own.store(false, Ordering::Release);
     }
 }
 
@@ -120,27 +116,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_is_lent_is_to_be_had_though_an_orphan_waits_for_it() {
+    fn own_work_has_its_places_though_an_orphan_waits_for_them() {
         let admissions = Arc::new(Admissions::new(1));
         let ending = Admissions::admit(&admissions).expect("a place");
         admissions.leave(1);
         assert!(Admissions::admit(&admissions).is_none(), "there is no other");
-        let lent = Admissions::lend(&admissions);
-        let started = Admissions::admit(&admissions);
-        assert!(started.is_some() && Admissions::admit(&admissions).is_none());
-        drop((lent, ending));
+        let own = Admissions::own_work(&admissions);
+        let started = [Admissions::admit(&admissions), Admissions::admit(&admissions)];
+        assert!(started.iter().all(Option::is_some));
+        drop((own, ending));
         assert_eq!((admissions.room(), Admissions::admit(&admissions).is_none()), (0, true));
     }
 
     #[test]
-    fn a_place_that_is_lent_is_to_be_had_once_however_many_there_are() {
+    fn own_work_has_its_places_however_many_there_are_and_nobody_after_it() {
         let admissions = Arc::new(Admissions::new(1));
         let _over = [Admissions::admit_again(&admissions), Admissions::admit_again(&admissions)];
-        let lent = Admissions::lend(&admissions);
-        let started = Admissions::admit(&admissions);
-        assert!(started.is_some() && Admissions::admit(&admissions).is_none());
-        drop(lent);
-        let _lent = Admissions::lend(&admissions);
-        assert!(Admissions::admit(&admissions).is_some());
+        let own = Admissions::own_work(&admissions);
+        assert!(Admissions::admit(&admissions).is_some() && Admissions::admit(&admissions).is_some());
+        drop(own);
+        assert!(Admissions::admit(&admissions).is_none());
     }
 }

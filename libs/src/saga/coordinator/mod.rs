@@ -75,7 +75,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those
-    /// here wait. One that the own work of another starts is never refused for it.
+    /// here wait. What the own work of another starts is never refused for it, however many that are.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,

@@ -108,9 +108,9 @@ impl Driver {
         };
         let refused = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&refused);
-        let lends = matches!(local, Local::Step(_) | Local::Ending).then(|| Arc::clone(&self.shared.admissions));
+        let is_own = matches!(local, Local::Step(_) | Local::Ending).then(|| Arc::clone(&self.shared.admissions));
         let decide = move |loaded: &Loaded<'_>, mut decided: Decided| {
-            let _place = lends.as_ref().map(Admissions::lend);
+            let _places = is_own.as_ref().map(Admissions::own_work);
             match (work.decide)(loaded) {
                 Ok(work) => {
                     decided.absorb(work);
