@@ -9,7 +9,10 @@ use libs::{
     cqrs::{CommandSide, Projections},
     journal::Journal,
     rpc::client::Peers,
-    saga::{self, Coordinator, Grpc, Options, ParkedSagas, SagaCommands, SagaQueries, SagasView},
+    saga::{
+        self, Coordinator, Definition, DefinitionError, Grpc, Options, ParkedSagas, SagaCommands, SagaQueries,
+        SagasView,
+    },
     service::{App, Stores},
     telemetry,
 };
@@ -52,7 +55,7 @@ impl Program for Service {
             None => None,
         };
         if let Some(read) = sides.queries {
-            let sagas = SagaQueries::new(read.clone(), [place_order::definition()?])?;
+            let sagas = SagaQueries::new(read.clone(), definitions()?)?;
             app.add(match coordinator {
                 Some(coordinator) => sagas.beside(coordinator).into_server(),
                 None => sagas.into_server(),
@@ -80,6 +83,11 @@ impl Program for Service {
     }
 }
 
+/// What the coordinator drives and queries describe: the newest, and those of before while sagas of theirs are open.
+fn definitions() -> Result<Vec<Arc<Definition>>, DefinitionError> {
+    Ok(vec![place_order::definition()?])
+}
+
 async fn serve_commands(
     app: &mut App,
     flags: &Serve,
@@ -87,8 +95,7 @@ async fn serve_commands(
     side: CommandSide,
     journal: Journal,
 ) -> Result<Coordinator, BoxError> {
-    // And those of before, while sagas of theirs are open.
-    let definitions = [place_order::definition()?];
+    let definitions = definitions()?;
     let transport = Grpc::connect(&definitions, |peer| peers.connect(peer))?;
     let most_live = usize::try_from(flags.limits.max_sagas).unwrap_or(usize::MAX);
     let options = Options { most_live, keep_answers: flags.limits.keep_answers, ..Options::default() };
