@@ -7,18 +7,19 @@ mod saga_world;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use libs::{
+    cqrs::Decision,
     journal::{AggregateId, Journal, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
-        Coordinator, Definition, Options, TABLES,
+        Coordinator, Definition, LocalWork, Options, TABLES,
         testing::{Fault, Participants},
     },
 };
@@ -440,4 +441,50 @@ async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
     let below = two.until_phase("rome:book", SagaPhase::Completed).await;
     assert_eq!((below.steps[0].state(), below.steps[0].attempts > 0), (StepState::Done, true));
     assert_eq!(world.participants.done_for("rome:book"), ["reserve"]);
+}
+
+/// One more process, with room for one saga. Its orders start another saga each with their own work, and all of those lock one key.
+async fn with_one_key(world: &World) -> Process {
+    let coordinator = Arc::<OnceLock<Coordinator>>::default();
+    let mut saga = Definition::builder::<String>("count", 1);
+    saga.lock_or_refuse(|_| vec!["stock".to_owned()]);
+    saga.pivot::<Ship>("count", |order, _| Ok(order.clone()));
+    let count = saga.build().unwrap();
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Reserve>("reserve", |order, _| Ok(order.clone()));
+    let known = Arc::clone(&coordinator);
+    saga.retriable_local("start", move |order, _| {
+        let (known, order) = (Arc::clone(&known), order.clone());
+        let locks = known.get().unwrap().locks("count", &order)?;
+        Ok(LocalWork::new(locks, move |state| {
+            let counts = known.get().unwrap().start("count", &format!("{order}-counts"), &order, state.loaded())?;
+            Ok(Decision::reply(()).beside(counts))
+        }))
+    });
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let options = Options { most_live: 1, ..Options::default() };
+    let definitions = vec![saga.build().unwrap(), count];
+    let process = Process::on(journal, definitions, world.participants.clone(), options);
+    assert!(coordinator.set(process.coordinator.clone()).is_ok());
+    process.coordinator.recover().await.unwrap();
+    process
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_lock_refuses_own_work_here_is_taken_over_where_there_is_no_room() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "count" { Fault::LoseRequest } else { Fault::None });
+    let (one, two) = (with_one_key(&world).await, with_one_key(&world).await);
+    assert_eq!(one.run("ada").await.phase(), SagaPhase::Completed);
+    two.place("bob").await.unwrap();
+    two.until("bob", |saga| saga.steps.iter().any(|step| step.last_error.contains("locked by saga ada-counts"))).await;
+    leaves(one).await;
+    world.participants.on_call(|_| Fault::None);
+    shares(&two);
+    for id in ["ada-counts", "bob", "bob-counts"] {
+        assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
+    }
 }

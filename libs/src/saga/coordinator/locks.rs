@@ -25,6 +25,8 @@ use crate::{
 const KIND: &str = "saga_lock";
 /// The most sagas in a queue. What is in it is written whenever one enters or leaves.
 const MOST_QUEUED: usize = 1000;
+/// Why a lock is refused.
+const LOCKED: &str = "SAGA_LOCKED";
 /// When it may be worth to try again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -88,7 +90,7 @@ fn free(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<(), Refus
     for key in keys {
         if let Some(holder) = queue(key, loaded)?.saga_ids.first().filter(|first| *first != saga_id) {
             let message = format!("{key} is locked by saga {holder}: try again when it has ended");
-            let refusal = Refusal::new(Code::Aborted, "SAGA_LOCKED", message);
+            let refusal = Refusal::new(Code::Aborted, LOCKED, message);
             let refusal = refusal.with("key", key).with(HOLDER, holder);
             return Err(Refusal { retry_after: Some(TRY_AGAIN), ..refusal });
         }
@@ -205,11 +207,23 @@ impl Shared {
             Ahead::Nobody => true,
             Ahead::Unknown => false,
             Ahead::Holder(holder) => {
-                if self.member.get().is_some() {
-                    self.holders.lock().insert(holder);
-                }
+                self.waits_for(holder);
                 false
             }
+        }
+    }
+
+    /// Has the saga taken over whose lock refuses work of our own for now, if nobody drives it: that waits in no queue.
+    pub(super) fn heed_holder(&self, refusal: &Refusal) {
+        let waits = refusal.reason == LOCKED && refusal.retry_after.is_some();
+        if let Some(holder) = refusal.metadata.get(HOLDER).filter(|_| waits) {
+            self.waits_for(holder.clone());
+        }
+    }
+
+    fn waits_for(&self, holder: String) {
+        if self.member.get().is_some() {
+            self.holders.lock().insert(holder);
         }
     }
 }

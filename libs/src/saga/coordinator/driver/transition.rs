@@ -61,6 +61,9 @@ impl Driver {
                     // What this step holds back may begin now.
                     Ok(()) => input = Input::Tick,
                     Err(refusal) => {
+                        if matches!(local, Local::Step(_) | Local::Ending) {
+                            self.shared.heed_holder(&refusal);
+                        }
                         self.record = *before;
                         input = Input::LocalRefused(local, refusal);
                     }
