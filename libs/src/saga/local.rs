@@ -25,9 +25,9 @@ pub type DecideLocally = Box<dyn FnOnce(&Loaded<'_>) -> Result<Decided, Refusal>
 impl LocalWork {
     /// A decision like any command's, over these aggregates. Its reply is not kept.
     ///
-    /// It may be asked more than once. A refusal that says when to try again, such as SAGA_LOCKED, is for now: the decision is asked for
-    /// after that wait, of 100 ms at the least and a minute at the most. Any other leaves the saga STUCK, and an operator may have it tried
-    /// again.
+    /// It may be asked more than once. A refusal that says when to try again, such as SAGA_LOCKED, is for now: the decision is asked for a
+    /// little after that wait, of 100 ms at the least and a minute at the most. Any other leaves the saga STUCK, and an operator may have it
+    /// tried again.
     pub fn new<R: Message>(
         aggregates: impl Into<Vec<AggregateId>>,
         decide: impl FnOnce(&State<'_>) -> Result<Decision<R>, Refusal> + Send + 'static,

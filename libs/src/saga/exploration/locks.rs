@@ -175,7 +175,7 @@ impl World {
                 }
                 (_, Some(_), Some(Pending::Tick)) => own.push(step(Input::Tick)),
                 (_, Some(_), Some(Pending::Refused(local, refusal))) => {
-                    own.push(step(Input::LocalRefused(*local, refusal.clone())));
+                    own.push(step(Input::LocalRefused { local: *local, refusal: refusal.clone(), roll: 0.0 }));
                 }
                 (_, Some(record), None) => {
                     if one.woken {

@@ -15,10 +15,14 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What a history says of an ending that waits.
 const ENDING_WAITS: &str = "ending refused for now";
 
+/// As long as a refusal asks for, and a little more, so that not all come back at once whom one saga or one shortage holds up.
+pub(super) fn spread(asked: Duration, roll: f64) -> Duration {
+    asked.clamp(WAITS.0, WAITS.1).mul_f64(1.0 + roll / 10.0)
+}
+
 impl Turn<'_> {
     /// Written down once for each reason, not each time: thousands may wait for the same room. A shutdown is none to write down.
-    pub(super) fn step_waits(&mut self, step: usize, asked: Duration, refusal: &Refusal) {
-        let wait = asked.clamp(WAITS.0, WAITS.1);
+    pub(super) fn step_waits(&mut self, step: usize, wait: Duration, refusal: &Refusal) {
         let begun = &mut self.record.kept.steps[step].started_micros;
         if *begun == 0 {
             *begun = self.moment.now;
@@ -31,8 +35,7 @@ impl Turn<'_> {
     }
 
     /// Likewise.
-    pub(super) fn ending_waits(&mut self, asked: Duration, refusal: &Refusal) {
-        let wait = asked.clamp(WAITS.0, WAITS.1);
+    pub(super) fn ending_waits(&mut self, wait: Duration, refusal: &Refusal) {
         let since = self.record.ending.map_or(self.moment.now, |ending| ending.since);
         self.record.ending = Some(EndingWaits { since, until: later(self.moment.now, wait) });
         let last = self.record.saga.history.last();
@@ -59,5 +62,57 @@ impl Turn<'_> {
     pub(super) fn was_put_off(&self, step: usize) -> bool {
         let begun = self.record.kept.steps[step].started_micros > 0;
         begun && self.plan.steps[step].is_local() && self.state(step) == StepState::Unspecified
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proto::saga::v1::SagaPhase;
+
+    use super::*;
+    use crate::saga::{
+        Definition, LocalWork, Operation,
+        machine::{Input, Local, Moment, advance, next_wake},
+        record::Record,
+    };
+
+    struct Note;
+
+    impl Operation for Note {
+        const PEER: &'static str = "peer";
+        const PATH: &'static str = "/note";
+        type Request = i64;
+        type Reply = i64;
+    }
+
+    fn definition() -> Arc<Definition> {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.pivot::<Note>("note", |input, _| Ok(*input));
+        saga.retriable_local("file", |_, _| Ok(LocalWork::nothing()));
+        saga.on_compensated(|_, _| Ok(LocalWork::nothing()));
+        saga.build().expect("a definition")
+    }
+
+    /// Where its work is refused at 0, which waits for a second: when it is asked for again.
+    fn asked_again(mut record: Record, definition: &Definition, local: Local, roll: f64) -> i64 {
+        let refusal = Refusal::exhausted("FULL", "the desk is full", Duration::from_secs(1));
+        let moment = Moment { now: 0, draining: false };
+        advance(definition, &mut record, Input::LocalRefused { local, refusal, roll }, moment).expect("it waits");
+        next_wake(&definition.plan, &record, |_| false).expect("a wait")
+    }
+
+    /// Thousands may be held up by one lock: each asks by a transaction.
+    #[test]
+    fn those_whose_own_work_is_refused_at_once_do_not_all_come_back_at_once() {
+        let definition = definition();
+        let mut record = definition.plan.new_record("s", Vec::new(), 0, 0);
+        record.saga.set_phase(SagaPhase::Forward);
+        record.step_mut(0).set_state(StepState::Done);
+        let file = [0.0, 0.5, 1.0].map(|roll| asked_again(record.clone(), &definition, Local::Step(1), roll));
+        record.saga.set_phase(SagaPhase::Compensating);
+        let ending = [0.0, 0.5, 1.0].map(|roll| asked_again(record.clone(), &definition, Local::Ending, roll));
+        assert_eq!((file, ending), ([1_000_000, 1_050_000, 1_100_000], [1_000_000, 1_050_000, 1_100_000]));
     }
 }

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use proto::saga::v1::{SagaPhase, StepKind, StepRecord, StepState};
 
+use self::local::spread;
 pub(super) use self::{
     attempt::Attempt,
     locks::{HOLDER, NOT_QUEUED, asks_for_locks},
@@ -53,7 +54,12 @@ pub(super) enum Input {
     /// An operator asks for something.
     Operator(Command),
     /// The work of our own that the transition before asked for was refused; the record is the one from before it.
-    LocalRefused(Local, Refusal),
+    LocalRefused {
+        local: Local,
+        refusal: Refusal,
+        /// The chance in the wait, 0 to 1.
+        roll: f64,
+    },
 }
 
 /// Work of our own, to be done in the transition's transaction.
@@ -117,7 +123,7 @@ pub(super) fn advance(
         Input::ParentEnded(phase) => turn.parent_ended(phase),
         Input::Attempted(attempt) => turn.attempted(attempt),
         Input::Operator(command) => turn.operator(&command)?,
-        Input::LocalRefused(local, refusal) => turn.local_refused(local, &refusal),
+        Input::LocalRefused { local, refusal, roll } => turn.local_refused(local, &refusal, roll),
     }
     turn.proceed();
     let moved = turn.moved;
@@ -227,13 +233,13 @@ impl Turn<'_> {
         free
     }
 
-    fn local_refused(&mut self, local: Local, refusal: &Refusal) {
+    fn local_refused(&mut self, local: Local, refusal: &Refusal, roll: f64) {
         // An operator's word that came with the work was not stored with it.
         self.moved.changed |= self.record.must_be_saved();
         match (local, refusal.retry_after) {
-            (Local::Step(step), Some(asked)) => self.step_waits(step, asked, refusal),
+            (Local::Step(step), Some(asked)) => self.step_waits(step, spread(asked, roll), refusal),
             (Local::Step(step), None) => self.refused(step, refusal),
-            (Local::Ending, Some(asked)) => self.ending_waits(asked, refusal),
+            (Local::Ending, Some(asked)) => self.ending_waits(spread(asked, roll), refusal),
             (Local::Ending, None) => {
                 self.record.kept.ending_held = true;
                 self.get_stuck(None, refusal);

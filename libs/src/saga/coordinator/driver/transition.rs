@@ -65,7 +65,7 @@ impl Driver {
                             self.shared.heed_holder(&refusal);
                         }
                         self.record = *before;
-                        input = Input::LocalRefused(local, refusal);
+                        input = Input::LocalRefused { local, refusal, roll: self.shared.roll() };
                     }
                 },
             }

@@ -245,7 +245,7 @@ impl<'a> World<'a> {
                     self.driven = *before;
                     let refusal = Refusal::precondition("TEST", "refused by the test");
                     let retry_after = matches!(self.refuses, Refuses::ForNow).then_some(Duration::from_secs(1));
-                    input = Input::LocalRefused(local, Refusal { retry_after, ..refusal });
+                    input = Input::LocalRefused { local, refusal: Refusal { retry_after, ..refusal }, roll: 0.0 };
                 }
                 local => {
                     self.commit()?;
