@@ -30,6 +30,8 @@ use saga_world::{PATIENCE, Process, Reserve, Ship, World};
 struct Desk {
     refusal: Arc<Mutex<Option<Refusal>>>,
     asked: Arc<AtomicUsize>,
+    /// How long it takes to ask.
+    takes: Duration,
 }
 
 impl Desk {
@@ -44,6 +46,7 @@ impl Desk {
         let desk = self.clone();
         LocalWork::new(Vec::new(), move |_| {
             desk.asked.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(desk.takes);
             desk.refusal.lock().clone().map_or_else(|| Ok(Decision::reply(())), Err)
         })
     }
@@ -163,6 +166,36 @@ async fn an_operator_is_heard_while_work_of_our_own_is_refused_for_now() {
             assert_eq!(skipped.steps[2].state(), StepState::Skipped);
         }
     }
+}
+
+/// As on a slow database: when one is refused, the wait of the other is over.
+#[tokio::test]
+async fn an_operator_is_heard_where_it_takes_longer_to_ask_than_to_wait() {
+    let desk = Desk { takes: Duration::from_millis(150), ..Desk::full() };
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    for step in ["file", "copy"] {
+        let desk = desk.clone();
+        saga.retriable_local(step, move |_, _| Ok(desk.work()));
+        saga.after(&["ship"]);
+    }
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    process.place("tea").await.unwrap();
+    desk.asked(4).await;
+    let operator = async {
+        process.coordinator.retry("tea", "ann", "there must be room by now").await.unwrap();
+        process.coordinator.pause("tea", "ann", "inventory day").await.unwrap();
+    };
+    assert!(tokio::time::timeout(PATIENCE, operator).await.is_ok(), "nobody hears");
+    let saga = shown(&process).await;
+    let errors = saga.steps[1..].iter().map(|step| &*step.last_error);
+    assert_eq!((saga.paused, errors.collect::<Vec<_>>()), (true, vec!["the desk is full"; 2]));
+    let said = |what| saga.history.iter().filter(|line| line.what == what && line.actor == "ann").count();
+    assert_eq!((said("retry asked"), said("paused")), (1, 1));
+    process.coordinator.resume("tea", "ann", "done").await.unwrap();
+    desk.has_room();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
 }
 
 /// One whose last work starts another saga, in a process that begins to leave just then.
