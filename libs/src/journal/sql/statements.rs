@@ -36,7 +36,7 @@ pub(in crate::journal) fn write(
     let mut rows = rows;
     while !rows.is_empty() {
         let (set, rest) = rows.split_at(largest_shape(rows.len()));
-        let sql = shape(Shape::Write(table.name, how, set.len()), || match how {
+        let sql = shape(Shape::Write(place(table), how, set.len()), || match how {
             Write::Insert => insert_sql(table, set.len()),
             Write::Upsert => upsert_sql(table, set.len()),
         });
@@ -77,7 +77,7 @@ pub(in crate::journal) fn fetch_keys(
     while !keys.is_empty() {
         let count = looked_up(keys.len());
         let (chunk, rest) = keys.split_at(count.min(keys.len()));
-        let sql = shape(Shape::Fetch(table.name, count), || fetch_sql(table, count));
+        let sql = shape(Shape::Fetch(place(table), count), || fetch_sql(table, count));
         let padding = chunk.last().into_iter().cycle().take(count - chunk.len());
         found.extend(query(connection, &sql, chunk.iter().chain(padding).flatten())?);
         keys = rest;
@@ -96,7 +96,7 @@ pub(in crate::journal) fn delete_older(
     let mut deleted = 0;
     for chunk in keys.chunks(MOST_ROWS) {
         let count = chunk.len().next_power_of_two();
-        let sql = shape(Shape::Delete(table.name, count), || {
+        let sql = shape(Shape::Delete(place(table), count), || {
             let key = table.columns[0];
             let wanted = vec!["?"; count].join(",");
             format!("DELETE FROM {} WHERE {key} IN ({wanted}) AND {time}<? RETURNING 1", table.name)
@@ -141,11 +141,18 @@ fn looked_up(keys: usize) -> usize {
     if ceil <= MOST_ROWS && ceil - keys <= keys / 8 { ceil } else { largest_shape(keys) }
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// What is done with which table, and how many rows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Shape {
-    Write(&'static str, Write, usize),
-    Fetch(&'static str, usize),
-    Delete(&'static str, usize),
+    Write(usize, Write, usize),
+    Fetch(usize, usize),
+    Delete(usize, usize),
+}
+
+/// Where a table's description is. Its name doesn't say which it is: another service of this process may have one of that name, with other
+/// columns, in its own database.
+fn place(table: &'static Table) -> usize {
+    std::ptr::from_ref(table).addr()
 }
 
 /// Every statement text that was ever needed: a few dozen.
@@ -258,6 +265,30 @@ mod tests {
         let left =
             query(&connection, "SELECT COUNT(*), MIN(time), MAX(time) FROM notes WHERE time >= 100", []).unwrap();
         assert_eq!((left[0].int(0).unwrap(), left[0].int(1).unwrap()), (50, 250));
+    }
+
+    /// As with two services of one process, each with a database of its own.
+    #[test]
+    fn of_two_tables_with_one_name_each_is_written_and_read_by_its_own_columns() {
+        static ONE: Table = Table {
+            name: "twins",
+            create: &["CREATE TABLE twins (a INTEGER PRIMARY KEY, b INTEGER, c INTEGER)"],
+            columns: &["a", "b", "c"],
+            key: 1,
+            fixed: &[],
+        };
+        static OTHER: Table = Table { columns: &["a", "c", "b"], ..ONE };
+        for table in [&ONE, &OTHER] {
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(table.create[0]).unwrap();
+            upsert(&connection, &[Row { table, values: row(1, 2, 3) }]).unwrap();
+            upsert(&connection, &[Row { table, values: row(1, 4, 5) }]).unwrap();
+            let found = fetch_keys(&connection, table, &[vec![Value::Int(1)]]).unwrap();
+            assert_eq!((found[0].int(1).unwrap(), found[0].int(2).unwrap()), (4, 5));
+            let by_name = format!("SELECT {} FROM twins", table.columns.join(","));
+            let kept = query(&connection, &by_name, []).unwrap();
+            assert_eq!((kept[0].int(1).unwrap(), kept[0].int(2).unwrap()), (4, 5), "{:?}", table.columns);
+        }
     }
 
     #[test]
