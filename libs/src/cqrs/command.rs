@@ -34,9 +34,6 @@ pub struct Method {
     pub compensates: bool,
 }
 
-/// The longest id of an aggregate, in bytes. An index takes no longer rows than some 2,700, and contracts allow far less.
-const LONGEST_ID: usize = 512;
-
 /// The command side of one service: all that a command surface is handed.
 #[derive(Clone, Debug)]
 pub struct CommandSide {
@@ -219,9 +216,7 @@ impl CommandSide {
         let Accepted { key, cause, saga, size, mut refused } = accepted;
         aggregates.dedup();
         // A server can look up none of the batch's rows where one can't be its: whoever is in it would be refused, each time.
-        if let Some(unfit) = aggregates.iter().find(|aggregate| !fits(&aggregate.id)) {
-            let why = format!("its id must be at most {LONGEST_ID} bytes long and hold no control characters");
-            let refusal = Refusal::invalid(unfit.kind, why);
+        if let Err(refusal) = aggregates.iter().try_for_each(AggregateId::check) {
             refused.get_or_insert(Refused { refusal, is_kept: saga.is_some() });
             aggregates.clear();
         }
@@ -312,11 +307,6 @@ fn decoded<A: Aggregate>(id: &str, stored: Result<journal::Aggregate, sql::Error
         tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
         Refusal::internal()
     })
-}
-
-/// Whether an aggregate can have this id.
-fn fits(id: &str) -> bool {
-    id.len() <= LONGEST_ID && !id.contains(char::is_control)
 }
 
 /// What a call is answered of which nothing is known any more, if it ever was. A saga that goes on calls again.

@@ -5,6 +5,12 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 
 use super::sql::Value;
+#[cfg(feature = "cqrs")]
+use crate::refusal::Refusal;
+
+/// The longest id of an aggregate, in bytes. An index takes no longer rows than some 2,700, and contracts allow far less.
+#[cfg(feature = "cqrs")]
+const LONGEST_ID: usize = 512;
 
 /// Names one aggregate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,6 +25,19 @@ impl AggregateId {
     /// Names an aggregate.
     pub fn new(kind: &'static str, id: impl Into<Arc<str>>) -> Self {
         Self { kind, id: id.into() }
+    }
+
+    /// Whether an aggregate can have this id.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT if it can't.
+    #[cfg(feature = "cqrs")]
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        if self.id.len() <= LONGEST_ID && !self.id.contains(char::is_control) {
+            return Ok(());
+        }
+        let why = format!("its id must be at most {LONGEST_ID} bytes long and hold no control characters");
+        Err(Refusal::invalid(self.kind, why))
     }
 }
 
