@@ -2,6 +2,7 @@
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod database;
 mod saga_world;
 
 use std::{
@@ -15,10 +16,10 @@ use std::{
 use futures::FutureExt as _;
 use libs::{
     cqrs::Decision,
-    journal::events_after,
+    journal::{AggregateId, Journal, events_after},
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::{Coordinator, Definition, LocalWork, Options, fold, testing::Fault},
+    saga::{Coordinator, Definition, LocalWork, Options, TABLES, fold, testing::Fault},
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -259,5 +260,28 @@ async fn work_of_our_own_that_a_shutdown_refuses_is_done_after_the_next_start() 
         let phase = if back { SagaPhase::Compensated } else { SagaPhase::Completed };
         assert_eq!(process.finished("tea").await.phase(), phase);
         assert_eq!(process.finished("milk").await.phase(), SagaPhase::Completed);
+    }
+}
+
+/// A server can look up none of a batch's rows where one can't be its: whoever is in it would be tried again for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_of_our_own_on_what_can_have_no_row_leaves_its_saga_stuck_and_no_other() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.retriable_local("file", |order, _| {
+        Ok(LocalWork::new([AggregateId::new("file", order.as_str())], |_| Ok(Decision::reply(()))))
+    });
+    let world = World::with(saga.build().unwrap());
+    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
+    let definitions = vec![Arc::clone(&world.definition)];
+    let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+    process.coordinator.recover().await.unwrap();
+    for (at, order) in ["a\0b".to_owned(), "x".repeat(513)].iter().enumerate() {
+        let (bad, good) = (format!("bad-{at}"), format!("good-{at}"));
+        process.try_place(&bad, order).await.unwrap();
+        process.place(&good).await.unwrap();
+        let saga = process.until_phase(&bad, SagaPhase::Stuck).await;
+        assert!(saga.steps[1].last_error.contains("file"), "{:?}", saga.steps[1].last_error);
+        assert_eq!(process.finished(&good).await.phase(), SagaPhase::Completed);
     }
 }

@@ -13,7 +13,8 @@ use crate::{
 /// A decision over the service's own aggregates that is committed together with the transition it belongs to: an order is
 /// completed and its saga is COMPLETED at once, or neither.
 pub struct LocalWork {
-    /// The aggregates it sees and may change.
+    /// The aggregates it sees and may change. Where one can't have its id, of more than 512 bytes or with a control character, the work is
+    /// refused.
     pub aggregates: Vec<AggregateId>,
     /// The decision over them.
     pub decide: DecideLocally,

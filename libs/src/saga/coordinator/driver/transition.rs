@@ -116,6 +116,10 @@ impl Driver {
             Ok(work) => work,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        // A server can look up none of the batch's rows where one can't be its: whoever is in it would be tried again for ever.
+        if let Err(refusal) = work.aggregates.iter().try_for_each(AggregateId::check) {
+            return Ok(Err(refusal));
+        }
         let refused = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&refused);
         let is_own = matches!(local, Local::Step(_) | Local::Ending).then(|| Arc::clone(&self.shared.admissions));
