@@ -488,3 +488,24 @@ async fn whose_lock_refuses_own_work_here_is_taken_over_where_there_is_no_room()
         assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
     }
 }
+
+/// As where the server's clock was ahead and is put back, or one takes over whose clock is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_said_until_when_it_is_there_by_a_clock_that_was_ahead_is_gone_no_later() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    only(&world.participants, &[]);
+    let one = process(&world, 100).await;
+    one.place("tea").await.unwrap();
+    one.crash().await;
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    let ahead = format!("UPDATE {schema}.members SET seen_until = {NOW} + 86400000000");
+    server.execute(AssertSqlSafe(ahead)).await.unwrap();
+    only(&world.participants, &["tea"]);
+    let two = process(&world, 100).await;
+    becomes("driven", async || two.coordinator.live() == 1).await;
+    assert_eq!(two.finished("tea").await.phase(), SagaPhase::Completed);
+}

@@ -1,7 +1,8 @@
 //! The processes that share a database: each under a name of its own, and until when it counts as there.
 //!
 //! Being counted as there says who should work, never who may: whoever was stopped for a while and goes on finds out by what they
-//! then try to write. So the only clock in it is the server's, and it need not be right.
+//! then try to write. So the only clock in it is the server's, and it need not be right: of whoever said by one that was ahead until when it
+//! is there, nothing is known until its next word.
 
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ impl Member {
     /// A condition in SQL: the `members` row that an alias names counts as there now.
     #[must_use]
     pub fn is_there(alias: &str) -> String {
-        format!("{alias}.seen_until > {NOW}")
+        // Nobody says more than a lease. The other one is for a clock that is put right by a little.
+        let most = 2 * Self::LEASE.as_micros();
+        format!("{alias}.seen_until > {NOW} AND {alias}.seen_until <= {NOW} + {most}")
     }
 }
