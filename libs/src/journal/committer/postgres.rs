@@ -277,7 +277,7 @@ impl Committer {
                     continue;
                 }
                 Err(error) if code(error).as_deref() == Some(UNHEARD_OF) => Ok(false),
-                // Among them `in recovery`, for as long as nobody promotes the standby.
+                Ok(IN_RECOVERY) => Err(Error::NotPromoted(id.to_owned())),
                 Ok(status) => Err(Error::Corrupt(format!("transaction {id} is {status}"))),
                 Err(_) => status.map(|_| false),
             };

@@ -165,6 +165,9 @@ pub enum Error {
     /// What was read is not what was written.
     #[error("the database holds what was never written: {0}")]
     Corrupt(String),
+    /// What became of a commit can't be told by who is asked.
+    #[error("it is not known whether transaction {0} was committed: the server is a standby that nobody has promoted")]
+    NotPromoted(String),
     /// The values of one column are to be of one type.
     #[error(
         "rows that are written or looked up together have values of several types in one column, or keys without a value"
