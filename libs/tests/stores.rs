@@ -370,15 +370,41 @@ async fn new_views_that_can_not_take_their_place_leave_the_old_ones_there() {
 /// Folds nothing, into a table of this name.
 struct Named<const TABLE: usize>;
 
-static NAMED: [Table; 2] = [Table { name: "events", ..SEEN }, Table { name: "checkpoints", ..SEEN }];
+static NAMED: [Table; 3] = [
+    Table { name: "events", ..SEEN },
+    Table { name: "checkpoints", ..SEEN },
+    Table {
+        create: &[
+            "CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB, kind TEXT)",
+            "CREATE INDEX IF NOT EXISTS seen_by_kind ON seen (kind)",
+        ],
+        ..SEEN
+    },
+];
 
 impl<const TABLE: usize> Projection for Named<TABLE> {
-    const NAME: &'static str = ["zero", "one"][TABLE];
+    const NAME: &'static str = ["zero", "one", "squeamish"][TABLE];
     const TABLES: &'static [&'static Table] = &[&NAMED[TABLE]];
 
     async fn project(&self, _: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
         Ok(())
     }
+}
+
+#[tokio::test]
+async fn views_that_lack_what_a_new_index_is_on_are_refused_until_they_are_made_anew() {
+    let folder = TempDir::new().unwrap();
+    let (path, mended) = (folder.path().join("test.db"), Arc::new(AtomicBool::new(true)));
+    write(&Journal::open(&path, &[]).await.unwrap(), &["a"]).await;
+    rebuild(&path, &mended).await.unwrap();
+    let wider = || Projections::new().with(Named::<2>);
+    let open =
+        async || Views::open(&path.with_extension("views.db"), Log::open(&path).unwrap(), &wider()).await.map(drop);
+    let refused = open().await.unwrap_err().to_string();
+    assert!(refused.contains("no such column: kind") && refused.contains("`rebuild`"), "{refused}");
+    assert!(!refused.contains('\n'), "{refused}");
+    Stores { projections: wider(), ..Stores::default() }.rebuild("test", &kept(&path)).await.unwrap();
+    open().await.unwrap();
 }
 
 /// On a server the journal, its views and those over other services' events are in one schema.

@@ -14,8 +14,10 @@ use std::{
 
 use futures::StreamExt as _;
 use libs::{
+    cli::{DatabaseUrl, Store},
     cqrs::{Board, Log, Projection, ProjectionError, Projections, Views},
     journal::{Event, Journal, Location, Outcome, Row, Table, sql::Transaction, store},
+    service::Stores,
 };
 use link::Cut;
 use proto::projections::v1::{
@@ -379,4 +381,52 @@ async fn views_that_would_take_the_journals_place_are_not_opened_and_the_log_sta
     assert_eq!(noted(&journal).await, ["a"], "{refused:?}");
     let refused = refused.unwrap_err();
     assert!(refused.starts_with("events is the name of two tables") && !refused.contains('\n'), "{refused}");
+}
+
+/// What [`Seen`] is in the program's next version.
+struct Wider;
+
+static WIDER: Table = Table {
+    name: "seen",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS seen (position INTEGER NOT NULL PRIMARY KEY, id TEXT, kind TEXT)",
+        "CREATE INDEX IF NOT EXISTS seen_by_kind ON seen (kind, position)",
+    ],
+    columns: &["position", "id", "kind"],
+    ..SEEN
+};
+
+impl Projection for Wider {
+    const NAME: &'static str = "seen";
+    const TABLES: &'static [&'static Table] = &[&WIDER];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let row = |event: &Event| vec![event.position.into(), (*event.id).into(), (*event.kind).into()];
+        let rows = events.iter().map(|event| Row { table: &WIDER, values: row(event) });
+        Ok(transaction.upsert(rows.collect()).await?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_programs_own_rebuild_makes_views_anew_whose_index_is_on_a_column_that_they_lack() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    for key in ["first", "second"] {
+        journal.submit(note(key)).await.unwrap();
+    }
+    open(&journal, &Gate::new(1)).await.catch_up(|_, _| {}).await.unwrap();
+    let service: &'static str = schema.name.clone().leak();
+    let stores = || Stores { projections: Projections::new().with(Wider), ..Stores::default() };
+    let kept = Store { database_url: DatabaseUrl::Postgres(schema.url.clone()) };
+    let refused = stores().migrate(service, &kept).await.unwrap_err().to_string();
+    stores().rebuild(service, &kept).await.unwrap();
+    assert!(refused.contains("rebuild") && !refused.contains('\n'), "{refused}");
+    journal.submit(note("third")).await.unwrap();
+    stores().migrate(service, &kept).await.unwrap();
+    let count = async |what: &str| {
+        let count = format!("SELECT count(*) FROM {what}");
+        sqlx::query_scalar::<_, i64>(AssertSqlSafe(count)).fetch_one(&mut schema.connect().await).await.unwrap()
+    };
+    assert_eq!(count("seen WHERE kind = 'note'").await, 3);
+    assert_eq!(count(&format!("pg_indexes WHERE indexname = 'seen_by_kind' AND schemaname = '{service}'")).await, 1);
 }

@@ -107,8 +107,28 @@ impl Views {
     /// # Errors
     /// When the database is in use or can't be opened, or a table or projection has another one's name.
     pub async fn open(location: impl Into<Location>, log: Log, projections: &Projections) -> Result<Self, OpenError> {
-        let location = location.into();
-        let writer = Store::open(&location, &tables(projections)?).await?;
+        let tables = tables(projections)?;
+        Self::over(location.into(), log, projections, &tables).await
+    }
+
+    /// Opens views that are to be made anew. Nothing is made but what says how far they are, for those that are there may lack what an
+    /// index is to be on.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) async fn open_old(location: Location, log: Log, projections: &Projections) -> Result<Self, OpenError> {
+        tables(projections)?;
+        Self::over(location, log, projections, &[&CHECKPOINTS]).await
+    }
+
+    async fn over(
+        location: Location,
+        log: Log,
+        projections: &Projections,
+        tables: &[&'static Table],
+    ) -> Result<Self, OpenError> {
+        let shaped = |error| of_other_shape(error, projections, log.is_remote());
+        let writer = Store::open(&location, tables).await.map_err(shaped)?;
         let reader = store::readers(&location, READERS)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
@@ -128,7 +148,8 @@ impl Views {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn make(location: &Location, projections: &Projections) -> Result<(), OpenError> {
-        Store::open(location, &tables(projections)?).await?.close().await;
+        let made = Store::open(location, &tables(projections)?).await;
+        made.map_err(|error| of_other_shape(error, projections, true))?.close().await;
         Ok(())
     }
 
@@ -376,6 +397,32 @@ fn tables(projections: &Projections) -> Result<Vec<&'static Table>, OpenError> {
     projections.take_names(&mut Views::names(&[])?)?;
     let own = projections.0.iter().flat_map(|fold| fold.tables());
     Ok(std::iter::once(&CHECKPOINTS).chain(own.copied()).collect())
+}
+
+/// Says what to do about a column that an index is to be on and that the views of an older version lack.
+fn of_other_shape(error: OpenError, projections: &Projections, are_over_others: bool) -> OpenError {
+    match error {
+        OpenError::Database { location, source } if source.is_unknown_column() => {
+            let mend = match location {
+                // All of them: what stays would have every event folded into it once more.
+                Location::Postgres { .. } if are_over_others => {
+                    let tables = |fold: &Arc<dyn Fold>| {
+                        let names: Vec<_> = fold.tables().iter().map(|table| table.name).collect();
+                        format!("{} ({})", fold.name(), names.join(", "))
+                    };
+                    let all: Vec<_> = projections.0.iter().map(tables).collect();
+                    format!(
+                        "drop all tables of the projection that it is of, and that one's row in checkpoints: they are made anew from that \
+                         service's events. It is one of {}",
+                        all.join(", ")
+                    )
+                }
+                _ => "make the views anew with the service's `rebuild` command before anything else".to_owned(),
+            };
+            OpenError::OtherShape { location, source, mend }
+        }
+        error => error,
+    }
 }
 
 /// A server that is out of reach comes back; until then the views stand still.

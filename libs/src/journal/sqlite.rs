@@ -68,6 +68,16 @@ pub enum OpenError {
         /// Where the session is.
         found: String,
     },
+    /// A table that is there lacks a column that an index is to be on.
+    #[error("{location}: {source}: a table was made by another version of this program; {mend}")]
+    OtherShape {
+        /// Which database.
+        location: Location,
+        /// Its word.
+        source: Error,
+        /// What to do.
+        mend: String,
+    },
     /// Two tables or indexes of a process have one name.
     #[error(
         "{name} is the name of two tables or indexes, which on a server are in one schema: give one of them another name (aggregates, \

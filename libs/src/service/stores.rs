@@ -174,8 +174,8 @@ impl Stores {
         self.names()?;
         let location = location(store, service);
         let Location::Sqlite(path) = &location else {
-            let views =
-                Views::open(location.views(), Log::open(&location)?.upcast(self.upcasters), &self.projections).await?;
+            let log = Log::open(&location)?.upcast(self.upcasters);
+            let views = Views::open_old(location.views(), log, &self.projections).await?;
             views.rebuild(tell).await?;
             tracing::info!(views = %location, "the views are made anew");
             return Ok(());

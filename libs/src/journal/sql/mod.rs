@@ -221,6 +221,16 @@ impl Error {
         }
     }
 
+    /// True where a column was named that there isn't.
+    #[cfg(feature = "cqrs")]
+    pub(crate) fn is_unknown_column(&self) -> bool {
+        match self {
+            Self::Sqlite(said) => said.to_string().contains("no such column"),
+            Self::Postgres(sqlx::Error::Database(said)) => said.code().as_deref() == Some("42703"),
+            _ => false,
+        }
+    }
+
     /// True for PostgreSQL's error of one of these classes, and where it can't be reached.
     fn is_of_the_server(&self, classes: &[&str]) -> bool {
         match self {
