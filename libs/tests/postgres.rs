@@ -314,3 +314,23 @@ async fn a_way_that_loses_the_schema_is_refused_and_nothing_is_made_elsewhere() 
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("a pooler") && refused.contains("public") && !refused.contains('\n'), "{refused}");
 }
+
+/// As on a server where not everybody may make tables in `public`.
+#[tokio::test]
+async fn a_way_that_loses_the_schema_is_named_where_it_leads_to_one_in_which_nothing_may_be_made() {
+    let Some(schema) = Schema::new() else { return };
+    let role = format!("{}_owner", schema.name);
+    let mut session = schema.connect().await;
+    let database: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut session).await.unwrap();
+    let grant = format!("CREATE ROLE {role}; GRANT CREATE ON DATABASE {database} TO {role}");
+    sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut session).await.unwrap();
+    let (linked, cut) = link::to(&schema).await;
+    *cut.lock().unwrap() = Cut::Schemaless;
+    let Location::Postgres { url, schema: name } = linked else { panic!("a server") };
+    let url = format!("{url}&options=-c%20role%3D{role}");
+    let refused = Journal::open(Location::Postgres { url, schema: name }, &[]).await.map(drop);
+    let drop_role = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(drop_role)).execute(&mut session).await.unwrap();
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("a pooler") && !refused.contains('\n'), "{refused}");
+}

@@ -68,14 +68,15 @@ impl Server {
         // Two that begin at once would both find nothing, and both make it.
         let mut transaction = server.begin_patiently("create").await.map_err(failed)?;
         server.check(&mut transaction, location).await?;
-        server.create(&mut transaction, tables).await.map_err(failed)?;
-        // Elsewhere they were another service's, too. Then nothing of it is made.
+        let there = server.create_schema(&mut transaction).await.map_err(failed)?;
+        // Elsewhere they were another service's, too, or may not be made.
         let asked = "SELECT COALESCE(current_schema()::text, 'no schema')";
         let schema = postgres::query(&mut transaction, asked, &[]).await.map_err(failed)?;
         let found = schema.first().map_or(Ok(String::new()), |record| record.text(0)).map_err(failed)?;
         if found != server.schema {
             return Err(OpenError::OtherSchema { location: location.clone(), found });
         }
+        server.create(&mut transaction, tables, &there).await.map_err(failed)?;
         transaction.commit().await.map_err(|error| failed(error.into()))?;
         Ok(Some(server))
     }
@@ -124,9 +125,9 @@ impl Server {
         Ok(())
     }
 
-    /// Makes what is missing. Of what is there nothing is asked: even with IF NOT EXISTS a schema takes the right to make one, a table the
-    /// schema's, and an index its owner's, and whoever serves may have none of them.
-    async fn create(&self, connection: &mut PgConnection, tables: &[&'static Table]) -> Result<(), Error> {
+    /// Makes the schema if it is missing, and answers the names of all that is in it. Of what is there nothing is asked: even with IF NOT
+    /// EXISTS a schema takes the right to make one, a table the schema's, and an index its owner's, and whoever serves may have none of them.
+    async fn create_schema(&self, connection: &mut PgConnection) -> Result<HashSet<String>, Error> {
         const THERE: &str = "SELECT COALESCE(relname::text, '') FROM pg_namespace AS schema
             LEFT JOIN pg_class ON relnamespace = schema.oid WHERE nspname = $1";
         let there = postgres::query(connection, THERE, &[self.schema.clone().into()]).await?;
@@ -136,6 +137,16 @@ impl Server {
             let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
             postgres::execute(connection, &schema, &[]).await?;
         }
+        Ok(there)
+    }
+
+    /// Makes what is missing.
+    async fn create(
+        &self,
+        connection: &mut PgConnection,
+        tables: &[&'static Table],
+        there: &HashSet<String>,
+    ) -> Result<(), Error> {
         let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains(&name.to_lowercase()));
         for statement in tables.iter().flat_map(|table| table.create).filter(missing) {
             let statement = translate(statement);
