@@ -183,3 +183,13 @@ async fn a_server_that_is_in_no_state_to_serve_is_not_asked_without_a_pause_and_
     };
     timeout(PATIENCE, served).await.expect("it serves again");
 }
+
+/// Else what is on the way forgets a session that has nothing to say for long, such as one that makes an index, and nobody is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waits_for_long_is_kept_in_mind_by_what_is_on_the_way() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let asked = "SELECT current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval')";
+    let set = journal.reader().fetch(asked, Vec::new()).await.unwrap();
+    assert_eq!((&*set[0].text(0).unwrap(), &*set[0].text(1).unwrap()), ("60", "10"));
+}

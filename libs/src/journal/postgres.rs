@@ -103,6 +103,10 @@ impl Server {
             ("default_transaction_isolation", "read committed"),
             // The turn's limit counts while the process is to speak; this one while it is to listen.
             ("tcp_user_timeout", &turn),
+            // A session that waits for an index or another's turn says nothing meanwhile, and what is on the way forgets who is silent for
+            // some minutes. Then nobody is told.
+            ("tcp_keepalives_idle", "60"),
+            ("tcp_keepalives_interval", "10"),
             // Sooner than it is given up here: the server knows nothing of that, and one who waits for a lock would stay.
             ("lock_timeout", LOCK),
         ]);
