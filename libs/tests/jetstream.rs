@@ -439,3 +439,34 @@ async fn of_two_who_publish_one_stands_back() {
     let seconds = begun.elapsed().as_secs();
     assert!(doubles < 20 + 2 * seconds, "{doubles} of 200 events were published twice in {seconds} s");
 }
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn a_stream_that_takes_no_more_is_told_of_once_until_it_does() {
+    let Some(broker) = Broker::start() else { return };
+    let (lines, _keeping) = Lines::keep();
+    let mut source = Source::start().await;
+    // The operator's stream keeps what came first.
+    let config = |max_messages| stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec!["trellis.source.>".to_owned()],
+        max_messages,
+        discard: stream::DiscardPolicy::New,
+        ..stream::Config::default()
+    };
+    let context = operator(&broker).await;
+    context.create_stream(config(5)).await.unwrap();
+    source.write(10, 100).await;
+    let board = source.publish(&broker).await;
+    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
+    // Long enough for some tries more.
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(lines.that_say("events are published again"), [""; 0]);
+    assert_eq!(lines.that_say("events are not published").len(), 1);
+    let projection = shown(&board).await;
+    assert_eq!((projection.position, projection.parked.map(|parked| parked.position)), (5, Some(6)));
+    context.update_stream(config(100)).await.unwrap();
+    until("all is published", || async { shown(&board).await.position == 10 }).await;
+    assert_eq!(shown(&board).await.parked, None);
+    assert_eq!(lines.that_say("events are published again").len(), 1);
+}

@@ -87,9 +87,9 @@ impl Relay {
                     let why = error.to_string();
                     if why != told {
                         tracing::warn!(service = self.service, why, "events are not published until this is mended");
-                        self.standing.park(self.standing.checkpoint() + 1, why.clone());
-                        told = why;
+                        told.clone_from(&why);
                     }
+                    self.standing.park(self.standing.checkpoint() + 1, why);
                     sleep(PAUSE).await;
                     // If that is what fails, it was told.
                     let _ = self.look_ahead().await;
@@ -101,12 +101,14 @@ impl Relay {
     /// Goes on where the stream ends.
     async fn publish(&mut self, told: &mut String) -> Result<Ended, BrokerError> {
         let stream = self.jetstream.stream(self.service).await?;
-        let mut last = self.end_of(&stream).await?;
+        let (mut last, head) = self.end_of(&stream).await?;
         // Before there is any message that says so.
         self.jetstream.tell_of(&self.forms, &stream).await?;
-        self.standing.go_on(last);
-        if !std::mem::take(told).is_empty() {
-            tracing::info!(service = self.service, position = last, "events are published again");
+        // A stream that can be read need not take anything.
+        if told.is_empty() || last >= head {
+            self.goes_on(last, told);
+        } else {
+            self.standing.moved(last);
         }
         let mut looked = Instant::now();
         loop {
@@ -141,7 +143,18 @@ impl Relay {
             }
             last = end;
             self.standing.moved(last);
+            if !told.is_empty() {
+                self.goes_on(last, told);
+            }
             self.look_ahead().await?;
+        }
+    }
+
+    /// Shows, and tells where that is news, that nothing is in the way of what comes after this.
+    fn goes_on(&self, last: i64, told: &mut String) {
+        self.standing.go_on(last);
+        if !std::mem::take(told).is_empty() {
+            tracing::info!(service = self.service, position = last, "events are published again");
         }
     }
 
@@ -154,8 +167,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Where the stream ends, if it is a copy of this log.
-    async fn end_of(&mut self, stream: &Stream) -> Result<i64, BrokerError> {
+    /// Where the stream ends, if it is a copy of this log, and where that does.
+    async fn end_of(&mut self, stream: &Stream) -> Result<(i64, i64), BrokerError> {
         let info = stream.get_info().await?;
         let (last, head) = (position(info.state.last_sequence), self.log.head().await?);
         self.standing.ends(head);
@@ -164,13 +177,13 @@ impl Relay {
             return match self.log.lost_to(last).await? {
                 Some(head) => Err(foreign(format!("it ends at {last} and the log at {head}")).into()),
                 // A standby has yet to replay the rest, or has by now.
-                None => Ok(last),
+                None => Ok((last, head)),
             };
         }
         if info.state.messages > 0 {
             let message = match stream.get_raw_message(info.state.last_sequence).await {
                 // An operator deleted it: the stream ends there all the same, and a reader asks the service for what is missing.
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(last),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok((last, head)),
                 message => message?,
             };
             let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned());
@@ -187,7 +200,7 @@ impl Relay {
                 .into());
             }
         }
-        Ok(last)
+        Ok((last, head))
     }
 
     /// Sends events that belong behind the stream's last one. False if that was another than thought, or somebody else publishes them.
