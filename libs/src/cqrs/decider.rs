@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::{
-    journal::{AggregateId, Change, Decided, Loaded, NewEvent, Row},
+    journal::{AggregateId, Change, Decided, Loaded, NewEvent},
     refusal::Refusal,
 };
 
@@ -149,11 +149,6 @@ impl<R: Message> Decision<R> {
             Some((pending.aggregate.id.to_string(), event))
         };
         of_kind.filter_map(decoded).collect()
-    }
-
-    /// The rows written beside, for tests of decisions.
-    pub fn rows(&self) -> &[Row] {
-        &self.beside.rows
     }
 
     /// Folds the events into new states, in the form the journal commits.
