@@ -188,21 +188,23 @@ impl Views {
                 transaction.rollback().await?;
                 return Err(RebuildError::Lost);
             }
-            for state in &self.projections {
+            // One may be further than the others, where a fold was cut short.
+            let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
+            for (state, &checkpoint) in self.projections.iter().zip(&stand) {
                 for table in state.fold.tables() {
                     for sql in store::replacing(table, &self.location, &rebuilt.location) {
                         transaction.execute(&sql, Vec::new()).await?;
                     }
                 }
-                checkpoints::store(state.fold.name(), reached, &mut transaction).await?;
+                checkpoints::store(state.fold.name(), checkpoint, &mut transaction).await?;
             }
             transaction.commit().await?;
             // What came before may be of a log that was lost since; who was parked may hold much of it.
             self.log.begin_again();
             // Another service may have nothing more to say of it for long.
             let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
-            for state in &mut self.projections {
-                state.go_on(reached);
+            for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
+                state.go_on(checkpoint);
                 if let Some(end) = end {
                     state.standing.ends(end);
                 }
@@ -310,4 +312,84 @@ pub enum RebuildError {
         /// Where the log ends.
         end: i64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        cqrs::{Documents, Projection, ProjectionError},
+        journal::{
+            AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction,
+        },
+    };
+
+    static COUNTS: [Table; 2] = [
+        Table {
+            name: "first",
+            create: &["CREATE TABLE IF NOT EXISTS first (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
+            columns: &["id", "position", "document"],
+            key: 1,
+            fixed: &[],
+        },
+        Table {
+            name: "second",
+            create: &["CREATE TABLE IF NOT EXISTS second (id TEXT PRIMARY KEY, position INTEGER, document BLOB)"],
+            columns: &["id", "position", "document"],
+            key: 1,
+            fixed: &[],
+        },
+    ];
+
+    /// Counts events.
+    struct Counts<const TABLE: usize>;
+
+    impl<const TABLE: usize> Projection for Counts<TABLE> {
+        const NAME: &'static str = ["first", "second"][TABLE];
+        const TABLES: &'static [&'static Table] = &[&COUNTS[TABLE]];
+
+        async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+            let ids = events.iter().map(|event| &event.id);
+            let mut counts = Documents::<i64>::load(transaction, &COUNTS[TABLE], ids).await?;
+            events.iter().for_each(|event| counts.update(&event.id, event.position, |count| *count += 1));
+            counts.save(transaction, |_| Vec::new()).await
+        }
+    }
+
+    async fn write(journal: &Journal, events: u32) {
+        for _ in 0..events {
+            let event = NewEvent { name: "Happened", payload: Vec::new().into() };
+            let aggregate = AggregateId::new("thing", "it");
+            let change = Change { aggregate, state: None, version: 1, events: vec![event] };
+            let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+            journal.submit(entry).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn of_views_made_anew_each_goes_on_from_where_it_is() {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+        let projections = Projections::new().with(Counts::<0>).with(Counts::<1>);
+        let views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+        write(&journal, 10).await;
+        let mut rebuilt = views.plan().build(|_, _| {}).await.unwrap();
+        write(&journal, 5).await;
+        // As where a batch is folded into one after the other, and the second time that is cut short.
+        rebuilt.views.projections[1].parked = true;
+        (rebuilt.views, _) = rebuilt.views.catch_up_once().await.unwrap();
+        rebuilt.views.projections[1].parked = false;
+        let (views, ended, _) = views.replace(rebuilt).await.unwrap();
+        assert_eq!(ended.unwrap(), 10);
+        let views = views.fold_to(15, |_, _| {}).await.unwrap();
+        let read = views.read_side("test", Duration::ZERO);
+        for table in &COUNTS {
+            assert_eq!(read.document::<i64>(table, "it").await.unwrap(), Some(15), "{}", table.name);
+        }
+    }
 }
