@@ -21,11 +21,12 @@ use async_nats::{
 };
 use broker::Broker;
 use futures::StreamExt as _;
-use libs::cqrs::{Board, Log};
+use libs::cqrs::{Board, JetStream, Log};
 use lines::Lines;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use streamed::{PATIENCE, Running, STREAM, Seen, Source, at_once, connect, operator, shown, slowly, until};
 use tokio::{
+    net::TcpListener,
     sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
@@ -469,4 +470,18 @@ async fn a_stream_that_takes_no_more_is_told_of_once_until_it_does() {
     until("all is published", || async { shown(&board).await.position == 10 }).await;
     assert_eq!(shown(&board).await.parked, None);
     assert_eq!(lines.that_say("events are published again").len(), 1);
+}
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn why_a_broker_is_not_reached_is_told_once() {
+    let (lines, _keeping) = Lines::keep();
+    let nobodys = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let _trying = JetStream::connect(&format!("nats://{nobodys}"), "test", None).await.unwrap();
+    let told = || lines.that_say("the broker is not reached");
+    until("it is told", || async { !told().is_empty() }).await;
+    // Long enough for some tries more.
+    sleep(Duration::from_secs(2)).await;
+    let told = told();
+    assert!(told.len() == 1 && told[0].starts_with("WARN") && told[0].contains("IO error"), "{told:?}");
 }

@@ -29,8 +29,8 @@ pub enum StartError {
     /// Certificate, key or authority are no good.
     #[error("--tls-cert, --tls-key or --tls-ca can't be used: {0}")]
     Tls(String),
-    /// The broker's address or its authority can't be used.
-    #[error("--nats-url or --tls-ca can't be used: {0}")]
+    /// The broker's address can't be used.
+    #[error("--nats-url can't be used: {0}")]
     Broker(Box<dyn std::error::Error + Send + Sync>),
 }
 

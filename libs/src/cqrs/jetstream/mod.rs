@@ -51,10 +51,10 @@ pub struct JetStream {
 
 impl JetStream {
     /// Connects to a list of servers with commas between them, as `name`. That none is there is no error: it goes on trying for as
-    /// long as it lives.
+    /// long as it lives, and the log says why, once a reason. The authority to trust is read whenever it tries.
     ///
     /// # Errors
-    /// When the list or the authority to trust can't be read.
+    /// When the list can't be read.
     pub async fn connect(servers: &str, name: &str, authority: Option<PathBuf>) -> Result<Self, BrokerError> {
         let servers = servers.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
         let recurring = Arc::<Mutex<Recurring>>::default();
@@ -138,8 +138,10 @@ fn tell(recurring: &Mutex<Recurring>, event: Connection) {
     match event {
         Connection::Connected => tracing::info!("connected to the broker"),
         Connection::Disconnected => tracing::warn!("the broker is out of reach"),
-        // Each attempt to reconnect; that it is out has been said.
-        Connection::ClientError(error) => tracing::debug!(%error, "the broker"),
+        // Each attempt to connect. Of one that was never reached nothing else says why.
+        Connection::ClientError(error) if recurring.lock().is_news(&error.to_string()) => {
+            tracing::warn!(%error, "the broker is not reached");
+        }
         // It says so of each message that it doesn't take, and those are sent again.
         Connection::ServerError(error) if recurring.lock().is_news(&error.to_string()) => {
             tracing::warn!(%error, "the broker");
