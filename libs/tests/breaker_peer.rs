@@ -7,10 +7,10 @@ mod clock;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use breaker_support::{HANG, Moody, PATIENCE, eager, list, peer_at, peer_in, serve, unheard};
+use breaker_support::{HANG, Moody, PATIENCE, eager, list, patient, peer_at, peer_in, serve, unheard};
 use clock::{becomes, soon, stop_the_clock};
 use libs::{
-    breaker::{Cause, CircuitOpen, Reason, Registry, State, service::BreakerService},
+    breaker::{Cause, CircuitOpen, Config, Reason, Registry, State, service::BreakerService},
     rpc::{
         client::{PeerOptions, Peers},
         deadline,
@@ -78,6 +78,27 @@ async fn a_stream_that_is_to_last_is_judged_apart_from_calls() {
     }
     assert_eq!((&**streams.breaker().name(), streams.breaker().state()), ("moody/streams", State::Closed));
     assert_eq!(calls.breaker().state(), State::Open);
+}
+
+#[tokio::test]
+async fn queries_are_judged_apart_from_a_sagas_calls_and_so_is_each_address() {
+    let moody = Moody::serve().await;
+    let registry = Registry::new();
+    let twice = [&*moody.uri; 2].join(",");
+    let config = Config::builder().consecutive_failures(3).open_for(PATIENCE, 1, PATIENCE).build().unwrap();
+    let asks = patient(PeerOptions::query().breaker(config));
+    let (steps, queries) = (peer_in(&registry, &twice, &eager()), peer_in(&registry, &twice, &asks));
+    moody.set(Code::Internal as i32);
+    for _ in 0..3 {
+        assert_eq!(list(&queries).await.unwrap_err().code(), Code::Internal);
+    }
+    assert_eq!(queries.breaker().state(), State::Open);
+    moody.set(0);
+    list(&steps).await.unwrap();
+    let address = moody.uri.trim_start_matches("http://");
+    let failed = |name: &str| registry.get(name).unwrap().snapshot().totals.failure;
+    assert_eq!((failed("moody"), failed(&format!("moody/{address}"))), (0, 0));
+    assert_eq!((failed("moody.queries"), failed(&format!("moody.queries/{address}"))), (3, 3));
 }
 
 #[tokio::test]

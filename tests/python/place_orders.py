@@ -132,5 +132,6 @@ assert [peer.name for peer in peers.breakers] == [
     "payment",
     "payment/streams",
     "shipping",
+    "shipping.queries",
     "shipping/streams",
 ], peers

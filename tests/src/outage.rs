@@ -28,6 +28,8 @@ use tokio::{
 
 use crate::{Clients, Shop, facts::Facts, invariants};
 
+/// The breaker of questions after a shipment.
+const QUESTIONS: &str = "shipping.queries";
 /// Customers who place orders, and readers who ask how a shipment stands.
 const CUSTOMERS: u64 = 4;
 const READERS: usize = 2;
@@ -52,7 +54,7 @@ pub struct Look {
     pub at: Duration,
     /// True while shipping's process runs.
     pub alive: bool,
-    /// The order service's breaker towards shipping.
+    /// The order service's breaker towards shipping's queries.
     pub state: CircuitState,
     /// Orders accepted since the last look.
     pub accepted: u64,
@@ -212,7 +214,7 @@ pub async fn run(mut tell: impl FnMut(&Look)) -> anyhow::Result<Report> {
 /// What a refusal costs its caller when nothing else is going on: the same question without it and with it.
 async fn refused_in_quiet(shop: &Shop) -> anyhow::Result<(Duration, Duration)> {
     let clients = shop.clients();
-    let over = SetOverrideRequest { name: "shipping".to_owned(), r#override: Override::ForcedOpen.into() };
+    let over = SetOverrideRequest { name: QUESTIONS.to_owned(), r#override: Override::ForcedOpen.into() };
     BreakerCommandServiceClient::new(clients.order.clone()).set_override(over).await?;
     let before = towards_shipping(&clients).await?;
     let (mut without, mut with) = (Vec::new(), Vec::new());
@@ -255,11 +257,11 @@ async fn look(shop: &Shop, begin: Instant, alive: bool, counts: &Counts) -> anyh
     })
 }
 
-/// The order service's breaker towards shipping.
+/// The order service's breaker towards shipping's queries.
 async fn towards_shipping(clients: &Clients) -> anyhow::Result<Breaker> {
     let mut client = BreakerQueryServiceClient::new(clients.order.clone());
     let breakers = client.list_breakers(ListBreakersRequest::default()).await?.into_inner().breakers;
-    breakers.into_iter().find(|breaker| breaker.name == "shipping").context("the order service has no breaker for it")
+    breakers.into_iter().find(|breaker| breaker.name == QUESTIONS).context("the order service has no breaker for it")
 }
 
 /// Calls that left, by how they ended.

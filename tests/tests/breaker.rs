@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+use futures::future::try_join_all;
 use proto::{
-    breaker::v1::{CircuitState, ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient},
+    breaker::v1::{
+        Breaker, CircuitState, ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient,
+    },
     google::r#type::PostalAddress,
     order::v1::{GetOrderRequest, OrderItem, OrderState, PlaceOrderRequest, ShipmentStanding},
     shipping::v1::ShipmentState,
@@ -13,7 +17,7 @@ use tests::{
     outage::Look,
     proxy::{Fault, Proxy},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 fn order(id: &str, wait: bool) -> PlaceOrderRequest {
     PlaceOrderRequest {
@@ -49,23 +53,25 @@ async fn stands(shop: &Shop, wanted: impl Fn(&ShipmentStanding) -> bool) -> anyh
     }
 }
 
-/// The state of the order service's breaker towards shipping, by its name in the contract.
-async fn breaker(shop: &Shop) -> anyhow::Result<String> {
+/// A breaker of the order service.
+async fn breaker(shop: &Shop, name: &str) -> anyhow::Result<Breaker> {
     let mut client = BreakerQueryServiceClient::new(shop.clients().order);
     let breakers = client.list_breakers(ListBreakersRequest::default()).await?.into_inner().breakers;
-    let found = breakers.into_iter().find(|breaker| breaker.name == "shipping");
-    Ok(found.map_or_else(String::new, |breaker| breaker.state().as_str_name().to_owned()))
+    breakers.into_iter().find(|breaker| breaker.name == name).with_context(|| format!("no breaker {name}"))
 }
 
-/// Waits until the breaker is in this state, while something goes on asking.
-async fn until(shop: &Shop, state: &str) -> anyhow::Result<()> {
+/// Waits until the breaker of questions to shipping is in this state, while something goes on asking.
+async fn until(shop: &Shop, state: CircuitState) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while breaker(shop).await? != state {
-        anyhow::ensure!(Instant::now() < deadline, "the breaker is {} and not {state}", breaker(shop).await?);
+    loop {
+        let now = breaker(shop, "shipping.queries").await?.state();
+        if now == state {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the breaker is {now:?} and not {state:?}");
         standing(shop, "one").await?;
         sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
 }
 
 #[tokio::test]
@@ -86,7 +92,7 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
     assert!(!known.current && known.age.is_some() && !known.unavailable_because.is_empty(), "{known:?}");
     assert_eq!(known.shipment, current.shipment);
 
-    until(&shop, "CIRCUIT_STATE_OPEN").await?;
+    until(&shop, CircuitState::Open).await?;
     // A circuit that lets a probe through just now opens again.
     let known = stands(&shop, |known| known.unavailable_because.contains("circuit is open")).await?;
     assert_eq!(known.shipment, current.shipment);
@@ -98,7 +104,7 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
     assert!(never_heard_of.shipment.is_none() && !never_heard_of.current, "{never_heard_of:?}");
 
     shop.shipping().start().await?;
-    until(&shop, "CIRCUIT_STATE_CLOSED").await?;
+    until(&shop, CircuitState::Closed).await?;
     // Who asks has half a second for it, which a busy machine may not have.
     stands(&shop, |known| known.current).await?;
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -114,8 +120,8 @@ async fn while_shipping_is_dead_an_order_shows_the_last_that_was_heard_and_says_
     }
 }
 
-#[tokio::test]
-async fn whatever_shipping_answers_in_error_an_order_shows_the_last_that_was_heard() -> anyhow::Result<()> {
+/// A shop with something to sell and a customer, and a proxy on the way from order to shipping.
+async fn shop_behind_a_proxy() -> anyhow::Result<(Shop, Proxy)> {
     let mut shop = Shop::new()?;
     let proxy = Proxy::before(shop.shipping().address()).await?;
     shop.order().peer_at("shipping", &proxy.address());
@@ -124,6 +130,31 @@ async fn whatever_shipping_answers_in_error_an_order_shows_the_last_that_was_hea
     }
     shop.stock("tea", 100, 3).await?;
     shop.deposit("ada", 1_000).await?;
+    Ok((shop, proxy))
+}
+
+#[tokio::test]
+async fn questions_that_shipping_answers_too_late_keep_no_order_from_being_shipped() -> anyhow::Result<()> {
+    let (shop, proxy) = shop_behind_a_proxy().await?;
+    shop.clients().order_commands().place_order(order("one", true)).await?;
+    proxy.plan("", "GetShipment", Fault::Silence, u32::MAX);
+    let refused = |standing: &ShipmentStanding| standing.unavailable_because.contains("circuit is open");
+    let asking = async {
+        while !try_join_all((0..40).map(|_| standing(&shop, "one"))).await?.iter().any(refused) {}
+        anyhow::Ok(())
+    };
+    timeout(Duration::from_secs(60), asking).await??;
+    let placed = shop.clients().order_commands().place_order(order("two", true)).await?.into_inner();
+    assert_eq!(placed.order.map(|order| order.state()), Some(OrderState::Completed));
+    let steps = breaker(&shop, "shipping").await?;
+    let totals = steps.totals.unwrap_or_default();
+    assert_eq!((steps.state(), totals.failure, totals.rejected), (CircuitState::Closed, 0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn whatever_shipping_answers_in_error_an_order_shows_the_last_that_was_heard() -> anyhow::Result<()> {
+    let (shop, proxy) = shop_behind_a_proxy().await?;
     shop.clients().order_commands().place_order(order("one", true)).await?;
     let heard = stands(&shop, |standing| standing.shipment.is_some()).await?;
 

@@ -101,7 +101,7 @@ async fn grpcurl_drives_whole_orders() -> anyhow::Result<()> {
     assert!(described["steps"].as_array().is_some_and(|steps| steps.len() == 4), "{described}");
     let breakers = call(orders, "breaker.v1.BreakerQueryService/ListBreakers", &json!({})).await?;
     let names: Vec<_> = breakers["breakers"].as_array().into_iter().flatten().map(|b| b["name"].clone()).collect();
-    let expected = ["inventory", "payment", "payment/streams", "shipping", "shipping/streams"];
+    let expected = ["inventory", "payment", "payment/streams", "shipping", "shipping.queries", "shipping/streams"];
     assert_eq!(names, expected, "{breakers}");
     assert!(breakers["breakers"][1]["state"] == "CIRCUIT_STATE_CLOSED", "{breakers}");
     Ok(())

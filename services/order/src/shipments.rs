@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How many shipments are remembered.
 const REMEMBERED: usize = 10_000;
 
-/// What shipping says of shipments, behind its breaker.
+/// What shipping says of shipments, behind the breaker of its queries: who gives up soon keeps no order from being shipped.
 #[derive(Clone)]
 pub struct Shipments {
     client: ShippingQueryServiceClient<Peer>,

@@ -120,6 +120,7 @@ mod tests {
             "order payment",
             "order payment/streams",
             "order shipping",
+            "order shipping.queries",
             "order shipping/streams",
         ];
         assert_eq!(shown, expected);

@@ -48,7 +48,8 @@ impl PeerOptions {
         }
     }
 
-    /// For queries: a person may be waiting, and asking twice does no harm.
+    /// For queries: a person may be waiting, and asking twice does no harm. Their breaker is one of their own, `PEER.queries`, and so are
+    /// those of several addresses: who gives up early says that the peer is too slow for them, and not for a saga.
     pub fn query() -> Self {
         Self {
             asks: true,

@@ -1,6 +1,6 @@
 //! The peers a service knows, by name.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Uri};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
@@ -23,7 +23,7 @@ use crate::{
 /// Adds to the headers of every call: the trace context, for one.
 pub type OnRequest = Arc<dyn Fn(&mut HeaderMap) + Send + Sync>;
 
-/// What follows a peer's name where its queries have addresses of their own.
+/// What follows a peer's name where its queries have addresses of their own, and in the name of their breaker.
 const QUERIES: &str = ".queries";
 
 /// The peers a service knows, by name.
@@ -155,9 +155,10 @@ impl Peers {
     }
 
     /// A channel to a peer. It connects when it is first called, so services start in any order; call it inside a tokio
-    /// runtime. Channels to the same peer share its breaker, which has the peer's name. A host's name that stands for several
-    /// addresses is as good as all of them typed; it is looked up every 30 s, and within a second or two when one of them is out.
-    /// Queries and streams go to the addresses of `NAME.queries` where such are given, and are judged apart then.
+    /// runtime. Channels of one kind to the same peer share a breaker: a saga's have the one with the peer's name, queries `NAME.queries`,
+    /// streams `NAME/streams`. A host's name that stands for several addresses is as good as all of them typed; it is looked up every 30 s,
+    /// and within a second or two when one of them is out.
+    /// Queries and streams go to the addresses of `NAME.queries` where such are given; the streams' breaker is `NAME.queries/streams` then.
     ///
     /// # Errors
     /// When there is no such peer, or its address asks for a TLS that cannot be had.
@@ -165,9 +166,10 @@ impl Peers {
         let queries = format!("{name}{QUERIES}");
         let place = if options.asks && self.addresses.contains_key(&queries) { &queries } else { name };
         let endpoints = self.endpoints(place, options)?;
+        let judged = judged(place, options);
         let breaker = match options.apart {
-            None => self.registry.breaker(place, &options.breaker),
-            Some(apart) => self.registry.breaker(&format!("{place}/{apart}"), &options.breaker),
+            None => self.registry.breaker(&judged, &options.breaker),
+            Some(apart) => self.registry.breaker(&format!("{judged}/{apart}"), &options.breaker),
         };
         let layer = options.judged(BreakerLayer::new(breaker));
         let classes = options.method_classes.clone();
@@ -203,7 +205,8 @@ impl Peers {
         let channels = (0..options.connections.max(1)).map(|_| connect()).collect();
         let breaker = if several {
             let apart = options.apart.map(|apart| format!("/{apart}")).unwrap_or_default();
-            self.registry.breaker(&format!("{name}/{}{apart}", place.authority()), &options.ejection)
+            let judged = judged(name, options);
+            self.registry.breaker(&format!("{judged}/{}{apart}", place.authority()), &options.ejection)
         } else {
             // A single address is never passed over, so its breaker is not for showing.
             Arc::new(Breaker::new(name, options.ejection.clone()))
@@ -251,6 +254,15 @@ impl Peers {
 
 fn is_https(uri: &Uri) -> bool {
     uri.scheme_str() == Some("https")
+}
+
+/// Whose breakers calls to a place count in. Queries never count in a saga's: a reader who gives up soon would open it.
+fn judged<'a>(place: &'a str, options: &PeerOptions) -> Cow<'a, str> {
+    if options.asks && options.apart.is_none() && !place.ends_with(QUERIES) {
+        format!("{place}{QUERIES}").into()
+    } else {
+        place.into()
+    }
 }
 
 /// Makes TCP connections that say all that is ready at once.
