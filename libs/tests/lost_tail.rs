@@ -254,3 +254,24 @@ async fn a_stream_with_what_is_lost_is_not_gone_on_with() {
     let why = shown().await.parked.unwrap().error;
     assert!(why.contains("is not a copy of this log"), "{why}");
 }
+
+/// Whoever holds in memory what came of the lost events must not go on from that, however far the log is by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_written_what_a_log_has_lost_finds_out_before_it_writes_more() {
+    let Some(schema) = Schema::new() else { return };
+    let (one, two) = (schema.open().await, schema.open().await);
+    let _following = views(&schema, Log::of(&one)).await;
+    note_all(&one, &["first", "second"]).await;
+    note_all(&two, &["third"]).await;
+    note_all(&one, &["fourth"]).await;
+    note_all(&two, &["fifth"]).await;
+    assert_eq!((one.losses().count(), two.losses().count()), (0, 0), "nothing is lost where others write too");
+
+    lose_after(&schema, 1).await;
+    assert_eq!(note_all(&two, &["again", "and again", "and once more", "at last"]).await, 5);
+    assert_eq!(two.losses().count(), 1);
+    note_all(&one, &["on"]).await;
+    assert_eq!(one.losses().count(), 1, "another event is where its last one was");
+    note_all(&one, &["and on"]).await;
+    assert_eq!((one.losses().count(), two.losses().count()), (1, 1), "once each");
+}

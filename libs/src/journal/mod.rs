@@ -10,6 +10,7 @@ mod committer;
 mod entry;
 mod location;
 mod log;
+mod losses;
 mod members;
 mod names;
 mod postgres;
@@ -46,6 +47,7 @@ pub use self::{
     },
     location::Location,
     log::{Event, events_after, head, head_of_primary},
+    losses::Losses,
     members::Member,
     names::Names,
     recent::Recent,
@@ -54,7 +56,7 @@ pub use self::{
 };
 use self::{
     cache::Cache,
-    committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Waiting},
+    committer::{AGGREGATES, Counters, MOST_BYTES, PostgresCommitter, SqliteCommitter, Tail, Waiting},
     log::EVENTS,
     members::MEMBERS,
     postgres::Server,
@@ -148,8 +150,16 @@ impl Journal {
                 let reader = Reader::postgres(readers);
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
                 let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
-                let committer =
-                    PostgresCommitter { server: server.clone(), cache, waiting, head, counters, is_out: false };
+                let (server_of_committer, tail) = (server.clone(), Tail::default());
+                let committer = PostgresCommitter {
+                    server: server_of_committer,
+                    cache,
+                    waiting,
+                    head,
+                    counters,
+                    is_out: false,
+                    tail,
+                };
                 tokio::spawn(async move { tell.send(committer.run().await) });
                 (reader, Some(server))
             }
@@ -343,6 +353,12 @@ impl Journal {
             Ok(Err(source)) => Err(CommitError::Failed { location: location(), message: source.to_string() }),
             Err(_) => Err(CommitError::Failed { location: location(), message: "the committer panicked".to_owned() }),
         }
+    }
+
+    /// How often the log has lost its last events.
+    #[must_use]
+    pub fn losses(&self) -> &Losses {
+        &self.0.counters.losses
     }
 
     /// Takes nothing more, and lets what waits be committed. [`ended`](Self::ended) tells when that is done.

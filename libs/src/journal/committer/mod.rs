@@ -20,10 +20,14 @@ use tokio::sync::oneshot;
 
 #[cfg(test)]
 pub(super) use self::simulated::Committer as SimulatedCommitter;
-pub(super) use self::{postgres::Committer as PostgresCommitter, sqlite::Committer as SqliteCommitter};
+pub(super) use self::{
+    postgres::{Committer as PostgresCommitter, Tail},
+    sqlite::Committer as SqliteCommitter,
+};
 use super::{
     batch::{self, Ended, World, Writes},
     entry::{Aggregate, AggregateId, Committed, Entry, Forgotten, Role, Row, SubmitError, Table},
+    losses::Losses,
     requests::{Known, REQUESTS},
     sql::{Error, Record, Value},
     unreadable,
@@ -63,6 +67,7 @@ pub(super) struct Counters {
     pub(super) entries: AtomicU64,
     pub(super) forgotten: AtomicU64,
     pub(super) slow_decisions: AtomicU64,
+    pub(super) losses: Losses,
     /// About how many bytes wait, those of the batch that is gathering included.
     bytes_waiting: AtomicUsize,
     told_of_slow: Told,
@@ -153,6 +158,17 @@ impl Counters {
             // Whoever asked may have left: what was decided holds all the same.
             let _ = answer.send(result);
         }
+    }
+
+    /// The log has lost what it ended with, as after a failover to a server that had not come so far. Whoever has told of more in it finds
+    /// out by the count.
+    fn lost_tail(&self, ended: i64, ends: i64) {
+        self.losses.add();
+        tracing::warn!(
+            ended,
+            ends,
+            "the log has lost its last events, as after a failover to a server that had not come so far: what was answered since may be gone"
+        );
     }
 
     /// A transaction is durable, and so many stored answers are gone with it.

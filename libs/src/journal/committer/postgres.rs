@@ -61,6 +61,16 @@ pub(in crate::journal) struct Committer {
     pub(in crate::journal) counters: Arc<Counters>,
     /// True while the server is in no state to write, as it said last.
     pub(in crate::journal) is_out: bool,
+    /// Where the log ended last.
+    pub(in crate::journal) tail: Tail,
+}
+
+/// The last event of a log, and what tells it from another that came to its position after it was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::journal) struct Tail {
+    /// 0 where there is none.
+    position: i64,
+    time: i64,
 }
 
 /// To whom it is told what became of an entry.
@@ -72,38 +82,45 @@ struct Turn {
     /// The transaction, as the server names it.
     id: String,
     seen: Seen,
+    /// The log has no more what it ended with.
+    has_lost: bool,
 }
 
 /// What was read for a batch.
 #[derive(PartialEq)]
 struct Seen {
-    head: i64,
+    tail: Tail,
     requests: Vec<Record>,
     aggregates: Vec<Record>,
 }
 
 impl Seen {
-    /// Reads all of it in one statement. Answers the transaction's id beside.
-    async fn read(connection: &mut PgConnection, named: &Named) -> Result<(String, Self), Error> {
+    /// Reads all of it in one statement. Answers the transaction's id beside, and whether the log still has what it ended with.
+    async fn read(connection: &mut PgConnection, named: &Named, ended: Tail) -> Result<(String, Self, bool), Error> {
         const SQL: &str = "
-            SELECT 0, pg_current_xact_id()::text, NULL, COALESCE(MAX(position), 0), NULL::bigint, NULL::bytea, NULL::bytea
-                FROM events
+            SELECT 0, pg_current_xact_id()::text, NULL, NULL::bigint, NULL::bigint, NULL::bytea, NULL::bytea
             UNION ALL SELECT 1, key, NULL, outcome, time, hash, reply
                 FROM UNNEST($1::text[]) AS wanted(k) JOIN requests ON key = k
             UNION ALL SELECT 2, kind, id, version, NULL, state, NULL
-                FROM UNNEST($2::text[], $3::text[]) AS wanted(k, i) JOIN aggregates ON kind = k AND id = i";
-        let texts = [(&named.requests, 0), (&named.aggregates, 0), (&named.aggregates, 1)];
-        let mut begun = None;
+                FROM UNNEST($2::text[], $3::text[]) AS wanted(k, i) JOIN aggregates ON kind = k AND id = i
+            UNION ALL (SELECT 3, NULL, NULL, position, time, NULL, NULL FROM events ORDER BY position DESC LIMIT 1)
+            UNION ALL SELECT 4, NULL, NULL, position, time, NULL, NULL
+                FROM events WHERE position = ANY($4::text[]::bigint[])";
+        let end = vec![vec![ended.position.to_string().into()]];
+        let texts = [(&named.requests, 0), (&named.aggregates, 0), (&named.aggregates, 1), (&end, 0)];
+        let (mut id, mut tail, mut found) = (None, Tail::default(), Tail::default());
         let (mut requests, mut aggregates) = (Vec::new(), Vec::new());
         for record in postgres::query_texts(connection, SQL, texts).await? {
             match record.int(0)? {
-                0 => begun = Some((record.text(1)?, record.int(3)?)),
+                0 => id = Some(record.text(1)?),
                 1 => requests.push(record.columns([1, 5, 3, 6, 4])),
-                _ => aggregates.push(record.columns([1, 2, 3, 5])),
+                2 => aggregates.push(record.columns([1, 2, 3, 5])),
+                3 => tail = Tail { position: record.int(3)?, time: record.int(4)? },
+                _ => found = Tail { position: record.int(3)?, time: record.int(4)? },
             }
         }
-        let (id, head) = begun.ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
-        Ok((id, Self { head, requests, aggregates }))
+        let id = id.ok_or_else(|| Error::Corrupt("no row".to_owned()))?;
+        Ok((id, Self { tail, requests, aggregates }, found == ended))
     }
 
     fn world(&self, named: &Named) -> Result<World, Error> {
@@ -140,7 +157,11 @@ impl Committer {
                 return Ok(());
             }
         };
-        let (mut head, now_micros) = (turn.seen.head, now_micros());
+        if turn.has_lost {
+            self.counters.lost_tail(self.tail.position, turn.seen.tail.position);
+        }
+        self.tail = turn.seen.tail;
+        let (mut head, now_micros) = (self.tail.position, now_micros());
         let (writes, ended) = decide_all(&mut world, &mut head, now_micros, batch, &self.counters);
         if writes.is_empty() {
             // There is nothing to roll back; the session is kept for the next batch.
@@ -151,6 +172,9 @@ impl Committer {
                 Ok(forgotten) => {
                     self.cache.write().learn(&world, sets.changed);
                     self.counters.committed(forgotten);
+                    if head > self.tail.position {
+                        self.tail = Tail { position: head, time: now_micros };
+                    }
                 }
                 Err(error) => {
                     self.refuse(ended.into_iter().map(|(_, answer)| answer), &error).await;
@@ -207,8 +231,8 @@ impl Committer {
     /// Takes the turn, and reads all that the batch names, once.
     async fn begin(&self, named: &Named) -> Result<Turn, Error> {
         let mut transaction = self.server.begin("journal").await?;
-        let (id, seen) = Seen::read(&mut transaction, named).await?;
-        Ok(Turn { transaction, id, seen })
+        let (id, seen, has_all) = Seen::read(&mut transaction, named, self.tail).await?;
+        Ok(Turn { transaction, id, seen, has_lost: !has_all })
     }
 
     /// Writes what was decided then, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
@@ -220,7 +244,7 @@ impl Committer {
         sets: &Sets,
         decided_micros: i64,
     ) -> Result<Result<u64, Error>, Error> {
-        let Turn { mut transaction, mut id, seen } = turn;
+        let Turn { mut transaction, mut id, seen, .. } = turn;
         let mut tries = 1;
         loop {
             let error = match self.write(transaction, &id, sets).await? {

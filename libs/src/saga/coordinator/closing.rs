@@ -86,7 +86,7 @@ impl Shared {
         let mut aggregates = Vec::new();
         let release = locks::Release::of(record);
         aggregates.extend(release.iter().flat_map(locks::Release::names));
-        let fence = self.fence(&saga_id, since);
+        let fence = self.fence(&saga_id, since, self.journal.losses().count());
         aggregates.extend(fence.iter().map(|fence| fence.owner.clone()));
         let shared = Arc::clone(self);
         let decide = move |loaded: &Loaded<'_>| match release {
@@ -101,7 +101,7 @@ impl Shared {
         let cause = Cause { request: format!("saga/{saga_id}"), traceparent, ..Cause::default() };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         self.journal.submit_admitted(entry).await.map_err(not_submitted)?;
-        if fence.is_some_and(|fence| fence.was_taken()) {
+        if fence.is_some_and(|fence| fence.was_taken() || fence.was_lost()) {
             return Err(not_driven(&saga_id));
         }
         record.saved();

@@ -42,6 +42,8 @@ impl Record {
     /// Has the next transition tell of every step: who follows them may have lost some.
     pub(in crate::saga) fn tell_all_steps(&mut self) {
         self.unsaved.steps = (0..self.saga.steps.len()).fold(0, |steps, step| steps | 1 << step);
+        // What its last line stands in for may be among them.
+        self.unsaved.replaces_last = false;
     }
 
     /// Encodes what changed since it was last [`saved`](Self::saved), as a [`SagaTransition`](proto::saga::v1::SagaTransition), and the whole record, to be stored together.

@@ -32,7 +32,7 @@ impl Driver {
                     let is_done = self.record.kept.awaits_parent;
                     if is_done && self.shared.has_lost(&self.saga_id, self.record.saga.version).await {
                         tracing::warn!(saga.id = &*self.saga_id, "stored anew: the database has lost how it went on");
-                        self.record.tell_all_steps();
+                        self.tells_all = true;
                         Box::pin(self.commit_anew()).await?;
                     }
                 }

@@ -50,6 +50,10 @@ pub(super) struct Driver {
     saga_id: Arc<str>,
     /// Whose it is, as far as that was last found without a commit.
     known: Known,
+    /// How often the log had lost its last events when it was last told of the whole saga.
+    told: u64,
+    /// True if the next transition is to tell of the whole saga.
+    tells_all: bool,
     /// True if its record's time is one that this process's clock has shown, as it is set now.
     own_time: bool,
     /// What the clock showed when it was last looked at.
@@ -149,13 +153,15 @@ impl Driver {
             },
             Start::Again { mailbox, known, mail } => (true, mailbox, known, mail),
         };
-        let span = spans::stretch(&record, again);
+        let (told, span) = (shared.journal.losses().count(), spans::stretch(&record, again));
         let earlier = again.then(|| Earlier::of(&record));
         let driver = Box::new(Self {
             shared,
             program,
             saga_id,
             known,
+            told,
+            tells_all: false,
             own_time: !again,
             seen_micros: 0,
             record,

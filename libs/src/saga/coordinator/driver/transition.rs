@@ -142,6 +142,9 @@ impl Driver {
     }
 
     async fn commit(&mut self, mut aggregates: Vec<AggregateId>, with: Option<Beside>) -> Result<Outcome, Stopped> {
+        if self.tells_all {
+            self.record.tell_all_steps();
+        }
         let (decided, size) = store::transition(&mut self.record);
         let kept = &self.record.kept;
         let mut cause = Cause { request: format!("saga/{}", self.saga_id), ..Cause::default() };
@@ -177,7 +180,7 @@ impl Driver {
                 Box::new(move |loaded: &Loaded<'_>| release.decide(shared, loaded, decide))
             }
         };
-        let fence = self.shared.fence(&self.saga_id, self.known.since);
+        let fence = self.shared.fence(&self.saga_id, self.known.since, self.told);
         let decide = match fence.clone() {
             None => decide,
             Some(fence) => {
@@ -187,6 +190,12 @@ impl Driver {
         };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         match self.shared.journal.submit_admitted(entry).await {
+            // What was called and decided since stands with others. Only here it is not known any more: it is told with this transition.
+            Ok(_) if fence.as_ref().is_some_and(Fence::was_lost) => {
+                self.told = self.shared.journal.losses().count();
+                self.tells_all = true;
+                Err(Stopped::Unavailable)
+            }
             Ok(_) if fence.as_ref().is_some_and(Fence::was_taken) => {
                 // It was another's in between, and nothing of what that one did is known here: it is read anew.
                 Err(Stopped::End(End::Taken { mine_again: fence.is_some_and(|fence| fence.is_mine_again()) }))
@@ -194,6 +203,7 @@ impl Driver {
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
+                    self.tells_all = false;
                     self.own_time = true;
                 }
                 Ok(committed.outcome)
