@@ -435,6 +435,33 @@ async fn a_participant_that_is_out_is_told_later_and_holds_up_nobody() {
     assert!(services.known("tea").await.is_empty());
 }
 
+/// As `docs/operations.md` says under "Putting one back".
+#[tokio::test]
+async fn a_participant_that_is_put_back_is_told_again_once_its_place_is_gone() {
+    if database::is_shared() {
+        return;
+    }
+    let world = World::new(place_order()).await;
+    let write = |service: &str, sql: &str| {
+        let path = world.folder.path().join(format!("{service}.db"));
+        rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    };
+    let process = world.open().await;
+    run(&process, "tea").await;
+    world.clock.later(8 * DAY);
+    write("payment", "CREATE TABLE backup AS SELECT * FROM requests");
+    assert_eq!(process.coordinator.forget_ended().await, 3);
+    write("payment", "INSERT INTO requests SELECT * FROM backup");
+    assert_eq!(process.coordinator.forget_ended().await, 0);
+    assert_eq!(world.services.known("tea").await, ["charge/action"]);
+
+    process.crash().await;
+    write("order", "DELETE FROM aggregates WHERE kind = 'saga_told' AND id = 'payment'");
+    let process = world.open().await;
+    assert_eq!(process.coordinator.forget_ended().await, 1);
+    assert!(world.services.known("tea").await.is_empty());
+}
+
 #[tokio::test]
 async fn who_is_killed_between_telling_and_remembering_tells_again() {
     let world = World::new(place_order()).await;
