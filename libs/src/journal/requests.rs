@@ -111,6 +111,9 @@ pub(super) enum Judgement {
 }
 
 /// The rule. `own` is what is known under the request's key, `action` what is known under its action's, for compensations.
+///
+/// An action is answered as it was, undone since or not: a coordinator that lost its last commits goes over it to the refusal that has turned
+/// the saga back, and ends as it did.
 pub(super) fn judge(request: &RequestKey, own: Option<&Known>, action: Option<&Known>, now_micros: i64) -> Judgement {
     if let Some(known) = own {
         return match known.ending {
