@@ -3,56 +3,28 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod saga_processes;
 mod saga_world;
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use libs::{
     cqrs::Decision,
-    journal::{AggregateId, Journal, Location, Member},
+    journal::{Journal, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
-    saga::{
-        Coordinator, Definition, LocalWork, Options, TABLES,
-        testing::{Fault, Participants},
-    },
+    saga::{Coordinator, Definition, LocalWork, Options, TABLES, testing::Fault},
 };
-use proto::saga::v1::{Saga, SagaPhase, StepState};
+use proto::saga::v1::SagaPhase;
+use saga_processes::{leaves, only, process};
 use saga_world::{PATIENCE, Process, Reserve, Ship, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// The server's time in microseconds since 1970, in SQL.
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-
-/// One more process on the world's database, with room for so many sagas.
-async fn process(world: &World, most_live: usize) -> Process {
-    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let options = Options { most_live, ..Options::default() };
-    let process = Process::on(journal, vec![Arc::clone(&world.definition)], world.participants.clone(), options);
-    process.coordinator.recover().await.unwrap();
-    process
-}
-
-/// Leaves all that a process drives as it is, and says that it is gone.
-async fn leaves(process: Process) {
-    process.coordinator.drain(Duration::from_millis(50)).await;
-    process.coordinator.leave().await;
-    process.crash().await;
-}
-
-/// No charge is answered but those of these orders.
-fn only(participants: &Participants, charged: &'static [&'static str]) {
-    participants.on_call(move |call| {
-        let is_lost = call.step == "charge" && !charged.contains(&&*call.saga_id);
-        if is_lost { Fault::LoseRequest } else { Fault::None }
-    });
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_over_takes_no_more_than_it_has_room_for_and_the_rest_as_places_become_free() {
@@ -297,152 +269,6 @@ async fn who_enters_forgets_those_that_are_gone() {
     assert_eq!(names, ["there", entered.name(), stopped.name()]);
 }
 
-/// Keeps the sagas and whose they are, as of now.
-async fn keep(server: &mut PgConnection) {
-    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ;
-        CREATE TABLE kept_sagas AS SELECT * FROM sagas;
-        CREATE TABLE kept_aggregates AS SELECT * FROM aggregates;
-        CREATE TABLE kept_head AS SELECT MAX(position) AS position FROM events;
-        COMMIT";
-    server.execute(sql).await.unwrap();
-}
-
-/// Loses all that came since, as with a failover to a server that had not come so far: between two batches, not in the midst of one.
-async fn lose(server: &mut PgConnection) {
-    let sql = "BEGIN;
-        SELECT pg_advisory_xact_lock(hashtextextended('trellis/' || current_schema() || '/journal', 0));
-        DELETE FROM sagas;
-        INSERT INTO sagas SELECT * FROM kept_sagas;
-        DELETE FROM aggregates;
-        INSERT INTO aggregates SELECT * FROM kept_aggregates;
-        DELETE FROM events WHERE position > (SELECT position FROM kept_head);
-        DROP TABLE kept_sagas, kept_aggregates, kept_head;
-        COMMIT";
-    server.execute(sql).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
-    let world = World::new();
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
-    only(&world.participants, &[]);
-    let (one, two) = (process(&world, 100).await, process(&world, 100).await);
-    // Or one would have what the other has, once that seems gone.
-    shares(&one);
-    shares(&two);
-    let is_charging = |saga: &Saga| saga.steps.iter().any(|step| step.name == "charge" && step.attempts > 0);
-    for order in ["tea", "rum"] {
-        one.place(order).await.unwrap();
-        one.until(order, is_charging).await;
-    }
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
-    keep(&mut server).await;
-    // The one ends, and another process has the other.
-    only(&world.participants, &["tea"]);
-    assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
-    two.coordinator.pause("rum", "ann", "it comes here").await.unwrap();
-    becomes("let go", async || one.coordinator.live() == 0).await;
-    lose(&mut server).await;
-    becomes("let go", async || two.coordinator.live() == 0).await;
-
-    only(&world.participants, &["tea", "rum"]);
-    for order in ["tea", "rum"] {
-        assert_eq!(one.finished(order).await.phase(), SagaPhase::Completed);
-        assert_eq!(one.order(order).await, "Completed");
-        assert_eq!(world.participants.done_for(order), ["reserve", "charge", "ship"]);
-    }
-    becomes("done", async || (one.coordinator.live(), two.coordinator.live()) == (0, 0)).await;
-}
-
-/// It waits to be the first, and has nothing to commit meanwhile that would tell.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
-    let world = World::with(buy());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
-    world.participants.on_call(|call| if call.saga_id == "ada-1" { Fault::LoseRequest } else { Fault::None });
-    let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
-    let shown = Arc::clone(&clock);
-    let shown = Arc::new(move || shown.load(Ordering::Relaxed));
-    let journal = Journal::open(database::location(world.folder.path(), "order"), TABLES).await.unwrap();
-    let (definitions, transport) = (vec![Arc::clone(&world.definition)], world.participants.clone());
-    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, Options::default(), shown);
-    let process = Process { journal, coordinator: coordinator.unwrap() };
-    process.coordinator.recover().await.unwrap();
-    shares(&process);
-    process.place("ada-1").await.unwrap();
-    process.until("ada-1", |saga| saga.phase() == SagaPhase::Forward).await;
-    let hour = clock.load(Ordering::Relaxed) + 3_600_000_000;
-    process.try_place_at("ada-2", "ada-2", hour).await.unwrap();
-
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
-    keep(&mut server).await;
-    clock.store(hour, Ordering::Relaxed);
-    // Who has mail looks at the clock.
-    let coordinator = process.coordinator.clone();
-    let second = tokio::spawn(async move { coordinator.finished("ada-2").await });
-    process.until("ada-2", |saga| saga.waits_for_saga_id == "ada-1").await;
-    let is_queued = async || {
-        let queue = process.journal.aggregate(&AggregateId::new("saga_lock", "ada")).await.unwrap();
-        String::from_utf8_lossy(&queue.state).contains("ada-2")
-    };
-    assert!(is_queued().await);
-    lose(&mut server).await;
-    becomes("in its queue again", is_queued).await;
-
-    world.participants.on_call(|_| Fault::None);
-    process.coordinator.retry("ada-1", "ann", "inventory is back").await.unwrap();
-    for order in ["ada-1", "ada-2"] {
-        assert_eq!(process.finished(order).await.phase(), SagaPhase::Completed);
-    }
-    assert_eq!(second.await.unwrap().unwrap().phase(), SagaPhase::Completed);
-}
-
-/// What is below stays open when it is done, and has nothing to commit then that would tell.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
-    let mut saga = Definition::builder::<String>("book", 1);
-    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    let book = saga.build().unwrap();
-    let mut saga = Definition::builder::<String>("place-order", 1);
-    saga.compensatable_saga::<String, ()>("book", &book, |order, _| Ok(order.clone()));
-    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    let world = World::with(saga.build().unwrap());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
-    world.participants.on_call(|_| Fault::LoseRequest);
-    let one = process(&world, 100).await;
-    one.place("rome").await.unwrap();
-    one.until_phase("rome:book", SagaPhase::Forward).await;
-    // Whoever takes it up asks below only once it goes on.
-    one.coordinator.pause("rome", "ann", "it goes elsewhere").await.unwrap();
-    leaves(one).await;
-    let two = process(&world, 100).await;
-    shares(&two);
-
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
-    keep(&mut server).await;
-    world.participants.on_call(|_| Fault::None);
-    two.until("rome:book", |saga| saga.history.iter().any(|line| line.what == "done, waits for its parent")).await;
-    lose(&mut server).await;
-    two.coordinator.resume("rome", "ann", "it is here").await.unwrap();
-    assert_eq!(two.finished("rome").await.phase(), SagaPhase::Completed);
-    // What is shown of it is all there, too.
-    let below = two.until_phase("rome:book", SagaPhase::Completed).await;
-    assert_eq!((below.steps[0].state(), below.steps[0].attempts > 0), (StepState::Done, true));
-    assert_eq!(world.participants.done_for("rome:book"), ["reserve"]);
-}
-
 /// One more process, with room for one saga. Its orders start another saga each with their own work, and all of those lock one key.
 async fn with_one_key(world: &World) -> Process {
     let coordinator = Arc::<OnceLock<Coordinator>>::default();
@@ -508,71 +334,4 @@ async fn who_said_until_when_it_is_there_by_a_clock_that_was_ahead_is_gone_no_la
     becomes("driven", async || two.coordinator.live() == 1).await;
     only(&world.participants, &["tea"]);
     assert_eq!(two.finished("tea").await.phase(), SagaPhase::Completed);
-}
-
-/// What others have done since stands. Only what was told of it is lost.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_lost_of_a_saga_under_way_is_told_again_as_it_goes_on() {
-    let world = World::new();
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
-    only(&world.participants, &[]);
-    let one = process(&world, 100).await;
-    one.place("tea").await.unwrap();
-    let is_at = |saga: &Saga, step: usize| saga.steps.get(step).is_some_and(|step| step.attempts > 0);
-    one.until("tea", |saga| is_at(saga, 1)).await;
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
-    keep(&mut server).await;
-    world.participants.on_call(|call| if call.step == "ship" { Fault::LoseRequest } else { Fault::None });
-    one.until("tea", |saga| is_at(saga, 2)).await;
-    lose(&mut server).await;
-
-    only(&world.participants, &["tea"]);
-    assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
-    let told = one.until_phase("tea", SagaPhase::Completed).await;
-    assert!(told.steps.iter().all(|step| step.state() == StepState::Done), "{told:?}");
-    assert_eq!(world.participants.done_for("tea"), ["reserve", "charge", "ship"]);
-    assert_eq!(one.journal.losses().count(), 1);
-}
-
-/// It is told with what is committed next: not while own work is refused, which writes nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_lost_of_a_saga_whose_own_work_waits_is_told_again_once_that_is_done() {
-    let (full, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-    let desk = (Arc::clone(&full), Arc::clone(&asked));
-    let mut saga = Definition::builder::<String>("place-order", 1);
-    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    saga.retriable_local("file", move |_, _| {
-        let (full, asked) = desk.clone();
-        Ok(LocalWork::new(Vec::new(), move |_| {
-            asked.fetch_add(1, Ordering::Relaxed);
-            let refusal = Refusal::exhausted("DESK_FULL", "the desk is full", Duration::from_millis(1));
-            if full.load(Ordering::Relaxed) { Err(refusal) } else { Ok(Decision::reply(())) }
-        }))
-    });
-    let world = World::with(saga.build().unwrap());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
-    world.participants.on_call(|_| Fault::LoseRequest);
-    let one = process(&world, 100).await;
-    one.place("tea").await.unwrap();
-    one.until("tea", |saga| saga.steps.first().is_some_and(|step| step.attempts > 0)).await;
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
-    keep(&mut server).await;
-    world.participants.on_call(|_| Fault::None);
-    one.until("tea", |saga| saga.steps.get(1).is_some_and(|step| !step.last_error.is_empty())).await;
-    lose(&mut server).await;
-    // Once the loss is found, and once it is known.
-    let before = asked.load(Ordering::Relaxed);
-    becomes("asked for again", async || asked.load(Ordering::Relaxed) >= before + 3).await;
-    full.store(false, Ordering::Relaxed);
-    assert_eq!(one.finished("tea").await.phase(), SagaPhase::Completed);
-    let told = one.until_phase("tea", SagaPhase::Completed).await;
-    assert!(told.steps.iter().all(|step| step.state() == StepState::Done), "{told:?}");
 }
