@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proto::saga::v1::Saga;
 
-use super::{Coordinator, Shared, closed, locks, not_driven, ownership::Decide, spawn, sub_sagas};
+use super::{Coordinator, Shared, closed, fence::Decide, locks, not_driven, spawn, sub_sagas};
 use crate::{
     cqrs::not_submitted,
     journal::{Cause, Entry, Loaded},

@@ -9,6 +9,7 @@ mod apart;
 mod call;
 mod closing;
 mod driver;
+mod fence;
 mod live;
 pub(super) mod locks;
 mod looks;

@@ -16,9 +16,9 @@ use crate::{
         coordinator::{
             PAUSE,
             admission::Admissions,
+            fence::{Decide, Fence},
             locks,
             looks::Unread,
-            ownership::{Decide, Fence},
             sub_sagas,
         },
         machine::{self, Alert, Input, Local, Moment},
