@@ -25,6 +25,17 @@ use saga_processes::{leaves, only, process};
 use saga_world::{Process, Reserve, Ship, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
+/// A session of one's own where the world's sagas are. None without a server.
+async fn server(world: &World) -> Option<PgConnection> {
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return None;
+    };
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
+    Some(server)
+}
+
 /// Keeps the sagas and whose they are, as of now.
 async fn keep(server: &mut PgConnection) {
     let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ;
@@ -52,10 +63,7 @@ async fn lose(server: &mut PgConnection) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
     let world = World::new();
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
+    let Some(mut server) = server(&world).await else { return };
     only(&world.participants, &[]);
     let (one, two) = (process(&world, 100).await, process(&world, 100).await);
     // Or one would have what the other has, once that seems gone.
@@ -66,8 +74,6 @@ async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
         one.place(order).await.unwrap();
         one.until(order, is_charging).await;
     }
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     keep(&mut server).await;
     // The one ends, and another process has the other.
     only(&world.participants, &["tea"]);
@@ -90,17 +96,12 @@ async fn what_a_database_has_lost_of_a_saga_is_driven_once_more_by_its_owner() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_lost_of_a_saga_under_way_is_told_again_as_it_goes_on() {
     let world = World::new();
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
+    let Some(mut server) = server(&world).await else { return };
     only(&world.participants, &[]);
     let one = process(&world, 100).await;
     one.place("tea").await.unwrap();
     let is_at = |saga: &Saga, step: usize| saga.steps.get(step).is_some_and(|step| step.attempts > 0);
     one.until("tea", |saga| is_at(saga, 1)).await;
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     keep(&mut server).await;
     world.participants.on_call(|call| if call.step == "ship" { Fault::LoseRequest } else { Fault::None });
     one.until("tea", |saga| is_at(saga, 2)).await;
@@ -130,16 +131,11 @@ async fn what_is_lost_of_a_saga_whose_own_work_waits_is_told_again_once_that_is_
         }))
     });
     let world = World::with(saga.build().unwrap());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
+    let Some(mut server) = server(&world).await else { return };
     world.participants.on_call(|_| Fault::LoseRequest);
     let one = process(&world, 100).await;
     one.place("tea").await.unwrap();
     one.until("tea", |saga| saga.steps.first().is_some_and(|step| step.attempts > 0)).await;
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     keep(&mut server).await;
     world.participants.on_call(|_| Fault::None);
     one.until("tea", |saga| saga.steps.get(1).is_some_and(|step| !step.last_error.is_empty())).await;
@@ -157,10 +153,7 @@ async fn what_is_lost_of_a_saga_whose_own_work_waits_is_told_again_once_that_is_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
     let world = World::with(buy());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
+    let Some(mut server) = server(&world).await else { return };
     world.participants.on_call(|call| if call.saga_id == "ada-1" { Fault::LoseRequest } else { Fault::None });
     let clock = Arc::new(AtomicI64::new(1_700_000_000_000_000));
     let shown = Arc::clone(&clock);
@@ -176,8 +169,6 @@ async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
     let hour = clock.load(Ordering::Relaxed) + 3_600_000_000;
     process.try_place_at("ada-2", "ada-2", hour).await.unwrap();
 
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     keep(&mut server).await;
     clock.store(hour, Ordering::Relaxed);
     // Who has mail looks at the clock.
@@ -210,10 +201,7 @@ async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
     saga.compensatable_saga::<String, ()>("book", &book, |order, _| Ok(order.clone()));
     saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
     let world = World::with(saga.build().unwrap());
-    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
-        database::has_server();
-        return;
-    };
+    let Some(mut server) = server(&world).await else { return };
     world.participants.on_call(|_| Fault::LoseRequest);
     let one = process(&world, 100).await;
     one.place("rome").await.unwrap();
@@ -224,8 +212,6 @@ async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
     let two = process(&world, 100).await;
     shares(&two);
 
-    let mut server = PgConnection::connect(&url).await.unwrap();
-    server.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     keep(&mut server).await;
     world.participants.on_call(|_| Fault::None);
     two.until("rome:book", |saga| saga.history.iter().any(|line| line.what == "done, waits for its parent")).await;
