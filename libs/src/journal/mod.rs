@@ -150,15 +150,14 @@ impl Journal {
                 let reader = Reader::postgres(readers);
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
                 let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
-                let (server_of_committer, tail) = (server.clone(), Tail::default());
                 let committer = PostgresCommitter {
-                    server: server_of_committer,
+                    server: server.clone(),
                     cache,
                     waiting,
                     head,
                     counters,
                     is_out: false,
-                    tail,
+                    tail: Tail::default(),
                 };
                 tokio::spawn(async move { tell.send(committer.run().await) });
                 (reader, Some(server))
