@@ -1,13 +1,22 @@
 //! Certificates for a test: an authority, and one certificate of it for whoever is on this machine.
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
@@ -69,5 +78,22 @@ impl Secrets {
     #[must_use]
     pub fn client(&self) -> ClientTlsConfig {
         self.nobody().identity(Identity::from_pem(&self.certificate, &self.key))
+    }
+
+    /// What a server says to a client that trusts the authority and shows nothing.
+    ///
+    /// The client only listens. One that writes finds the connection closed as often as not, and what the server said is lost with it.
+    ///
+    /// # Errors
+    /// When it is not reached, or isn't the authority's.
+    pub async fn said_to_nobody(&self, address: &str) -> anyhow::Result<io::Result<usize>> {
+        let mut trusted = RootCertStore::empty();
+        trusted.add(CertificateDer::from_pem_slice(self.authority.as_bytes())?)?;
+        let config = ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let mut stream = connector
+            .connect(ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST)), TcpStream::connect(address).await?)
+            .await?;
+        Ok(stream.read(&mut [0]).await)
     }
 }
