@@ -42,8 +42,13 @@ impl Site {
     fn flags<P: Program>(&self) -> Serve {
         let listen = SocketAddr::new(self.host, if self.own_ports { P::PORT } else { 0 });
         let database = DatabaseUrl::Sqlite(self.data_dir.join(format!("{}.db", P::NAME)));
-        // No balancer looks at it: it need not go on accepting once it stops.
-        let limits = Limits { drain_grace: Duration::ZERO, ..Limits::default() };
+        let limits = Limits {
+            // No balancer looks at it: it need not go on accepting once it stops.
+            drain_grace: Duration::ZERO,
+            // Nobody else is asked who may be further on, and the first thing that a view of a new database does is to wait for the disk.
+            max_staleness_wait: Duration::from_secs(10),
+            ..Limits::default()
+        };
         Serve { limits, ..Serve::new(listen, database) }
     }
 }
