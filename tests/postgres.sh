@@ -29,17 +29,10 @@ if [ -n "${POSTGRES_BIN:-}" ]; then
 else
     bin=$(binaries || true)
 fi
-if [ -z "$bin" ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-    echo "postgres: installing postgresql from the distribution" >&2
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    trap 'exit 1' HUP INT TERM
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; } \
-        >"$log" 2>&1 </dev/null || tail -n 5 "$log" >&2
-    rm -f "$log"
-    trap - EXIT HUP INT TERM
+[ -n "$bin" ] || {
+    "$(dirname "$0")/install.sh" postgres postgresql
     bin=$(binaries || true)
-fi
+}
 [ -n "$bin" ] || {
     echo "postgres: install PostgreSQL 14 or newer (Debian: postgresql), or name its programs' folder in POSTGRES_BIN" >&2
     exit 1

@@ -4,16 +4,7 @@
 set -eu
 
 [ "$(uname)" = Linux ] || exec "$@"
-if ! command -v strace >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-    echo "strace: installing strace from the distribution" >&2
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    trap 'exit 1' HUP INT TERM
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends strace; } \
-        >"$log" 2>&1 </dev/null || tail -n 5 "$log" >&2
-    rm -f "$log"
-    trap - EXIT HUP INT TERM
-fi
+command -v strace >/dev/null || "$(dirname "$0")/install.sh" strace strace
 command -v strace >/dev/null || {
     echo "strace: install strace 5.3 or newer (Debian: strace)" >&2
     exit 1
