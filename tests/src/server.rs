@@ -247,6 +247,14 @@ impl Server {
     /// When it isn't running.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.running()?;
+        self.end().await
+    }
+
+    /// The same, and it may have ended by itself.
+    ///
+    /// # Errors
+    /// When it isn't started.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { bail!("{} is not started", self.name) };
         child.kill().await.with_context(|| format!("can't kill {}", self.name))
     }

@@ -95,19 +95,23 @@ enum Counted {
     FromServing,
 }
 
-/// Has strace kill a process that runs, and waits until it would.
+/// Has strace kill a process that runs, and waits until it would, or has.
 async fn attach(strace: &[String], process: u32) -> anyhow::Result<Child> {
     let (program, words) = strace.split_first().context("no strace")?;
     let tracer = Command::new(program).args(words).args(["-p", &process.to_string()]).kill_on_drop(true).spawn()?;
-    let is_traced = |task: &Path| {
-        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
-        status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|by| by.trim() != "0"))
+    // It may be killed before all of it is looked at: of a task that is dead nobody is the tracer.
+    let is_traced_or_dead = |task: &Path| {
+        let Ok(status) = fs::read_to_string(task.join("status")) else { return true };
+        let has = |name: &str, is: fn(&str) -> bool| {
+            status.lines().any(|line| line.strip_prefix(name).is_some_and(|value| is(value.trim())))
+        };
+        has("TracerPid:", |by| by != "0") || has("State:", |state| state.starts_with(['Z', 'X']))
     };
     let attached = async {
         loop {
             let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
             let tasks = tasks.map(|task| Ok(task?.path())).collect::<io::Result<Vec<_>>>()?;
-            if tasks.iter().all(|task| is_traced(task)) {
+            if tasks.iter().all(|task| is_traced_or_dead(task)) {
                 return io::Result::Ok(());
             }
             sleep(Duration::from_millis(2)).await;
@@ -151,11 +155,11 @@ async fn kill_at(
                 break true;
             }
             if timeout(Duration::from_millis(5), &mut placing).await.is_ok() {
-                // From here on it is not to be killed by surprise.
                 drop(tracer);
                 let survived = server.has_ended()?.is_none();
                 if survived {
-                    server.kill().await?;
+                    // Who was not attached may kill it still.
+                    server.end().await?;
                 }
                 server.start().await?;
                 break !survived;
