@@ -174,7 +174,9 @@ impl Recording {
     /// # Errors
     /// When they can't be written.
     pub fn lay(&self, folder: &Path, end: usize, into: &Path, random: &mut impl Rng) -> anyhow::Result<()> {
-        for (name, bytes) in self.files_after(folder, end, random) {
+        // As strace says it.
+        let folder = fs::canonicalize(folder)?;
+        for (name, bytes) in self.files_after(&folder, end, random) {
             // The index of the log is memory, and nobody's who comes after the power.
             if !name.to_string_lossy().ends_with("-shm") {
                 fs::write(into.join(name), bytes)?;
