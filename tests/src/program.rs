@@ -67,7 +67,8 @@ pub fn command_under(other: &[String], name: &str, folder: &Path) -> anyhow::Res
 
 fn quietly(mut command: Command, folder: &Path) -> Command {
     command.current_dir(folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(level) = std::env::var_os("RUST_LOG") {
+    // Tests read what a service logs: what a person's RUST_LOG says is not for it.
+    if let Some(level) = std::env::var_os("TEST_LOG") {
         command.env("RUST_LOG", level);
     }
     command
