@@ -10,12 +10,15 @@ use std::{
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{
     TlsConnector,
     rustls::{
         ClientConfig, RootCertStore,
-        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     },
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
@@ -80,20 +83,30 @@ impl Secrets {
         self.nobody().identity(Identity::from_pem(&self.certificate, &self.key))
     }
 
-    /// What a server says to a client that trusts the authority and shows nothing.
+    /// What a server says, to its end, to a client that shows its certificate, says a word and listens, or that shows nothing and only
+    /// listens.
     ///
-    /// The client only listens. One that writes finds the connection closed as often as not, and what the server said is lost with it.
+    /// Who writes where it is refused may find the connection closed, and what the server said is lost with it.
     ///
     /// # Errors
-    /// When it is not reached, or isn't the authority's.
-    pub async fn said_to_nobody(&self, address: &str) -> anyhow::Result<io::Result<usize>> {
+    /// When the server is not reached, or isn't the authority's.
+    pub async fn said(&self, address: &str, shows: bool) -> anyhow::Result<io::Result<usize>> {
         let mut trusted = RootCertStore::empty();
         trusted.add(CertificateDer::from_pem_slice(self.authority.as_bytes())?)?;
-        let config = ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+        let config = ClientConfig::builder().with_root_certificates(trusted);
+        let config = if shows {
+            let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes())?;
+            config.with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_slice(self.key.as_bytes())?)?
+        } else {
+            config.with_no_client_auth()
+        };
         let connector = TlsConnector::from(Arc::new(config));
-        let mut stream = connector
-            .connect(ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST)), TcpStream::connect(address).await?)
-            .await?;
-        Ok(stream.read(&mut [0]).await)
+        let server = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut stream = connector.connect(server, TcpStream::connect(address).await?).await?;
+        if shows {
+            stream.write_all(b"PR").await?;
+            stream.flush().await?;
+        }
+        Ok(stream.read_to_end(&mut Vec::new()).await)
     }
 }

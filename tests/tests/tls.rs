@@ -1,10 +1,15 @@
 //! Four services that know each other by certificates.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use proto::order::v1::OrderState;
 use tests::{Shop, program, shop::order, tls::Secrets};
+use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn services_show_each_other_their_certificates_and_serve_nobody_who_has_none() -> anyhow::Result<()> {
@@ -27,8 +32,17 @@ async fn services_show_each_other_their_certificates_and_serve_nobody_who_has_no
     asked(endpoint(&uri)?.tls_config(secrets.client())?).await?;
     let nobody = asked(endpoint(&uri)?.tls_config(secrets.nobody())?).await;
     assert!(nobody.is_err(), "it shows no certificate: {nobody:?}");
-    let said = secrets.said_to_nobody(&shop.order().address()).await?.expect_err("it shows no certificate");
+    let address = shop.order().address();
+    let said = secrets.said(&address, false).await?.expect_err("it shows no certificate");
     assert!(said.to_string().contains("CertificateRequired"), "it is not told what it lacks: {said}");
+    let logged = async {
+        while !shop.order().log().contains("peer sent no certificates") {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, logged).await.context("nobody else is told")?;
+    // Who shows one and then has only begun to say something is no client.
+    timeout(PATIENCE, secrets.said(&address, true)).await.context("it is listened to for ever")??.ok();
     let plain = asked(endpoint(&uri.replace("https:", "http:"))?).await;
     assert!(plain.is_err(), "it does not even speak TLS: {plain:?}");
     Ok(())

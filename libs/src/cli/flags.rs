@@ -87,13 +87,6 @@ pub struct Tls {
     pub tls_ca: Option<PathBuf>,
 }
 
-impl Tls {
-    /// Whether a server that is given these has TLS.
-    pub(crate) const fn is_served(&self) -> bool {
-        self.tls_cert.is_some() && self.tls_key.is_some()
-    }
-}
-
 /// How much and how long.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Limits")]

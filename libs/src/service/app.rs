@@ -19,7 +19,7 @@ use super::{
     health::Health,
     reflection,
     tasks::Tasks,
-    tls,
+    tls::Entrance,
 };
 use crate::{
     cli::{BoxError, Limits, Serve},
@@ -58,7 +58,7 @@ pub struct App {
     address: SocketAddr,
     limits: Limits,
     server: Server,
-    has_tls: bool,
+    entrance: Option<Entrance>,
     routes: RoutesBuilder,
     services: Vec<&'static str>,
     guard: GuardLayer,
@@ -86,7 +86,7 @@ impl App {
             .http2_max_header_list_size(max_header_bytes.saturating_mul(2))
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(keepalive_timeout));
-        let server = tls::secure(server, &flags.tls)?;
+        let entrance = Entrance::new(&flags.tls)?;
         let failed = |source| StartError::Listen { address: flags.listen, source };
         let listener = TcpListener::bind(flags.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -104,7 +104,7 @@ impl App {
             address,
             limits: flags.limits.clone(),
             server,
-            has_tls: flags.tls.is_served(),
+            entrance,
             routes: RoutesBuilder::default(),
             services: Vec::new(),
             guard: GuardLayer::new(name, |_| Ok(())),
@@ -223,8 +223,20 @@ impl App {
     /// # Errors
     /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let has_tls = self.has_tls;
-        let Self { name, listener, address, limits, server, mut routes, services, guard, mut tasks, hooks, .. } = self;
+        let Self {
+            name,
+            listener,
+            address,
+            limits,
+            server,
+            entrance,
+            mut routes,
+            services,
+            guard,
+            mut tasks,
+            hooks,
+            ..
+        } = self;
         let health = Health::new(&services);
         routes.add_service(health.server());
         reflection::add(&mut routes, &services)?;
@@ -232,7 +244,7 @@ impl App {
         let shared = Connections {
             service: name,
             server,
-            has_tls,
+            entrance,
             routes: routes.routes().prepare(),
             phase: phases,
             metrics: ServerMetrics::new(name),
@@ -287,8 +299,8 @@ async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut 
     let told = Told::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                connections.spawn(shared.clone().serve(stream));
+            Ok((stream, client)) => {
+                connections.spawn(shared.clone().serve(stream, client));
             }
             Err(error) => {
                 // Mostly too many open files: asking again at once would only burn the processor.

@@ -3,18 +3,31 @@
 //! Each is a tonic server of its own with one connection to accept. Tonic's own limit on age is the same for all connections,
 //! which then all come back at once, and with a grace it cuts calls off instead of asking the client to leave first.
 
-use std::{future::pending, io, sync::Arc, time::Duration};
+use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
+use http::Request;
 use rand::RngExt as _;
 use tokio::{
     net::TcpStream,
     sync::{oneshot, watch},
     time::{sleep, timeout},
 };
-use tonic::{service::Routes, transport::Server};
+use tonic::{
+    body::Body,
+    service::Routes,
+    transport::{
+        Server,
+        server::{TcpConnectInfo, TlsConnectInfo},
+    },
+};
+use tower::util::MapRequestLayer;
 
-use super::socket::{Cord, Socket};
+use super::{
+    greeting::Greeted,
+    socket::{Cord, Socket},
+    tls::Entrance,
+};
 use crate::{
     rpc::{
         coalesce::Coalesced,
@@ -25,7 +38,7 @@ use crate::{
     telemetry::ServerMetrics,
 };
 
-/// A client that has not begun to speak HTTP/2 after so long is none. One that speaks TLS first has as long for that.
+/// A client that has not begun to speak HTTP/2 after so long is none, by TLS as without.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// How long a connection on which nothing is in flight has to leave once it was told to. One that says nothing never hears of it.
@@ -46,7 +59,7 @@ pub(super) enum Phase {
 pub(super) struct Connections {
     pub(super) service: &'static str,
     pub(super) server: Server,
-    pub(super) has_tls: bool,
+    pub(super) entrance: Option<Entrance>,
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) metrics: Option<ServerMetrics>,
@@ -67,11 +80,11 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Serves a connection to its end.
-    pub(super) async fn serve(self, stream: TcpStream) {
+    pub(super) async fn serve(self, stream: TcpStream, client: SocketAddr) {
         let Self {
             service,
             server,
-            has_tls,
+            entrance,
             routes,
             phase,
             metrics,
@@ -91,14 +104,20 @@ impl Connections {
             return;
         }
         let (socket, cord) = Socket::new(stream, patience);
+        let (greet, greeted) = oneshot::channel();
         let (leave, left) = oneshot::channel::<()>();
-        let incoming = stream::iter([Ok::<_, io::Error>(Coalesced::new(socket, has_tls))]).chain(stream::pending());
+        let left = async {
+            // An error is a sender that is gone, which is an end as well.
+            let _ = left.await;
+        };
         let (end_streams, draining) = watch::channel(false);
         let calls = Arc::<InFlight>::default();
         let shed = shed.on(Arc::clone(&calls), methods.clone());
         let bounds = Bounds { age: jittered(max_age), grace, owed };
         let mut server = server
-            // Outermost, so that whatever becomes of a call is seen.
+            // By TLS tonic has it within what it knows of that.
+            .layer(MapRequestLayer::new(with_tcp_info as fn(Request<Body>) -> Request<Body>))
+            // Outermost of what answers, so that whatever becomes of a call is seen.
             .layer(ObserveLayer::new(service, metrics, methods, draining))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
             .layer(CatchLayer::new(service))
@@ -110,19 +129,39 @@ impl Connections {
             .layer(guard)
             // Innermost: it looks at what surfaces ask of the request.
             .layer(MalformedLayer::new(service));
-        let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, async {
-            // An error is a sender that is gone, which is an end as well.
-            let _ = left.await;
-        });
+        let server = server.add_routes(routes);
+        let served = async {
+            match entrance {
+                None => server.serve_with_incoming_shutdown(alone(socket, greet), left).await,
+                Some(entrance) => match entrance.enter(socket, client).await {
+                    None => Ok(()),
+                    Some(stream) => server.serve_with_incoming_shutdown(alone(stream, greet), left).await,
+                },
+            }
+        };
         tokio::select! {
             served = served => {
                 if let Err(error) = served {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, &calls, leave, end_streams, bounds) => {}
+            () = live(phase, cord, greeted, &calls, leave, end_streams, bounds) => {}
         }
     }
+}
+
+/// Whoever looks for a client's address finds it in one place, by TLS or not.
+fn with_tcp_info(mut request: Request<Body>) -> Request<Body> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().map(|info| info.get_ref().clone());
+    if let Some(info) = info {
+        request.extensions_mut().insert(info);
+    }
+    request
+}
+
+/// The one connection that a server has.
+fn alone<S>(io: S, greet: oneshot::Sender<()>) -> impl Stream<Item = io::Result<Coalesced<Greeted<S>>>> {
+    stream::iter([Ok(Coalesced::new(Greeted::new(io, greet), false))]).chain(stream::pending())
 }
 
 /// How long things may take on a connection, as for all of them.
@@ -137,12 +176,13 @@ struct Bounds {
 async fn live(
     phase: watch::Receiver<Phase>,
     cord: Cord,
+    greeted: oneshot::Receiver<()>,
     calls: &InFlight,
     leave: oneshot::Sender<()>,
     end_streams: watch::Sender<bool>,
     bounds: Bounds,
 ) {
-    let Cord { cut, gone, greeted } = cord;
+    let Cord { cut, gone } = cord;
     tokio::select! {
         _ = gone => return,
         () = end(phase, greeted, calls, leave, end_streams, bounds) => {}
@@ -230,9 +270,9 @@ mod tests {
         });
         // Not sent is not said; dropped, the socket would be gone.
         let _greet = if greets { greet.send(()).map(|()| None).expect("heard") } else { Some(greet) };
-        let (cord, bounds) = (Cord { cut, gone, greeted }, Bounds { age, grace: GRACE, owed: GRACE });
+        let (cord, bounds) = (Cord { cut, gone }, Bounds { age, grace: GRACE, owed: GRACE });
         tokio::select! {
-            () = live(phase, cord, &in_flight, leave, end_streams, bounds) => {}
+            () = live(phase, cord, greeted, &in_flight, leave, end_streams, bounds) => {}
             _ = was_cut => {}
             () = sleep(4 * age) => {}
         }

@@ -27,7 +27,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// Certificate, key or authority are no good.
-    #[error("--tls-cert, --tls-key or --tls-ca can't be used: {0}")]
+    #[error("{0}")]
     Tls(String),
     /// The broker's address can't be used.
     #[error("--nats-url can't be used: {0}")]

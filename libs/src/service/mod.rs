@@ -9,6 +9,7 @@
 mod app;
 mod connection;
 mod error;
+mod greeting;
 mod health;
 mod reflection;
 mod socket;

@@ -16,17 +16,10 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::stall::Stall;
 
-/// What an HTTP/2 client begins with is so long; TLS says more before it.
-const GREETING: usize = 24;
-
 /// A socket with a string attached.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
-    /// How much of the greeting is still to come.
-    missing: usize,
-    /// Sent once all of it is there.
-    greet: Option<oneshot::Sender<()>>,
     cut: oneshot::Receiver<()>,
     is_cut: bool,
     stall: Stall,
@@ -41,8 +34,6 @@ pub(super) struct Cord {
     pub(super) cut: oneshot::Sender<()>,
     /// Resolves, with an error, when the socket is gone.
     pub(super) gone: oneshot::Receiver<()>,
-    /// Resolves when the client has said as much as it takes to begin.
-    pub(super) greeted: oneshot::Receiver<()>,
 }
 
 impl Socket {
@@ -50,10 +41,8 @@ impl Socket {
     pub(super) fn new(stream: TcpStream, patience: Duration) -> (Self, Cord) {
         let (cut, to_cut) = oneshot::channel();
         let (_gone, gone) = oneshot::channel();
-        let (greet, greeted) = oneshot::channel();
-        let (greet, stall) = (Some(greet), Stall::new(patience));
-        let socket = Self { stream, missing: GREETING, greet, cut: to_cut, is_cut: false, stall, _gone };
-        (socket, Cord { cut, gone, greeted })
+        let socket = Self { stream, cut: to_cut, is_cut: false, stall: Stall::new(patience), _gone };
+        (socket, Cord { cut, gone })
     }
 
     /// Asked by whoever is about to wait, for what comes or for room.
@@ -82,19 +71,6 @@ impl Socket {
         }
         io::ErrorKind::ConnectionAborted.into()
     }
-
-    fn heard(&mut self, bytes: usize) {
-        if bytes > 0 {
-            self.stall.moved();
-        }
-        self.missing = self.missing.saturating_sub(bytes);
-        if self.missing == 0
-            && let Some(greet) = self.greet.take()
-        {
-            // Nobody waits for it any more once the connection has been asked to leave.
-            let _ = greet.send(());
-        }
-    }
 }
 
 impl AsyncRead for Socket {
@@ -104,7 +80,9 @@ impl AsyncRead for Socket {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.heard(buf.filled().len() - before);
+        if buf.filled().len() > before {
+            self.stall.moved();
+        }
         polled
     }
 }
@@ -165,22 +143,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_has_greeted_once_it_has_said_as_much_as_a_preface() -> io::Result<()> {
-        let (mut client, mut socket, mut cord) = connected().await?;
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        for (at, byte) in preface.iter().enumerate() {
-            assert!(cord.greeted.try_recv().is_err(), "after {at} bytes");
-            client.write_u8(*byte).await?;
-            socket.read_u8().await?;
-        }
-        assert_eq!(cord.greeted.try_recv(), Ok(()));
-        Ok(())
-    }
-
-    #[tokio::test]
     async fn a_socket_whose_cord_is_cut_or_gone_is_cut_for_good() -> io::Result<()> {
         for told in [true, false] {
-            let (mut client, mut socket, Cord { cut, gone: _gone, greeted: _ }) = connected().await?;
+            let (mut client, mut socket, Cord { cut, gone: _gone }) = connected().await?;
             client.write_all(b"more").await?;
             if told {
                 cut.send(()).expect("the socket is there")
@@ -198,7 +163,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_that_waits_is_cut_as_well_and_given_up_in_time() -> io::Result<()> {
         for told in [Some(true), Some(false), None] {
-            let (_client, mut socket, Cord { cut, gone: _gone, greeted: _ }) = connected().await?;
+            let (_client, mut socket, Cord { cut, gone: _gone }) = connected().await?;
             let start = Instant::now();
             let fill = async {
                 loop {
