@@ -1,6 +1,7 @@
 //! Clocks that need more than the standard library.
 
 use std::{
+    io,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -53,7 +54,8 @@ static FINE: LazyLock<MonotonicClock> = LazyLock::new(MonotonicClock::new);
 /// Where no thread can be had every reading is a fine one.
 static TICKER: LazyLock<Option<Thread>> = LazyLock::new(|| {
     let spawned = thread::Builder::new().name("coarse-clock".to_owned()).spawn(tick);
-    spawned.ok().map(|handle| handle.thread().clone())
+    let told = |error: &io::Error| tracing::warn!(%error, "the coarse clock has no thread: it is read as the fine one");
+    spawned.inspect_err(told).ok().map(|handle| handle.thread().clone())
 });
 
 impl CoarseClock {
@@ -68,7 +70,7 @@ impl Clock for CoarseClock {
     #[inline]
     fn now(&self) -> u64 {
         let last = LAST.load(Relaxed);
-        if last & UNREAD == 0 { last } else { read_after_a_rest() }
+        if last & UNREAD == 0 { last } else { read_after_a_rest(&LAST, TICKER.as_ref()) }
     }
 }
 
@@ -77,13 +79,12 @@ fn fine() -> u64 {
 }
 
 #[cold]
-fn read_after_a_rest() -> u64 {
+fn read_after_a_rest(last: &AtomicU64, ticker: Option<&Thread>) -> u64 {
     let now = fine();
+    let Some(ticker) = ticker else { return now };
     // The later time wins, so that no reader sees another's time go back.
-    let last = LAST.fetch_max(now, Relaxed) & !UNREAD;
-    if let Some(ticker) = &*TICKER {
-        ticker.unpark();
-    }
+    let last = last.fetch_max(now, Relaxed) & !UNREAD;
+    ticker.unpark();
     now.max(last)
 }
 
@@ -124,6 +125,13 @@ mod tests {
             assert_eq!(steps, 5);
         };
         thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(read))));
+    }
+
+    #[test]
+    fn without_a_ticker_every_reading_is_a_fine_one() {
+        let (last, before) = (AtomicU64::new(UNREAD), fine());
+        assert!(read_after_a_rest(&last, None) >= before);
+        assert_ne!(last.load(Relaxed) & UNREAD, 0, "nobody moves on what is left there to be read");
     }
 
     #[test]
