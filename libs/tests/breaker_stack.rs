@@ -15,11 +15,11 @@ use std::{
     time::Duration,
 };
 
-use breaker_support::{HANG, Moody, PATIENCE, eager, list, patient, peer_at, serve, unheard};
+use breaker_support::{HANG, Moody, PATIENCE, eager, list, patient, peer_at, peer_in, serve, unheard};
 use bytes::Bytes;
 use clock::{becomes, soon, stop_the_clock};
 use libs::{
-    breaker::{CircuitOpen, Class, Classes, Config, Reason, State},
+    breaker::{CircuitOpen, Class, Classes, Config, Override, Reason, Registry, State},
     rpc::{
         client::{PeerOptions, Retry},
         shed::ShedLayer,
@@ -318,20 +318,63 @@ async fn calls_beyond_the_bound_are_refused_and_a_place_is_free_when_a_body_ends
     list(&peer).await.unwrap();
 }
 
+/// An address is out for longer than any machine takes over a test, so that nobody looks whether it is back.
+fn out_for_long() -> Config {
+    let hour = Duration::from_secs(3600);
+    Config::builder().consecutive_failures(3).open_for(hour, 1, hour).build().unwrap()
+}
+
 #[tokio::test]
 async fn a_dead_address_among_two_is_passed_over_after_three_failures() {
     let moody = Moody::serve().await;
     let (_held, dead) = unheard();
-    // For longer than any machine takes over what follows, so that nobody looks whether it is back.
-    let hour = Duration::from_secs(3600);
-    let out = Config::builder().consecutive_failures(3).open_for(hour, 1, hour).build().unwrap();
-    let peer = peer_at(&format!("{},http://{dead}", moody.uri), &patient(PeerOptions::saga().ejection(out)));
+    let options = patient(PeerOptions::saga().ejection(out_for_long()));
+    let peer = peer_at(&format!("{},http://{dead}", moody.uri), &options);
     let mut failed = 0;
     for _ in 0..400 {
         failed += usize::from(list(&peer).await.is_err());
     }
     assert_eq!(failed, 3);
     assert_eq!(peer.breaker().state(), State::Closed);
+}
+
+#[tokio::test]
+async fn an_address_that_is_forced_open_is_not_called_however_few_are_left() {
+    let (a, b, c) = (Moody::serve().await, Moody::serve().await, Moody::serve().await);
+    let registry = Registry::new();
+    let never = Config::builder().consecutive_failures(1_000).failure_rate(None).build().unwrap();
+    let options = patient(PeerOptions::saga().breaker(never).ejection(out_for_long()));
+    let peer = peer_in(&registry, &[&*a.uri, &b.uri, &c.uri].join(","), &options);
+    let force = |moody: &Moody, over| {
+        let address = moody.uri.trim_start_matches("http://");
+        registry.get(&format!("moody/{address}")).unwrap().set_override(over);
+    };
+    let calls = |moody: &Moody| moody.calls.swap(0, Ordering::SeqCst);
+
+    force(&a, Override::ForcedOpen);
+    force(&b, Override::ForcedOpen);
+    for _ in 0..30 {
+        list(&peer).await.unwrap();
+    }
+    assert_eq!([&a, &b, &c].map(calls), [0, 0, 30]);
+
+    // Those that are left fail, so all of them are tried, and none that an operator keeps out.
+    force(&b, Override::None);
+    b.set(Code::Unavailable as i32);
+    c.set(Code::Unavailable as i32);
+    for _ in 0..30 {
+        assert_eq!(list(&peer).await.unwrap_err().message(), "moody");
+    }
+    let [none, others @ ..] = [&a, &b, &c].map(calls);
+    assert_eq!((none, others.iter().sum::<usize>()), (0, 30), "{others:?}");
+
+    force(&b, Override::ForcedOpen);
+    force(&c, Override::ForcedOpen);
+    let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert_eq!(refused.reason, Reason::ForcedOpen);
+    assert!(refused.breaker.starts_with("moody/127.0.0.1:"), "{refused:?}");
+    assert_eq!([&a, &b, &c].map(calls), [0; 3]);
+    assert_eq!(peer.breaker().snapshot().totals.neutral, 1, "the peer was not asked");
 }
 
 #[tokio::test]

@@ -101,6 +101,12 @@ impl Breaker {
         }
     }
 
+    /// Whether an operator keeps calls away from it. A balancer that has nobody left but those it passes over asks none of these either.
+    #[must_use]
+    pub fn is_forced_open(&self) -> bool {
+        self.word().over() == Override::ForcedOpen
+    }
+
     #[inline]
     fn ticket(&self, budget: Option<Duration>) -> Result<Ticket, Rejected> {
         let word = Word::from_bits(self.hot.word.load(SeqCst));

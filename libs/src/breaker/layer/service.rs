@@ -51,6 +51,16 @@ impl BreakerLayer {
         &self.0.0.breaker
     }
 
+    /// Makes a call if the breaker lets it, and refuses it otherwise.
+    #[inline]
+    pub fn call<B, F>(&self, request: Request<B>, call: impl FnOnce(Request<B>) -> F) -> ResponseFuture<F> {
+        let Self(handle) = self;
+        match Breaker::admit_by(handle.clone(), grpc_timeout(request.headers())) {
+            Ok(watch) => ResponseFuture::new(call(request), watch),
+            Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(handle, rejected)),
+        }
+    }
+
     /// Makes a call if the breaker lets it, and takes the request only then.
     pub fn try_call<B, F>(
         &self,
@@ -131,10 +141,6 @@ where
 
     #[inline]
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        let BreakerLayer(handle) = &self.layer;
-        match Breaker::admit_by(handle.clone(), grpc_timeout(request.headers())) {
-            Ok(watch) => ResponseFuture::new(self.inner.call(request), watch),
-            Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(handle, rejected)),
-        }
+        self.layer.call(request, |request| self.inner.call(request))
     }
 }

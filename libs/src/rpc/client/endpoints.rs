@@ -64,6 +64,11 @@ impl Endpoints {
         endpoint.ejection.breaker().refuses_now()
     }
 
+    /// Whether an operator keeps calls away from it.
+    fn is_forced(endpoint: &Endpoint) -> bool {
+        endpoint.ejection.breaker().is_forced_open()
+    }
+
     fn pick(&self, request: Request<Body>) -> EndpointFuture {
         let all = self.0.all();
         let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
@@ -74,11 +79,16 @@ impl Endpoints {
         if let [only] = &*all {
             return ResponseFuture::unwatched(connect(only, request));
         }
-        let out = all.iter().filter(|endpoint| Self::is_out(endpoint)).count();
+        let (mut out, mut forced) = (0, 0);
+        for endpoint in all.iter().filter(|endpoint| Self::is_out(endpoint)) {
+            if Self::is_forced(endpoint) { forced += 1 } else { out += 1 }
+        }
         if out > 0 {
             self.0.doubts.notify_one();
         }
-        let panic = out * 100 > all.len() * Self::PANIC;
+        // Of those that an operator leaves.
+        let left = all.len() - forced;
+        let panic = out * 100 > left * Self::PANIC;
         let mut request = Some(request);
         for step in 0..all.len() {
             let endpoint = &all[turn.wrapping_add(step) % all.len()];
@@ -89,9 +99,15 @@ impl Endpoints {
                 return call;
             }
         }
-        // Nobody is in, or too few are: everybody takes part.
         let request = request.unwrap_or_default();
-        ResponseFuture::unwatched(connect(&all[turn % all.len()], request))
+        // Nobody is in, or too few are: everybody takes part who may.
+        match all.iter().filter(|endpoint| !Self::is_forced(endpoint)).nth(turn % left.max(1)) {
+            Some(endpoint) => ResponseFuture::unwatched(connect(endpoint, request)),
+            None => {
+                let endpoint = &all[turn % all.len()];
+                endpoint.ejection.call(request, |request| connect(endpoint, request))
+            }
+        }
     }
 }
 
