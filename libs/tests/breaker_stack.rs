@@ -259,6 +259,22 @@ async fn one_method_can_be_judged_otherwise_than_the_rest() {
 }
 
 #[tokio::test]
+async fn one_method_can_be_judged_otherwise_at_each_of_several_addresses() {
+    let strict = Classes::default().with(Code::NotFound, Class::Failure);
+    for (path, not_found) in [("/breaker.v1.BreakerQueryService/ListBreakers", 3), ("/some.Other/Method", 20)] {
+        let (moody, well) = (Moody::serve().await, Moody::serve().await);
+        moody.set(Code::NotFound as i32);
+        let options = patient(PeerOptions::saga().ejection(out_for_long())).method_classes(path, strict);
+        let peer = peer_at(&format!("{},{}", moody.uri, well.uri), &options);
+        let mut failed = 0;
+        for _ in 0..40 {
+            failed += usize::from(list(&peer).await.is_err());
+        }
+        assert_eq!(failed, not_found, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn details_can_tell_what_the_code_does_not() {
     let database_is_gone =
         |status: &Status| (status.get_details_error_info()?.reason == "DATABASE_GONE").then_some(Class::Failure);

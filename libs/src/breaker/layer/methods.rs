@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use parking_lot::RwLock;
 
 use super::{BreakerLayer, service::is_held};
-use crate::breaker::{Classes, Config, Registry};
+use crate::breaker::{Breaker, Classes, Config, Registry};
 
 /// The breakers of a peer's methods, at most so many. Cheap to clone.
 ///
@@ -53,12 +53,25 @@ impl Methods {
     #[must_use]
     pub fn layer(&self, path: &str) -> BreakerLayer {
         if self.0.most == 0 {
-            return self.0.shared(path).clone();
+            return self.shared(path).clone();
         }
         if let Some(layer) = self.0.known.read().get(path) {
             return layer.clone();
         }
         self.meet(path)
+    }
+
+    /// The layer on the breaker that they share, which judges as this method's codes are judged.
+    #[must_use]
+    pub fn shared(&self, path: &str) -> &BreakerLayer {
+        let Inner { shared, special, .. } = &*self.0;
+        special.get(path).map_or(shared, |(_, layer)| layer)
+    }
+
+    /// The breaker that they share.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        self.0.shared.breaker()
     }
 
     #[cold]
@@ -74,7 +87,7 @@ impl Methods {
             registry.evict(prefix);
         }
         if known.len() >= *most {
-            return self.0.shared(path).clone();
+            return self.shared(path).clone();
         }
         let name = format!("{prefix}{}", path.trim_start_matches('/'));
         let layer = shared.on(registry.breaker(&name, config));
@@ -84,13 +97,6 @@ impl Methods {
         };
         known.insert(path.into(), layer.clone());
         layer
-    }
-}
-
-impl Inner {
-    /// The peer's own breaker, as this method's codes are judged.
-    fn shared(&self, path: &str) -> &BreakerLayer {
-        self.special.get(path).map_or(&self.shared, |(_, layer)| layer)
     }
 }
 

@@ -17,7 +17,7 @@ use tower::{Service, util::Oneshot};
 
 use super::place::Place;
 use crate::breaker::{
-    BreakerLayer,
+    Methods,
     layer::{BoxError, CircuitBody, ResponseFuture},
 };
 
@@ -42,8 +42,8 @@ pub(super) struct Endpoint {
     pub(super) place: Place,
     /// Connections to it, used in turn.
     pub(super) channels: Box<[Channel]>,
-    /// What passes it over. A single address has none: the peer's breaker is enough.
-    pub(super) ejection: BreakerLayer,
+    /// What passes it over: one breaker, whatever the method. A single address has none: the peer's is enough.
+    pub(super) ejection: Methods,
 }
 
 impl Endpoints {
@@ -95,7 +95,9 @@ impl Endpoints {
             if panic || Self::is_out(endpoint) {
                 continue;
             }
-            if let Some(call) = endpoint.ejection.try_call(&mut request, |request| connect(endpoint, request)) {
+            let layer = request.as_ref().map(|request| endpoint.ejection.shared(request.uri().path()));
+            let call = layer.and_then(|layer| layer.try_call(&mut request, |request| connect(endpoint, request)));
+            if let Some(call) = call {
                 return call;
             }
         }
@@ -105,7 +107,8 @@ impl Endpoints {
             Some(endpoint) => ResponseFuture::unwatched(connect(endpoint, request)),
             None => {
                 let endpoint = &all[turn % all.len()];
-                endpoint.ejection.call(request, |request| connect(endpoint, request))
+                let layer = endpoint.ejection.shared(request.uri().path());
+                layer.call(request, |request| connect(endpoint, request))
             }
         }
     }
@@ -184,11 +187,12 @@ mod tests {
         });
         let transport = transport::Endpoint::from_static("http://pod:1").connect_timeout(2 * SECOND);
         let config = super::super::PeerOptions::saga().ejection;
-        let breaker = Breaker::with_clock("pod", config, Arc::new(TokioClock::new()));
+        let breaker = Breaker::with_clock("pod", config.clone(), Arc::new(TokioClock::new()));
+        let layer = BreakerLayer::new(Arc::new(breaker));
         Endpoint {
             place: Place::typed("http://pod:1".parse().expect("a URI")),
             channels: [transport.connect_with_connector_lazy(connector)].into(),
-            ejection: BreakerLayer::new(Arc::new(breaker)),
+            ejection: Methods::new(Registry::new(), layer, config, 0),
         }
     }
 

@@ -211,7 +211,9 @@ impl Peers {
             // A single address is never passed over, so its breaker is not for showing.
             Arc::new(Breaker::new(name, options.ejection.clone()))
         };
-        Ok(Endpoint { place: place.clone(), channels, ejection: options.judged(BreakerLayer::new(breaker)) })
+        let (layer, classes) = (options.judged(BreakerLayer::new(breaker)), options.method_classes.clone());
+        let ejection = Methods::with_classes(self.registry.clone(), layer, options.ejection.clone(), 0, classes);
+        Ok(Endpoint { place: place.clone(), channels, ejection })
     }
 
     fn transport(&self, name: &str, place: &Place, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {
