@@ -185,6 +185,29 @@ async fn a_guard_looks_at_every_call_but_those_of_health() {
 }
 
 #[tokio::test]
+async fn a_guard_that_panics_ends_its_own_call_alone() {
+    let served = Served::start_with(&flags(), |app| {
+        app.guard(|call| {
+            assert!(!call.headers.contains_key("x-panic"), "a guard's mistake");
+            Ok(())
+        });
+    })
+    .await;
+    let panicking = async {
+        served.shelf.waiting.acquire().await.expect("open").forget();
+        let mut call = Request::new(GetStockRequest { sku: "tea".to_owned() });
+        call.metadata_mut().insert("x-panic", "1".parse().expect("ASCII"));
+        let status = served.client().get_stock(call).await.expect_err("a panic");
+        served.shelf.release.add_permits(1);
+        status
+    };
+    let (other, status) = tokio::join!(served.get("wait"), panicking);
+    other.expect("the connection's other calls are none of it");
+    assert_eq!((status.code(), reason(&status)), (Code::Internal, "INTERNAL".to_owned()));
+    assert!(status.metadata().contains_key("x-request-id"));
+}
+
+#[tokio::test]
 async fn a_call_that_takes_longer_than_allowed_is_answered_deadline_exceeded() {
     let mut flags = flags();
     flags.limits.max_deadline = Duration::from_millis(20);

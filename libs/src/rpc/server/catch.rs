@@ -55,8 +55,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> CatchFuture<S::Future> {
-        // No unwinding here: all of tonic's handlers run when they are polled.
-        CatchFuture { inner: self.inner.call(request), service: self.service }
+        // Tonic's handlers run when they are polled, but a guard looks at once.
+        let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(request))).ok();
+        CatchFuture { inner, service: self.service }
     }
 }
 
@@ -65,7 +66,8 @@ pin_project! {
     #[derive(Debug)]
     pub struct CatchFuture<F> {
         #[pin]
-        inner: F,
+        // None if it panicked before there was anything to poll.
+        inner: Option<F>,
         service: &'static str,
     }
 }
@@ -76,7 +78,10 @@ impl<F: Future<Output = Result<Response<B>, Infallible>>, B: Default> Future for
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // What a panic left half done belongs to this call, and is dropped with it.
-        catch_unwind(AssertUnwindSafe(|| this.inner.poll(cx)))
-            .unwrap_or_else(|_| Poll::Ready(Ok(Refusal::internal().into_status(this.service).into_http())))
+        let polled = this.inner.as_pin_mut().map(|inner| catch_unwind(AssertUnwindSafe(|| inner.poll(cx))));
+        match polled {
+            Some(Ok(polled)) => polled,
+            None | Some(Err(_)) => Poll::Ready(Ok(Refusal::internal().into_status(this.service).into_http())),
+        }
     }
 }
