@@ -197,6 +197,8 @@ fn worth_another<B>(retry: &Retry, answer: &Result<Response<B>, BoxError>) -> Op
             // A breaker's refusal is final: asking again at once is what it is there to prevent.
             Some(status) if CircuitOpen::from_status(status).is_some() => None,
             Some(status) => retry.codes.contains(&status.code()).then_some(Pushback::None),
+            // The call has no time left for another, and says as little of the peer as where its own timer is first.
+            None if timeout::is_by_the_channel(&**error) => None,
             // The transport failed.
             None => retry.codes.contains(&Code::Unavailable).then_some(Pushback::None),
         },
@@ -249,7 +251,7 @@ mod tests {
     use hyper_util::rt::TokioIo;
     use tokio::time::sleep;
     use tonic::transport::{Channel, Endpoint};
-    use tower::service_fn;
+    use tower::{ServiceExt as _, service_fn};
 
     use super::*;
 
@@ -327,6 +329,34 @@ mod tests {
         let answer: Result<_, BoxError> =
             call(server, Arc::new(retry), request, Some(Instant::now() + half * 10)).await;
         answer.expect("the second is answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_runs_out_of_time_takes_no_retry_from_another() {
+        let half = Duration::from_millis(500);
+        let retry = Arc::new(Retry::new());
+        for _ in 0..5 {
+            let mut request = Request::new(Body::new(Full::new(Bytes::new())));
+            *request.uri_mut() = Uri::from_static("http://silent/a.B/C");
+            request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(half));
+            let mut silent = to_a_silent_server();
+            std::future::poll_fn(|cx| silent.poll_ready(cx)).await.expect("it listens");
+            let silent = silent.map_err(BoxError::from);
+            let error = call(silent, Arc::clone(&retry), request, Some(Instant::now() + half)).await;
+            assert!(timeout::is_by_the_channel(&*error.expect_err("nobody answers")));
+        }
+        let sent = Mutex::new(0);
+        let server = service_fn(|_: Request<Body>| {
+            let mut sent = sent.lock().expect("no panic");
+            *sent += 1;
+            let status = if *sent == 1 { "14" } else { "0" };
+            std::future::ready(Ok::<_, BoxError>(
+                Response::builder().header("grpc-status", status).body(()).expect("a response"),
+            ))
+        });
+        let request = Request::new(Body::new(Full::new(Bytes::new())));
+        let answer = call(server, retry, request, None).await.expect("answered");
+        assert_eq!(layer::grpc_status(answer.headers()), Some(Code::Ok));
     }
 
     #[tokio::test(start_paused = true)]
