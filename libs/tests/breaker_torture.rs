@@ -247,6 +247,21 @@ fn t12_what_is_forgotten_is_never_what_fails() {
 }
 
 #[test]
+fn t12_a_method_whose_last_call_failed_is_forgotten_unless_failures_in_a_row_are_counted() {
+    for (rules, named) in [(Config::builder(), "peer/B"), (Config::builder().consecutive_failures(5), "peer")] {
+        let clock = Arc::new(ManualClock::default());
+        let registry = Registry::with_clock(clock.clone());
+        let config = rules.build().expect("makes sense");
+        let shared = BreakerLayer::new(registry.breaker("peer", &config));
+        let methods = Methods::new(registry.clone(), shared, config, 1);
+        methods.layer("/A").breaker().admit().expect("closed").finish(Class::Failure);
+        assert_eq!(&**methods.layer("/B").breaker().name(), "peer", "its window is not empty");
+        clock.advance(SECOND * 11);
+        assert_eq!(&**methods.layer("/B").breaker().name(), named);
+    }
+}
+
+#[test]
 fn t12_a_throttle_is_forgotten_once_it_has_nothing_to_remember() {
     let config = Config::builder().failure_rate(None).min_calls(1).throttle(Rate::percent(100));
     let (breaker, clock) = breaker(config);

@@ -254,7 +254,7 @@ impl Breaker {
 
     /// Whether forgetting it would lose nothing but its totals: it is closed by itself, its window is empty, no earlier trip is remembered
     /// and it goes by the rules that it was made with. A count window is as full as it was however long nobody calls, so only a time
-    /// window empties.
+    /// window empties; and where failures in a row open the circuit, its last call did not fail.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let cold = lock(&self.cold);
@@ -262,7 +262,7 @@ impl Breaker {
         let window = self.hot.windows.get(word.window());
         let refused = || window.requests(word.generation(), now).is_some_and(|(requests, _)| requests > 0);
         (word.state(), word.over()) == (State::Closed, Override::None)
-            && self.consecutive(word.generation()) == 0
+            && (cold.config.consecutive_failures.is_none() || self.consecutive(word.generation()) == 0)
             && cold.open_time.remembered(&cold.config, now) == 0
             && window.counts_now(word.generation(), now).total == 0
             && !refused()
