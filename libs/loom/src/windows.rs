@@ -99,3 +99,16 @@ fn a_late_record_cannot_enter_a_new_generations_bucket() {
         assert_eq!(window.sum(1, 0), (1, 0, 0));
     });
 }
+
+#[test]
+fn no_call_is_lost_where_two_are_the_first_after_a_long_rest() {
+    loom::model(|| {
+        // So many buckets later that all cells are emptied first.
+        let window = Arc::new(TimeWindow::new(1, 1));
+        let other = Arc::clone(&window);
+        let thread = thread::spawn(move || other.record(0, 40_000, FAILED));
+        window.record(0, 40_000, FAILED);
+        thread.join().expect("no panic");
+        assert_eq!(window.sum(0, 40_000), (2, 2, 0));
+    });
+}

@@ -10,8 +10,9 @@ use std::sync::OnceLock;
 
 use super::{
     super::core::sync::{
-        AtomicU64,
+        AtomicU64, Mutex,
         Ordering::{Relaxed, SeqCst},
+        lock,
     },
     Mark, Place, newer,
     stripe::{Stripe, thread_number},
@@ -40,6 +41,8 @@ pub(crate) struct TimeWindow {
     buckets: u64,
     /// The newest epoch seen, which is time over width, and beside it its bucket: a remainder costs as much as all the rest.
     head: AtomicU64,
+    /// Held by who empties all cells before the head moves on.
+    emptying: Mutex<()>,
     /// The last bad record: generation and epoch, or nothing yet.
     last_bad: AtomicU64,
     /// Successes in cells that were emptied or used again.
@@ -105,6 +108,7 @@ impl TimeWindow {
             width: width.max(1),
             buckets: u64::from(buckets),
             head: AtomicU64::new(0),
+            emptying: Mutex::new(()),
             last_bad: AtomicU64::new(u64::MAX),
             folded: AtomicU64::new(0),
             lost_races: AtomicU64::new(0),
@@ -187,10 +191,27 @@ impl TimeWindow {
         }
         // Before the head moves: whoever sees the new one finds the cells emptied.
         if epoch - newest >= EPOCHS_AT_REST {
-            self.empty(|_| true);
-        } else if epoch >> SWEEP != newest >> SWEEP {
+            return self.advance_far(epoch);
+        }
+        if epoch >> SWEEP != newest >> SWEEP {
             self.empty(|cell| self.is_left(cell, epoch));
         }
+        self.move_head(epoch)
+    }
+
+    /// One at a time: of several the second would empty what was recorded since the first was done.
+    fn advance_far(&self, epoch: u64) -> u64 {
+        let emptying = lock(&self.emptying);
+        let head = self.head.load(SeqCst);
+        if epoch.saturating_sub(head >> BUCKET) < EPOCHS_AT_REST {
+            drop(emptying);
+            return self.advance(head, epoch);
+        }
+        self.empty(|_| true);
+        self.move_head(epoch)
+    }
+
+    fn move_head(&self, epoch: u64) -> u64 {
         let next = (epoch << BUCKET) | (epoch % self.buckets);
         self.head.fetch_max(next, SeqCst).max(next)
     }
