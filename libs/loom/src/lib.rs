@@ -1,4 +1,4 @@
-//! The breaker's core and windows, compiled with loom's atomics, and every order in which two threads can meet in them.
+//! The breaker's core and windows, compiled with loom's atomics, and every order of two threads in each of a few meetings in them.
 //!
 //! A crate of its own: the same `cfg(loom)` would turn tokio's sockets off, and the core needs none. Without it this is empty.
 #![cfg(loom)]
