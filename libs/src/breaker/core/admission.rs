@@ -152,7 +152,7 @@ impl Breaker {
 
     /// Moves the state on if its time has come, then asks again what it says.
     fn admit_under_lock(&self, seen: Word, now: u64, deadline: u64) -> Result<Ticket, Rejected> {
-        let mut moved: [Option<Transition>; 2] = [None, None];
+        let mut moved = None;
         let answer = {
             let mut cold = lock(&self.cold);
             let word = self.word();
@@ -166,7 +166,7 @@ impl Breaker {
                 State::Closed => Ok(Ticket::counted(word.generation(), now, deadline)),
                 State::Recovering if self.ramp_is_over(now) => {
                     let transition = self.close(&mut cold, now);
-                    moved[0] = Some(transition);
+                    moved = Some(transition);
                     Ok(Ticket::counted(transition.generation, now, deadline))
                 }
                 State::Recovering => Ok(Ticket::counted(word.generation(), now, deadline)),
@@ -175,11 +175,11 @@ impl Breaker {
                     if left > 0 {
                         Err((Reason::Open, left))
                     } else {
-                        moved[0] = Some(self.half_open(&mut cold, now));
+                        moved = Some(self.half_open(&mut cold, now));
                         self.lend(&mut cold, now, deadline)
                     }
                 }
-                State::HalfOpen => match self.expire(&mut cold, now, &mut moved[0]) {
+                State::HalfOpen => match self.expire(&mut cold, now, &mut moved) {
                     // The leases that ended may have opened or closed it.
                     State::HalfOpen => self.lend(&mut cold, now, deadline),
                     State::Open => Err((Reason::Open, self.hot.open_until.load(SeqCst).saturating_sub(now))),
@@ -187,7 +187,7 @@ impl Breaker {
                 },
             }
         };
-        moved.into_iter().flatten().for_each(|transition| self.announce(transition));
+        moved.into_iter().for_each(|transition| self.announce(transition));
         answer.or_else(|(reason, left)| self.refuse(self.word(), reason, left, now, deadline))
     }
 
