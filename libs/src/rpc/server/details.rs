@@ -5,25 +5,19 @@ use tonic::{Code, Status};
 
 use super::methods;
 use crate::{
-    breaker::CircuitOpen,
+    breaker::{CircuitOpen, layer::grpc_status},
     refusal::{Refusal, code_name},
 };
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-
-/// The code in headers or trailers, if there is one.
-pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
-    headers.get(GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
-}
 
 /// Gives a bare error an ErrorInfo whose reason is the code's name, and answers the status of any error as the log may have it.
 ///
 /// Nobody outside is told what went wrong inside: who says INTERNAL or UNKNOWN and nothing more had not meant the text for them.
 pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
     // Of an OK nothing is made only to be thrown away.
-    code(headers).filter(|code| *code != Code::Ok)?;
+    grpc_status(headers).filter(|code| *code != Code::Ok)?;
     let status = Status::from_header_map(headers)?;
     if headers.contains_key(DETAILS) {
         // A breaker's refusal, passed on: whoever would try again here would come to the same open circuit.

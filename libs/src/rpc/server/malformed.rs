@@ -17,8 +17,7 @@ use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::details;
-use crate::refusal::Refusal;
+use crate::{breaker::layer::grpc_status, refusal::Refusal};
 
 /// What tonic and prost begin with where a message or its frame can't be read.
 const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error: received message with"];
@@ -90,7 +89,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for Malforme
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
-        if details::code(response.headers()) != Some(Code::Internal) {
+        if grpc_status(response.headers()) != Some(Code::Internal) {
             return Poll::Ready(Ok(response));
         }
         let refusal = Status::from_header_map(response.headers()).and_then(|status| this.reached.blames(&status));

@@ -16,9 +16,8 @@ use tower::{Layer, Service};
 use super::{
     Methods, ServerBody,
     call::{Call, Quiet, Shared},
-    details,
 };
-use crate::{rpc::shed, telemetry::ServerMetrics};
+use crate::{breaker::layer::grpc_status, rpc::shed, telemetry::ServerMetrics};
 
 /// Traces, logs and measures calls, completes their errors, and ends their streams when the server drains.
 #[derive(Clone, Debug)]
@@ -94,7 +93,7 @@ impl<F: Future<Output = Result<Response<B>, Infallible>>, B> Future for ObserveF
         let Some(mut call) = this.call.take() else { return Poll::Ready(Ok(response.map(ServerBody::finished))) };
         call.quiet = shed::was_shed(&response).then_some(Quiet::Shed);
         // A status among the headers is the whole answer: tonic sends the errors of unary calls so.
-        if details::code(response.headers()).is_some() {
+        if grpc_status(response.headers()).is_some() {
             call.finish(response.headers_mut());
             return Poll::Ready(Ok(response.map(ServerBody::finished)));
         }
