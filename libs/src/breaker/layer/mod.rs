@@ -9,11 +9,13 @@ mod ending;
 mod future;
 mod grpc_timeout;
 mod methods;
+#[cfg(feature = "rpc")]
+mod pushback;
 mod service;
 mod watch;
 
 #[cfg(feature = "rpc")]
-pub(crate) use self::{ending::was_refused_on_the_way, watch::Judge};
+pub(crate) use self::{ending::was_refused_on_the_way, pushback::Pushback, watch::Judge};
 
 pub use self::{
     body::CircuitBody,

@@ -21,14 +21,14 @@ use tower::Service;
 use super::{
     endpoints::{EndpointFuture, Endpoints},
     http_status::in_grpc,
-    retry::{Pushback, Retry},
+    retry::Retry,
     timeout,
     unprocessed::was_not_processed,
 };
 use crate::{
     breaker::{
         Circuit, CircuitOpen,
-        layer::{self, BoxError, CircuitBody},
+        layer::{self, BoxError, CircuitBody, Pushback},
     },
     rpc::deadline::{GRPC_TIMEOUT, format_grpc_timeout},
 };
