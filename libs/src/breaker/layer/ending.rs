@@ -11,11 +11,13 @@ use super::super::{
     Class, Classes,
     rejection::{is_draining, is_our_refusal},
 };
-use super::watch::{Watch, rules};
+use super::{
+    pushback::Pushback,
+    watch::{Watch, rules},
+};
 
 static STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-static PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The code that headers or trailers carry, if they carry one. A number nobody knows is UNKNOWN.
 #[inline]
@@ -138,9 +140,11 @@ pub(super) fn truncated(watch: Watch) {
 
 /// The pause that the peer asks for.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
-    let pushback = headers.get(&PUSHBACK).and_then(|pushback| pushback.to_str().ok()?.parse().ok());
-    // "Not at all", -1, says nothing of when.
-    pushback.map(Duration::from_millis).or_else(|| pause_of(&status_with_details(headers)?))
+    match Pushback::of(headers) {
+        Pushback::After(pause) => Some(pause),
+        // "Not at all" says nothing of when.
+        Pushback::None | Pushback::Never => pause_of(&status_with_details(headers)?),
+    }
 }
 
 fn pause_of(status: &Status) -> Option<Duration> {
@@ -203,15 +207,23 @@ mod tests {
             let mut headers = HeaderMap::from_iter([
                 (STATUS.clone(), value(code.as_bytes())),
                 (DETAILS.clone(), value(&details)),
-                (PUSHBACK.clone(), value(&pushback)),
+                (HeaderName::from_static("grpc-retry-pushback-ms"), value(&pushback)),
             ]);
             was_refused_on_the_way(Code::Unavailable, &headers);
-            let told = std::str::from_utf8(&pushback).ok().and_then(|text| text.parse().ok());
-            if let Some(millis) = told {
-                prop_assert_eq!(pause(&headers), Some(Duration::from_millis(millis)));
+            if let Pushback::After(told) = Pushback::of(&headers) {
+                prop_assert_eq!(pause(&headers), Some(told));
             }
             drop_unreadable_details(&mut headers);
             Status::from_header_map(&headers);
+        }
+    }
+
+    #[test]
+    fn a_pushback_that_is_no_time_lengthens_nothing() {
+        for (told, millis) in [("250", Some(250)), ("-1", None), ("+5", None), ("2147483648", None)] {
+            let name = HeaderName::from_static("grpc-retry-pushback-ms");
+            let headers = HeaderMap::from_iter([(name, HeaderValue::from_static(told))]);
+            assert_eq!(pause(&headers), millis.map(Duration::from_millis), "{told}");
         }
     }
 }

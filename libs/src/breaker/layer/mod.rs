@@ -9,7 +9,6 @@ mod ending;
 mod future;
 mod grpc_timeout;
 mod methods;
-#[cfg(feature = "rpc")]
 mod pushback;
 mod service;
 mod watch;

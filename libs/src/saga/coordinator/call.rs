@@ -11,7 +11,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{Shared, looks::owner_unread, spans};
 use crate::{
-    breaker::CircuitOpen,
+    breaker::{CircuitOpen, layer::Pushback},
     refusal::Refusal,
     rpc::{
         carried,
@@ -33,8 +33,6 @@ const GRACE: Duration = Duration::from_millis(100);
 const NO_MORE: Duration = Duration::from_secs(60);
 /// Why a call has not left.
 const CROWDED: &str = "too many calls are under way in this process: a participant is slow";
-/// What gRPC servers say about when to call again, in milliseconds.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// What is known of whose a saga is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -208,9 +206,11 @@ fn is_circuit_to(participant: &str, open: &CircuitOpen) -> bool {
 }
 
 fn pushback(status: &Status) -> Option<Duration> {
-    let text = status.metadata().get(PUSHBACK)?.to_str().ok()?;
-    let millis: i64 = text.parse().ok()?;
-    Some(u64::try_from(millis).map_or(NO_MORE, Duration::from_millis))
+    match Pushback::of(status.metadata().as_ref()) {
+        Pushback::None => None,
+        Pushback::After(wait) => Some(wait),
+        Pushback::Never => Some(NO_MORE),
+    }
 }
 
 #[cfg(test)]
@@ -261,5 +261,14 @@ mod tests {
         assert_eq!(asking(Duration::ZERO), Some(Duration::from_millis(100)));
         assert_eq!(asking(Duration::from_secs(5)), Some(Duration::from_secs(5)));
         assert_eq!(asking(Duration::from_secs(86_400)), Some(NO_MORE));
+        let pushing = |told: &'static str| {
+            let mut status = Status::unavailable("not now");
+            status.metadata_mut().insert("grpc-retry-pushback-ms", told.parse().expect("ASCII"));
+            judged(status).refusal.retry_after
+        };
+        assert_eq!(pushing("5000"), Some(Duration::from_secs(5)));
+        for never in ["-1", "soon", "+5", "2147483648"] {
+            assert_eq!(pushing(never), Some(NO_MORE), "{never}");
+        }
     }
 }
