@@ -23,6 +23,7 @@ mod projection;
 mod query;
 mod read;
 mod rebuild;
+mod rebuild_error;
 mod subscription;
 pub mod testing;
 mod token;
@@ -45,7 +46,7 @@ pub use self::{
     projection::{Decode, Projection, ProjectionError, Projections, events_of, events_of_kind},
     query::{Changes, Outgoing},
     read::ReadSide,
-    rebuild::RebuildError,
+    rebuild_error::RebuildError,
     subscription::OtherLog,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
     upcast::Upcasters,

@@ -8,7 +8,8 @@ use super::{
     Views,
     folding::is_too_much,
     log::{MOST_BYTES, bytes},
-    rebuild::{RebuildError, whole},
+    rebuild::whole,
+    rebuild_error::RebuildError,
     views::State,
 };
 use crate::journal::{Event, sql};
