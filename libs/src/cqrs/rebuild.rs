@@ -23,14 +23,25 @@ pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
 pub(super) struct Rebuilt {
     views: Views,
     beside: Beside,
-    /// How far the old ones were before. These have all that the log had up to there.
+    /// How far the old ones were when they were looked at last. These have all that the log had up to there.
     old: i64,
     /// Where the stream ended that they go on with: up to there they have all, whatever the stream holds.
     stream: i64,
 }
 
-/// Views that others were to take the place of, how far they are if those have, and the place of those.
-type Replaced = (Views, Result<i64, RebuildError>, Option<Beside>);
+/// What came of putting views in the place of others.
+enum Replaced {
+    /// How far they are if they are there, and what is left beside them.
+    Ended(Result<i64, RebuildError>, Option<Beside>),
+    /// The old ones went on to there while they were made, or were made anew themselves.
+    Behind(Box<Rebuilt>, i64),
+}
+
+/// The same, before it is known what becomes of the views.
+enum Taken {
+    All(i64),
+    Behind(i64),
+}
 
 /// What views are made anew from, and beside what.
 struct Plan {
@@ -48,15 +59,22 @@ impl Views {
     ///
     /// # Errors
     /// When the database or the log fails, or an event can't be folded. Nothing is changed then.
-    pub async fn rebuild(self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
-        let rebuilt = self.plan().build(&mut progress).await?;
-        let (old, ended, beside) = self.replace(rebuilt).await?;
+    pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
+        let mut rebuilt = self.plan().build(&mut progress).await?;
+        let (ended, beside) = loop {
+            let (old, replaced) = self.replace(rebuilt).await?;
+            self = old;
+            match replaced {
+                Replaced::Ended(ended, beside) => break (ended, beside),
+                Replaced::Behind(behind, old) => rebuilt = behind.go_on(old).await?,
+            }
+        };
         if let Some(beside) = beside {
             remove(beside).await;
         }
         let head = ended?;
         progress(head, head);
-        old.writer.close().await;
+        self.writer.close().await;
         Ok(())
     }
 
@@ -88,7 +106,14 @@ impl Views {
             }
         };
         let (views, ended, beside) = match rebuilt {
-            Ok(rebuilt) => self.replace(rebuilt).await?,
+            Ok(rebuilt) => match self.replace(rebuilt).await? {
+                (views, Replaced::Ended(ended, beside)) => (views, ended, beside),
+                // Another service may be out by now: the old ones don't wait for it.
+                (mut views, Replaced::Behind(behind, old)) => {
+                    views.rebuilding.spawn(async move { (telling, behind.go_on(old).await) });
+                    return Ok(views);
+                }
+            },
             Err(error) => (self, Err(error), None),
         };
         let word = match ended {
@@ -136,82 +161,100 @@ impl Views {
 
     /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go. On a server what is
     /// left beside them is to be removed then.
-    async fn replace(mut self, rebuilt: Rebuilt) -> Result<Replaced, sql::Error> {
+    async fn replace(mut self, rebuilt: Rebuilt) -> Result<(Self, Replaced), sql::Error> {
         if self.writer.is_shared() {
-            let (ended, beside) = self.put_in_place(rebuilt).await;
-            return Ok((self, ended, Some(beside)));
+            let replaced = self.put_in_place(rebuilt).await;
+            return Ok((self, replaced));
         }
         let runtime = Handle::current();
         let replacing = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
-                let (ended, beside) = self.put_in_place(rebuilt).await;
-                remove(beside).await;
-                Ok((self, ended, None))
+                let mut replaced = self.put_in_place(rebuilt).await;
+                if let Replaced::Ended(_, beside) = &mut replaced
+                    && let Some(beside) = beside.take()
+                {
+                    remove(beside).await;
+                }
+                Ok((self, replaced))
             })
         });
         joined(replacing.await)
     }
 
-    async fn put_in_place(&mut self, rebuilt: Rebuilt) -> (Result<i64, RebuildError>, Beside) {
-        let Rebuilt { views, beside, old, stream } = rebuilt;
-        let replaced = match self.writer.attach(beside.location()).await {
+    async fn put_in_place(&mut self, mut rebuilt: Rebuilt) -> Replaced {
+        let taken = match self.writer.attach(rebuilt.beside.location()).await {
             Ok(()) => {
-                let replaced = self.take_tables(views, old, stream).await;
-                self.writer.detach().await.map_err(RebuildError::from).and(replaced)
+                let taken = self.take_tables(&mut rebuilt).await;
+                self.writer.detach().await.map_err(RebuildError::from).and(taken)
             }
-            Err(error) => {
-                drop(views);
-                Err(error.into())
-            }
+            Err(error) => Err(error.into()),
         };
-        (replaced, beside)
+        let ended = match taken {
+            Ok(Taken::Behind(old)) => return Replaced::Behind(rebuilt.into(), old),
+            Ok(Taken::All(reached)) => Ok(reached),
+            Err(error) => Err(error),
+        };
+        let Rebuilt { views, beside, .. } = rebuilt;
+        views.writer.close().await;
+        Replaced::Ended(ended, Some(beside))
     }
 
-    async fn take_tables(&mut self, mut rebuilt: Self, mut seen: i64, stream: i64) -> Result<i64, RebuildError> {
-        loop {
-            let mut transaction = self.writer.begin().await?;
-            let names = self.projections.iter().map(|state| state.fold.name());
-            let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
-            let reached = lowest(&rebuilt.projections).max(stream);
-            // They need not come as far as old ones of another log, which went further than this one does.
-            if reached < old && seen != old {
-                // The old ones went on while they were made, or were made anew themselves: a query must not see less than before.
-                transaction.rollback().await?;
-                rebuilt = whole(rebuilt.fold_to(old, |_, _| {}).await?)?;
-                seen = old;
-                continue;
-            }
-            // Else the tables would lack for good what counts as folded.
-            let names = rebuilt.projections.iter().map(|state| state.fold.name());
-            let made = checkpoints::read_beside(names, &rebuilt.location, &mut transaction).await?;
-            if rebuilt.projections.iter().zip(made).any(|(state, made)| made < state.checkpoint) {
-                transaction.rollback().await?;
-                return Err(RebuildError::Lost);
-            }
-            // One may be further than the others, where a fold was cut short.
-            let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
-            for (state, &checkpoint) in self.projections.iter().zip(&stand) {
-                for table in state.fold.tables() {
-                    for sql in store::replacing(table, &self.location, &rebuilt.location) {
-                        transaction.execute(&sql, Vec::new()).await?;
-                    }
-                }
-                checkpoints::store(state.fold.name(), checkpoint, &mut transaction).await?;
-            }
-            transaction.commit().await?;
-            // What came before may be of a log that was lost since; who was parked may hold much of it.
-            self.log.begin_again();
-            // Another service may have nothing more to say of it for long.
-            let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
-            for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
-                state.go_on(checkpoint);
-                if let Some(end) = end {
-                    state.standing.ends(end);
+    async fn take_tables(&mut self, rebuilt: &mut Rebuilt) -> Result<Taken, RebuildError> {
+        let Rebuilt { views: rebuilt, old: seen, stream, .. } = rebuilt;
+        let stream = *stream;
+        let mut transaction = self.writer.begin().await?;
+        let names = self.projections.iter().map(|state| state.fold.name());
+        let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
+        let reached = lowest(&rebuilt.projections).max(stream);
+        // A query must not see less than before. They need not come as far as old ones of another log, which went further than this one
+        // does.
+        if reached < old && *seen != old {
+            transaction.rollback().await?;
+            return Ok(Taken::Behind(old));
+        }
+        // Else the tables would lack for good what counts as folded.
+        let names = rebuilt.projections.iter().map(|state| state.fold.name());
+        let made = checkpoints::read_beside(names, &rebuilt.location, &mut transaction).await?;
+        if rebuilt.projections.iter().zip(made).any(|(state, made)| made < state.checkpoint) {
+            transaction.rollback().await?;
+            return Err(RebuildError::Lost);
+        }
+        // One may be further than the others, where a fold was cut short.
+        let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
+        for (state, &checkpoint) in self.projections.iter().zip(&stand) {
+            for table in state.fold.tables() {
+                for sql in store::replacing(table, &self.location, &rebuilt.location) {
+                    transaction.execute(&sql, Vec::new()).await?;
                 }
             }
-            self.caught_up.send_replace(lowest(&self.projections));
-            rebuilt.writer.close().await;
-            return Ok(reached);
+            checkpoints::store(state.fold.name(), checkpoint, &mut transaction).await?;
+        }
+        transaction.commit().await?;
+        // What came before may be of a log that was lost since; who was parked may hold much of it.
+        self.log.begin_again();
+        // Another service may have nothing more to say of it for long.
+        let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
+        for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
+            state.go_on(checkpoint);
+            if let Some(end) = end {
+                state.standing.ends(end);
+            }
+        }
+        self.caught_up.send_replace(lowest(&self.projections));
+        Ok(Taken::All(reached))
+    }
+}
+
+impl Rebuilt {
+    /// Folds what the old ones had folded meanwhile.
+    async fn go_on(self, old: i64) -> Result<Self, RebuildError> {
+        let Self { views, beside, stream, .. } = self;
+        match views.fold_to(old, |_, _| {}).await.and_then(whole) {
+            Ok(views) => Ok(Self { views, beside, old, stream }),
+            Err(error) => {
+                remove(beside).await;
+                Err(error)
+            }
         }
     }
 }
@@ -337,8 +380,8 @@ mod tests {
         rebuilt.views.projections[1].parked = true;
         (rebuilt.views, _) = rebuilt.views.catch_up_once().await.unwrap();
         rebuilt.views.projections[1].parked = false;
-        let (views, ended, _) = views.replace(rebuilt).await.unwrap();
-        assert_eq!(ended.unwrap(), 10);
+        let (views, replaced) = views.replace(rebuilt).await.unwrap();
+        assert!(matches!(replaced, Replaced::Ended(Ok(10), _)));
         let views = views.fold_to(15, |_, _| {}).await.unwrap();
         let read = views.read_side("test", Duration::ZERO);
         for table in &COUNTS {

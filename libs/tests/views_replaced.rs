@@ -1,0 +1,159 @@
+//! How views that were made anew take the place of those that are read.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+mod schema;
+mod squeamish;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use libs::{
+    breaker::Registry,
+    cqrs::{Board, Log, Outbox, Outgoing, Projections, ReadSide, Views},
+    journal::{Journal, Location},
+    rpc::client::{PeerOptions, Peers},
+};
+use proto::{
+    events::v1::{
+        Event, SubscribeRequest, SubscribeResponse,
+        event_service_server::{EventService, EventServiceServer},
+    },
+    projections::v1::{
+        RebuildProjectionsRequest, RebuildProjectionsResponse,
+        projection_command_service_server::ProjectionCommandService as _,
+    },
+};
+use schema::{PATIENCE, change, note};
+use squeamish::{SEEN, Squeamish};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+/// Less than a statement may wait for a lock.
+const SOON: Duration = Duration::from_secs(8);
+
+/// Views that run, over the events of `source`.
+struct Running {
+    read: ReadSide,
+    board: Board,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(location: Location, log: Log, projections: &Projections) -> Self {
+        let views = Views::open(location, log, projections).await.unwrap();
+        let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+        views.show_on(&board, "source");
+        Self { read, board, task: tokio::spawn(async { views.run().await.unwrap() }) }
+    }
+
+    async fn count(location: Location, log: Log) -> Self {
+        Self::start(location, log, &Projections::new().with(Squeamish::default())).await
+    }
+
+    /// Has the views made anew. What was told of it last comes when it has ended.
+    async fn anew(&self) -> JoinHandle<Result<Vec<RebuildProjectionsResponse>, Status>> {
+        let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
+        let told = self.board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+        tokio::spawn(async { timeout(PATIENCE, told.try_collect()).await.expect("it has no end") })
+    }
+
+    /// Waits until they have come so far, and answers what they count of `a`.
+    async fn at(&self, position: i64) -> i64 {
+        let comes = timeout(SOON, self.read.wait_for_position(position)).await;
+        comes.unwrap_or_else(|_| panic!("the views stand still before {position}")).unwrap();
+        let read = timeout(SOON, self.read.document(&SEEN, "a")).await;
+        read.expect("queries are answered").unwrap().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A service that is out once somebody makes views of it anew, but for who follows it already.
+struct Leaving {
+    outbox: Outbox,
+    asked: Arc<AtomicUsize>,
+    is_out: Arc<AtomicBool>,
+    may: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl EventService for Leaving {
+    type SubscribeStream = Outgoing<SubscribeResponse>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 1 {
+            let event = |position| Event { position, kind: "note".to_owned(), id: "a".to_owned(), ..Event::default() };
+            let events = (1..=2).map(event).collect();
+            let stretch = SubscribeResponse { after_position: 0, events, position: 2, head: 2 };
+            self.may.acquire().await.unwrap().forget();
+            return Ok(Response::new(futures::stream::iter([Ok(stretch)]).chain(futures::stream::pending()).boxed()));
+        }
+        if self.is_out.load(Ordering::SeqCst) {
+            return Err(Status::unavailable("it is stopped"));
+        }
+        self.outbox.subscribe(request).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_is_out_once_views_of_it_are_made_anew_holds_up_none_that_follow() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
+    let (asked, is_out, may) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Semaphore::new(0));
+    let may = Arc::new(may);
+    let outbox = Outbox::new("source", Log::of(&journal));
+    let leaving = Leaving { outbox, asked: Arc::clone(&asked), is_out: Arc::clone(&is_out), may: Arc::clone(&may) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let server = Server::builder().add_service(EventServiceServer::new(leaving));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+    let peer = peers.connect_with("source", &PeerOptions::stream()).unwrap();
+    let log = Log::of_service(peer, &["note"]);
+    let running = Running::count(database::location(folder.path(), "views"), log).await;
+    let come = async |times: usize| {
+        let come = async {
+            while asked.load(Ordering::SeqCst) < times {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(PATIENCE, come).await.unwrap_or_else(|_| panic!("it is not asked {times} times"));
+    };
+
+    journal.submit(note("a")).await.unwrap();
+    journal.submit(change("a")).await.unwrap();
+    assert_eq!(running.at(2).await, 2);
+    let told = running.anew().await;
+    come(2).await;
+    journal.submit(change("a")).await.unwrap();
+    assert_eq!(running.at(3).await, 3);
+    is_out.store(true, Ordering::SeqCst);
+    may.add_permits(1);
+    // The new ones lack the last one.
+    come(3).await;
+    journal.submit(change("a")).await.unwrap();
+    assert_eq!(running.at(4).await, 4);
+    is_out.store(false, Ordering::SeqCst);
+    told.await.unwrap().expect("they are made anew");
+    journal.submit(change("a")).await.unwrap();
+    assert_eq!(running.at(5).await, 5);
+}
