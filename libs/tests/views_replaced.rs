@@ -31,7 +31,8 @@ use proto::{
         projection_command_service_server::ProjectionCommandService as _,
     },
 };
-use schema::{PATIENCE, change, note};
+use schema::{PATIENCE, Schema, change, note};
+use sqlx::{AssertSqlSafe, PgConnection};
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 use tokio::{
@@ -85,6 +86,45 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Waits until the server says that it is so.
+async fn until(session: &mut PgConnection, so: &str) {
+    let sql = format!("SELECT {so}");
+    let is_so = async {
+        while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(&*sql)).fetch_one(&mut *session).await.unwrap() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("it never came to {so}"));
+}
+
+async fn run(session: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.unwrap();
+}
+
+/// As `pg_dump` does, or a transaction that somebody has left open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_the_old_views_on_holds_up_no_query_and_the_new_ones_take_their_place_afterwards() {
+    const TRIED: &str = "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'seen'::regclass)";
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let running = Running::count(journal.location().views(), Log::of(&journal)).await;
+    journal.submit(note("a")).await.unwrap();
+    assert_eq!(running.at(1).await, 1);
+    let (mut reader, mut session) = (schema.connect().await, schema.connect().await);
+    run(&mut reader, "BEGIN; SELECT count(*) FROM seen").await;
+    let told = running.anew().await;
+    for position in 2..4 {
+        until(&mut session, TRIED).await;
+        journal.submit(change("a")).await.unwrap();
+        assert_eq!(running.at(position).await, position);
+        until(&mut session, &format!("NOT {TRIED}")).await;
+    }
+    run(&mut reader, "COMMIT").await;
+    told.await.unwrap().expect("they are made anew");
+    journal.submit(change("a")).await.unwrap();
+    assert_eq!(running.at(4).await, 4);
 }
 
 /// A service that is out once somebody makes views of it anew, but for who follows it already.

@@ -4,7 +4,9 @@
 //! same projector folds into it, from the first event on, so a projection knows nothing of it. Whatever becomes of it, the old views are
 //! whole until the new ones are in their place.
 
-use tokio::{runtime::Handle, task::JoinError};
+use std::time::Duration;
+
+use tokio::{runtime::Handle, task::JoinError, time::Instant};
 
 use super::{
     Log, Projections, Views,
@@ -12,8 +14,18 @@ use super::{
     checkpoints,
     rebuild_error::RebuildError,
     turns::{joined, lowest},
+    views::State,
 };
-use crate::journal::{Beside, Location, sql, store};
+use crate::journal::{
+    Beside, Location,
+    sql::{self, Transaction},
+    store,
+};
+
+/// How long to leave alone who goes on reading the old views, and how long that may last: a dump ends, a transaction that was left open may
+/// not.
+const PAUSE: Duration = Duration::from_secs(2);
+const MOST_HELD: Duration = Duration::from_secs(600);
 
 /// Views under way beside others, and who is told.
 pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
@@ -27,20 +39,27 @@ pub(super) struct Rebuilt {
     old: i64,
     /// Where the stream ended that they go on with: up to there they have all, whatever the stream holds.
     stream: i64,
+    /// Since when somebody goes on reading the old ones.
+    held: Option<Instant>,
 }
 
 /// What came of putting views in the place of others.
 enum Replaced {
     /// How far they are if they are there, and what is left beside them.
     Ended(Result<i64, RebuildError>, Option<Beside>),
-    /// The old ones went on to there while they were made, or were made anew themselves.
-    Behind(Box<Rebuilt>, i64),
+    /// They are to go on first.
+    NotYet(Box<Rebuilt>, Wait),
 }
 
-/// The same, before it is known what becomes of the views.
-enum Taken {
-    All(i64),
+/// How far they are, unless they are to go on first.
+type Taken = Result<i64, Wait>;
+
+/// What is to come before views take the place of others.
+enum Wait {
+    /// The old ones went on to there while they were made, or were made anew themselves.
     Behind(i64),
+    /// Somebody goes on reading the old ones.
+    Held,
 }
 
 /// What views are made anew from, and beside what.
@@ -66,7 +85,7 @@ impl Views {
             self = old;
             match replaced {
                 Replaced::Ended(ended, beside) => break (ended, beside),
-                Replaced::Behind(behind, old) => rebuilt = behind.go_on(old).await?,
+                Replaced::NotYet(waiting, wait) => rebuilt = waiting.go_on(wait).await?,
             }
         };
         if let Some(beside) = beside {
@@ -108,9 +127,9 @@ impl Views {
         let (views, ended, beside) = match rebuilt {
             Ok(rebuilt) => match self.replace(rebuilt).await? {
                 (views, Replaced::Ended(ended, beside)) => (views, ended, beside),
-                // Another service may be out by now: the old ones don't wait for it.
-                (mut views, Replaced::Behind(behind, old)) => {
-                    views.rebuilding.spawn(async move { (telling, behind.go_on(old).await) });
+                // That may take long, and another service may be out by now: the old ones don't wait for it.
+                (mut views, Replaced::NotYet(rebuilt, wait)) => {
+                    views.rebuilding.spawn(async move { (telling, rebuilt.go_on(wait).await) });
                     return Ok(views);
                 }
             },
@@ -128,6 +147,7 @@ impl Views {
                     | RebuildError::OtherLog(_)
                     | RebuildError::OtherStream { .. }
                     | RebuildError::Lost
+                    | RebuildError::Held
                     | RebuildError::UnknownEnd(_) => error.to_string(),
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
@@ -190,8 +210,19 @@ impl Views {
             Err(error) => Err(error.into()),
         };
         let ended = match taken {
-            Ok(Taken::Behind(old)) => return Replaced::Behind(rebuilt.into(), old),
-            Ok(Taken::All(reached)) => Ok(reached),
+            Ok(Ok(reached)) => Ok(reached),
+            Ok(Err(wait)) => return Replaced::NotYet(rebuilt.into(), wait),
+            Err(RebuildError::Database(error)) if error.is_in_the_way() => {
+                let location = &self.location;
+                let since = *rebuilt.held.get_or_insert_with(|| {
+                    tracing::info!(views = %location, %error, "the new views wait for who reads the old ones");
+                    Instant::now()
+                });
+                if since.elapsed() < MOST_HELD {
+                    return Replaced::NotYet(rebuilt.into(), Wait::Held);
+                }
+                Err(RebuildError::Held)
+            }
             Err(error) => Err(error),
         };
         let Rebuilt { views, beside, .. } = rebuilt;
@@ -210,7 +241,7 @@ impl Views {
         // does.
         if reached < old && *seen != old {
             transaction.rollback().await?;
-            return Ok(Taken::Behind(old));
+            return Ok(Err(Wait::Behind(old)));
         }
         // Else the tables would lack for good what counts as folded.
         let names = rebuilt.projections.iter().map(|state| state.fold.name());
@@ -221,13 +252,12 @@ impl Views {
         }
         // One may be further than the others, where a fold was cut short.
         let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
-        for (state, &checkpoint) in self.projections.iter().zip(&stand) {
-            for table in state.fold.tables() {
-                for sql in store::replacing(table, &self.location, &rebuilt.location) {
-                    transaction.execute(&sql, Vec::new()).await?;
-                }
+        let places = [&self.location, &rebuilt.location];
+        if let Err(error) = put(&self.projections, &stand, places, &mut transaction).await {
+            if error.is_in_the_way() {
+                transaction.rollback().await?;
             }
-            checkpoints::store(state.fold.name(), checkpoint, &mut transaction).await?;
+            return Err(error.into());
         }
         transaction.commit().await?;
         // What came before may be of a log that was lost since; who was parked may hold much of it.
@@ -241,16 +271,20 @@ impl Views {
             }
         }
         self.caught_up.send_replace(lowest(&self.projections));
-        Ok(Taken::All(reached))
+        Ok(Ok(reached))
     }
 }
 
 impl Rebuilt {
-    /// Folds what the old ones had folded meanwhile.
-    async fn go_on(self, old: i64) -> Result<Self, RebuildError> {
-        let Self { views, beside, stream, .. } = self;
+    /// Leaves who reads the old ones alone for a while, or folds what those had folded meanwhile.
+    async fn go_on(self, wait: Wait) -> Result<Self, RebuildError> {
+        let Wait::Behind(old) = wait else {
+            tokio::time::sleep(PAUSE).await;
+            return Ok(self);
+        };
+        let Self { views, beside, stream, held, .. } = self;
         match views.fold_to(old, |_, _| {}).await.and_then(whole) {
-            Ok(views) => Ok(Self { views, beside, old, stream }),
+            Ok(views) => Ok(Self { views, beside, old, stream, held }),
             Err(error) => {
                 remove(beside).await;
                 Err(error)
@@ -265,7 +299,7 @@ impl Plan {
         let beside = Beside::make(&self.here).await?;
         let old = self.old;
         match self.build_in(beside.location(), progress).await {
-            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream }),
+            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream, held: None }),
             Err(error) => {
                 // What it took of the disk may be all that was left.
                 remove(beside).await;
@@ -292,6 +326,24 @@ impl Plan {
             _ => Ok((views, reached)),
         }
     }
+}
+
+/// Puts all tables that were made beside these in the place of the ones that are here, and how far they are.
+async fn put(
+    projections: &[State],
+    stand: &[i64],
+    [here, beside]: [&Location; 2],
+    transaction: &mut Transaction<'_>,
+) -> Result<(), sql::Error> {
+    for (state, &checkpoint) in projections.iter().zip(stand) {
+        for table in state.fold.tables() {
+            for sql in store::replacing(table, here, beside) {
+                transaction.execute(&sql, Vec::new()).await?;
+            }
+        }
+        checkpoints::store(state.fold.name(), checkpoint, transaction).await?;
+    }
+    Ok(())
 }
 
 /// Leaves nothing beside the views.

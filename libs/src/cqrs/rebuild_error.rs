@@ -23,6 +23,12 @@ pub enum RebuildError {
         "the views were not made anew and are as they were: the server has lost the last of them; make them anew once more"
     )]
     Lost,
+    /// Somebody has read the old ones for too long.
+    #[error(
+        "the views were not made anew and are as they were: somebody goes on reading those, as a dump does or a transaction that was left \
+         open (pg_locks says who); make them anew once more when that has ended"
+    )]
+    Held,
     /// It isn't known whether the stream that they would go on with is a copy of the log.
     #[error("the views were not made anew and are as they were: {0}; make them anew once it can be asked")]
     UnknownEnd(#[from] UnknownEnd),

@@ -57,7 +57,8 @@ pub fn name_beside(table: &Table, beside: &Location) -> String {
 }
 
 /// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached; on
-/// PostgreSQL whoever has rights on the old one has them on the new one.
+/// PostgreSQL whoever has rights on the old one has them on the new one, and it fails at once where somebody goes on reading either:
+/// [`Error::is_in_the_way`].
 #[must_use]
 pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {
     let name = table.name;
@@ -66,7 +67,9 @@ pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<Strin
         (Location::Postgres { schema: here, .. }, Location::Postgres { schema: beside, .. }) => {
             let (here, beside) = (quoted(here), quoted(beside));
             let (old, new) = (format!("{here}.{name}"), format!("{beside}.{name}"));
-            vec![granting(&old, &new), drop, format!("ALTER TABLE {new} SET SCHEMA {here}")]
+            // While it waits for who reads on, whoever wants to read waits behind it.
+            let briefly = "SET LOCAL lock_timeout = '500ms'".to_owned();
+            vec![briefly, granting(&old, &new), drop, format!("ALTER TABLE {new} SET SCHEMA {here}")]
         }
         _ => {
             let mut statements = vec![drop];

@@ -29,6 +29,17 @@ impl Error {
             _ => false,
         }
     }
+
+    /// True where others hold what was waited for, for too long or in a circle.
+    #[must_use]
+    pub fn is_in_the_way(&self) -> bool {
+        match self {
+            Self::Postgres(sqlx::Error::Database(said)) => {
+                said.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Waits for what a server was asked, within bounds.
