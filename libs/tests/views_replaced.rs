@@ -127,6 +127,18 @@ async fn who_reads_the_old_views_on_holds_up_no_query_and_the_new_ones_take_thei
     assert_eq!(running.at(4).await, 4);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_what_a_killed_process_left_does_not_keep_views_from_being_made_anew() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    let running = Running::count(journal.location().views(), Log::of(&journal)).await;
+    let (mut reader, left) = (schema.connect().await, format!("{}_anew_left", schema.name));
+    run(&mut reader, &format!("CREATE SCHEMA {left}; CREATE TABLE {left}.seen (id TEXT)")).await;
+    run(&mut reader, &format!("BEGIN; SELECT FROM {left}.seen")).await;
+    running.anew().await.await.unwrap().expect("they are made anew");
+    run(&mut reader, &format!("COMMIT; DROP SCHEMA {left} CASCADE")).await;
+}
+
 /// A service that is out once somebody makes views of it anew, but for who follows it already.
 struct Leaving {
     outbox: Outbox,

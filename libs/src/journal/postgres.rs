@@ -172,7 +172,6 @@ impl Server {
             #[cfg(test)]
             Way::Simulated(_) => return Err(failed(Error::Closed)),
         };
-        postgres::execute(&mut session, "SET lock_timeout = 0", &[]).await.map_err(failed)?;
         let sql = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
         postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED).into()]).await.map_err(failed)?;
         Ok(session)
