@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod link;
 mod schema;
 mod squeamish;
 
@@ -21,6 +22,7 @@ use libs::{
     journal::{Journal, Location},
     rpc::client::{PeerOptions, Peers},
 };
+use link::Cut;
 use proto::{
     events::v1::{
         Event, SubscribeRequest, SubscribeResponse,
@@ -208,4 +210,29 @@ async fn a_service_that_is_out_once_views_of_it_are_made_anew_holds_up_none_that
     told.await.unwrap().expect("they are made anew");
     journal.submit(change("a")).await.unwrap();
     assert_eq!(running.at(5).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whether_views_are_made_anew_is_not_known_where_the_last_answer_does_not_come() {
+    let Some(schema) = Schema::new() else { return };
+    let (journal, (linked, cut)) = (schema.open().await, link::to(&schema).await);
+    let running = Running::count(linked.views(), Log::of(&journal)).await;
+    journal.submit(note("a")).await.unwrap();
+    assert_eq!(running.at(1).await, 1);
+    // Whoever puts them in place waits for a turn.
+    let (mut other, mut session) = (schema.connect().await, schema.connect().await);
+    let key = format!("hashtextextended('trellis/{}/views', 0)", schema.name);
+    run(&mut other, &format!("SELECT pg_advisory_lock({key})")).await;
+    let told = running.anew().await;
+    let waits = format!(
+        "EXISTS (SELECT FROM pg_locks
+            WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = ({key} & 4294967295))"
+    );
+    until(&mut session, &waits).await;
+    *cut.lock().unwrap() = Cut::Silent("COMMIT");
+    run(&mut other, &format!("SELECT pg_advisory_unlock({key})")).await;
+    let error = told.await.unwrap().expect_err("there is no answer");
+    assert!(error.message().starts_with("it is not known whether the views were made anew"), "{error:?}");
+    journal.submit(change("a")).await.unwrap();
+    timeout(PATIENCE, running.read.wait_for_position(2)).await.expect("they go on").unwrap();
 }

@@ -77,7 +77,7 @@ impl Views {
     /// Makes all views anew, while queries are answered from the old ones and other processes fold into them.
     ///
     /// # Errors
-    /// When the database or the log fails, or an event can't be folded. Nothing is changed then.
+    /// When the database or the log fails, or an event can't be folded. Nothing is changed then, unless the error says that it isn't known.
     pub async fn rebuild(mut self, mut progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
         let mut rebuilt = self.plan().build(&mut progress).await?;
         let (ended, beside) = loop {
@@ -152,6 +152,9 @@ impl Views {
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
                     }
+                    RebuildError::Unknown(_) => "it is not known whether the views were made anew: the service's log \
+                        says why; make them anew once more"
+                        .to_owned(),
                 })
             }
         };
@@ -259,9 +262,13 @@ impl Views {
             }
             return Err(error.into());
         }
-        transaction.commit().await?;
+        let committed = transaction.commit().await;
         // What came before may be of a log that was lost since; who was parked may hold much of it.
         self.log.begin_again();
+        committed.map_err(|error| match self.writer.is_shared() {
+            true => RebuildError::Unknown(error),
+            false => RebuildError::Database(error),
+        })?;
         // Another service may have nothing more to say of it for long.
         let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
         for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
@@ -343,7 +350,7 @@ async fn put(
         }
         checkpoints::store(state.fold.name(), checkpoint, transaction).await?;
     }
-    Ok(())
+    transaction.flush().await
 }
 
 /// Leaves nothing beside the views.

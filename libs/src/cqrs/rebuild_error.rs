@@ -3,7 +3,7 @@
 use super::{OtherLog, UnknownEnd, log::NewsError};
 use crate::journal::{OpenError, sql};
 
-/// The views are as they were.
+/// Why views are not made anew. They are as they were, unless that isn't known.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// There is no place for them.
@@ -12,6 +12,9 @@ pub enum RebuildError {
     /// The database or the log failed.
     #[error("the views were not made anew and are as they were: {0}")]
     Database(#[from] sql::Error),
+    /// What puts them in place was to be committed, and the server has not said that it was.
+    #[error("it is not known whether the views were made anew: {0}; make them anew once more")]
+    Unknown(sql::Error),
     /// An event can't be folded.
     #[error("the views were not made anew and are as they were: {0}")]
     Poison(String),

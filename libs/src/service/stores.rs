@@ -168,8 +168,8 @@ impl Stores {
     /// serving queries.
     ///
     /// # Errors
-    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then. Until it ends nobody can begin to
-    /// serve queries of them.
+    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then, unless it says that this isn't
+    /// known. Until it ends nobody can begin to serve queries of them.
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         self.names()?;
         let location = location(store, service);
