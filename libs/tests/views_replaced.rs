@@ -18,11 +18,15 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
-    cqrs::{Board, Log, Outbox, Outgoing, Projections, ReadSide, Views},
-    journal::{Journal, Location},
+    cqrs::{Board, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, ReadSide, Views},
+    journal::{
+        self as events, Journal, Location, Row, Table,
+        sql::{Transaction, Value},
+    },
     rpc::client::{PeerOptions, Peers},
 };
 use link::Cut;
+use prost::Message as _;
 use proto::{
     events::v1::{
         Event, SubscribeRequest, SubscribeResponse,
@@ -103,6 +107,66 @@ async fn until(session: &mut PgConnection, so: &str) {
 
 async fn run(session: &mut PgConnection, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.unwrap();
+}
+
+/// A view whose last column holds a number, or in the program's next version a text.
+struct Numbered<const TEXT: bool>;
+
+static NUMBERED: [Table; 2] = [
+    Table {
+        name: "seen",
+        create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB, n INTEGER)"],
+        columns: &["id", "position", "document", "n"],
+        key: 1,
+        fixed: &[],
+    },
+    Table {
+        name: "seen",
+        create: &["CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, position INTEGER, document BLOB, n TEXT)"],
+        columns: &["id", "position", "document", "n"],
+        key: 1,
+        fixed: &[],
+    },
+];
+
+impl<const TEXT: bool> Projection for Numbered<TEXT> {
+    const NAME: &'static str = "numbered";
+    const TABLES: &'static [&'static Table] = &[&NUMBERED[TEXT as usize]];
+
+    async fn project(
+        &self,
+        events: &[events::Event],
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(), ProjectionError> {
+        let n = |position: i64| if TEXT { Value::from(position.to_string()) } else { position.into() };
+        let rows = events.iter().map(|event| {
+            let document = event.position.encode_to_vec();
+            let values = vec![(*event.id).into(), event.position.into(), document.into(), n(event.position)];
+            Row { table: Self::TABLES[0], values }
+        });
+        Ok(transaction.upsert(rows.collect()).await?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_one_of_whose_columns_is_of_another_type_since_is_read_on() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    journal.submit(note("a")).await.unwrap();
+    let location = journal.location().views();
+    let older = Projections::new().with(Numbered::<false>);
+    Views::open(&location, Log::of(&journal), &older).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+    let newer = Projections::new().with(Numbered::<true>);
+    let running = Running::start(location.clone(), Log::of(&journal), &newer).await;
+    let read = async || running.read.document::<i64>(&NUMBERED[1], "a").await;
+    assert_eq!(read().await.unwrap(), Some(1));
+    let other = Views::open(&location, Log::of(&journal), &newer).await.unwrap();
+    other.rebuild(|_, _| {}).await.unwrap();
+    assert_eq!(read().await.unwrap(), Some(1));
+    // Nor is it a reason not to fold.
+    journal.submit(change("a")).await.unwrap();
+    running.read.wait_for_position(2).await.unwrap();
+    assert_eq!(read().await.unwrap(), Some(2));
 }
 
 /// As `pg_dump` does, or a transaction that somebody has left open.

@@ -179,14 +179,15 @@ fn is_late(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Whether a session is of no use any more: the way to it is gone, the server has ended it, or takes no writes. That one stays a standby,
-/// whomever the way leads to since.
+/// Whether a session is of no use any more: the way to it is gone, the server has ended it, or takes no writes, for that one stays a
+/// standby, whomever the way leads to since; or a statement that it keeps prepared was about a table that has other types since.
 fn is_lost(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        // Operator intervention, a broken connection, a turn that was kept for too long, a write where none is taken.
+        // Operator intervention, a broken connection, a turn that was kept for too long, a write where none is taken, a plan that can't be
+        // carried out any more.
         sqlx::Error::Database(said) => said.code().is_some_and(|code| {
-            code.starts_with("57P") || code.starts_with("08") || matches!(&*code, "25P03" | "25006")
+            code.starts_with("57P") || code.starts_with("08") || matches!(&*code, "25P03" | "25006" | "0A000")
         }),
         _ => false,
     }
