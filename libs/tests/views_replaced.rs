@@ -276,6 +276,47 @@ async fn a_service_that_is_out_once_views_of_it_are_made_anew_holds_up_none_that
     assert_eq!(running.at(5).await, 5);
 }
 
+/// A large row for each event.
+struct Large;
+
+static LARGE: Table = Table {
+    name: "large",
+    create: &["CREATE TABLE IF NOT EXISTS large (position INTEGER NOT NULL PRIMARY KEY, document BLOB)"],
+    columns: &["position", "document"],
+    key: 1,
+    fixed: &[],
+};
+
+impl Projection for Large {
+    const NAME: &'static str = "large";
+    const TABLES: &'static [&'static Table] = &[&LARGE];
+
+    async fn project(
+        &self,
+        events: &[events::Event],
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(), ProjectionError> {
+        let values = |event: &events::Event| vec![event.position.into(), vec![7; 1 << 20].into()];
+        let rows = events.iter().map(|event| Row { table: &LARGE, values: values(event) });
+        Ok(transaction.upsert(rows.collect()).await?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_room_it_took_in_a_file_to_make_views_anew_is_there_again() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+    let views = folder.path().join("views.db");
+    let running = Running::start((&views).into(), Log::of(&journal), &Projections::new().with(Large)).await;
+    for key in 0..24 {
+        journal.submit(note(&key.to_string())).await.unwrap();
+    }
+    running.read.wait_for_position(24).await.unwrap();
+    running.anew().await.await.unwrap().expect("they are made anew");
+    let left = std::fs::metadata(folder.path().join("views.db-wal")).unwrap().len();
+    assert!(left < 1 << 20, "{left} bytes");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whether_views_are_made_anew_is_not_known_where_the_last_answer_does_not_come() {
     let Some(schema) = Schema::new() else { return };

@@ -214,11 +214,11 @@ impl Writer {
         Ok(self.connection.execute_batch(&format!("DETACH DATABASE {name}"))?)
     }
 
-    /// Copies the write-ahead log into the database, whose file is all of it then, and closes it. Where somebody goes on reading what the
-    /// log has, it stays beside the file.
-    pub fn close(self) {
-        // The last connection would do that by itself; readers of this process or of another are there longer.
-        match self.connection.busy_timeout(LEAVING).and_then(|()| copy_log(&self.connection, EMPTYING)) {
+    /// Copies the write-ahead log into the database, whose file is all of it then. Where somebody goes on reading what the log has, it
+    /// stays beside the file.
+    pub(super) fn empty_log(&self) {
+        let copied = self.connection.busy_timeout(LEAVING).and_then(|()| copy_log(&self.connection, EMPTYING));
+        match self.connection.busy_timeout(BUSY).and(copied) {
             Ok(Copied::All) => {}
             Ok(Copied::Part | Copied::ByAnother) => {
                 tracing::info!("somebody reads on: what was written last stays in the log beside the database")
@@ -227,6 +227,12 @@ impl Writer {
                 tracing::warn!(%error, "what was written last stays in the log beside the database; nothing is lost");
             }
         }
+    }
+
+    /// Closes it, all in the file if it can be.
+    pub fn close(self) {
+        // The last connection would do that by itself; readers of this process or of another are there longer.
+        self.empty_log();
         if let Err((_, error)) = self.connection.close() {
             tracing::warn!(%error, "closing the database failed; nothing is lost");
         }
@@ -235,7 +241,7 @@ impl Writer {
 
 /// How long a connection waits for another one's lock: readers meet one only while a log is copied.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
-/// How long one that is closed waits for readers before it leaves the log where it is: less than a process has to end.
+/// How long a log that is to be emptied waits for readers before it stays where it is: less than a process has to end.
 const LEAVING: Duration = Duration::from_secs(1);
 /// How many statements a connection keeps prepared.
 const PREPARED: usize = 256;

@@ -145,13 +145,17 @@ impl Store {
         }
     }
 
-    /// Lets go of it.
+    /// Lets go of it. As much as was copied from there takes no room in the log any more, unless somebody reads on.
     ///
     /// # Errors
     /// When it is still read.
     pub async fn detach(&mut self) -> Result<(), Error> {
         match &self.0 {
-            Kind::Sqlite(writer) => writer.detach(BESIDE),
+            Kind::Sqlite(writer) => {
+                writer.detach(BESIDE)?;
+                writer.empty_log();
+                Ok(())
+            }
             Kind::Postgres(_) => Ok(()),
         }
     }
