@@ -194,6 +194,32 @@ async fn a_standby_that_has_yet_to_replay_what_it_has_is_not_taken_for_a_log_tha
     assert_eq!((stretch.after_position, stretch.position), (2, 3));
 }
 
+/// A process that is begun after the failover has seen neither log nor views before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_goes_on_after_what_a_standby_has_yet_to_replay_is_not_told_of_another_log() {
+    let Some(pair) = Pair::start().await else { return };
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let projections = Projections::new().with(Squeamish::default());
+    let journal = Journal::open(&location, &[]).await.unwrap();
+    let views = Views::open(&location, Log::of(&journal), &projections).await.unwrap();
+    let read = views.read_side("test", Duration::from_millis(100));
+    journal.submit(note("before")).await.unwrap();
+    let mut standby = session(pair.standby).await;
+    until(&mut standby, "EXISTS (SELECT FROM test.events WHERE position = 1)").await;
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until(&mut standby, "pg_get_wal_replay_pause_state() = 'paused'").await;
+    journal.submit(note("shipped")).await.unwrap();
+
+    pair.fail_over();
+    let refused = async || read.wait_for_position(2).await.unwrap_err();
+    assert_eq!(refused().await.reason, "NOT_CAUGHT_UP", "it may have more to replay");
+    standby.execute("SELECT pg_promote()").await.unwrap();
+    until(&mut standby, "NOT pg_is_in_recovery()").await;
+    assert_eq!(refused().await.reason, "NOT_CAUGHT_UP", "the log has it");
+    let ahead = read.wait_for_position(3).await.unwrap_err();
+    assert_eq!(ahead.reason, "AHEAD_OF_LOG", "{ahead:?}");
+}
+
 /// Has all that is done with the journal go on at the standby.
 async fn strand(pair: &Pair, primary: &mut PgConnection) {
     pair.lead_to(pair.standby);

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     journal::{
-        Table,
+        Table, head_of_primary,
         sql::{self, Reader, Record, Value},
     },
     refusal::Refusal,
@@ -140,17 +140,17 @@ impl ReadSide {
     ///
     /// # Errors
     /// FAILED_PRECONDITION, AHEAD_OF_LOG when the wait is over and the log doesn't go so far; UNAVAILABLE, NOT_CAUGHT_UP when it does, or
-    /// when another service keeps it.
+    /// when that isn't known: another service keeps it, or a standby may have the rest to replay yet.
     pub async fn wait_for_position(&self, after_position: i64) -> Result<(), Refusal> {
         if self.pass(after_position).await {
             return Ok(());
         }
         if let Some(log) = &self.log {
-            let head = crate::journal::head(log).await.map_err(|error| {
+            let head = head_of_primary(log).await.map_err(|error| {
                 tracing::error!(%error, "the log can't be read");
                 error.refusal()
             })?;
-            if after_position > head {
+            if let Some(head) = head.filter(|head| after_position > *head) {
                 let message = format!(
                     "the log ends at {head}: it is not the one that was watched to {after_position}: watch from 0"
                 );
