@@ -6,7 +6,6 @@
 use std::fmt;
 
 use proto::google::r#type::Money;
-use tonic::Code;
 
 use crate::refusal::{Refusal, Violations};
 
@@ -67,7 +66,7 @@ impl From<MoneyError> for Refusal {
             MoneyError::CurrencyMismatch { left, right } => {
                 Self::precondition("CURRENCY_MISMATCH", message).with("expected", left).with("found", right)
             }
-            MoneyError::Overflow => Self::new(Code::OutOfRange, "AMOUNT_OVERFLOW", message),
+            MoneyError::Overflow => Self::out_of_range("AMOUNT_OVERFLOW", message),
         }
     }
 }
@@ -226,6 +225,7 @@ fn fold(sum: &mut Option<Money>, money: Option<&Money>, combine: fn(Amount, Amou
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tonic::Code;
 
     use super::*;
 

@@ -34,6 +34,8 @@ pub(crate) struct Service {
 
 /// A method of one.
 pub(crate) struct Method {
+    /// Where it is declared.
+    pub(crate) descriptor: MethodDescriptor,
     /// `ReserveStock`.
     pub(crate) name: String,
     /// `reserve_stock`, to stand in other names.
@@ -92,7 +94,7 @@ impl Package {
             if let Some(stem) = service.name().strip_suffix("CommandService") {
                 let mut read = read_service(pool, &service, stem, read_command)?;
                 link_compensations(&service, &mut read)?;
-                check_names(&service, &read)?;
+                check_names(&read)?;
                 commands.push(read);
             } else if let Some(stem) = service.name().strip_suffix("QueryService") {
                 queries.push(read_service(pool, &service, stem, read_query)?);
@@ -106,15 +108,13 @@ impl Package {
     }
 
     /// Refuses two command services with a method of one name: as a step, which has no other, it would be there twice.
-    pub(crate) fn check_steps(&self, pool: &DescriptorPool) -> Result<(), Error> {
+    pub(crate) fn check_steps(&self) -> Result<(), Error> {
         let mut taken = HashMap::new();
         for service in &self.commands {
             for method in service.methods.iter().filter(|method| !method.by_hand) {
                 let Some(other) = taken.insert(&method.name, &service.name) else { continue };
-                let descriptor = pool.get_service_by_name(&service.full_name);
-                let descriptor = descriptor.and_then(|of| of.methods().find(|named| named.name() == method.name));
                 let what = format!("{other} has one, too, and a saga's step is named by its method alone");
-                return Err(descriptor.map_or(Error::NoPackage(what.clone()), |of| method_error(&of, &what)));
+                return Err(method_error(&method.descriptor, &what));
             }
         }
         Ok(())
@@ -141,6 +141,7 @@ fn read_service(
             compensated_by: None,
             by_hand: false,
             aggregates: Vec::new(),
+            descriptor: descriptor.clone(),
         };
         read(pool, &descriptor, &mut method)?;
         methods.push(method);
@@ -288,15 +289,15 @@ fn link_compensations(descriptor: &ServiceDescriptor, service: &mut Service) -> 
 }
 
 /// Refuses methods whose decisions, or what goes before them, would have one name.
-fn check_names(descriptor: &ServiceDescriptor, service: &Service) -> Result<(), Error> {
+fn check_names(service: &Service) -> Result<(), Error> {
     let mut taken = HashMap::new();
-    for (method, descriptor) in service.methods.iter().zip(descriptor.methods()) {
+    for method in &service.methods {
         let prefixes = if method.by_hand { &[""][..] } else { &["", "check_", "prepare_", "beside_"] };
         for prefix in prefixes {
             let name = format!("{prefix}{}", method.snake);
             if let Some(other) = taken.insert(name.clone(), &method.name) {
                 let what = format!("the function `{name}` would be generated for {other}, too: take another name");
-                return Err(method_error(&descriptor, &what));
+                return Err(method_error(&method.descriptor, &what));
             }
         }
     }

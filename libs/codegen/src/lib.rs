@@ -134,7 +134,7 @@ impl Contracts {
     /// When the package isn't there or a method is declared wrongly.
     pub fn steps(mut self, package: &str) -> Result<Self, Error> {
         let contract = self.package(package)?;
-        contract.check_steps(&self.pool).map_err(|error| error.below(&self.folder))?;
+        contract.check_steps().map_err(|error| error.below(&self.folder))?;
         let mut text = format!("// Generated from {package}; every build makes it anew.\n\n");
         for service in &contract.commands {
             text.push_str(&steps::operations(service));
