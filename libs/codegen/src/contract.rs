@@ -107,12 +107,12 @@ impl Package {
         Ok(Self { commands, queries })
     }
 
-    /// Refuses two command services with a method of one name: as a step, which has no other, it would be there twice.
+    /// Refuses two methods that would be one step, which has no other name: those of one name in two command services.
     pub(crate) fn check_steps(&self) -> Result<(), Error> {
         let mut taken = HashMap::new();
         for service in &self.commands {
             for method in service.methods.iter().filter(|method| !method.by_hand) {
-                let Some(other) = taken.insert(&method.name, &service.name) else { continue };
+                let Some(other) = taken.insert(names::step(&method.name), &service.name) else { continue };
                 let what = format!("{other} has one, too, and a saga's step is named by its method alone");
                 return Err(method_error(&method.descriptor, &what));
             }

@@ -1,7 +1,7 @@
 //! Comments of a contract as documentation in Rust: nothing that is written there is compiled or judged as Rust.
 
 /// What carries a comment is not judged by how it is laid out, nor by its name: both are the contract's.
-pub(crate) const ALLOW: &str = "#[allow(clippy::all, rustdoc::all)]";
+pub(crate) const ALLOW: &str = "#[allow(nonstandard_style, clippy::all, rustdoc::all)]";
 
 /// A comment of the contract as a doc comment, indented.
 pub(crate) fn doc(comment: &str, indent: &str) -> String {

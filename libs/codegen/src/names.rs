@@ -23,6 +23,11 @@ pub(crate) fn item(name: &str) -> String {
     identifier(name.to_upper_camel_case())
 }
 
+/// The step that a method becomes: as the contract writes it, where a type may have that name.
+pub(crate) fn step(method: &str) -> String {
+    identifier(method.to_owned())
+}
+
 /// The modules of a package, such as `proto::google::r#type` for `google.type`.
 pub(crate) fn module(package: &str) -> String {
     let parts = package.split('.').filter(|part| !part.is_empty()).map(value);

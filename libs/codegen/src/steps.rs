@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     contract::{Method, Service},
     docs::{ALLOW, doc},
+    names,
 };
 
 pub(crate) fn operations(service: &Service) -> String {
@@ -12,11 +13,12 @@ pub(crate) fn operations(service: &Service) -> String {
     for Method { name, request, response, comment, compensated_by, .. } in
         service.methods.iter().filter(|method| !method.by_hand)
     {
+        let step = names::step(name);
         text.push_str(&doc(comment, ""));
         let _ = writeln!(
             text,
-            "{ALLOW}\n#[derive(Clone, Copy, Debug)]\npub struct {name};\n\n\
-             impl libs::saga::Operation for {name} {{\n\
+            "{ALLOW}\n#[derive(Clone, Copy, Debug)]\npub struct {step};\n\n\
+             impl libs::saga::Operation for {step} {{\n\
              \x20   const PEER: &'static str = \"{peer}\";\n\
              \x20   const PATH: &'static str = \"/{full}/{name}\";\n\
              \x20   type Request = {request};\n    type Reply = {response};\n}}\n",
@@ -24,7 +26,8 @@ pub(crate) fn operations(service: &Service) -> String {
             full = service.full_name,
         );
         if let Some(undo) = compensated_by {
-            let _ = writeln!(text, "impl libs::saga::Compensated for {name} {{\n    type Compensation = {undo};\n}}\n");
+            let undo = names::step(undo);
+            let _ = writeln!(text, "impl libs::saga::Compensated for {step} {{\n    type Compensation = {undo};\n}}\n");
         }
     }
     text

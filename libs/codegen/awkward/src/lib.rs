@@ -30,7 +30,7 @@ pub mod steps {
 mod tests {
     use libs::saga::{Compensated, Operation};
 
-    use super::steps::{Move, Return};
+    use super::steps::{Move, Return, Self_, r#loop};
 
     #[test]
     fn a_step_calls_the_method_that_the_contract_names() {
@@ -40,5 +40,7 @@ mod tests {
         let paths = undone_by(Move, Return);
         assert_eq!(paths, ("/acme.type.v1.SKUCommandService/Move", "/acme.type.v1.SKUCommandService/Return"));
         assert_eq!(Move::PEER, "type");
+        let paths = undone_by(r#loop, Self_);
+        assert_eq!(paths, ("/acme.type.v1.SKUCommandService/loop", "/acme.type.v1.SKUCommandService/Self"));
     }
 }
