@@ -11,8 +11,10 @@ root=$(pwd -P)
     set -- "$@" "${name%.patch}"
 done
 
-mkdir -p "${CARGO_TARGET_DIR:-target}/mutants"
-folder=$(cd "${CARGO_TARGET_DIR:-target}/mutants" && pwd -P)
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/mutants"
+target=$(cd "$target" && pwd -P)
+folder=$target/mutants
 copy=$folder/sources
 log=$folder/log
 # Not where the code is built as it is: to cargo the copy is the same workspace, and what is broken must not be taken for what isn't.
@@ -74,8 +76,10 @@ trap 'rm -f "$folder/lock"' EXIT
 trap 'exit 1' HUP INT TERM
 rm -rf "$copy"
 mkdir "$copy"
+tar -cf "$folder/sources.tar" --exclude target --exclude "./${target#"$root"/}" --exclude ./.git --exclude ./data .
 # As new as can be: what an earlier run built of a copy that was broken is older than this one.
-tar -cf - --exclude target --exclude .git --exclude ./data . | tar -xmf - -C "$copy"
+tar -xmf "$folder/sources.tar" -C "$copy"
+rm -f "$folder/sources.tar"
 
 sound=
 table=
