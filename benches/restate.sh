@@ -6,24 +6,33 @@ set -eu
 version=1.7.12
 folder=$(cd "$(dirname "$0")/.." && pwd)/target/restate
 found() {
-    find "$folder/node_modules/@restatedev" -path '*/bin/restate-server' -type f 2>/dev/null | head -n 1
+    find "$1/node_modules/@restatedev" -path '*/bin/restate-server' -type f 2>/dev/null | head -n 1
 }
 
 if [ -z "${RESTATE_SERVER:-}" ]; then
     if [ "$(cat "$folder/version" 2>/dev/null)" != "$version" ] && command -v npm >/dev/null; then
         echo "restate: installing @restatedev/restate-server $version into target/restate, once" >&2
-        rm -rf "$folder"
-        mkdir -p "$folder"
+        new=$folder.new
+        rm -rf "$new"
+        mkdir -p "$new"
         # Without its scripts: they only report the installation.
-        npm install --prefix "$folder" --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error \
+        npm install --prefix "$new" --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error \
             "@restatedev/restate-server@$version" >&2 </dev/null || true
-        # Last, so that an interrupted installation begins anew.
-        if [ -n "$(found)" ]; then echo "$version" >"$folder/version"; fi
+        # Another version stays where it is until this one is whole.
+        if [ -n "$(found "$new")" ]; then
+            echo "$version" >"$new/version"
+            rm -rf "$folder"
+            mv "$new" "$folder"
+        else
+            rm -rf "$new"
+        fi
     fi
-    RESTATE_SERVER=$(found)
+    [ "$(cat "$folder/version" 2>/dev/null)" != "$version" ] || RESTATE_SERVER=$(found "$folder")
 fi
-[ -n "$RESTATE_SERVER" ] || {
-    echo "restate: no server: install Node.js with npm, or name the program in RESTATE_SERVER" >&2
+[ -n "${RESTATE_SERVER:-}" ] || {
+    why="install Node.js with npm"
+    ! command -v npm >/dev/null || why="npm could not install it"
+    echo "restate: no server: $why, or name the program in RESTATE_SERVER" >&2
     exec env -u RESTATE_SERVER "$@"
 }
 export RESTATE_SERVER
