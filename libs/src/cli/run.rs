@@ -423,6 +423,10 @@ mod tests {
             (&["migrate", "-postgres://me:secret@db/x"], "argument"),
             (&["migrate", "--postgres://me:secret@db/x"], "argument"),
             (&["serve", "--listen", "0.0.0.0:1", "me:secret@db"], "argument"),
+            (&["migrate", "host=db user=me password=secret"], "argument"),
+            (&["host=db user=me password=secret"], "subcommand"),
+            (&["serve", "--listen", "host=db password = secret"], "--listen"),
+            (&["serve", "--listen", "mysql://db/x?secret"], "--listen"),
             (&["serve", "--database-ur=postgres://me:secret@db/x"], "argument"),
         ];
         for (words, says) in wrong {

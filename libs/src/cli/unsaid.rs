@@ -7,20 +7,22 @@ pub(super) fn without_passwords(mut error: clap::Error) -> clap::Error {
     let of = |error: &clap::Error, kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
     let holds_one =
         ["--database-url", "--nats-url"].iter().any(|flag| of(&error, ContextKind::InvalidArg).starts_with(flag));
-    // A URL of another flag, by mistake. Those of PostgreSQL say the password in either place.
-    let value = of(&error, ContextKind::InvalidValue);
-    if holds_one || value.contains('@') || value.contains("password=") || value.starts_with("postgres") {
+    if holds_one {
         hide(&mut error, ContextKind::InvalidValue);
     }
-    for kind in [ContextKind::InvalidSubcommand, ContextKind::InvalidArg] {
-        let word = of(&error, kind);
-        if word.contains('@') || word.contains("://") {
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidSubcommand, ContextKind::InvalidArg] {
+        if may_hold_one(&of(&error, kind)) {
             hide(&mut error, kind);
             // How to write the same word so that it is taken for a value.
             error.remove(ContextKind::Suggested);
         }
     }
     error
+}
+
+/// A URL, or what PostgreSQL's own programs take in the place of one.
+fn may_hold_one(word: &str) -> bool {
+    word.contains('@') || word.contains("://") || word.contains("password") || word.starts_with("postgres")
 }
 
 fn hide(error: &mut clap::Error, kind: ContextKind) {
