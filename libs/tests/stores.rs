@@ -21,8 +21,8 @@ use libs::{
     cli::{BoxError, DatabaseUrl, Serve, Store, Surface},
     cqrs::{Log, Projection, ProjectionError, Projections, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, SubmitError, Table,
-        head,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, Location, NewEvent, OpenError, SubmitError,
+        Table, head,
         sql::Transaction,
         sqlite::{Durability, Writer, companion, readers, remove},
     },
@@ -61,7 +61,7 @@ async fn rebuild(journal: &Path, mended: &Arc<AtomicBool>) -> Result<(), BoxErro
 async fn seen<const N: usize>(journal: &Path, ids: [&str; N]) -> [Option<i64>; N] {
     let projections = Projections::new().with(Squeamish { mended: Arc::default() });
     let log = Log::open(journal).unwrap();
-    let views = Views::open(&journal.with_extension("views.db"), log, &projections).await.unwrap();
+    let views = Views::open(Location::from(journal).views(), log, &projections).await.unwrap();
     let read = views.read_side("test", Duration::ZERO);
     let seen = futures::future::join_all(ids.map(|id| read.document(&SEEN, id))).await;
     drop(read);
@@ -275,6 +275,28 @@ async fn views_that_went_further_than_a_restored_log_are_refused_until_they_are_
     rebuild(&path, &mended).await.unwrap();
     migrate().await.unwrap();
     assert_eq!(seen(&path, ["a", "b", "c"]).await, [Some(1), None, None]);
+}
+
+/// The other one may be a backup, or what somebody tries something with.
+#[tokio::test]
+async fn views_are_those_of_one_database_however_alike_another_is_named() {
+    let folder = TempDir::new().unwrap();
+    let (path, other) = (folder.path().join("order.db"), folder.path().join("order.test"));
+    let mended = Arc::default();
+    for (path, id) in [(&path, "a"), (&other, "b")] {
+        let journal = Journal::open(path, &[]).await.unwrap();
+        write(&journal, &[id]).await;
+        journal.close();
+        journal.ended().await.unwrap();
+        drop(journal);
+        stores(&mended).migrate("test", &kept(path)).await.unwrap();
+    }
+    assert_eq!(seen(&other, ["a", "b"]).await, [None, Some(1)]);
+    let followed = folder.path().join("order.views.payment.db");
+    std::fs::write(&followed, "payment's, as order.db follows them").unwrap();
+    rebuild(&other, &mended).await.unwrap();
+    assert!(followed.exists());
+    assert_eq!(seen(&path, ["a", "b"]).await, [Some(1), None]);
 }
 
 /// The files of a folder whose names say this.

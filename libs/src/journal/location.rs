@@ -24,7 +24,7 @@ impl Location {
     #[must_use]
     pub fn views(&self) -> Self {
         match self {
-            Self::Sqlite(path) => Self::Sqlite(path.with_extension("views.db")),
+            Self::Sqlite(path) => Self::Sqlite(beside(path, "views")),
             Self::Postgres { .. } => self.clone(),
         }
     }
@@ -33,7 +33,7 @@ impl Location {
     #[must_use]
     pub fn anew(&self, name: &str) -> Self {
         match self {
-            Self::Sqlite(path) => Self::Sqlite(path.with_extension("anew.db")),
+            Self::Sqlite(path) => Self::Sqlite(beside(path, "anew")),
             Self::Postgres { url, schema } => {
                 Self::Postgres { url: url.clone(), schema: format!("{schema}_anew_{name}") }
             }
@@ -44,10 +44,20 @@ impl Location {
     #[must_use]
     pub fn views_of(&self, source: &str) -> Self {
         match self {
-            Self::Sqlite(path) => Self::Sqlite(path.with_extension(format!("views.{source}.db"))),
+            Self::Sqlite(path) => Self::Sqlite(beside(path, &format!("views.{source}"))),
             Self::Postgres { .. } => self.clone(),
         }
     }
+}
+
+/// A database beside another one: `order.views.db` beside `order.db`. Where the name has another ending, or none, it stays whole, and a
+/// hyphen stands in the dot's place, since `order.views.db` is taken: no two databases have the same one beside them.
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let whole = path.file_name().filter(|_| path.extension().is_none_or(|ending| ending != "db"));
+    let Some(whole) = whole else { return path.with_extension(format!("{what}.db")) };
+    let mut name = whole.to_owned();
+    name.push(format!("-{what}.db"));
+    path.with_file_name(name)
 }
 
 impl From<&Path> for Location {
@@ -81,5 +91,28 @@ impl fmt::Display for Location {
 impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn what_goes_beside_a_database_goes_beside_no_other() {
+        let mut names = HashSet::new();
+        for path in ["order.db", "order", "order.bak", "order.test", "order.test.db", "data/order", ".db"] {
+            let database = Location::from(Path::new(path));
+            let views = database.views();
+            for beside in [database.views_of("payment"), views.anew(""), views] {
+                let Location::Sqlite(beside) = beside else { panic!("{beside} is no file") };
+                assert_eq!(beside.parent(), Path::new(path).parent());
+                assert!(beside.to_string_lossy().ends_with(".db"), "as all that is {}", beside.display());
+                assert!(names.insert(beside.clone()), "{} is beside another one, too", beside.display());
+            }
+        }
+        assert_eq!(Location::from(Path::new("data/order.db")).views().to_string(), "data/order.views.db");
     }
 }

@@ -66,8 +66,8 @@ impl Stores {
         app.names = Some(self.names()?);
         let location = location(&flags.store, service);
         // On a full disk the journal can't be opened as long as it is there.
-        if let (true, Location::Sqlite(path)) = (flags.surface.queries(), &location) {
-            remove_half_made(path);
+        if let (true, Location::Sqlite(views)) = (flags.surface.queries(), location.views()) {
+            remove_half_made(&views);
         }
         let journal = match flags.surface.commands() {
             true => Some(Journal::open(&location, &self.tables).await?),
@@ -173,14 +173,14 @@ impl Stores {
     pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
         self.names()?;
         let location = location(store, service);
-        let Location::Sqlite(path) = &location else {
+        let (Location::Sqlite(path), Location::Sqlite(old)) = (&location, location.views()) else {
             let log = Log::open(&location)?.upcast(self.upcasters);
             let views = Views::open_old(location.views(), log, &self.projections).await?;
             views.rebuild(tell).await?;
             tracing::info!(views = %location, "the views are made anew");
             return Ok(());
         };
-        let (old, new) = (path.with_extension("views.db"), path.with_extension("views.new.db"));
+        let new = old.with_extension("new.db");
         let log = Log::open(&location)?;
         // Whoever runs this may be another user than who serves, as where a backup is put back.
         let whose = fs::metadata(&old).or_else(|_| fs::metadata(path))?;
@@ -203,7 +203,7 @@ impl Stores {
             return Err(format!("{} is not whole: somebody has it open", new.display()).into());
         }
         let _new = lock(&new)?;
-        for source in views_of_others(path)? {
+        for source in views_of_others(&old)? {
             if !remove_abandoned(&source)? {
                 return Err(OpenError::InUse { path: source }.into());
             }
@@ -285,14 +285,14 @@ fn tell(done: i64, all: i64) {
 }
 
 /// The databases of views over other services' events.
-fn views_of_others(path: &Path) -> io::Result<Vec<PathBuf>> {
-    views_named(path, |source| source != "new" && !source.is_empty())
+fn views_of_others(views: &Path) -> io::Result<Vec<PathBuf>> {
+    views_named(views, |source| source != "new" && !source.is_empty())
 }
 
 /// Removes views that somebody was making who was killed. Those that are being made stay, and so does what can't be removed: it is nobody's
 /// need.
-fn remove_half_made(path: &Path) {
-    let half_made = views_named(path, |name| matches!(name.rsplit('.').next(), Some("new" | "anew")));
+fn remove_half_made(views: &Path) {
+    let half_made = views_named(views, |name| matches!(name.rsplit('.').next(), Some("new" | "anew")));
     let removed = half_made.map_err(BoxError::from).and_then(|half_made| {
         for views in half_made {
             if remove_abandoned(&views)? {
@@ -306,12 +306,12 @@ fn remove_half_made(path: &Path) {
     }
 }
 
-/// The databases beside a journal whose names say between its own and the ending that they are such views.
-fn views_named(path: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_stem().and_then(|name| name.to_str())) else {
+/// The databases beside a journal's views whose names say between those' and the ending that they are such views.
+fn views_named(views: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    let (Some(folder), Some(name)) = (views.parent(), views.file_stem().and_then(|name| name.to_str())) else {
         return Ok(Vec::new());
     };
-    let begins = format!("{name}.views.");
+    let begins = format!("{name}.");
     let is_such = |name: &str| name.strip_prefix(&begins).and_then(|rest| rest.strip_suffix(".db")).is_some_and(&such);
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mut found = Vec::new();
