@@ -154,11 +154,12 @@ impl Writer {
                 return Err(OpenError::NotDurable { location: path.into(), pragma, found, wanted });
             }
         }
-        let mut script = String::from(SETTINGS);
+        let mut script = String::from(FIRST);
         for statement in tables.iter().flat_map(|table| table.create) {
             script.push_str(statement);
             script.push(';');
         }
+        script.push_str(LAST);
         connection.execute_batch(&script).map_err(|error| failed(error.into()))?;
         // SQLite opens what it may not write for reading, and lets a transaction begin.
         if connection.is_readonly(MAIN_DB).map_err(|error| failed(error.into()))? {
@@ -247,7 +248,10 @@ const LEAVING: Duration = Duration::from_secs(1);
 const PREPARED: usize = 256;
 /// 4 MiB of pages are kept in memory, and no more: at a commit that had to move pages SQLite looks through all of them, and what isn't
 /// there is a copy away, in the system's cache.
-const SETTINGS: &str = "PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY;";
+const FIRST: &str = "PRAGMA cache_size = -4096;";
+/// What is put aside while batches are written is small and stays in memory. The keys of a new index are not: of those that don't go into
+/// the cache SQLite makes a file.
+const LAST: &str = "PRAGMA temp_store = MEMORY;";
 
 /// A setting that durability stands on.
 struct Setting {
