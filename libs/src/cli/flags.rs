@@ -108,9 +108,9 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message that the service's own commands and queries take or answer, in bytes, 64 KiB at the least: what the largest
+    /// The largest message that the service's own commands and queries take or answer, in bytes, 128 KiB at the least: what the largest
     /// command makes must go into an answer. What is there for operators and for other services takes 4 MiB.
-    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(64 << 10..))]
+    #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_MESSAGE_BYTES..))]
     pub max_message_bytes: usize,
 
     /// The largest header list of a call, in bytes, 4096 at the least: a saga's call has some 2000 with its trace. A larger one is refused
@@ -151,6 +151,12 @@ pub struct Limits {
     /// that they may take.
     #[arg(long, env = "MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "15m", value_parser = duration::parse_some)]
     pub max_connection_age: Duration,
+}
+
+impl Limits {
+    /// The least that `--max-message-bytes` may be. What commands take is bounded, and so is what is made of it: the largest answer that
+    /// isn't cut into pages must be smaller.
+    pub const LEAST_MESSAGE_BYTES: u64 = 128 << 10;
 }
 
 impl Serve {

@@ -294,7 +294,7 @@ mod tests {
             (&["--tls-cert", "a.pem"], "--tls-key"),
             (&["--max-streams", "0"], "--max-streams"),
             (&["--max-header-bytes", "0"], "--max-header-bytes"),
-            (&["--max-message-bytes", "65535"], "--max-message-bytes"),
+            (&["--max-message-bytes", "131071"], "--max-message-bytes"),
             (&["--nats-url", "localhost:4222"], "--nats-url"),
             (&["brew"], "brew"),
         ];

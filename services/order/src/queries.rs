@@ -142,3 +142,102 @@ fn changes(
     let changes = read.follow::<OrderView>(&ORDERS, filter, after_position);
     changes.map_ok(|(position, view)| WatchOrderResponse { order: view.order, position })
 }
+
+#[cfg(test)]
+mod tests {
+    use libs::{address, cli::Limits, items};
+    use prost::Message as _;
+    use proto::{
+        google::r#type::{Money, PostalAddress},
+        order::v1::{Order, OrderItem, ShipmentStanding},
+        payment::v1::Charge,
+        shipping::v1::Parcel,
+    };
+
+    use super::*;
+
+    /// How much is wrong with an order.
+    fn wrong(address: &PostalAddress, items: &[OrderItem]) -> usize {
+        let mut violations = Violations::default();
+        address::check(Some(address), "address", &mut violations);
+        items::check(items.iter().map(|item| (item.sku.as_str(), item.quantity)), "items", &mut violations);
+        violations.refuse().err().map_or(0, |refusal| refusal.violations.len())
+    }
+
+    fn address(characters: usize, lines: usize) -> PostalAddress {
+        let line = "\u{10348}".repeat(characters);
+        PostalAddress {
+            revision: 0,
+            region_code: "CH".to_owned(),
+            language_code: line.clone(),
+            postal_code: line.clone(),
+            sorting_code: line.clone(),
+            administrative_area: line.clone(),
+            locality: line.clone(),
+            sublocality: line.clone(),
+            address_lines: vec![line.clone(); lines],
+            recipients: vec![line.clone(); lines],
+            organization: line,
+        }
+    }
+
+    fn items(count: usize, letters: usize) -> Vec<OrderItem> {
+        (0..count).map(|at| OrderItem { sku: format!("{at:0letters$}"), quantity: items::MOST_UNITS }).collect()
+    }
+
+    #[test]
+    fn what_is_answered_of_the_largest_order_is_no_larger_than_any_message_may_be() {
+        let (address, items) = (address(200, 10), items(100, 64));
+        assert_eq!(wrong(&address, &items), 0);
+        let (id, time) = ("x".repeat(64), Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 999_999_999 }));
+        let money = Some(Money { currency_code: "CHF".to_owned(), units: i64::MAX, nanos: 999_999_999 });
+        let parcels = items.iter().map(|item| Parcel { sku: item.sku.clone(), quantity: item.quantity }).collect();
+        let shipment = Shipment {
+            shipment_id: id.clone(),
+            address: Some(address.clone()),
+            parcels,
+            state: 1,
+            create_time: time,
+            update_time: time,
+        };
+        let charge = Charge {
+            charge_id: id.clone(),
+            customer_id: id.clone(),
+            amount: money.clone(),
+            state: 1,
+            create_time: time,
+            update_time: time,
+        };
+        let order = Order {
+            order_id: id.clone(),
+            customer_id: id,
+            items,
+            address: Some(address),
+            state: 1,
+            total: money,
+            rejection: None,
+            create_time: time,
+            update_time: time,
+        };
+        let standing =
+            ShipmentStanding { shipment: Some(shipment.clone()), current: true, ..ShipmentStanding::default() };
+        let answer = GetOrderResponse {
+            order: Some(order),
+            shipment: Some(standing),
+            charge: Some(charge),
+            shipped: Some(shipment),
+        };
+        let length = answer.encoded_len();
+        assert!(Limits::LEAST_MESSAGE_BYTES >= length as u64, "{length} bytes");
+    }
+
+    #[test]
+    fn no_order_is_larger() {
+        let (right, few) = (address(200, 10), items(100, 64));
+        for (address, items) in
+            [(&address(201, 10), &few), (&address(200, 11), &few), (&right, &items(101, 64)), (&right, &items(100, 65))]
+        {
+            assert!(wrong(address, items) > 0);
+        }
+    }
+}
