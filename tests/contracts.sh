@@ -4,16 +4,7 @@
 set -eu
 
 cd "$(dirname "$0")/../proto"
-if ! command -v git >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-    echo "contracts: installing git from the distribution" >&2
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    trap 'exit 1' HUP INT TERM
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends git; } \
-        >"$log" 2>&1 </dev/null || tail -n 5 "$log" >&2
-    rm -f "$log"
-    trap - EXIT HUP INT TERM
-fi
+command -v git >/dev/null || ../tests/install.sh contracts git
 command -v git >/dev/null || {
     echo "contracts: install git: what breaks who speaks the contracts of before is looked for in the history" >&2
     exit 1

@@ -60,22 +60,14 @@ put_back
 complete && exit 0
 
 # ensurepip is what Debian leaves out of a bare python3; `import` finds it only with python3-venv.
-if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-        echo "tools: installing python3 and python3-venv from the distribution" >&2
-        log=$(mktemp)
-        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv; } \
-            >"$log" 2>&1 </dev/null || {
-            tail -n 5 "$log" >&2
-            echo "tools: install Python 3.10 or newer with its venv module (Debian: python3 python3-venv), then run this again" >&2
-            exit 1
-        }
-        rm -f "$log"
-    else
-        echo "tools: install Python 3.10 or newer with its venv module (Debian: python3 python3-venv), then run this again" >&2
-        exit 1
-    fi
-fi
+has_venv() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+has_venv || tests/install.sh tools python3 python3-venv
+has_venv || {
+    echo "tools: install Python 3.10 or newer with its venv module (Debian: python3 python3-venv), then run this again" >&2
+    exit 1
+}
 
 echo "tools: installing buf, grpcurl, kubectl and Python's gRPC into target/tools, once" >&2
 if [ -f "$installed" ]; then mv "$python" "$old"; else rm -rf "$python"; fi
