@@ -191,16 +191,35 @@ async fn who_waits_in_a_queue_that_has_lost_it_stands_at_its_end_once_more() {
     assert_eq!(second.await.unwrap().unwrap().phase(), SagaPhase::Completed);
 }
 
-/// What is below stays open when it is done, and has nothing to commit then that would tell.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
+/// A trip, of which a step is a saga that books.
+fn trip() -> Arc<Definition> {
     let mut saga = Definition::builder::<String>("book", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
     let book = saga.build().unwrap();
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable_saga::<String, ()>("book", &book, |order, _| Ok(order.clone()));
     saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
-    let world = World::with(saga.build().unwrap());
+    saga.build().unwrap()
+}
+
+/// Has what is below told that it is done, and loses that. `above` drives the one above, which is paused, and `below` what is below.
+async fn lose_what_is_told(world: &World, server: &mut PgConnection, above: &Process, below: &Process) {
+    keep(server).await;
+    world.participants.on_call(|_| Fault::None);
+    below.until("rome:book", |saga| saga.history.iter().any(|line| line.what == "done, waits for its parent")).await;
+    lose(server).await;
+    above.coordinator.resume("rome", "ann", "it is here").await.unwrap();
+    assert_eq!(above.finished("rome").await.phase(), SagaPhase::Completed);
+    // What is shown of it is all there, too.
+    let below = below.until_phase("rome:book", SagaPhase::Completed).await;
+    assert_eq!((below.steps[0].state(), below.steps[0].attempts > 0), (StepState::Done, true));
+    assert_eq!(world.participants.done_for("rome:book"), ["reserve"]);
+}
+
+/// What is below stays open when it is done, and has nothing to commit then that would tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
+    let world = World::with(trip());
     let Some(mut server) = server(&world).await else { return };
     world.participants.on_call(|_| Fault::LoseRequest);
     let one = process(&world, 100).await;
@@ -211,15 +230,21 @@ async fn a_step_whose_saga_has_told_what_is_lost_is_done_all_the_same() {
     leaves(one).await;
     let two = process(&world, 100).await;
     shares(&two);
+    lose_what_is_told(&world, &mut server, &two, &two).await;
+}
 
-    keep(&mut server).await;
-    world.participants.on_call(|_| Fault::None);
-    two.until("rome:book", |saga| saga.history.iter().any(|line| line.what == "done, waits for its parent")).await;
-    lose(&mut server).await;
-    two.coordinator.resume("rome", "ann", "it is here").await.unwrap();
-    assert_eq!(two.finished("rome").await.phase(), SagaPhase::Completed);
-    // What is shown of it is all there, too.
-    let below = two.until_phase("rome:book", SagaPhase::Completed).await;
-    assert_eq!((below.steps[0].state(), below.steps[0].attempts > 0), (StepState::Done, true));
-    assert_eq!(world.participants.done_for("rome:book"), ["reserve"]);
+/// Whoever drives the one above can ask only the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_saga_has_told_what_is_lost_in_another_process_is_done_all_the_same() {
+    let world = World::with(trip());
+    let Some(mut server) = server(&world).await else { return };
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let (one, two) = (process(&world, 100).await, process(&world, 100).await);
+    shares(&one);
+    shares(&two);
+    one.place("rome").await.unwrap();
+    one.until_phase("rome:book", SagaPhase::Forward).await;
+    two.coordinator.pause("rome", "ann", "it comes here").await.unwrap();
+    becomes("let go", async || one.coordinator.live() == 1).await;
+    lose_what_is_told(&world, &mut server, &two, &one).await;
 }

@@ -29,12 +29,7 @@ impl Driver {
                     self.above.retain(|above| !above.is_closed());
                     self.above.push(tell);
                     // It may have told that it is done, and the one above has read otherwise.
-                    let is_done = self.record.kept.awaits_parent;
-                    if is_done && self.shared.has_lost(&self.saga_id, self.record.saga.version).await {
-                        tracing::warn!(saga.id = &*self.saga_id, "stored anew: the database has lost how it went on");
-                        self.tells_all = true;
-                        Box::pin(self.commit_anew()).await?;
-                    }
+                    self.commit_what_is_lost().await?;
                 }
                 Mail::Taken => return Err(Stopped::End(End::Taken { mine_again: false })),
                 Mail::Woken => {

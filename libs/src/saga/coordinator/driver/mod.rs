@@ -14,7 +14,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::saga::v1::{Saga, SagaPhase};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
 use self::{
@@ -54,6 +54,8 @@ pub(super) struct Driver {
     told: u64,
     /// True if the next transition is to tell of the whole saga.
     tells_all: bool,
+    /// When it last came to a look whether what it has told is still stored.
+    looked: Instant,
     /// True if its record's time is one that this process's clock has shown, as it is set now.
     own_time: bool,
     /// What the clock showed when it was last looked at.
@@ -132,6 +134,8 @@ enum Happened {
 const LONG: Duration = Duration::from_millis(50);
 /// How often a saga looks for itself whether it is its turn, where another process may be the one that frees a lock.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// How often one that is done as a step looks whether that is still stored. Only after a failover it may not be, and many may wait so.
+const LOOK_FOR_LOSS: Duration = Duration::from_secs(10);
 impl Driver {
     /// Sets a task on a saga whose record is committed. Nothing happens if a fresh one has one already.
     pub(super) fn launch(
@@ -162,6 +166,7 @@ impl Driver {
             known,
             told,
             tells_all: false,
+            looked: Instant::now(),
             own_time: !again,
             seen_micros: 0,
             record,
@@ -330,6 +335,11 @@ impl Driver {
     /// Time has passed, and with it maybe what the saga waits for.
     async fn look_around(&mut self) -> Result<(), Stopped> {
         self.ask_parent().await?;
+        // The one above may be another process's, which can't ask here.
+        if self.looked.elapsed() >= LOOK_FOR_LOSS {
+            self.looked = Instant::now();
+            self.commit_what_is_lost().await?;
+        }
         let is_next = self.record.queued && self.shared.is_next(&self.record).await;
         self.step(if is_next { Input::Woken } else { Input::Tick }).await
     }

@@ -87,6 +87,18 @@ impl Driver {
         patiently!(self.commit(Vec::new(), None)).map(drop)
     }
 
+    /// Stores a saga anew that is done as a step of another, where the database has lost that: until the one above has ended it has nothing
+    /// to commit that would tell.
+    pub(super) async fn commit_what_is_lost(&mut self) -> Result<(), Stopped> {
+        let is_done = self.record.kept.awaits_parent;
+        if is_done && self.shared.has_lost(&self.saga_id, self.record.saga.version).await {
+            tracing::warn!(saga.id = &*self.saga_id, "stored anew: the database has lost how it went on");
+            self.tells_all = true;
+            return Box::pin(self.commit_anew()).await;
+        }
+        Ok(())
+    }
+
     /// Looks whether the saga is still this process's, however long the database is out of reach.
     pub(super) async fn look_whose(&mut self) -> Result<(), Stopped> {
         loop {
