@@ -23,9 +23,9 @@ use proto::{
     projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _},
 };
 use schema::{PATIENCE, note, noted};
-use sqlx::{Executor as _, PgConnection};
+use sqlx::Executor as _;
 use squeamish::{SEEN, Squeamish};
-use standby::{Pair, session, until};
+use standby::{Pair, session, strand, until};
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Request;
 
@@ -218,13 +218,6 @@ async fn a_watch_that_goes_on_after_what_a_standby_has_yet_to_replay_is_not_told
     assert_eq!(refused().await.reason, "NOT_CAUGHT_UP", "the log has it");
     let ahead = read.wait_for_position(3).await.unwrap_err();
     assert_eq!(ahead.reason, "AHEAD_OF_LOG", "{ahead:?}");
-}
-
-/// Has all that is done with the journal go on at the standby.
-async fn strand(pair: &Pair, primary: &mut PgConnection) {
-    pair.lead_to(pair.standby);
-    let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'trellis test'";
-    primary.execute(all).await.unwrap();
 }
 
 /// It is one that was the primary, as a rule, and a name is slower than a failover.

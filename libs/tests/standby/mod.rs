@@ -19,7 +19,7 @@ use std::{
 
 use parking_lot::Mutex;
 use port::Port;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
@@ -144,6 +144,13 @@ impl Drop for Pair {
 /// A session with one of them.
 pub(crate) async fn session(address: SocketAddr) -> PgConnection {
     PgConnection::connect(&url(address)).await.unwrap()
+}
+
+/// Has all that is done with the journal go on at the standby, in the schema `test`.
+pub(crate) async fn strand(pair: &Pair, primary: &mut PgConnection) {
+    pair.lead_to(pair.standby);
+    let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'trellis test'";
+    primary.execute(all).await.unwrap();
 }
 
 /// Waits until the server says that it is so.
