@@ -282,8 +282,17 @@ pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stor
 
 /// Whether a saga is stored, and not as far as this version. Of a standby it is not believed: it may have yet to replay the rest.
 pub(super) async fn is_behind(journal: &Journal, saga_id: &str, version: u64) -> Result<bool, sql::Error> {
-    const SQL: &str = "SELECT record FROM sagas WHERE saga_id = $1";
-    let found = journal.reader().fetch_of_primary(SQL, vec![saga_id.into()]).await?.unwrap_or_default();
+    let found = of_primary(journal, saga_id).await?.unwrap_or_default();
     let Some(found) = found.first() else { return Ok(false) };
     Ok(Record::decode(found.blob(0)?).is_ok_and(|stored| stored.saga.version < version))
+}
+
+/// Whether a saga is not stored. Of a standby that is not believed: it may have yet to replay that it is.
+pub(super) async fn is_missing(journal: &Journal, saga_id: &str) -> Result<bool, sql::Error> {
+    Ok(of_primary(journal, saga_id).await?.is_some_and(|found| found.is_empty()))
+}
+
+async fn of_primary(journal: &Journal, saga_id: &str) -> Result<Option<Vec<sql::Record>>, sql::Error> {
+    const SQL: &str = "SELECT record FROM sagas WHERE saga_id = $1";
+    journal.reader().fetch_of_primary(SQL, vec![saga_id.into()]).await
 }

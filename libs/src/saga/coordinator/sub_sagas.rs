@@ -87,8 +87,10 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 }
             }
             Err(refusal) if refusal.code == Code::NotFound => {
-                tracing::error!(saga.id = saga_id, "a step's saga is not there");
-                return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
+                if store::is_missing(&shared.journal, &saga_id).await.unwrap_or_default() {
+                    tracing::error!(saga.id = saga_id, "a step's saga is not there");
+                    return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
+                }
             }
             // What can't be read is parked, and that was said once.
             Ok(Err(_)) | Err(_) => {}

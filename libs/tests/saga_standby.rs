@@ -1,0 +1,68 @@
+//! What becomes of sagas whose process reads at a standby that lags, and writes at the primary. Runs where `TEST_POSTGRES_BIN` names the
+//! server's programs.
+#![cfg(feature = "saga")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod saga_world;
+#[allow(dead_code, reason = "not all of it is needed here")]
+mod standby;
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use libs::{
+    journal::{Journal, Location},
+    saga::{Definition, Options, TABLES},
+};
+use proto::saga::v1::SagaPhase;
+use saga_world::{Process, World, pay};
+use sqlx::{Executor as _, PgConnection};
+use standby::{Pair, session, strand, until};
+
+/// How many sessions of a journal read.
+const READERS: usize = 4;
+
+/// A process whose database is at whichever of a pair is reached.
+async fn process(world: &World, pair: &Pair) -> Process {
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let definitions = vec![Arc::clone(&world.definition)];
+    let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+    process.coordinator.recover().await.unwrap();
+    process
+}
+
+/// Has all that reads for a process do so at the standby, which replays no more. Whoever reaches for a server is led to that one yet.
+async fn reads_at_standby(pair: &Pair, process: &Process, primary: &mut PgConnection) {
+    let (mut standby, mut gate) = (session(pair.standby).await, session(pair.standby).await);
+    let end: String =
+        sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *primary).await.unwrap();
+    until(&mut standby, &format!("pg_last_wal_replay_lsn() >= '{end}'")).await;
+    standby.execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until(&mut standby, "pg_get_wal_replay_pause_state() = 'paused'").await;
+    strand(pair, primary).await;
+    // All at once, or one would read for all.
+    gate.execute("SELECT pg_advisory_lock(7)").await.unwrap();
+    let read = "SELECT (pg_advisory_xact_lock_shared(7) IS NULL)::int::int8, pg_is_in_recovery()::int::int8";
+    let reads = join_all((0..READERS).map(|_| process.journal.reader().fetch(read, Vec::new())));
+    let opens = async {
+        let all = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        until(&mut standby, &format!("({all}) = {READERS}")).await;
+        gate.execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+    };
+    let (read, ()) = tokio::join!(reads, opens);
+    assert!(read.into_iter().all(|read| read.unwrap()[0].int(1).unwrap() == 1), "all at the standby");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_whose_saga_a_standby_has_yet_to_replay_is_waited_for() {
+    let Some(pair) = Pair::start().await else { return };
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    let (process, mut primary) = (process(&world, &pair).await, session(pair.primary).await);
+    reads_at_standby(&pair, &process, &mut primary).await;
+    pair.lead_to(pair.primary);
+    process.place("rome").await.unwrap();
+    assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
+}
