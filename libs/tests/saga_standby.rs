@@ -7,17 +7,21 @@ mod saga_world;
 #[allow(dead_code, reason = "not all of it is needed here")]
 mod standby;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures::future::join_all;
 use libs::{
     journal::{Journal, Location},
-    saga::{Definition, Options, TABLES},
+    saga::{Definition, Options, TABLES, testing::Fault},
 };
 use proto::saga::v1::SagaPhase;
-use saga_world::{Process, World, pay};
-use sqlx::{Executor as _, PgConnection};
+use saga_world::{Charge, Process, Reserve, Ship, World, becomes, pay};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use standby::{Pair, session, strand, until};
+use tonic::Code;
 
 /// How many sessions of a journal read.
 const READERS: usize = 4;
@@ -65,4 +69,41 @@ async fn a_step_whose_saga_a_standby_has_yet_to_replay_is_waited_for() {
     pair.lead_to(pair.primary);
     process.place("rome").await.unwrap();
     assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
+}
+
+/// What it has called since would count as never called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saga_is_not_taken_up_from_where_a_standby_has_it_that_lags() {
+    let Some(pair) = Pair::start().await else { return };
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let broken = Arc::clone(&is_broken);
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.compensatable::<Charge>("charge", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", move |order, _| {
+        assert!(!broken.load(Ordering::Relaxed), "it is yet to be mended");
+        Ok(order.clone())
+    });
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let (process, mut primary) = (process(&world, &pair).await, session(pair.primary).await);
+    process.place("tea").await.unwrap();
+    reads_at_standby(&pair, &process, &mut primary).await;
+    pair.lead_to(pair.primary);
+    // It goes on, and comes to where it can't.
+    world.participants.on_call(|_| Fault::None);
+    let is_parked = async || process.coordinator.finished("tea").await.is_err_and(|why| why.reason == "SAGA_PARKED");
+    becomes("parked", is_parked).await;
+    is_broken.store(false, Ordering::Relaxed);
+
+    // As long as there is nobody else to be asked it stays as it is.
+    pair.lead_to(pair.standby);
+    let refused = process.coordinator.retry("tea", "ann", "it is mended").await.expect_err("only a standby is reached");
+    assert_eq!(refused.code, Code::Unavailable, "{refused:?}");
+    pair.lead_to(pair.primary);
+    process.coordinator.retry("tea", "ann", "it is mended").await.unwrap();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+    let told = "SELECT version FROM test.events WHERE kind = 'saga' AND id = 'tea' ORDER BY position";
+    let told: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(told)).fetch_all(&mut primary).await.unwrap();
+    assert_eq!(told, (1..=told.len() as i64).collect::<Vec<_>>(), "it goes on from the last");
 }

@@ -231,42 +231,37 @@ pub(super) async fn open_after(journal: &Journal, after: &str, limit: usize) -> 
     records.iter().map(|record| record.text(0)).collect()
 }
 
-/// Has each of these sagas taken once, in any order. A record may have megabytes, so only so many are in memory at a time as are small
-/// enough together.
+/// Has each of these sagas taken once, in one order, as new as it is. A record may have megabytes, so only so many are in memory at a time
+/// as are small enough together.
 pub(super) async fn load_each(
     journal: &Journal,
     ids: &[String],
     mut take: impl FnMut(String, Stored),
 ) -> Result<(), sql::Error> {
     for ids in ids.chunks(MOST_SIZED) {
-        for keys in portions(journal, ids).await? {
-            let mut found = journal.reader().fetch_keys(&SAGAS, keys).await?;
-            // The last one may come more than once.
-            found.dedup();
-            for record in found {
-                take(record.text(0)?, Record::decode(record.blob(2)?));
+        for portion in portions(journal, ids).await? {
+            let (wanted, values) = among(&portion);
+            let sql = format!("SELECT saga_id, record FROM sagas WHERE saga_id IN ({wanted}) ORDER BY saga_id");
+            for record in of_primary(journal, &sql, values).await? {
+                take(record.text(0)?, Record::decode(record.blob(1)?));
             }
         }
     }
     Ok(())
 }
 
-/// The keys of these sagas, as they are read: one saga, or as many as have [`MOST_BYTES`] together. No record is read for that.
-async fn portions(journal: &Journal, ids: &[String]) -> Result<Vec<Vec<Vec<Value>>>, sql::Error> {
-    // Few shapes: each is prepared once a session.
-    let count = ids.len().next_power_of_two();
-    let wanted: Vec<String> = (1..=count).map(|at| format!("${at}")).collect();
-    let sql =
-        format!("SELECT saga_id, length(record) FROM sagas WHERE saga_id IN ({}) ORDER BY saga_id", wanted.join(","));
-    let values = ids.iter().chain(ids.last().into_iter().cycle()).take(count).map(|id| id.as_str().into()).collect();
+/// These sagas as they are read: one, or as many as have [`MOST_BYTES`] together. No record is read for that.
+async fn portions(journal: &Journal, ids: &[String]) -> Result<Vec<Vec<String>>, sql::Error> {
+    let (wanted, values) = among(ids);
+    let sql = format!("SELECT saga_id, length(record) FROM sagas WHERE saga_id IN ({wanted}) ORDER BY saga_id");
     let (mut portions, mut bytes) = (Vec::<Vec<_>>::new(), 0);
-    for record in journal.reader().fetch(&sql, values).await? {
-        let (key, size) = (vec![record.text(0)?.into()], record.int(1)?);
+    for record in of_primary(journal, &sql, values).await? {
+        let (saga_id, size) = (record.text(0)?, record.int(1)?);
         bytes += size;
         match portions.last_mut() {
-            Some(portion) if bytes <= MOST_BYTES => portion.push(key),
+            Some(portion) if bytes <= MOST_BYTES => portion.push(saga_id),
             _ => {
-                portions.push(vec![key]);
+                portions.push(vec![saga_id]);
                 bytes = size;
             }
         }
@@ -274,25 +269,35 @@ async fn portions(journal: &Journal, ids: &[String]) -> Result<Vec<Vec<Vec<Value
     Ok(portions)
 }
 
-/// One saga.
+/// Placeholders for these sagas, and what is bound to them.
+fn among(ids: &[String]) -> (String, Vec<Value>) {
+    // Few shapes: each is prepared once a session.
+    let count = ids.len().next_power_of_two();
+    let wanted: Vec<String> = (1..=count).map(|at| format!("${at}")).collect();
+    let values = ids.iter().chain(ids.last().into_iter().cycle()).take(count).map(|id| id.as_str().into()).collect();
+    (wanted.join(","), values)
+}
+
+/// One saga, as it is shown: a standby may have yet to replay how it went on.
 pub(super) async fn load(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sql::Error> {
     let found = journal.reader().fetch_keys(&SAGAS, vec![vec![Value::from(saga_id)]]).await?;
     found.first().map(|record| Ok(Record::decode(record.blob(2)?))).transpose()
 }
 
-/// Whether a saga is stored, and not as far as this version. Of a standby it is not believed: it may have yet to replay the rest.
-pub(super) async fn is_behind(journal: &Journal, saga_id: &str, version: u64) -> Result<bool, sql::Error> {
-    let found = of_primary(journal, saga_id).await?.unwrap_or_default();
-    let Some(found) = found.first() else { return Ok(false) };
-    Ok(Record::decode(found.blob(0)?).is_ok_and(|stored| stored.saga.version < version))
-}
-
-/// Whether a saga is not stored. Of a standby that is not believed: it may have yet to replay that it is.
-pub(super) async fn is_missing(journal: &Journal, saga_id: &str) -> Result<bool, sql::Error> {
-    Ok(of_primary(journal, saga_id).await?.is_some_and(|found| found.is_empty()))
-}
-
-async fn of_primary(journal: &Journal, saga_id: &str) -> Result<Option<Vec<sql::Record>>, sql::Error> {
+/// One saga, as new as it is: to go on from there.
+pub(super) async fn load_newest(journal: &Journal, saga_id: &str) -> Result<Option<Stored>, sql::Error> {
     const SQL: &str = "SELECT record FROM sagas WHERE saga_id = $1";
-    journal.reader().fetch_of_primary(SQL, vec![saga_id.into()]).await
+    let found = of_primary(journal, SQL, vec![saga_id.into()]).await?;
+    found.first().map(|record| Ok(Record::decode(record.blob(0)?))).transpose()
+}
+
+/// Whether a saga is stored, and not as far as this version.
+pub(super) async fn is_behind(journal: &Journal, saga_id: &str, version: u64) -> Result<bool, sql::Error> {
+    let stored = load_newest(journal, saga_id).await?;
+    Ok(stored.is_some_and(|stored| stored.is_ok_and(|stored| stored.saga.version < version)))
+}
+
+/// Runs a SELECT whose answer must be the newest there is. Of a standby it is none.
+async fn of_primary(journal: &Journal, sql: &str, values: Vec<Value>) -> Result<Vec<sql::Record>, sql::Error> {
+    journal.reader().fetch_of_primary(sql, values).await?.ok_or(sql::Error::Standby)
 }

@@ -168,6 +168,9 @@ pub enum Error {
     /// What became of a commit can't be told by who is asked.
     #[error("it is not known whether transaction {0} was committed: the server is a standby that nobody has promoted")]
     NotPromoted(String),
+    /// What must be the newest there is can't be told by who is asked.
+    #[error("the server is a standby, which may have yet to replay what was committed")]
+    Standby,
     /// The values of one column are to be of one type.
     #[error(
         "rows that are written or looked up together have values of several types in one column, or keys without a value"
@@ -231,10 +234,11 @@ impl Error {
         }
     }
 
-    /// True for PostgreSQL's error of one of these classes, and where it can't be reached.
+    /// True for PostgreSQL's error of one of these classes, and where it can't be reached, or only a standby.
     fn is_of_the_server(&self, classes: &[&str]) -> bool {
         match self {
-            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => true,
+            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)
+            | Self::Standby => true,
             Self::Postgres(sqlx::Error::Database(said)) => {
                 said.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
             }

@@ -54,7 +54,7 @@ impl Shared {
 
     /// A saga as it is stored; where that can't be read, as its transitions tell of it.
     async fn stored_or_told(&self, saga_id: &str) -> Result<Record, Refusal> {
-        if let Ok(record) = self.loaded(saga_id).await? {
+        if let Ok(record) = self.newest(saga_id).await? {
             return Ok(record);
         }
         store::told(&self.journal, saga_id).await.map_err(|error| error.refusal())?.map_err(|error| {

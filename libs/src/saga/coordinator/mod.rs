@@ -67,7 +67,7 @@ use super::{
     store::{self, Stored},
 };
 use crate::{
-    journal::{AggregateId, Decided, Journal, Loaded, Member},
+    journal::{AggregateId, Decided, Journal, Loaded, Member, sql},
     refusal::Refusal,
     rpc::{carried::CarriedKeys, verdict::is_name},
 };
@@ -389,21 +389,30 @@ impl Shared {
         may.map(|(key, value)| CarriedEntry { key: key.clone(), value: value.clone() }).collect()
     }
 
-    /// A saga as it is stored.
+    /// A saga as it is stored, to go on from there.
     async fn stored(&self, saga_id: &str) -> Result<Record, Refusal> {
-        readable(saga_id, self.loaded(saga_id).await?)
+        readable(saga_id, self.newest(saga_id).await?)
     }
 
-    /// A saga as it is stored, or why its record is none.
-    async fn loaded(&self, saga_id: &str) -> Result<Stored, Refusal> {
-        let read = store::load(&self.journal, saga_id).await.map_err(|error| {
-            tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
-            error.refusal()
-        })?;
-        read.ok_or_else(|| {
-            Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
-        })
+    /// The same, or why its record is none.
+    async fn newest(&self, saga_id: &str) -> Result<Stored, Refusal> {
+        found(saga_id, store::load_newest(&self.journal, saga_id).await)
     }
+
+    /// A saga as it is shown, or why its record is none. It may have gone on since.
+    async fn loaded(&self, saga_id: &str) -> Result<Stored, Refusal> {
+        found(saga_id, store::load(&self.journal, saga_id).await)
+    }
+}
+
+fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stored, Refusal> {
+    let read = read.map_err(|error| {
+        tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+        error.refusal()
+    })?;
+    read.ok_or_else(|| {
+        Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
+    })
 }
 
 fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {

@@ -294,6 +294,8 @@ impl Coordinator {
             // Somebody here was quicker.
             return self.0.live.post(saga_id, mail).map_err(|why| why.into_refusal(saga_id));
         };
+        // Who can't read it leaves it to whoever drives it.
+        self.0.stored(saga_id).await?;
         self.0.claim(vec![saga_id.clone()], |_, _| true).await?;
         let known = self.0.known(saga_id).await?;
         let record = self.0.stored(saga_id).await?;

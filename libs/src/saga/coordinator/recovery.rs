@@ -11,6 +11,7 @@ use super::{
     ownership::beating,
 };
 use crate::{
+    journal::sql,
     refusal::Refusal,
     saga::{
         Definition, machine,
@@ -25,7 +26,7 @@ const PAGE: usize = 512;
 /// Why a coordinator can't take up its work.
 #[derive(Debug, thiserror::Error)]
 #[error("the sagas can't be read: {0}")]
-pub struct RecoverError(#[from] crate::journal::sql::Error);
+pub struct RecoverError(#[from] sql::Error);
 
 impl Coordinator {
     /// Takes up every saga that has not ended; on a server, those whose process is gone, as far as there is room: see
@@ -42,7 +43,14 @@ impl Coordinator {
         if self.join().await?
             && let Some(member) = self.0.member.get()
         {
-            return beating(&self.0, member, self.adopt()).await;
+            return match beating(&self.0, member, self.adopt()).await {
+                // Who writes has reached the primary. They are taken over with a later beat, once who reads has, too.
+                Err(RecoverError(error @ sql::Error::Standby)) => {
+                    tracing::warn!(%error, "no saga is taken over yet");
+                    Ok(0)
+                }
+                adopted => adopted,
+            };
         }
         let (mut last, mut resumed) = (String::new(), 0);
         loop {

@@ -87,7 +87,8 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 }
             }
             Err(refusal) if refusal.code == Code::NotFound => {
-                if store::is_missing(&shared.journal, &saga_id).await.unwrap_or_default() {
+                // A standby may have yet to replay it.
+                if matches!(store::load_newest(&shared.journal, &saga_id).await, Ok(None)) {
                     tracing::error!(saga.id = saga_id, "a step's saga is not there");
                     return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
                 }
