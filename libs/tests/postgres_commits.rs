@@ -99,11 +99,17 @@ async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answ
 async fn a_standby_that_nobody_promotes_is_not_asked_for_ever() {
     let Some(schema) = Schema::new() else { return };
     let (journal, cut) = linked(&schema).await;
+    journal.submit(note("before")).await.unwrap();
     *cut.lock().unwrap() = Cut::Lost(IN_RECOVERY);
     let answer = timeout(PATIENCE, journal.submit(note("stranded"))).await.expect("an answer");
     assert_eq!(answer, Err(SubmitError::Closed));
     let ended = journal.ended().await.expect_err("a restart reads what stands").to_string();
     assert!(ended.contains("a standby") && !ended.contains("never written"), "{ended}");
+    // Another may be promoted that has not come so far, and who begins with that can't know.
+    let sql = format!("SELECT time FROM {}.events WHERE position = 1", schema.name);
+    let time =
+        sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut schema.connect().await).await.unwrap();
+    assert!(ended.contains(&format!("the log has event 1 of time {time} ")) && !ended.contains("is safe"), "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -349,6 +349,9 @@ impl Journal {
         match ended.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(sql::Error::Gone(why))) => Err(CommitError::Gone { location: location(), why }),
+            Ok(Err(sql::Error::Unanswered { ended, time, why })) => {
+                Err(CommitError::Unanswered { location: location(), message: why.to_string(), ended, time })
+            }
             Ok(Err(source)) => Err(CommitError::Failed { location: location(), message: source.to_string() }),
             Err(_) => Err(CommitError::Failed { location: location(), message: "the committer panicked".to_owned() }),
         }
@@ -397,6 +400,21 @@ pub enum CommitError {
         location: Location,
         /// Its word.
         message: String,
+    },
+    /// Nobody says what became of a commit, and another server may be promoted that has not come as far as what was answered before.
+    #[error(
+        "{location}: {message}: stopping; the events of what was answered stand if the log has event {ended} of time {time} when a server \
+         takes over, start again to find out about the rest"
+    )]
+    Unanswered {
+        /// Which database.
+        location: Location,
+        /// What was said last.
+        message: String,
+        /// The position of the last event before the commit.
+        ended: i64,
+        /// That event's time, in microseconds since 1970.
+        time: i64,
     },
     /// It isn't there.
     #[error(

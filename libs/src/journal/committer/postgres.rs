@@ -307,7 +307,12 @@ impl Committer {
             };
             match became {
                 Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
-                became => return became,
+                // Whoever begins with a log that has lost its last events can't know that it had more.
+                became => {
+                    let Tail { position: ended, time } = self.tail;
+                    let unanswered = |why| Error::Unanswered { ended, time, why: Box::new(why) };
+                    return became.map_err(|why| if ended > 0 { unanswered(why) } else { why });
+                }
             }
         }
     }

@@ -168,6 +168,16 @@ pub enum Error {
     /// What became of a commit can't be told by who is asked.
     #[error("it is not known whether transaction {0} was committed: the server is a standby that nobody has promoted")]
     NotPromoted(String),
+    /// What became of a commit could not be found out in time. Before it the log had ended there.
+    #[error("{why}")]
+    Unanswered {
+        /// The position of the last event before it.
+        ended: i64,
+        /// That event's time, in microseconds since 1970: another may come to its position.
+        time: i64,
+        /// What was said last.
+        why: Box<Self>,
+    },
     /// What must be the newest there is can't be told by who is asked.
     #[error("the server is a standby, which may have yet to replay what was committed")]
     Standby,
