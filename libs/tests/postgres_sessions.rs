@@ -4,9 +4,11 @@
 
 mod database;
 mod lines;
+mod link;
 mod schema;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,9 +17,11 @@ use std::{
 };
 
 use futures::future::{join_all, pending};
-use libs::journal::{Journal, Location, Outcome, SubmitError};
+use libs::journal::{Journal, Location, OpenError, Outcome, SubmitError};
 use lines::Lines;
+use link::Cut;
 use schema::{PATIENCE, Schema, note};
+use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -192,4 +196,35 @@ async fn a_session_that_waits_for_long_is_kept_in_mind_by_what_is_on_the_way() {
     let asked = "SELECT current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval')";
     let set = journal.reader().fetch(asked, Vec::new()).await.unwrap();
     assert_eq!((&*set[0].text(0).unwrap(), &*set[0].text(1).unwrap()), ("60", "10"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_without_a_word_while_a_turn_is_asked_for_is_not_waited_for_for_ever() {
+    let Some(schema) = Schema::new() else { return };
+    let (location, cut) = link::to(&schema).await;
+    *cut.lock().unwrap() = Cut::Silent("BEGIN");
+    let opened = timeout(PATIENCE, Journal::open(location, &[])).await.expect("an end");
+    assert!(matches!(opened, Err(OpenError::Database { .. })), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_to_make_tables_is_waited_for_however_long_another_has_it() {
+    let Some(schema) = Schema::new() else { return };
+    let mut other = schema.connect().await;
+    let turn = format!("hashtextextended('trellis/{}/create', 0)", schema.name);
+    other.execute(AssertSqlSafe(format!("SELECT pg_advisory_lock({turn})"))).await.unwrap();
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let opened = tokio::spawn(async move { Journal::open(location, &[]).await.map(drop) });
+    let who = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND (classid, objid) IN
+        (SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid())";
+    let mut waited = HashSet::new();
+    let twice = async {
+        while waited.len() < 2 {
+            waited.extend(sqlx::query_scalar::<_, i32>(who).fetch_optional(&mut other).await.unwrap());
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, twice).await.expect("it is asked for again");
+    other.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    timeout(PATIENCE, opened).await.expect("an end").unwrap().unwrap();
 }

@@ -18,10 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::sql::{
-    Error,
-    postgres::{self, answered},
-};
+use super::sql::{Error, postgres::answered};
 
 /// How long somebody waits for a session before the server counts as out of reach.
 const WAIT: Duration = Duration::from_secs(5);
@@ -91,16 +88,24 @@ impl Sessions {
         }
     }
 
-    /// Begins a transaction for what may take long, such as making an index, and waits for a turn in it as long as that takes.
+    /// Begins a transaction for what may take long, such as making an index, and waits for a turn in it as long as that takes. It is asked
+    /// for again and again: a server that is gone without a word would be waited for, too.
     ///
     /// # Errors
     /// When the server can't be reached.
     pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
-        let sql = format!("BEGIN; SET LOCAL lock_timeout = 0; {}", turn(turn_name));
-        let (permit, mut session, _) = self.ready().await?;
-        let asked = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session);
-        postgres::patiently(asked, || tracing::info!("waiting for another process that makes tables here")).await?;
-        Ok(Transaction { session, of: Arc::clone(&self.0), _turn: permit })
+        loop {
+            match self.begin(turn_name).await {
+                Ok(mut transaction) => {
+                    answered(sqlx::raw_sql("SET LOCAL lock_timeout = 0").execute(&mut *transaction)).await?;
+                    return Ok(transaction);
+                }
+                Err(error) if is_anothers(&error) => {
+                    tracing::info!("waiting for another process that makes tables here")
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A session that is there, as far as one can know, and true if it was begun for this.
@@ -172,6 +177,11 @@ impl Shared {
 /// Waits for a turn, by its name.
 fn turn(name: &str) -> String {
     format!("SELECT pg_advisory_xact_lock(hashtextextended('{}', 0))", name.replace('\'', "''"))
+}
+
+/// Whether a lock or a turn was another's for as long as it may be waited for.
+fn is_anothers(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(said) if said.code().is_some_and(|code| code == "55P03"))
 }
 
 /// Whether there was no answer in time. Another session would be asked for the same, and the server may still be at work on it.

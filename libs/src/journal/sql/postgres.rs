@@ -52,7 +52,7 @@ pub(in crate::journal) async fn answered<T, E: From<sqlx::Error>>(
     timeout(ANSWER, asked).await.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into()))
 }
 
-/// Waits for what may take as long as it does, such as another process's turn or an index, and tells of it every so often.
+/// Waits for what may take as long as it does, such as an index, and tells of it every so often.
 pub(in crate::journal) async fn patiently<T>(asked: impl Future<Output = T>, tell: impl Fn()) -> T {
     let mut asked = pin!(asked);
     loop {
