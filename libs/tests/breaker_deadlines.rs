@@ -9,7 +9,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use breaker_support::{Moody, PATIENCE, eager, list, patient, peer_at};
 use bytes::Bytes;
-use clock::stop_the_clock;
+use clock::{soon, stop_the_clock};
 use http::{HeaderMap, Response};
 use libs::{
     breaker::Registry,
@@ -79,16 +79,18 @@ async fn black_hole() -> (SocketAddr, (TcpListener, TcpStream)) {
     (address, (listener, waiting))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_never_comes_about_is_given_up_at_the_deadline() {
+    let stopped = stop_the_clock();
     let (address, held) = black_hole().await;
     for options in [eager(), PeerOptions::query()] {
         // Whatever a connection may take: the deadline is earlier.
         let peer = peer_at(&format!("http://{address}"), &options.timeout(50 * MS).connect_timeout(600 * SECOND));
-        assert_eq!(list(&peer).await.unwrap_err().code(), Code::DeadlineExceeded);
+        let (ended, ()) = soon(async { tokio::join!(list(&peer), advance(50 * MS)) }).await;
+        assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
         assert_eq!(peer.breaker().snapshot().totals.failure, 1, "and its breaker knows");
     }
-    drop(held);
+    drop((held, stopped));
 }
 
 #[tokio::test]

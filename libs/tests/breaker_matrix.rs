@@ -4,17 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;
+mod clock;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use breaker_support::{eager, serve};
+use breaker_support::{PATIENCE, eager, serve};
 use bytes::Bytes;
+use clock::{becomes, soon, stop_the_clock};
 use http::{HeaderMap, Response, StatusCode};
 use libs::{
-    breaker::{Class, Classes, Registry},
+    breaker::{Class, Classes, Config, Registry},
     rpc::client::{Peer, PeerOptions, Peers},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::advance};
 use tonic::{
     Code, Status, Streaming,
     client::Grpc,
@@ -290,7 +292,7 @@ async fn a_proxy_that_forbids_is_an_answer() {
 #[tokio::test]
 async fn a_pause_that_is_asked_for_is_kept() {
     let options = breaker_support::patient(PeerOptions::saga());
-    let config = libs::breaker::Config::builder().min_calls(1).build().unwrap();
+    let config = Config::builder().min_calls(1).build().unwrap();
     let peer = peer(raw_server(Ending::Pushback).await, &options.breaker(config));
     assert_eq!(call(&peer, Kind::Unary, "/some.Service/Method").await.unwrap_err().code(), Code::ResourceExhausted);
     let shown = peer.breaker().snapshot();
@@ -299,28 +301,36 @@ async fn a_pause_that_is_asked_for_is_kept() {
     assert!(shown.retry_after.unwrap() > Duration::from_secs(10), "{shown:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tonic_servers_cancelled_at_the_deadline_is_the_deadlines() {
     // Its own timer answers CANCELLED; whoever is first, the caller sees DEADLINE_EXCEEDED and the peer is to blame.
+    let stopped = stop_the_clock();
     let moody = breaker_support::Moody::serve().await;
     moody.set(breaker_support::HANG);
-    for _ in 0..3 {
+    for call in 1..=3 {
         let peer = breaker_support::peer_at(&moody.uri, &eager().timeout(30 * MS));
-        let status = breaker_support::list(&peer).await.unwrap_err();
-        assert_eq!((status.code(), peer.breaker().snapshot().totals.failure), (Code::DeadlineExceeded, 1));
+        let hears = async {
+            becomes(|| moody.calls.load(Ordering::SeqCst) == call).await;
+            advance(30 * MS).await;
+        };
+        let (ended, ()) = soon(async { tokio::join!(breaker_support::list(&peer), hears) }).await;
+        let code = ended.unwrap_err().code();
+        assert_eq!((code, peer.breaker().snapshot().totals.failure), (Code::DeadlineExceeded, 1));
     }
+    drop(stopped);
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_early_blames_nobody() {
     let moody = breaker_support::Moody::serve().await;
     moody.set(breaker_support::HANG);
-    let peer = breaker_support::peer_at(&moody.uri, &eager());
+    let config = Config::builder().abandon_after(PATIENCE).build().unwrap();
+    let peer = breaker_support::peer_at(&moody.uri, &eager().breaker(config));
     for _ in 0..5 {
         // Long enough to be sent, short of any deadline.
         let mut pending = std::pin::pin!(breaker_support::list(&peer));
-        let sent = moody.calls.load(std::sync::atomic::Ordering::SeqCst) + 1;
-        while moody.calls.load(std::sync::atomic::Ordering::SeqCst) < sent {
+        let sent = moody.calls.load(Ordering::SeqCst) + 1;
+        while moody.calls.load(Ordering::SeqCst) < sent {
             tokio::select! { _ = &mut pending => unreachable!("it hangs"), () = tokio::task::yield_now() => {} }
         }
     }

@@ -112,15 +112,22 @@ async fn timely_refusals_keep_it_closed() {
     assert_eq!((peer.breaker().state(), peer.breaker().snapshot().totals.success), (State::Closed, 20));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_hangs_ends_by_the_deadline_and_trips_it() {
+    let stopped = stop_the_clock();
     let moody = Moody::serve().await;
     moody.set(HANG);
     let peer = peer_at(&moody.uri, &eager().timeout(500 * MS));
-    for _ in 0..3 {
-        assert_eq!(list(&peer).await.unwrap_err().code(), Code::DeadlineExceeded);
+    for call in 1..=3 {
+        let hears = async {
+            becomes(|| moody.calls.load(Ordering::SeqCst) == call).await;
+            advance(500 * MS).await;
+        };
+        let (ended, ()) = soon(async { tokio::join!(list(&peer), hears) }).await;
+        assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
     }
     assert_eq!(peer.breaker().state(), State::Open);
+    drop(stopped);
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,7 +273,7 @@ async fn a_server_that_speaks_no_tls_is_told_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("https://{}", listener.local_addr().unwrap());
     let peers = Peers::new(Registry::new(), &[("moody", &*address)], Vec::new()).unwrap().trust("");
-    let peer = peers.connect_with("moody", &PeerOptions::stream()).unwrap();
+    let peer = peers.connect_with("moody", &PeerOptions::stream().connect_timeout(PATIENCE)).unwrap();
     let server = async {
         let (mut socket, _) = listener.accept().await.unwrap();
         let hello = socket.read(&mut [0; 1 << 12]).await.unwrap();
