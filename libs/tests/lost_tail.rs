@@ -83,7 +83,7 @@ async fn becomes(holds: impl AsyncFn() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE / 4, waits).await.expect("it never comes");
+    timeout(PATIENCE, waits).await.expect("it never comes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,8 +210,8 @@ async fn who_follows_a_log_that_has_lost_its_last_events_ends_with_it() {
     let stretches = outbox.subscribe(Request::new(request)).await.unwrap().into_inner();
     journal.close();
     journal.ended().await.unwrap();
-    timeout(PATIENCE / 4, following).await.expect("the views end").unwrap().unwrap();
-    assert_eq!(timeout(PATIENCE / 4, stretches.count()).await.expect("what is told ends"), 1);
+    timeout(PATIENCE, following).await.expect("the views end").unwrap().unwrap();
+    assert_eq!(timeout(PATIENCE, stretches.count()).await.expect("what is told ends"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,7 +226,7 @@ async fn another_service_that_was_told_of_what_is_lost_is_told_that_it_is() {
     assert_eq!(stretches.next().await.unwrap().unwrap().head, lost);
 
     lose_after(&schema, 1).await;
-    let told = timeout(PATIENCE / 4, stretches.next()).await.expect("it is told").unwrap().unwrap_err();
+    let told = timeout(PATIENCE, stretches.next()).await.expect("it is told").unwrap().unwrap_err();
     let refusal = Refusal::from_status(&told);
     assert_eq!((told.code(), &*refusal.reason), (Code::FailedPrecondition, "AHEAD_OF_LOG"), "{told:?}");
     assert!(stretches.next().await.is_none());

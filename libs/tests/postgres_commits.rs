@@ -70,11 +70,17 @@ async fn a_server_that_is_gone_without_a_word_holds_nobody_for_ever() {
     tokio::join!(falls_silent("BEGIN"), falls_silent("UNION ALL"), falls_silent("INSERT INTO"), falls_silent("COMMIT"));
 }
 
-/// Has a commit lost of which the server says for so long that it is in progress, and answers what came of it.
+/// Has a commit lost of which the server says for so long that it is in progress, once it is asked, and answers what came of it.
 async fn slow(schema: &Schema, time: Duration) -> Result<Outcome, SubmitError> {
     let (journal, cut) = linked(schema).await;
     *cut.lock().unwrap() = Cut::Lost(IN_PROGRESS);
     let submitted = tokio::spawn(async move { journal.submit(note("slow")).await });
+    let asked = async {
+        while !matches!(*cut.lock().unwrap(), Cut::Asked(_)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("it is asked");
     tokio::time::sleep(time).await;
     assert!(!submitted.is_finished());
     *cut.lock().unwrap() = Cut::Never;

@@ -38,6 +38,8 @@ enum Manner {
     Silent,
     /// They are turned away, those who are there too.
     Away,
+    /// The next one is, and whoever comes after that is let through.
+    AwayOnce,
     /// They are, and are told that the server is starting up.
     Starting,
 }
@@ -61,14 +63,20 @@ impl Way {
         let (server, name) = server.split_once('/').unwrap();
         let url = format!("{before}@{near}/{name}?sslmode=disable");
         let (server, manner, came) = (server.to_owned(), watch::Sender::new(Manner::Through), Arc::default());
-        let (said, count) = (manner.clone(), Arc::<AtomicUsize>::clone(&came));
+        let (saying, count) = (manner.clone(), Arc::<AtomicUsize>::clone(&came));
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
-                count.fetch_add(1, Ordering::Relaxed);
-                let (mut far, mut said) = (TcpStream::connect(&server).await.unwrap(), said.subscribe());
+                // Once it is counted, something else may be said.
+                let mut said = saying.subscribe();
+                let manner = *said.borrow_and_update();
+                count.fetch_add(1, Ordering::SeqCst);
+                if manner == Manner::AwayOnce {
+                    saying.send_replace(Manner::Through);
+                    continue;
+                }
+                let mut far = TcpStream::connect(&server).await.unwrap();
                 tokio::spawn(async move {
-                    let manner = *said.borrow_and_update();
                     if manner == Manner::Through {
                         tokio::select! {
                             _ = copy_bidirectional(&mut near, &mut far) => return,
@@ -79,7 +87,7 @@ impl Way {
                     match manner {
                         // Both ends stay open.
                         Manner::Through | Manner::Silent => pending().await,
-                        Manner::Away => {}
+                        Manner::Away | Manner::AwayOnce => {}
                         Manner::Starting => {
                             // What it begins with is read: who goes before takes away what was said.
                             let _ = near.read(&mut [0; 1024]).await;
@@ -104,7 +112,9 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answ
     let journal = way.open().await;
     let reader = journal.reader();
     let member = journal.join().await.unwrap().unwrap();
-    for round in 0..2 {
+    let (mut rounds, mut round) = (0, 0);
+    while rounds < 2 {
+        round += 1;
         // All the sessions that there may be.
         let slowly = || reader.fetch("SELECT pg_sleep(0.2)::text", Vec::new());
         for read in join_all((0..4).map(|_| slowly())).await {
@@ -117,9 +127,14 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answ
         sleep(Duration::from_millis(2_000)).await;
         way.manner.send_replace(Manner::Through);
 
-        let after = format!("after {round}");
+        let (after, began) = (format!("after {round}"), Instant::now());
         let read = async { reader.fetch("SELECT 1::bigint", Vec::new()).await };
         let (submitted, beat, read) = tokio::join!(journal.submit(note(&after)), member.beat(), read);
+        // On a machine that stalls there is no time left to begin another session: that says nothing.
+        if began.elapsed() > Duration::from_secs(4) && round < 10 {
+            continue;
+        }
+        rounds += 1;
         assert_eq!(submitted.map(|committed| committed.outcome), Ok(Outcome::Done));
         assert!(beat.is_ok() && read.is_ok(), "{beat:?} {read:?}");
     }
@@ -132,9 +147,15 @@ async fn a_command_outlasts_a_server_that_lets_nobody_in_for_a_while() {
     let journal = way.open().await;
     sleep(Duration::from_millis(1_100)).await;
     way.manner.send_replace(Manner::Silent);
+    let came_before = way.came.load(Ordering::Relaxed);
     let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
-    // Nobody speaks to whoever came until then, and that is waited for a little longer.
-    sleep(Duration::from_secs(4)).await;
+    // Nobody speaks to whoever came until then, and that is waited for.
+    let comes = async {
+        while way.came.load(Ordering::SeqCst) == came_before {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, comes).await.expect("nobody comes");
     way.manner.send_replace(Manner::Through);
     let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
     assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done));
@@ -154,10 +175,9 @@ async fn a_server_that_turns_everybody_away_is_not_asked_without_a_pause() {
     let (came, took) = (way.came.load(Ordering::Relaxed) - came_before, began.elapsed());
     assert!(came as u128 <= 3 + took.as_millis() / 100, "{came} times in {took:?}");
 
-    let submitted = tokio::spawn(async move { journal.submit(note("patient")).await });
-    sleep(Duration::from_millis(50)).await;
-    way.manner.send_replace(Manner::Through);
-    let answer = timeout(PATIENCE, submitted).await.expect("an answer").unwrap();
+    way.manner.send_replace(Manner::AwayOnce);
+    let answer = timeout(PATIENCE, journal.submit(note("patient"))).await.expect("an answer");
+    assert_eq!(*way.manner.borrow(), Manner::Through, "it was turned away");
     assert_eq!(answer.map(|committed| committed.outcome), Ok(Outcome::Done), "it was tried once more");
 }
 

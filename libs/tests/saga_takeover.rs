@@ -255,7 +255,7 @@ async fn who_enters_forgets_those_that_are_gone() {
     let sql = format!(
         "UPDATE {schema}.members SET seen_until = seen_until - 120000000;
         INSERT INTO {schema}.members SELECT 'crashed/' || at, {NOW} - 600000000 FROM generate_series(1, 300) AS at;
-        INSERT INTO {schema}.members VALUES ('there', {NOW} + 5000000), ('late', {NOW} - 1000000)"
+        INSERT INTO {schema}.members VALUES ('there', {NOW} + 9000000), ('late', {NOW} - 1000000)"
     );
     server.execute(AssertSqlSafe(sql)).await.unwrap();
     let entered = journal.join().await.unwrap().unwrap();
