@@ -68,7 +68,7 @@ trap 'pass TERM' TERM
 [ "$(id -u)" -ne 0 ] || chown postgres "$folder"
 
 cd "$folder"
-as "$bin/initdb" -D "$folder/data" -U trellis --auth=trust --encoding=UTF8 >"$folder/log" 2>&1 || {
+as "$bin/initdb" -D "$folder/data" -U trellis --auth=trust --encoding=UTF8 --lc-messages=C >"$folder/log" 2>&1 || {
     cat "$folder/log" >&2
     exit 1
 }

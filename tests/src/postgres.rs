@@ -87,7 +87,7 @@ impl Postgres {
     fn create(&self, small: Option<Small>) -> anyhow::Result<()> {
         let mut initdb = self.command("initdb");
         initdb
-            .args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "--wal-segsize=1", "-D"])
+            .args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "--lc-messages=C", "--wal-segsize=1", "-D"])
             .arg(self.data(small));
         if small.is_some() {
             initdb.arg("-X").arg(if small == Some(Small::Log) {

@@ -1,7 +1,10 @@
 //! The database that a test runs on: a SQLite file in the test's folder, or a schema of its own on the PostgreSQL server that
 //! `TEST_POSTGRES` names. `tests/postgres.sh` starts one and runs the same tests again.
 
-use std::path::Path;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::Path,
+};
 
 use libs::journal::Location;
 
@@ -9,9 +12,10 @@ use libs::journal::Location;
 pub(crate) fn location(folder: &Path, name: &str) -> Location {
     match std::env::var("TEST_POSTGRES") {
         Ok(url) => {
-            // The folder's name is unique, and so is the schema's.
-            let unique: String = folder.display().to_string().chars().filter(char::is_ascii_alphanumeric).collect();
-            Location::Postgres { url, schema: format!("{unique}_{name}").to_lowercase() }
+            // The folder's name is unique, and so is the schema's. A server cuts names off after 63 bytes.
+            let mut unique = DefaultHasher::new();
+            folder.hash(&mut unique);
+            Location::Postgres { url, schema: format!("test{:016x}_{name}", unique.finish()).to_lowercase() }
         }
         Err(_) => Location::Sqlite(folder.join(format!("{name}.db"))),
     }

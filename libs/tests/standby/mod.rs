@@ -63,7 +63,8 @@ impl Pair {
         let pair = Self { folder, bin: bin.into(), primary, standby, _ports: ports, near, leads_to, came };
         *pair.leads_to.lock() = pair.primary;
         let (primary, standby) = (pair.data("primary"), pair.data("standby"));
-        done(pair.program("initdb").args(["-U", "trellis", "--auth=trust", "--encoding=UTF8", "-D"]).arg(&primary));
+        let made = ["-U", "trellis", "--auth=trust", "--encoding=UTF8", "--lc-messages=C", "-D"];
+        done(pair.program("initdb").args(made).arg(&primary));
         // Named here and not in the settings, which the other one takes over: it waits for nobody.
         pair.go_on("primary", pair.primary, "-c synchronous_standby_names=*");
         let copied = ["-R", "-X", "stream", "-c", "fast", "-U", "trellis", "-h", "127.0.0.1", "-p"];
