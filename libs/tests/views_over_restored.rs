@@ -21,8 +21,8 @@ use libs::{
     breaker::Registry,
     cqrs::{Board, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, ReadSide, Views},
     journal::{
-        self as events, AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, Table,
-        sql::Transaction,
+        self as events, AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, NewEvent, OpenError,
+        Table, sql::Transaction,
     },
     refusal::Refusal,
     rpc::client::{Peer, PeerOptions, Peers},
@@ -84,12 +84,21 @@ async fn happen_to(journal: &Journal, kind: &'static str, id: &str) {
     journal.submit(entry).await.unwrap();
 }
 
-/// Views over a service's things.
+/// Views over a service's things, once those before them have let go of the file: they may be in the midst of a fold, which nobody cuts
+/// off.
 async fn views(folder: &TempDir, peer: &Peer) -> Views {
     let squeamish = Squeamish::default();
     squeamish.mended.store(true, Ordering::SeqCst);
-    let location = database::location(folder.path(), "views");
-    Views::open(location, Log::of_service(peer.clone(), &["thing"]), &Projections::new().with(squeamish)).await.unwrap()
+    let (location, projections) = (database::location(folder.path(), "views"), Projections::new().with(squeamish));
+    let open = async {
+        loop {
+            match Views::open(&location, Log::of_service(peer.clone(), &["thing"]), &projections).await {
+                Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        }
+    };
+    timeout(PATIENCE, open).await.expect("they let go")
 }
 
 async fn count(read: &ReadSide) -> Option<i64> {
@@ -261,7 +270,7 @@ async fn who_was_parked_over_a_busy_log_goes_on_once_another_has_passed_the_even
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE / 2, waits).await.unwrap_or_else(|_| panic!("it is never so that parked is {parked}"));
+        timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("it is never so that parked is {parked}"));
     };
     let (board, _one) = open(false).await;
     happen_to(&journal, "thing", "poison").await;
