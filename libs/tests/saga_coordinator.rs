@@ -270,6 +270,7 @@ async fn a_compensation_that_is_refused_waits_for_an_operator_while_others_are_u
 async fn what_is_said_to_have_had_no_effect_while_a_call_of_it_is_under_way_is_undone_all_the_same() {
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(PATIENCE);
     let charge = |order: &String, _: libs::saga::Replies<'_>| Ok(order.clone());
     saga.compensatable::<Charge>("charge", charge, |undo| undo.request);
     saga.after(&[]);
@@ -399,8 +400,11 @@ async fn a_step_that_nobody_will_ever_answer_is_settled_by_hand_while_its_saga_i
 
 #[tokio::test]
 async fn what_a_call_is_under_way_for_is_settled_by_nobody_else_and_closed_by_an_operator() {
-    let world = World::new();
-    world.participants.on_call(|call| if call.step == "ship" { Fault::Hang } else { Fault::None });
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(PATIENCE);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::Hang);
     let process = world.open().await;
     process.place("tea").await.unwrap();
     process.until("tea", |saga| step(saga, "ship").state() == StepState::Started).await;
