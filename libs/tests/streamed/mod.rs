@@ -205,7 +205,9 @@ pub(crate) async fn connect(broker: &Broker) -> JetStream {
 
 /// The broker as an operator has it.
 pub(crate) async fn operator(broker: &Broker) -> Context {
-    jetstream::new(async_nats::connect(broker.url()).await.unwrap())
+    let mut context = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    context.set_timeout(PATIENCE);
+    context
 }
 
 pub(crate) async fn shown(board: &Board) -> pb::Projection {
