@@ -91,4 +91,7 @@ async fn a_request_that_cannot_be_made_is_found() {
     let rig = Rig::new(folder.path(), saga.build().unwrap(), "it".to_owned(), Participants::new);
     let broken = crash_every_point(&rig).await.unwrap_err().to_string();
     assert!(broken.contains("it should be SAGA_PHASE_COMPLETED and is SAGA_PHASE_COMPENSATED"), "{broken}");
+    // It turns back as if it had been refused, and nobody was called who could have.
+    let broken = fail_every_step(&rig).await.unwrap_err().to_string();
+    assert!(broken.contains("ship refused: no such call was made"), "{broken}");
 }

@@ -36,8 +36,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Refuses the call of each step once; the service's own work is not refused. What was done before it must be undone, last things first,
-/// and nothing else; after the pivot the saga must be STUCK, with nothing undone.
+/// Refuses the call of each step once, which must come; the service's own work is not refused. What was done before it must be undone,
+/// last things first, and nothing else; after the pivot the saga must be STUCK, with nothing undone.
 ///
 /// # Errors
 /// The first run that breaks a rule, with the saga's history.
@@ -45,7 +45,17 @@ pub async fn fail_every_step(rig: &Rig) -> Result<Report, Broken> {
     let mut report = Report::default();
     for (refused, end) in refusals(&rig.definition) {
         let run = format!("{} refused", refused.step);
-        let ended = rig.run(&run, |participants| participants.on_call(refusing(Some(refused)))).await?;
+        let met = Arc::new(AtomicBool::new(false));
+        let (meets, mut refuse) = (Arc::clone(&met), refusing(Some(refused)));
+        let refuse = move |call: &SagaCall| {
+            meets.fetch_or(refused.is(call), Ordering::Relaxed);
+            refuse(call)
+        };
+        let ended = rig.run(&run, |participants| participants.on_call(refuse)).await?;
+        // It came to its end for another reason, and that may be as it would have ended for this one.
+        if !met.load(Ordering::Relaxed) {
+            return Err(Broken::rule(&run, "no such call was made".to_owned(), ended.saga));
+        }
         check(&rig.definition, &run, &ended, end)?;
         report.0.push(run);
     }
