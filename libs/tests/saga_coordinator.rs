@@ -630,6 +630,24 @@ async fn a_definition_that_panics_parks_its_saga_alone() {
     assert!(refusal.reason == "SAGA_PARKED" && refusal.message.contains("boom"), "{refusal:?}");
 }
 
+/// To ask once more is of no use. The second one is heard by the same task, or by one of its own.
+#[tokio::test]
+async fn who_retries_a_saga_that_panics_again_is_told_that_it_is_parked() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |_, _| panic!("boom"));
+    let world = World::with(saga.build().unwrap());
+    let process = world.open().await;
+    // It begins by its task, a moment later.
+    process.try_place_at("tea", "tea", 1_700_000_000_050_000).await.unwrap();
+    let parked = tokio::time::timeout(PATIENCE, process.coordinator.finished("tea")).await.unwrap().unwrap_err();
+    assert_eq!(parked.reason, "SAGA_PARKED");
+    let retry = || process.coordinator.retry("tea", "ann", "and now?");
+    let (one, other) = tokio::join!(retry(), retry());
+    for refusal in [one.unwrap_err(), other.unwrap_err()] {
+        assert!(refusal.reason == "SAGA_PARKED" && refusal.message.contains("boom"), "{refusal:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_drain_lets_the_call_under_way_end_and_starts_no_other() {
     let world = World::new();

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use proto::saga::v1::Saga;
 use tokio::sync::{Notify, oneshot};
 
-use super::not_driven;
+use super::{not_driven, parked::parked};
 use crate::{
     refusal::Refusal,
     saga::{ids, machine::Command},
@@ -136,11 +136,7 @@ impl Unreachable {
     pub(super) fn into_refusal(self, saga_id: &str) -> Refusal {
         match self {
             Self::NotLive(_) => not_driven(saga_id),
-            Self::Parked(why, _) => {
-                let mend = "mend that, then retry the saga or restart; or force-close it to leave it as it is for ever";
-                let message = format!("saga {saga_id} is parked: {why}; {mend}");
-                Refusal::precondition("SAGA_PARKED", message)
-            }
+            Self::Parked(why, _) => parked(saga_id, &why),
         }
     }
 }

@@ -3,7 +3,7 @@
 use proto::saga::v1::ParkedSaga;
 
 use super::{Coordinator, live::Place};
-use crate::{saga::record::shorten, time::timestamp};
+use crate::{refusal::Refusal, saga::record::shorten, time::timestamp};
 
 impl Coordinator {
     /// At most so many of the sagas that are parked here, by id, after one of them: this process's own, and those that nobody drives and
@@ -19,6 +19,12 @@ impl Coordinator {
     pub(in crate::saga) fn parked_as(&self, saga_id: &str) -> Option<ParkedSaga> {
         shown(saga_id, &self.0.live.parked_as(saga_id)?)
     }
+}
+
+/// For a saga that is stored and open.
+pub(super) fn parked(saga_id: &str, why: &str) -> Refusal {
+    let mend = "mend that, then retry the saga or restart; or force-close it to leave it as it is for ever";
+    Refusal::precondition("SAGA_PARKED", format!("saga {saga_id} is parked: {why}; {mend}"))
 }
 
 fn shown(saga_id: &str, place: &Place) -> Option<ParkedSaga> {

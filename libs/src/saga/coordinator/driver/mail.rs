@@ -18,34 +18,46 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl Driver {
     pub(super) async fn read_mail(&mut self) -> Result<(), Stopped> {
-        for mail in self.mailbox.take() {
-            match mail {
-                // Those who have left meanwhile would gather for as long as the saga is open.
-                Mail::Finished(answer) => {
-                    self.waiting.retain(|waiting| !waiting.is_closed());
-                    self.waiting.push(answer);
-                }
-                Mail::Settled(tell) => {
-                    self.above.retain(|above| !above.is_closed());
-                    self.above.push(tell);
-                    // It may have told that it is done, and the one above has read otherwise.
-                    self.commit_what_is_lost().await?;
-                }
-                Mail::Taken => return Err(Stopped::End(End::Taken { mine_again: false })),
-                Mail::Woken => {
-                    self.ask_parent().await?;
-                    self.step(Input::Woken).await?;
-                }
-                Mail::Operator(command, answer) => {
-                    let reply = match self.obey(command).await {
-                        Ok(()) => Ok(self.record.saga.clone()),
-                        Err(Stopped::Refused(refusal)) => Err(refusal),
-                        // Who asked hears that their question is lost.
-                        Err(end) => return Err(end),
-                    };
-                    // Who asked may have left.
-                    let _ = answer.send(reply);
-                }
+        let mut mail = self.mailbox.take().into_iter();
+        while let Some(first) = mail.next() {
+            if let Err(stopped) = self.read(first).await {
+                // What is left is answered by how the task ends.
+                mail.for_each(|left| self.mailbox.post(left));
+                return Err(stopped);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, mail: Mail) -> Result<(), Stopped> {
+        match mail {
+            // Those who have left meanwhile would gather for as long as the saga is open.
+            Mail::Finished(answer) => {
+                self.waiting.retain(|waiting| !waiting.is_closed());
+                self.waiting.push(answer);
+            }
+            Mail::Settled(tell) => {
+                self.above.retain(|above| !above.is_closed());
+                self.above.push(tell);
+                // It may have told that it is done, and the one above has read otherwise.
+                self.commit_what_is_lost().await?;
+            }
+            Mail::Taken => return Err(Stopped::End(End::Taken { mine_again: false })),
+            Mail::Woken => {
+                self.ask_parent().await?;
+                self.step(Input::Woken).await?;
+            }
+            Mail::Operator(command, answer) => {
+                let reply = match self.obey(command.clone()).await {
+                    Ok(()) => Ok(self.record.saga.clone()),
+                    Err(Stopped::Refused(refusal)) => Err(refusal),
+                    Err(stopped) => {
+                        self.mailbox.post(Mail::Operator(command, answer));
+                        return Err(stopped);
+                    }
+                };
+                // Who asked may have left.
+                let _ = answer.send(reply);
             }
         }
         Ok(())

@@ -29,7 +29,9 @@ use super::{
     call::{Call, Known},
     closed,
     live::{Mail, Mailbox},
-    not_driven, spans, spawn, sub_sagas,
+    not_driven,
+    parked::parked,
+    spans, spawn, sub_sagas,
 };
 use crate::{
     refusal::Refusal,
@@ -37,7 +39,7 @@ use crate::{
     saga::{
         Definition,
         definition::StepCode,
-        machine::{self, Attempt, Due, Input},
+        machine::{self, Attempt, Due, Input, Wish},
         record::Record,
         store,
     },
@@ -109,6 +111,19 @@ enum End {
     },
     /// The saga can't be driven. It alone stops.
     Parked(String),
+}
+
+impl End {
+    /// For who asked for what the task has not come to, or has ended over.
+    fn refusal(&self, saga_id: &str, wish: &Wish) -> Refusal {
+        match self {
+            Self::Over => closed(saga_id),
+            // That needs nobody who drives it: asked again, it is done.
+            Self::Parked(_) if matches!(wish, Wish::ForceClose) => not_driven(saga_id),
+            Self::Parked(why) => parked(saga_id, why),
+            Self::Leaving | Self::Taken { .. } => not_driven(saga_id),
+        }
+    }
 }
 
 /// Why a move was not made.
@@ -199,7 +214,7 @@ impl Driver {
         // What a transport does, and a layer under it, is not ours. Whoever asks about the saga must not wait for a task that is gone.
         let end = AssertUnwindSafe(driven).catch_unwind().await;
         let end = end.unwrap_or_else(|panic| End::Parked(format!("its task panicked: {}", of_panic(&*panic))));
-        self.leave(end);
+        self.leave(&end);
     }
 
     /// What somebody has to say is heard first, then begins what was ready when the last process left.
@@ -364,11 +379,11 @@ impl Driver {
         }
     }
 
-    fn leave(mut self: Box<Self>, end: End) {
+    fn leave(mut self: Box<Self>, end: &End) {
         self.count(None);
         let over = match end {
             End::Parked(why) => {
-                self.shared.park(&self.saga_id, why);
+                self.shared.park(&self.saga_id, why.clone());
                 false
             }
             End::Over | End::Leaving | End::Taken { .. } => {
@@ -388,8 +403,8 @@ impl Driver {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
                 Mail::Woken | Mail::Taken | Mail::Settled(_) => {}
-                Mail::Operator(_, answer) => {
-                    let _ = answer.send(Err(if over { closed(&self.saga_id) } else { not_driven(&self.saga_id) }));
+                Mail::Operator(command, answer) => {
+                    let _ = answer.send(Err(end.refusal(&self.saga_id, &command.wish)));
                 }
             }
         }
