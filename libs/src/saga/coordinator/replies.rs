@@ -100,7 +100,7 @@ fn definition(Position { trusted, plain, .. }: &Position) -> std::sync::Arc<Defi
 }
 
 fn advance(definition: &Definition, record: &mut Record, input: Input) -> Moved {
-    machine::advance(definition, record, input, Moment { now: NOW, draining: false }).expect("nobody is refused")
+    machine::advance(definition, record, input, Moment::at(NOW)).expect("nobody is refused")
 }
 
 /// A saga whose operation there has been called once, and waits for the reply.

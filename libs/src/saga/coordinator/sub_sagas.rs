@@ -67,7 +67,7 @@ fn born(program: &Definition, step: usize, definition: &Arc<Definition>, above: 
 fn begun(definition: &Definition, record: &Record, now: i64) -> Option<Record> {
     let mut record = record.clone();
     record.saga.version = 0;
-    let advance = || machine::advance(definition, &mut record, Input::Tick, Moment { now, draining: false });
+    let advance = || machine::advance(definition, &mut record, Input::Tick, Moment::at(now));
     let moved = std::panic::catch_unwind(AssertUnwindSafe(advance)).ok()?.ok()?;
     let clean = moved.local.is_none() && record.unborn == 0 && record.saga.phase() == SagaPhase::Forward;
     clean.then_some(record)

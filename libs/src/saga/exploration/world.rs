@@ -401,7 +401,7 @@ impl World {
 }
 
 pub(super) const fn moment() -> Moment {
-    Moment { now: NOW, draining: false }
+    Moment::at(NOW)
 }
 
 /// A record without what only people read, and without counts: two that differ in no more are the same.

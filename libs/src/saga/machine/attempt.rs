@@ -209,7 +209,7 @@ mod tests {
             saga.pivot::<Ship>("ship", |input, _| Ok(*input));
             let definition = saga.build().expect("a definition");
             let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
-            let moment = |now| Moment { now, draining: false };
+            let moment = Moment::at;
             advance(&*definition, &mut record, Input::Tick, moment(SECOND)).expect("begun");
             let due = Due { step: 0, op: Op::Action };
             let mut told = Vec::new();

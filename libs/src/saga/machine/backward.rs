@@ -62,7 +62,7 @@ impl Turn<'_> {
     }
 
     fn end(&mut self) {
-        let waits = self.record.ending.is_some_and(|ending| ending.until > self.moment.now);
+        let waits = self.record.ending.is_some_and(|ending| ending.until > self.moment.asked);
         if self.plan.has_ending && (waits || !(self.may_begin() && self.claim_local(Local::Ending))) {
             return;
         }
@@ -109,7 +109,7 @@ mod tests {
     const SECOND: i64 = 1_000_000;
 
     fn at(now: i64) -> Moment {
-        Moment { now, draining: false }
+        Moment::at(now)
     }
 
     fn definition(timeout: Duration) -> Arc<Definition> {

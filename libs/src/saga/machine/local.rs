@@ -55,7 +55,7 @@ impl Turn<'_> {
 
     /// True while a step of our own that was refused for now is not to be asked for.
     pub(super) fn is_put_off(&self, step: usize) -> bool {
-        next_attempt(&self.record.saga.steps[step]) > self.moment.now
+        next_attempt(&self.record.saga.steps[step]) > self.moment.asked
     }
 
     /// True for a step of our own that was refused for now and is still to be done.
@@ -98,7 +98,7 @@ mod tests {
     /// Where its work is refused at 0, which waits for a second: when it is asked for again.
     fn asked_again(mut record: Record, definition: &Definition, local: Local, roll: f64) -> i64 {
         let refusal = Refusal::exhausted("FULL", "the desk is full", Duration::from_secs(1));
-        let moment = Moment { now: 0, draining: false };
+        let moment = Moment::at(0);
         advance(definition, &mut record, Input::LocalRefused { local, refusal, roll }, moment).expect("it waits");
         next_wake(&definition.plan, &record, |_| false).expect("a wait")
     }
@@ -114,5 +114,32 @@ mod tests {
         record.saga.set_phase(SagaPhase::Compensating);
         let ending = [0.0, 0.5, 1.0].map(|roll| asked_again(record.clone(), &definition, Local::Ending, roll));
         assert_eq!((file, ending), ([1_000_000, 1_050_000, 1_100_000], [1_000_000, 1_050_000, 1_100_000]));
+    }
+
+    /// It takes longer to ask than the first has to wait.
+    #[test]
+    fn who_was_refused_in_one_go_is_not_asked_again_in_it_and_what_is_begun_beside_begins_now() {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.pivot::<Note>("note", |input, _| Ok(*input));
+        for step in ["file", "copy"] {
+            saga.retriable_local(step, |_, _| Ok(LocalWork::nothing()));
+            saga.after(&["note"]);
+        }
+        saga.retriable::<Note>("tell", |input, _| Ok(*input));
+        saga.after(&["note"]);
+        let definition = saga.build().expect("a definition");
+        let mut record = definition.plan.new_record("s", Vec::new(), 0, 0);
+        record.saga.set_phase(SagaPhase::Forward);
+        record.step_mut(0).set_state(StepState::Done);
+        let refused = |record: &mut Record, step, now| {
+            let refusal = Refusal::exhausted("FULL", "the desk is full", Duration::from_secs(1));
+            let input = Input::LocalRefused { local: Local::Step(step), refusal, roll: 0.0 };
+            advance(&*definition, record, input, Moment { asked: 0, ..Moment::at(now) }).expect("it waits").local
+        };
+        record = *refused(&mut record, 1, 2_000_000).expect("copy is asked for").1;
+        let local = refused(&mut record, 2, 4_000_000);
+        assert!(local.is_none(), "{local:?}");
+        assert_eq!(record.saga.steps[3].state(), StepState::Started);
+        assert_eq!(record.kept.steps[3].started_micros, 4_000_000);
     }
 }

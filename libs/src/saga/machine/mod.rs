@@ -80,8 +80,17 @@ pub(super) enum Local {
 pub(super) struct Moment {
     /// Microseconds since 1970.
     pub(super) now: i64,
+    /// When the first of what is asked for in one go was asked for: who was refused since, for a while, isn't asked again before all have
+    /// been, however long that takes.
+    pub(super) asked: i64,
     /// True while nothing new may begin because the coordinator is being shut down.
     pub(super) draining: bool,
+}
+
+impl Moment {
+    pub(super) const fn at(now: i64) -> Self {
+        Self { now, asked: now, draining: false }
+    }
 }
 
 /// What became of a record.

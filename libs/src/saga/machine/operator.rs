@@ -307,7 +307,7 @@ mod tests {
         saga.pivot::<Ship>("decide", |input, _| Ok(*input));
         let definition = saga.build().expect("a definition");
         let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
-        let moment = Moment { now: 1, draining: false };
+        let moment = Moment::at(1);
         advance(&*definition, &mut record, Input::Tick, moment).expect("begun");
         let skip = Wish::Skip { step: "ship".to_owned(), op: Op::Action, settled: Settled::Done };
         for wish in [Wish::Pause, skip, Wish::Cancel, Wish::Resume] {
@@ -326,7 +326,7 @@ mod tests {
         saga.retriable::<Ship>("ship", |input, _| Ok(*input));
         let definition = saga.build().expect("a definition");
         let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
-        let moment = Moment { now: 1, draining: false };
+        let moment = Moment::at(1);
         advance(&*definition, &mut record, Input::Tick, moment).expect("begun");
         record.step_mut(0).set_state(StepState::Done);
         advance(&*definition, &mut record, Input::Tick, moment).expect("past its pivot");

@@ -42,11 +42,16 @@ macro_rules! patiently {
 impl Driver {
     /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
     pub(super) async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
-        let mut refused = Vec::new();
+        let mut asked = 0;
         loop {
             // From what is committed next on the record says no more that the clock was ahead.
             self.heed_clock();
-            let moment = Moment { now: self.shared.now(), draining: self.is_draining() };
+            let now = self.shared.now();
+            asked = match input {
+                Input::LocalRefused { .. } => now.min(asked),
+                _ => now,
+            };
+            let moment = Moment { asked, draining: self.is_draining(), ..Moment::at(now) };
             let Self { program, record, .. } = self;
             let advance = || machine::advance(&**program, record, input, moment);
             let moved = guarded(advance)?.map_err(Stopped::Refused)?;
@@ -58,18 +63,12 @@ impl Driver {
             }
             match moved.local {
                 None => return patiently!(self.commit(Vec::new(), None)).map(drop),
-                // Its wait was over before the others had been asked. First whoever else has something to say is heard.
-                Some((local, before)) if refused.contains(&local) => {
-                    self.record = *before;
-                    return if self.record.must_be_saved() { Box::pin(self.commit_anew()).await } else { Ok(()) };
-                }
                 Some((local, before)) => match patiently!(Box::pin(self.commit_with(local, &before)))? {
                     // What this step holds back may begin now.
                     Ok(()) => input = Input::Tick,
                     Err(refusal) => {
                         if matches!(local, Local::Step(_) | Local::Ending) {
                             self.shared.heed_holder(&refusal);
-                            refused.push(local);
                         }
                         self.record = *before;
                         input = Input::LocalRefused { local, refusal, roll: self.shared.roll() };

@@ -227,7 +227,7 @@ impl<'a> World<'a> {
     pub(super) fn hear(&mut self, mut input: Input) -> Result<(), String> {
         loop {
             let before = self.driven.clone();
-            let moment = Moment { now: self.now, draining: self.draining };
+            let moment = Moment { draining: self.draining, ..Moment::at(self.now) };
             let Ok(moved) = machine::advance(self.definition, &mut self.driven, input, moment) else {
                 if self.driven == before {
                     return Ok(());
@@ -245,7 +245,8 @@ impl<'a> World<'a> {
                     self.driven = *before;
                     let refusal = Refusal::precondition("TEST", "refused by the test");
                     let retry_after = matches!(self.refuses, Refuses::ForNow).then_some(Duration::from_secs(1));
-                    input = Input::LocalRefused { local, refusal: Refusal { retry_after, ..refusal }, roll: 0.0 };
+                    let refusal = Refusal { retry_after, ..refusal };
+                    input = Input::LocalRefused { local, refusal, roll: 0.0 };
                 }
                 local => {
                     self.commit()?;
