@@ -13,12 +13,13 @@ use std::{
 
 use libs::{
     cqrs::Decision,
-    journal::{Journal, Location, Member},
+    journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, Location, Member},
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{Coordinator, Definition, LocalWork, Options, TABLES, testing::Fault},
 };
-use proto::saga::v1::SagaPhase;
+use prost::Message as _;
+use proto::saga::v1::{LockRecord, SagaPhase};
 use saga_processes::{leaves, only, process};
 use saga_world::{PATIENCE, Process, Reserve, Ship, World, becomes, buy, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -269,11 +270,17 @@ async fn who_enters_forgets_those_that_are_gone() {
     assert_eq!(names, ["there", entered.name(), stopped.name()]);
 }
 
-/// One more process, with room for one saga. Its orders start another saga each with their own work, and all of those lock one key.
-async fn with_one_key(world: &World) -> Process {
+/// One more process, with room for one saga. Its orders start another saga each with their own work, and all of those lock one key, or
+/// queue for it.
+async fn with_one_key(world: &World, queues: bool) -> Process {
     let coordinator = Arc::<OnceLock<Coordinator>>::default();
     let mut saga = Definition::builder::<String>("count", 1);
-    saga.lock_or_refuse(|_| vec!["stock".to_owned()]);
+    let key = |_: &String| vec!["stock".to_owned()];
+    if queues {
+        saga.lock(key)
+    } else {
+        saga.lock_or_refuse(key)
+    }
     saga.pivot::<Ship>("count", |order, _| Ok(order.clone()));
     let count = saga.build().unwrap();
     let mut saga = Definition::builder::<String>("place-order", 1);
@@ -303,7 +310,7 @@ async fn whose_lock_refuses_own_work_here_is_taken_over_where_there_is_no_room()
     }
     let world = World::new();
     world.participants.on_call(|call| if call.step == "count" { Fault::LoseRequest } else { Fault::None });
-    let (one, two) = (with_one_key(&world).await, with_one_key(&world).await);
+    let (one, two) = (with_one_key(&world, false).await, with_one_key(&world, false).await);
     assert_eq!(one.run("ada").await.phase(), SagaPhase::Completed);
     two.place("bob").await.unwrap();
     two.until("bob", |saga| saga.steps.iter().any(|step| step.last_error.contains("locked by saga ada-counts"))).await;
@@ -311,6 +318,43 @@ async fn whose_lock_refuses_own_work_here_is_taken_over_where_there_is_no_room()
     world.participants.on_call(|_| Fault::None);
     shares(&two);
     for id in ["ada-counts", "bob", "bob-counts"] {
+        assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
+    }
+}
+
+/// Fills the queue for the key with sagas that nobody knows.
+async fn fill_queue(process: &Process) {
+    let queue = AggregateId::new("saga_lock", "stock");
+    let aggregate = queue.clone();
+    let decide = move |loaded: &Loaded<'_>| {
+        let before = loaded.aggregate("saga_lock", "stock").unwrap();
+        let mut queue = LockRecord::decode(before.state.clone()).unwrap();
+        queue.saga_ids.extend((queue.saga_ids.len()..1000).map(|at| format!("else-{at}")));
+        let state = Some(queue.encode_to_vec().into());
+        let change = Change { aggregate, state, version: before.version + 1, events: Vec::new() };
+        Decided { changes: vec![change], ..Decided::default() }
+    };
+    let (cause, decide) = (Cause::default(), Box::new(decide));
+    let entry = Entry { request: None, aggregates: vec![queue], cause, decide, size: 9 };
+    process.journal.submit(entry).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_first_in_a_full_queue_that_refuses_own_work_here_is_taken_over_where_there_is_no_room() {
+    if !database::has_server() {
+        return;
+    }
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "count" { Fault::LoseRequest } else { Fault::None });
+    let (one, two) = (with_one_key(&world, true).await, with_one_key(&world, true).await);
+    assert_eq!(one.run("ada").await.phase(), SagaPhase::Completed);
+    fill_queue(&one).await;
+    two.place("bob").await.unwrap();
+    two.until("bob", |saga| saga.steps.iter().any(|step| step.last_error.contains("too many sagas wait"))).await;
+    leaves(one).await;
+    world.participants.on_call(|_| Fault::None);
+    shares(&two);
+    for id in ["ada-counts", "bob"] {
         assert_eq!(two.finished(id).await.phase(), SagaPhase::Completed);
     }
 }

@@ -120,9 +120,10 @@ fn enter(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<Vec<Chan
         if has(&queue, saga_id) {
             continue;
         }
-        if queue.saga_ids.len() >= MOST_QUEUED {
+        if let Some(holder) = queue.saga_ids.first().filter(|_| queue.saga_ids.len() >= MOST_QUEUED) {
             let message = format!("too many sagas wait for {key}: try again");
-            return Err(Refusal::exhausted("LOCK_QUEUE_FULL", message, TRY_AGAIN).with("key", key));
+            let refusal = Refusal::exhausted("LOCK_QUEUE_FULL", message, TRY_AGAIN);
+            return Err(refusal.with("key", key).with(HOLDER, holder));
         }
         queue.saga_ids.push(saga_id.to_owned());
         changes.push(changed(key, &queue, loaded));
@@ -215,8 +216,7 @@ impl Shared {
 
     /// Has the saga taken over whose lock refuses work of our own for now, if nobody drives it: that waits in no queue.
     pub(super) fn heed_holder(&self, refusal: &Refusal) {
-        let waits = refusal.reason == LOCKED && refusal.retry_after.is_some();
-        if let Some(holder) = refusal.metadata.get(HOLDER).filter(|_| waits) {
+        if let Some(holder) = refusal.metadata.get(HOLDER).filter(|_| refusal.retry_after.is_some()) {
             self.waits_for(holder.clone());
         }
     }
