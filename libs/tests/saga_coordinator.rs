@@ -2,12 +2,18 @@
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod clock;
 mod saga_world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
+use clock::{becomes, soon, stop_the_clock};
 use libs::{
     breaker::{CircuitOpen, Reason},
+    journal::{Cause, Decided, Entry, Loaded},
     refusal::Refusal,
     rpc::verdict::{Op, Verdict},
     saga::{Attempt, Definition, Options, Retry, Transport as _, testing::Fault},
@@ -794,6 +800,54 @@ async fn where_no_barrier_is_an_action_is_made_again_at_once_all_the_same() {
     process.until("tea", |saga| !step(saga, "reserve").last_error.is_empty()).await;
     process.coordinator.retry("tea", "ann", "now!").await.unwrap();
     assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+}
+
+/// Its undoing waits for no call that leaves so late. The turn comes while the saga is being stored, when nobody looks after its calls.
+#[tokio::test]
+async fn where_no_barrier_is_an_action_whose_turn_comes_too_late_does_not_leave() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_millis(200)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.saga_id == "rum" { Fault::Hang } else { Fault::None });
+    let options = Options { most_calls: 1, ..Options::default() };
+    let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    // What is ready to run has run.
+    let settle = || async {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::pause();
+    let running = stop_the_clock();
+    soon(process.place("rum")).await.unwrap();
+    becomes(|| !world.participants.calls().is_empty()).await;
+    soon(process.place("tea")).await.unwrap();
+    soon(process.until("tea", |saga| step(saga, "reserve").state() == StepState::Started)).await;
+    let (begun, begins) = mpsc::channel();
+    let (open, opened) = mpsc::channel::<()>();
+    let decide = Box::new(move |_: &Loaded<'_>| {
+        begun.send(()).unwrap();
+        let _ = opened.recv();
+        Decided::default()
+    });
+    let long = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 1 };
+    let journal = process.journal.clone();
+    tokio::spawn(async move { journal.submit(long).await });
+    becomes(|| begins.try_recv().is_ok()).await;
+    settle().await;
+    let coordinator = process.coordinator.clone();
+    let cancelled = tokio::spawn(async move { coordinator.cancel("tea", "ann", "changed my mind").await });
+    settle().await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    settle().await;
+    drop(open);
+    tokio::time::resume();
+    drop(running);
+    cancelled.await.unwrap().unwrap();
+    assert_eq!(process.finished("tea").await.phase(), SagaPhase::Compensated);
+    let calls = world.participants.calls().into_iter().filter(|call| call.call.saga_id == "tea");
+    assert_eq!(calls.map(|call| call.call.op).collect::<Vec<_>>(), [Op::Compensation]);
 }
 
 #[tokio::test]

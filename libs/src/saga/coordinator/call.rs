@@ -52,6 +52,8 @@ pub(super) struct Call {
     call: SagaCall,
     message: Bytes,
     carried: MetadataMap,
+    /// When it was to leave.
+    since: Instant,
 }
 
 impl Call {
@@ -94,7 +96,7 @@ impl Call {
             carried::write([("traceparent", traceparent)], &mut carried);
         }
         let (shared, program) = (Arc::clone(shared), Arc::clone(program));
-        Self { message: message.clone(), shared, program, due, known, call, carried }
+        Self { message: message.clone(), shared, program, due, known, call, carried, since: Instant::now() }
     }
 
     /// Makes the call, within the saga's span.
@@ -105,7 +107,7 @@ impl Call {
     }
 
     async fn answered(self) -> Attempt {
-        let Self { shared, program, due, known, call, message, carried: mut metadata } = self;
+        let Self { shared, program, due, known, call, message, carried: mut metadata, since } = self;
         let plan = &program.plan.steps[due.step];
         let timeout = plan.options.attempt_timeout;
         // Where no barrier is, an action waits to leave no longer than for its answer: its undoing counts on nothing leaving later.
@@ -119,12 +121,14 @@ impl Call {
                 false => Ok(()),
             }
         });
-        let may_leave = may_leave.await.unwrap_or_else(|_| {
-            Err(match turn {
-                None => Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned()),
-                Some(_) => owner_unread(),
-            })
-        });
+        let crowded = || Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
+        let may_leave = match may_leave.await {
+            // While its saga is stored a call rests, and so does the time that it has: its turn may come after that, and is seen first.
+            Ok(Ok(())) if bounded && since.elapsed() > timeout => Err(crowded()),
+            Ok(may_leave) => may_leave,
+            Err(_) if turn.is_some() => Err(owner_unread()),
+            Err(_) => Err(crowded()),
+        };
         if let Err(refusal) = may_leave {
             return not_sent(due, refusal, shared.roll());
         }
