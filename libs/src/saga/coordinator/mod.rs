@@ -423,7 +423,7 @@ fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
 }
 
 fn not_driven(saga_id: &str) -> Refusal {
-    let message = format!("saga {saga_id} is not driven here now: try again");
+    let message = format!("saga {saga_id} is not driven here now: try again, or ask another process");
     Refusal::unavailable("SAGA_NOT_DRIVEN", message, Duration::from_secs(1)).with("saga_id", saga_id)
 }
 
