@@ -10,13 +10,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use clock::{becomes, soon, stop_the_clock};
+use futures::future::BoxFuture;
 use libs::{
     breaker::{CircuitOpen, Reason},
-    journal::{Cause, Decided, Entry, Loaded},
+    journal::{Cause, Decided, Entry, Journal, Loaded},
     refusal::Refusal,
     rpc::verdict::{Op, Verdict},
-    saga::{Attempt, Definition, Options, Retry, Transport as _, testing::Fault},
+    saga::{
+        Attempt, Definition, Options, Retry, TABLES, Transport,
+        testing::{Fault, Participants},
+    },
 };
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::{
@@ -24,7 +29,8 @@ use opentelemetry_sdk::metrics::{
     data::{AggregatedMetrics, MetricData},
 };
 use proto::saga::v1::{Saga, SagaPhase, StepState};
-use saga_world::{Charge, PATIENCE, Reserve, Ship, World, local};
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, local};
+use tokio::sync::watch;
 use tonic::{Code, Status, metadata::MetadataMap};
 
 fn no() -> Refusal {
@@ -812,16 +818,23 @@ async fn where_no_barrier_is_an_action_whose_turn_comes_too_late_does_not_leave(
     world.participants.on_call(|call| if call.saga_id == "rum" { Fault::Hang } else { Fault::None });
     let options = Options { most_calls: 1, ..Options::default() };
     let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    tokio::time::pause();
+    let running = stop_the_clock();
+    soon(process.place("rum")).await.unwrap();
+    becomes(|| !world.participants.calls().is_empty()).await;
+    cancelled_for_a_second(&process, running, || {}).await;
+    let calls = world.participants.calls().into_iter().filter(|call| call.call.saga_id == "tea");
+    assert_eq!(calls.map(|call| call.call.op).collect::<Vec<_>>(), [Op::Compensation]);
+}
+
+/// Begins a saga and cancels it, which takes a second to be stored. Something happens meanwhile. The clock stands still before that.
+async fn cancelled_for_a_second(process: &Process, running: mpsc::Sender<()>, meanwhile: impl FnOnce()) {
     // What is ready to run has run.
     let settle = || async {
         for _ in 0..1000 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::pause();
-    let running = stop_the_clock();
-    soon(process.place("rum")).await.unwrap();
-    becomes(|| !world.participants.calls().is_empty()).await;
     soon(process.place("tea")).await.unwrap();
     soon(process.until("tea", |saga| step(saga, "reserve").state() == StepState::Started)).await;
     let (begun, begins) = mpsc::channel();
@@ -841,13 +854,49 @@ async fn where_no_barrier_is_an_action_whose_turn_comes_too_late_does_not_leave(
     settle().await;
     tokio::time::advance(Duration::from_secs(1)).await;
     settle().await;
+    meanwhile();
+    settle().await;
     drop(open);
     tokio::time::resume();
     drop(running);
     cancelled.await.unwrap().unwrap();
     assert_eq!(process.finished("tea").await.phase(), SagaPhase::Compensated);
-    let calls = world.participants.calls().into_iter().filter(|call| call.call.saga_id == "tea");
-    assert_eq!(calls.map(|call| call.call.op).collect::<Vec<_>>(), [Op::Compensation]);
+}
+
+/// Calls wait until there is a connection.
+struct Connecting {
+    participants: Participants,
+    connected: watch::Receiver<bool>,
+}
+
+impl Transport for Connecting {
+    fn call(&self, attempt: Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
+        let (participants, mut connected) = (self.participants.clone(), self.connected.clone());
+        Box::pin(async move {
+            connected.wait_for(|connected| *connected).await.unwrap();
+            participants.call(attempt).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn where_no_barrier_is_an_action_that_waits_for_a_connection_ends_on_time_while_its_saga_is_stored() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.attempt_timeout(Duration::from_millis(200)).without_barrier();
+    let world = World::with(saga.build().unwrap());
+    let journal = Journal::open(&world.folder.path().join("order.db"), TABLES).await.unwrap();
+    let (connect, connected) = watch::channel(false);
+    let transport = Connecting { participants: world.participants.clone(), connected };
+    let process = Process::on(journal, vec![Arc::clone(&world.definition)], transport, Options::default());
+    tokio::time::pause();
+    let running = stop_the_clock();
+    let connects = || {
+        connect.send_replace(true);
+    };
+    cancelled_for_a_second(&process, running, connects).await;
+    let calls = world.participants.calls();
+    assert_eq!(calls.iter().map(|call| call.call.op).collect::<Vec<_>>(), [Op::Compensation]);
 }
 
 #[tokio::test]

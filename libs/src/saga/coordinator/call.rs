@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use proto::saga::v1::CarriedEntry;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tracing::{Instrument as _, Span};
 
-use super::{Shared, looks::owner_unread, spans};
+use super::{Shared, apart::apart, looks::owner_unread, spans};
 use crate::{
     breaker::{CircuitOpen, layer::Pushback},
     refusal::Refusal,
@@ -100,18 +101,25 @@ impl Call {
     }
 
     /// Makes the call, within the saga's span.
-    pub(super) fn run(self, stretch: &Span) -> impl Future<Output = Attempt> + Send + use<> {
+    pub(super) fn run(self, stretch: &Span) -> BoxFuture<'static, Attempt> {
         let plan = &self.program.plan.steps[self.due.step];
         let span = spans::call(stretch, plan.path(self.due.op), &self.call);
-        self.answered().instrument(span)
+        let bounded = self.is_bounded();
+        let answered = Box::pin(self.answered().instrument(span));
+        // One that waits for a connection must end on time, though its saga is being stored.
+        if bounded { Box::pin(apart(answered)) } else { answered }
+    }
+
+    /// Where no barrier is, an action waits to leave no longer than for its answer: its undoing counts on nothing leaving later.
+    fn is_bounded(&self) -> bool {
+        self.due.op == Op::Action && self.program.plan.steps[self.due.step].options.plain
     }
 
     async fn answered(self) -> Attempt {
+        let bounded = self.is_bounded();
         let Self { shared, program, due, known, call, message, carried: mut metadata, since } = self;
         let plan = &program.plan.steps[due.step];
         let timeout = plan.options.attempt_timeout;
-        // Where no barrier is, an action waits to leave no longer than for its answer: its undoing counts on nothing leaving later.
-        let bounded = plan.options.plain && due.op == Op::Action;
         let most = if bounded { timeout } else { Duration::MAX };
         let mut turn = None;
         let may_leave = tokio::time::timeout(most, async {
@@ -123,7 +131,7 @@ impl Call {
         });
         let crowded = || Refusal::new(Code::ResourceExhausted, "TOO_MANY_CALLS", CROWDED.to_owned());
         let may_leave = match may_leave.await {
-            // While its saga is stored a call rests, and so does the time that it has: its turn may come after that, and is seen first.
+            // Who was held up finds both, the turn and that the time is up, and the turn first.
             Ok(Ok(())) if bounded && since.elapsed() > timeout => Err(crowded()),
             Ok(may_leave) => may_leave,
             Err(_) if turn.is_some() => Err(owner_unread()),

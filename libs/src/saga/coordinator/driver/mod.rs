@@ -329,7 +329,7 @@ impl Driver {
                 continue;
             }
             let call = Call::new(&self.shared, &self.program, &self.record, due, attempt, known);
-            self.calls.push(Box::pin(call.run(&self.span)));
+            self.calls.push(call.run(&self.span));
         }
     }
 
