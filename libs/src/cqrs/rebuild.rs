@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::{runtime::Handle, task::JoinError, time::Instant};
+use tokio::{runtime::Handle, task::JoinError};
 
 use super::{
     Log, Projections, Views,
@@ -22,10 +22,13 @@ use crate::journal::{
     store,
 };
 
-/// How long to leave alone who goes on reading the old views, and how long that may last: a dump ends, a transaction that was left open may
-/// not.
-const PAUSE: Duration = Duration::from_secs(2);
-const MOST_HELD: Duration = Duration::from_secs(600);
+/// How long to leave alone who goes on reading the old views, and how often. With 1.5 s each time in which that is found out those are ten
+/// minutes: a dump ends, a transaction that was left open may not.
+const PAUSE: Duration = Duration::from_secs(5);
+const MOST_HELD: u32 = 92;
+
+/// How often in a row the old views of the service's own events may be further on by the time the new ones have what those had.
+const MOST_BEHIND: u32 = 3;
 
 /// Views under way beside others, and who is told.
 pub(super) type Rebuilding = (Telling, Result<Rebuilt, RebuildError>);
@@ -39,8 +42,10 @@ pub(super) struct Rebuilt {
     old: i64,
     /// Where the stream ended that they go on with: up to there they have all, whatever the stream holds.
     stream: i64,
-    /// Since when somebody goes on reading the old ones.
-    held: Option<Instant>,
+    /// How often somebody was reading the old ones.
+    held: u32,
+    /// How often the old ones were further on.
+    behind: u32,
 }
 
 /// What came of putting views in the place of others.
@@ -124,16 +129,26 @@ impl Views {
                 return Ok(self);
             }
         };
-        let (views, ended, beside) = match rebuilt {
-            Ok(rebuilt) => match self.replace(rebuilt).await? {
-                (views, Replaced::Ended(ended, beside)) => (views, ended, beside),
+        let (mut views, mut next) = (self, rebuilt);
+        let (ended, beside) = loop {
+            let (old, replaced) = match next {
+                Ok(rebuilt) => views.replace(rebuilt).await?,
+                Err(error) => break (Err(error), None),
+            };
+            views = old;
+            match replaced {
+                Replaced::Ended(ended, beside) => break (ended, beside),
+                // Of events that never cease the old ones always have more: they stand still while these catch up. On a server others may
+                // fold them on, so that is not for long.
+                Replaced::NotYet(rebuilt, wait @ Wait::Behind(_)) if rebuilt.is_outrun() => {
+                    next = rebuilt.go_on(wait).await;
+                }
                 // That may take long, and another service may be out by now: the old ones don't wait for it.
-                (mut views, Replaced::NotYet(rebuilt, wait)) => {
+                Replaced::NotYet(rebuilt, wait) => {
                     views.rebuilding.spawn(async move { (telling, rebuilt.go_on(wait).await) });
                     return Ok(views);
                 }
-            },
-            Err(error) => (self, Err(error), None),
+            }
         };
         let word = match ended {
             Ok(head) => {
@@ -216,12 +231,11 @@ impl Views {
             Ok(Ok(reached)) => Ok(reached),
             Ok(Err(wait)) => return Replaced::NotYet(rebuilt.into(), wait),
             Err(RebuildError::Database(error)) if error.is_in_the_way() => {
-                let location = &self.location;
-                let since = *rebuilt.held.get_or_insert_with(|| {
-                    tracing::info!(views = %location, %error, "the new views wait for who reads the old ones");
-                    Instant::now()
-                });
-                if since.elapsed() < MOST_HELD {
+                if rebuilt.held == 0 {
+                    tracing::info!(views = %self.location, %error, "the new views wait for who reads the old ones");
+                }
+                rebuilt.held += 1;
+                if rebuilt.held <= MOST_HELD {
                     return Replaced::NotYet(rebuilt.into(), Wait::Held);
                 }
                 Err(RebuildError::Held)
@@ -283,15 +297,21 @@ impl Views {
 }
 
 impl Rebuilt {
+    /// Whether the old ones are not to go on any more before these have what those have. Another service, which may be out, isn't waited
+    /// for so.
+    const fn is_outrun(&self) -> bool {
+        self.behind % (MOST_BEHIND + 1) == MOST_BEHIND && !self.views.log.is_remote()
+    }
+
     /// Leaves who reads the old ones alone for a while, or folds what those had folded meanwhile.
     async fn go_on(self, wait: Wait) -> Result<Self, RebuildError> {
         let Wait::Behind(old) = wait else {
             tokio::time::sleep(PAUSE).await;
             return Ok(self);
         };
-        let Self { views, beside, stream, held, .. } = self;
+        let Self { views, beside, stream, held, behind, .. } = self;
         match views.fold_to(old, |_, _| {}).await.and_then(whole) {
-            Ok(views) => Ok(Self { views, beside, old, stream, held }),
+            Ok(views) => Ok(Self { views, beside, old, stream, held, behind: behind + 1 }),
             Err(error) => {
                 remove(beside).await;
                 Err(error)
@@ -306,7 +326,7 @@ impl Plan {
         let beside = Beside::make(&self.here).await?;
         let old = self.old;
         match self.build_in(beside.location(), progress).await {
-            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream, held: None }),
+            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream, held: 0, behind: 0 }),
             Err(error) => {
                 // What it took of the disk may be all that was left.
                 remove(beside).await;
@@ -446,5 +466,27 @@ mod tests {
         for table in &COUNTS {
             assert_eq!(read.document::<i64>(table, "it").await.unwrap(), Some(15), "{}", table.name);
         }
+    }
+
+    #[tokio::test]
+    async fn views_of_events_that_never_cease_stand_still_while_those_made_anew_catch_up() {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+        let projections = Projections::new().with(Counts::<0>);
+        let mut views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+        let (telling, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let mut rebuilt = views.plan().build(|_, _| {}).await;
+        for behind in 1..=MOST_BEHIND {
+            write(&journal, 1).await;
+            views = views.fold_to(behind.into(), |_, _| {}).await.unwrap();
+            views = views.end_anew(Ok((telling.clone(), rebuilt))).await.unwrap();
+            rebuilt = views.rebuilding.join_next().await.expect("they go on beside the old ones").unwrap().1;
+        }
+        write(&journal, 1).await;
+        let end = i64::from(MOST_BEHIND) + 1;
+        views = views.fold_to(end, |_, _| {}).await.unwrap();
+        let views = views.end_anew(Ok((telling, rebuilt))).await.unwrap();
+        assert!(views.rebuilding.is_empty());
+        assert_eq!(told.recv().await, Some(Ok((end, end))));
     }
 }

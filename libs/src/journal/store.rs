@@ -57,7 +57,7 @@ pub fn name_beside(table: &Table, beside: &Location) -> String {
 }
 
 /// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached; on
-/// PostgreSQL whoever has rights on the old one has them on the new one, and it fails at once where somebody goes on reading either:
+/// PostgreSQL whoever has rights on the old one has them on the new one, and it fails soon where somebody goes on reading either:
 /// [`Error::is_in_the_way`].
 #[must_use]
 pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {
@@ -67,8 +67,11 @@ pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<Strin
         (Location::Postgres { schema: here, .. }, Location::Postgres { schema: beside, .. }) => {
             let (here, beside) = (quoted(here), quoted(beside));
             let (old, new) = (format!("{here}.{name}"), format!("{beside}.{name}"));
-            // While it waits for who reads on, whoever wants to read waits behind it.
-            let briefly = "SET LOCAL lock_timeout = '500ms'".to_owned();
+            // While it waits for who reads on, whoever wants to read waits behind it. But a vacuum makes way only to who has waited for as
+            // long as it takes to be looked at for a deadlock.
+            let briefly = "SELECT set_config('lock_timeout', LEAST(EXTRACT(EPOCH FROM \
+                 current_setting('deadlock_timeout')::interval) * 1000 + 500, 10000)::int::text, true)"
+                .to_owned();
             vec![briefly, granting(&old, &new), drop, format!("ALTER TABLE {new} SET SCHEMA {here}")]
         }
         _ => {
