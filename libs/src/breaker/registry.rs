@@ -94,11 +94,13 @@ impl Registry {
         before - breakers.len()
     }
 
-    /// Forgets a breaker whatever it has seen, unless anybody holds it, and answers whether it is gone.
+    /// Forgets a breaker whatever it has seen, unless anybody holds it or an operator has overridden it, and answers whether it is gone.
     #[cfg(feature = "rpc")]
     pub(crate) fn forget(&self, name: &str) -> bool {
         let mut breakers = self.0.breakers.write();
-        let held = breakers.get(name).is_some_and(|entry| Arc::strong_count(&entry.breaker) > 1);
+        let is_held =
+            |breaker: &Arc<Breaker>| Arc::strong_count(breaker) > 1 || breaker.snapshot().over != super::Override::None;
+        let held = breakers.get(name).is_some_and(|entry| is_held(&entry.breaker));
         if !held && let Some((name, _)) = breakers.remove_entry(name) {
             tell(&self.0.changes, &name, ChangeKind::Gone);
         }

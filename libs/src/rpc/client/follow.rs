@@ -135,7 +135,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::breaker::{Class, Registry};
+    use crate::breaker::{Class, Override, Registry};
 
     type Answer = io::Result<Vec<SocketAddr>>;
 
@@ -175,6 +175,25 @@ mod tests {
         *answer.lock() = Some(vec![3]);
         assert_eq!(after(period, &endpoints).await, "[pod:1]");
         assert_eq!(names(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_operator_has_said_of_an_address_holds_when_it_comes_back() {
+        let answer = Arc::new(Mutex::new(Some(vec![1, 2])));
+        let (endpoints, registry) = followed(&answer);
+        assert_eq!(after(SOON, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
+        let forced = || registry.get("pod/10.0.0.2:1").map(|breaker| breaker.is_forced_open());
+        registry.get("pod/10.0.0.2:1").expect("it is called").set_override(Override::ForcedOpen);
+        let period = PERIOD + SOON;
+        for (numbers, shown) in [(vec![1], "[pod:1]"), (vec![1, 2], "[10.0.0.1:1, 10.0.0.2:1]")] {
+            *answer.lock() = Some(numbers);
+            assert_eq!(after(period, &endpoints).await, shown);
+            assert_eq!(forced(), Some(true), "{shown}");
+        }
+        registry.get("pod/10.0.0.2:1").expect("it is called").set_override(Override::None);
+        *answer.lock() = Some(vec![1]);
+        assert_eq!(after(period, &endpoints).await, "[pod:1]");
+        assert_eq!(forced(), None, "as anybody who is gone");
     }
 
     #[tokio::test(start_paused = true)]
