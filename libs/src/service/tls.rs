@@ -4,8 +4,6 @@
 
 use std::{fmt, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use super::{StartError, socket::Socket};
-use crate::{cli::Tls, told::Told};
 use tokio::{
     io::{AsyncWriteExt as _, copy, sink},
     time::timeout,
@@ -19,6 +17,9 @@ use tokio_rustls::{
     },
     server::TlsStream,
 };
+
+use super::{StartError, socket::Socket};
+use crate::{cli::Tls, told::Told};
 
 /// How HTTP/2 is called in a handshake.
 const H2: &[u8] = b"h2";
@@ -50,8 +51,8 @@ impl Entrance {
                     tracing::warn!(left_out, "--tls-ca: some of its certificates can't be trusted as authorities");
                 }
                 let verifier = WebPkiClientVerifier::builder(roots.into()).build();
-                config
-                    .with_client_cert_verifier(verifier.map_err(|error| StartError::Tls(format!("--tls-ca: {error}")))?)
+                let unfit = |error| StartError::Tls(format!("--tls-ca {}: {error}", path.display()));
+                config.with_client_cert_verifier(verifier.map_err(unfit)?)
             }
         };
         let mut config = config
