@@ -24,6 +24,7 @@ mod query;
 mod read;
 mod rebuild;
 mod rebuild_error;
+mod replace;
 mod subscription;
 pub mod testing;
 mod token;

@@ -8,7 +8,6 @@ use super::{
     Views,
     folding::is_too_much,
     log::{MOST_BYTES, bytes},
-    rebuild::whole,
     rebuild_error::RebuildError,
     views::State,
 };
@@ -121,4 +120,12 @@ pub(super) fn lowest(states: &[State]) -> i64 {
 fn lowest_after(position: i64, states: &[State]) -> Option<i64> {
     let moving = states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
     moving.filter(|checkpoint| *checkpoint > position).min()
+}
+
+/// The views, if each of them could fold every event.
+pub(super) fn whole(views: Views) -> Result<Views, RebuildError> {
+    match views.projections.iter().find_map(|state| state.standing.parked()) {
+        Some(parked) => Err(RebuildError::Poison(parked.error)),
+        None => Ok(views),
+    }
 }

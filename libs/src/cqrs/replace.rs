@@ -1,0 +1,209 @@
+//! Views that were made anew take the place of the old ones.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::{
+    Views, checkpoints,
+    rebuild_error::RebuildError,
+    turns::{joined, lowest, whole},
+    views::State,
+};
+use crate::journal::{
+    Beside, Location,
+    sql::{self, Transaction},
+    store,
+};
+
+/// How long to leave alone who goes on reading the old views, and how often. With 1.5 s each time in which that is found out those are ten
+/// minutes: a dump ends, a transaction that was left open may not.
+const PAUSE: Duration = Duration::from_secs(5);
+const MOST_HELD: u32 = 92;
+
+/// How often in a row the old views of the service's own events may be further on by the time the new ones have what those had.
+pub(super) const MOST_BEHIND: u32 = 3;
+
+/// Views that were made anew, and where.
+#[derive(Debug)]
+pub(super) struct Rebuilt {
+    pub(super) views: Views,
+    pub(super) beside: Beside,
+    /// How far the old ones were when they were looked at last. These have all that the log had up to there.
+    pub(super) old: i64,
+    /// Where the stream ended that they go on with: up to there they have all, whatever the stream holds.
+    pub(super) stream: i64,
+    /// How often somebody was reading the old ones.
+    pub(super) held: u32,
+    /// How often the old ones were further on.
+    pub(super) behind: u32,
+}
+
+/// What came of putting views in the place of others.
+pub(super) enum Replaced {
+    /// How far they are if they are there, and what is left beside them.
+    Ended(Result<i64, RebuildError>, Option<Beside>),
+    /// They are to go on first.
+    NotYet(Box<Rebuilt>, Wait),
+}
+
+/// How far they are, unless they are to go on first.
+type Taken = Result<i64, Wait>;
+
+/// What is to come before views take the place of others.
+pub(super) enum Wait {
+    /// The old ones went on to there while they were made, or were made anew themselves.
+    Behind(i64),
+    /// Somebody goes on reading the old ones.
+    Held,
+}
+
+impl Views {
+    /// Has views that were made anew take the place of these; on a file where that holds up no other task, in one go. On a server what is
+    /// left beside them is to be removed then.
+    pub(super) async fn replace(mut self, rebuilt: Rebuilt) -> Result<(Self, Replaced), sql::Error> {
+        if self.writer.is_shared() {
+            let replaced = self.put_in_place(rebuilt).await;
+            return Ok((self, replaced));
+        }
+        let runtime = Handle::current();
+        let replacing = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                let mut replaced = self.put_in_place(rebuilt).await;
+                if let Replaced::Ended(_, beside) = &mut replaced
+                    && let Some(beside) = beside.take()
+                {
+                    remove(beside).await;
+                }
+                Ok((self, replaced))
+            })
+        });
+        joined(replacing.await)
+    }
+
+    async fn put_in_place(&mut self, mut rebuilt: Rebuilt) -> Replaced {
+        let taken = match self.writer.attach(rebuilt.beside.location()).await {
+            Ok(()) => {
+                let taken = self.take_tables(&mut rebuilt).await;
+                self.writer.detach().await.map_err(RebuildError::from).and(taken)
+            }
+            Err(error) => Err(error.into()),
+        };
+        let ended = match taken {
+            Ok(Ok(reached)) => Ok(reached),
+            Ok(Err(wait)) => return Replaced::NotYet(rebuilt.into(), wait),
+            Err(RebuildError::Database(error)) if error.is_in_the_way() => {
+                if rebuilt.held == 0 {
+                    tracing::info!(views = %self.location, %error, "the new views wait for who reads the old ones");
+                }
+                rebuilt.held += 1;
+                if rebuilt.held <= MOST_HELD {
+                    return Replaced::NotYet(rebuilt.into(), Wait::Held);
+                }
+                Err(RebuildError::Held)
+            }
+            Err(error) => Err(error),
+        };
+        let Rebuilt { views, beside, .. } = rebuilt;
+        views.writer.close().await;
+        Replaced::Ended(ended, Some(beside))
+    }
+
+    async fn take_tables(&mut self, rebuilt: &mut Rebuilt) -> Result<Taken, RebuildError> {
+        let Rebuilt { views: rebuilt, old: seen, stream, .. } = rebuilt;
+        let stream = *stream;
+        let mut transaction = self.writer.begin().await?;
+        let names = self.projections.iter().map(|state| state.fold.name());
+        let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
+        let reached = lowest(&rebuilt.projections).max(stream);
+        // A query must not see less than before. They need not come as far as old ones of another log, which went further than this one
+        // does.
+        if reached < old && *seen != old {
+            transaction.rollback().await?;
+            return Ok(Err(Wait::Behind(old)));
+        }
+        // Else the tables would lack for good what counts as folded.
+        let names = rebuilt.projections.iter().map(|state| state.fold.name());
+        let made = checkpoints::read_beside(names, &rebuilt.location, &mut transaction).await?;
+        if rebuilt.projections.iter().zip(made).any(|(state, made)| made < state.checkpoint) {
+            transaction.rollback().await?;
+            return Err(RebuildError::Lost);
+        }
+        // One may be further than the others, where a fold was cut short.
+        let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
+        let places = [&self.location, &rebuilt.location];
+        if let Err(error) = put(&self.projections, &stand, places, &mut transaction).await {
+            if error.is_in_the_way() {
+                transaction.rollback().await?;
+            }
+            return Err(error.into());
+        }
+        let committed = transaction.commit().await;
+        // What came before may be of a log that was lost since; who was parked may hold much of it.
+        self.log.begin_again();
+        committed.map_err(|error| match self.writer.is_shared() {
+            true => RebuildError::Unknown(error),
+            false => RebuildError::Database(error),
+        })?;
+        // Another service may have nothing more to say of it for long.
+        let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
+        for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
+            state.go_on(checkpoint);
+            if let Some(end) = end {
+                state.standing.ends(end);
+            }
+        }
+        self.caught_up.send_replace(lowest(&self.projections));
+        Ok(Ok(reached))
+    }
+}
+
+impl Rebuilt {
+    /// Whether the old ones are not to go on any more before these have what those have. Another service, which may be out, isn't waited
+    /// for so.
+    pub(super) const fn is_outrun(&self) -> bool {
+        self.behind % (MOST_BEHIND + 1) == MOST_BEHIND && !self.views.log.is_remote()
+    }
+
+    /// Leaves who reads the old ones alone for a while, or folds what those had folded meanwhile.
+    pub(super) async fn go_on(self, wait: Wait) -> Result<Self, RebuildError> {
+        let Wait::Behind(old) = wait else {
+            tokio::time::sleep(PAUSE).await;
+            return Ok(self);
+        };
+        let Self { views, beside, stream, held, behind, .. } = self;
+        match views.fold_to(old, |_, _| {}).await.and_then(whole) {
+            Ok(views) => Ok(Self { views, beside, old, stream, held, behind: behind + 1 }),
+            Err(error) => {
+                remove(beside).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Puts all tables that were made beside these in the place of the ones that are here, and how far they are.
+async fn put(
+    projections: &[State],
+    stand: &[i64],
+    [here, beside]: [&Location; 2],
+    transaction: &mut Transaction<'_>,
+) -> Result<(), sql::Error> {
+    for (state, &checkpoint) in projections.iter().zip(stand) {
+        for table in state.fold.tables() {
+            for sql in store::replacing(table, here, beside) {
+                transaction.execute(&sql, Vec::new()).await?;
+            }
+        }
+        checkpoints::store(state.fold.name(), checkpoint, transaction).await?;
+    }
+    transaction.flush().await
+}
+
+/// Leaves nothing beside the views.
+pub(super) async fn remove(beside: Beside) {
+    if let Err(error) = beside.remove().await {
+        // It is removed before the next time, too.
+        tracing::warn!(%error, "what is left beside the views is not removed");
+    }
+}
