@@ -189,14 +189,20 @@ mod tests {
     use std::time::Duration;
 
     use tempfile::TempDir;
+    use tokio::{net::TcpSocket, time::timeout};
 
     use super::*;
     use crate::{
+        breaker::Registry,
         cqrs::{Documents, Projection, ProjectionError, replace::MOST_BEHIND},
         journal::{
             AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction,
         },
+        rpc::client::{PeerOptions, Peers},
     };
+
+    /// Far more than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     static COUNTS: [Table; 2] = [
         Table {
@@ -283,5 +289,26 @@ mod tests {
         let views = views.end_anew(Ok((telling, rebuilt))).await.unwrap();
         assert!(views.rebuilding.is_empty());
         assert_eq!(told.recv().await, Some(Ok((end, end))));
+    }
+    #[tokio::test]
+    async fn views_of_a_service_that_is_out_do_not_stand_still_while_those_made_anew_wait_for_it() {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+        write(&journal, 2).await;
+        let (here, projections) = (folder.path().join("views.db"), Projections::new().with(Counts::<0>));
+        Views::open(&here, Log::of(&journal), &projections).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+        // Nobody listens there.
+        let held = TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let uri = format!("http://{}", held.local_addr().unwrap());
+        let peers = Peers::new(Registry::new(), &[("source", &*uri)], Vec::new()).unwrap();
+        let log = Log::of_service(peers.connect_with("source", &PeerOptions::stream()).unwrap(), &[]);
+        let views = Views::open(&here, log.clone(), &projections).await.unwrap();
+        let beside = Beside::make(&views.location).await.unwrap();
+        let made = Views::open(beside.location(), log, &projections).await.unwrap();
+        let rebuilt = Rebuilt { views: made, beside, old: 0, stream: 0, held: 0, behind: MOST_BEHIND };
+        let (telling, _told) = tokio::sync::mpsc::unbounded_channel();
+        let views = timeout(PATIENCE, views.end_anew(Ok((telling, Ok(rebuilt))))).await.expect("they go on").unwrap();
+        assert_eq!(views.rebuilding.len(), 1);
     }
 }
