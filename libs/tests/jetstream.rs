@@ -468,6 +468,7 @@ async fn a_stream_that_takes_no_more_is_told_of_once_until_it_does() {
     assert_eq!(lines.that_say("events are published again"), [""; 0]);
     // A broker that is too slow to answer is another reason, and it is told anew after that.
     let told = lines.that_say("events are not published");
+    assert!(told.iter().any(|line| line.contains(is_full)), "{told:?}");
     assert!(told.windows(2).all(|told| told[0] != told[1]), "{told:?}");
     let projection = shown(&board).await;
     assert_eq!((projection.position, projection.parked.map(|parked| parked.position)), (5, Some(6)));
