@@ -22,6 +22,7 @@ use libs::{
     journal::{
         self as events, Journal, Location, Row, Table,
         sql::{Transaction, Value},
+        store,
     },
     rpc::client::{PeerOptions, Peers},
 };
@@ -203,6 +204,26 @@ async fn who_reads_what_a_killed_process_left_does_not_keep_views_from_being_mad
     run(&mut reader, &format!("BEGIN; SELECT FROM {left}.seen")).await;
     running.anew().await.await.unwrap().expect("they are made anew");
     run(&mut reader, &format!("COMMIT; DROP SCHEMA {left} CASCADE")).await;
+}
+
+/// A vacuum makes way only to who has waited for so long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_puts_new_views_in_place_waits_for_longer_than_it_takes_to_be_looked_at_for_a_deadlock() {
+    let Some(schema) = Schema::new() else { return };
+    let place = |name: String| Location::Postgres { url: schema.url.clone(), schema: name };
+    let (here, beside) = (place(schema.name.clone()), place(format!("{}_anew", schema.name)));
+    let statements = store::replacing(&SEEN, &here, &beside);
+    let mut session = schema.connect().await;
+    // As the server has it, and as somebody may have set it.
+    for set in ["", "SET LOCAL deadlock_timeout = '3s'"] {
+        run(&mut session, &format!("BEGIN; {set}; {}", statements[0])).await;
+        let settings = "SELECT current_setting('lock_timeout'), current_setting('deadlock_timeout'),
+            current_setting('lock_timeout')::interval > current_setting('deadlock_timeout')::interval";
+        let (waits, looked_at, longer): (String, String, bool) =
+            sqlx::query_as(settings).fetch_one(&mut session).await.unwrap();
+        assert!(longer, "it waits for {waits}, and is looked at after {looked_at}");
+        run(&mut session, "ROLLBACK").await;
+    }
 }
 
 /// A service that is out once somebody makes views of it anew, but for who follows it already.
