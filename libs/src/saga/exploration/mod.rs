@@ -107,6 +107,10 @@ fn no_world_breaks_a_rule() {
         (diamond(), budget(1, 0, 1, 0, 0)),
         (diamond(), budget(0, 1, 0, 1, 0)),
         (diamond(), budget(0, 1, 0, 0, 1)),
+        (diamond(), budget(1, 0, 0, 1, 0)),
+        (diamond(), budget(1, 0, 0, 0, 1)),
+        (diamond(), budget(0, 1, 1, 0, 0)),
+        (diamond(), budget(0, 0, 1, 1, 1)),
     ] {
         match explore(&definition, budget, Mutant::None) {
             Ok(found) => {

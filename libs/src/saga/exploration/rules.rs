@@ -5,12 +5,17 @@ use proto::saga::v1::{SagaPhase, StepKind, StepState};
 use super::world::{Cell, Known, World};
 use crate::{
     rpc::verdict::Op,
-    saga::{Definition, plan::each, record::is_final},
+    saga::{
+        Definition,
+        plan::each,
+        record::{Record, is_final},
+    },
 };
 
 /// Checks a world, and the move that led to it.
 pub(super) fn check(definition: &Definition, before: &World, world: &World) -> Result<(), String> {
     transition(before, world)?;
+    order(definition, &world.stored)?;
     if let Some(due) = world.sent {
         let state = world.stored.saga.steps[due.step].state();
         let begun = match due.op {
@@ -38,6 +43,20 @@ fn transition(before: &World, world: &World) -> Result<(), String> {
     let back = |phase| matches!(phase, SagaPhase::Compensating);
     if back(before.stored.saga.phase()) && world.stored.saga.phase() == SagaPhase::Forward {
         return Err("a saga that had turned back goes forward".to_owned());
+    }
+    Ok(())
+}
+
+/// On the way forward nothing has begun before what it comes after is done.
+fn order(definition: &Definition, record: &Record) -> Result<(), String> {
+    let (steps, shown) = (&definition.plan.steps, &record.saga.steps);
+    if record.saga.phase() != SagaPhase::Forward {
+        return Ok(());
+    }
+    for (step, _) in steps.iter().zip(shown).filter(|(_, shown)| shown.state() != StepState::Unspecified) {
+        if let Some(open) = each(step.after).find(|before| shown[*before].state() != StepState::Done) {
+            return Err(format!("{} began before {} was done", step.name, steps[open].name));
+        }
     }
     Ok(())
 }
