@@ -14,7 +14,7 @@ use crate::{
     rpc::verdict::{Op, Verdict},
     saga::{
         Compensated, Definition, Operation,
-        machine::{self, Attempt, Due, Input, Moment, Moved},
+        machine::{self, Attempt, Command, Due, Input, Moment, Moved, Wish},
         record::{Record, next_attempt},
         reply::{Ruling, TRUSTABLE},
     },
@@ -50,28 +50,47 @@ struct Position {
     trusted: &'static [Code],
     /// Whether the compensatable step is `without_barrier`.
     plain: bool,
+    /// Whether the saga has turned back since the call left.
+    back: bool,
 }
 
-const POSITIONS: [Position; 8] = [
-    Position { heading: "a check", step: 0, op: Op::Action, trusted: &[], plain: false },
-    Position { heading: "a compensatable step", step: 1, op: Op::Action, trusted: &[], plain: false },
-    Position { heading: "a compensatable step without a barrier", step: 1, op: Op::Action, trusted: &[], plain: true },
+const POSITIONS: [Position; 9] = [
+    Position { heading: "a check", step: 0, op: Op::Action, trusted: &[], plain: false, back: false },
+    Position { heading: "a compensatable step", step: 1, op: Op::Action, trusted: &[], plain: false, back: false },
+    Position {
+        heading: "a compensatable step without a barrier",
+        step: 1,
+        op: Op::Action,
+        trusted: &[],
+        plain: true,
+        back: false,
+    },
     Position {
         heading: "a compensatable step whose author trusts every code that can be trusted",
         step: 1,
         op: Op::Action,
         trusted: &TRUSTABLE,
         plain: false,
+        back: false,
     },
-    Position { heading: "the pivot", step: 2, op: Op::Action, trusted: &[], plain: false },
-    Position { heading: "a retriable step", step: 3, op: Op::Action, trusted: &[], plain: false },
-    Position { heading: "a compensation", step: 1, op: Op::Compensation, trusted: &[], plain: false },
+    Position { heading: "the pivot", step: 2, op: Op::Action, trusted: &[], plain: false, back: false },
+    Position { heading: "a retriable step", step: 3, op: Op::Action, trusted: &[], plain: false, back: false },
+    Position { heading: "a compensation", step: 1, op: Op::Compensation, trusted: &[], plain: false, back: false },
     Position {
         heading: "a compensation without a barrier",
         step: 1,
         op: Op::Compensation,
         trusted: &TRUSTABLE,
         plain: true,
+        back: false,
+    },
+    Position {
+        heading: "an action of a saga that has turned back since",
+        step: 1,
+        op: Op::Action,
+        trusted: &TRUSTABLE,
+        plain: false,
+        back: true,
     },
 ];
 
@@ -123,6 +142,11 @@ fn called(definition: &Definition, position: &Position) -> Record {
     let due = Due { step: position.step, op: position.op };
     assert_eq!(machine::due(&record, |_| false, NOW), [due], "{}", position.heading);
     assert_eq!(machine::leaves(&mut record, due), 1);
+    if position.back {
+        let cancel = Command { wish: Wish::Cancel, actor: "ann".to_owned(), reason: "as the test says".to_owned() };
+        advance(definition, &mut record, Input::Operator(cancel));
+        assert_eq!(record.saga.phase(), SagaPhase::Compensating);
+    }
     record
 }
 
@@ -131,7 +155,7 @@ fn consequence(position: &Position, answer: Result<(Bytes, MetadataMap), Status>
     let definition = definition(position);
     let mut record = called(&definition, position);
     let Position { step, op, .. } = *position;
-    let before = record.saga.phase();
+    let (before, stood) = (record.saga.phase(), record.clone());
     let attempt = judge(Due { step, op }, &definition.plan.steps[step], answer, 0.0);
     let moved = advance(&definition, &mut record, Input::Attempted(attempt));
 
@@ -140,6 +164,7 @@ fn consequence(position: &Position, answer: Result<(Bytes, MetadataMap), Status>
     let calls = if op == Op::Action { shown.attempts } else { shown.compensation_attempts };
     let wait = Duration::from_micros(u64::try_from(next_attempt(shown) - NOW).unwrap_or_default());
     let what = match shown.state() {
+        _ if (&record.saga, &record.kept) == (&stood.saga, &stood.kept) => "ignored",
         _ if phase == SagaPhase::Stuck => "STUCK",
         StepState::Done => "done",
         StepState::Compensated => "undone",
