@@ -552,6 +552,28 @@ async fn a_call_from_before_a_crash_is_waited_for_as_long_as_it_was_given_whatev
     }
 }
 
+/// Else all whose calls were lost at once would call again at once.
+#[tokio::test]
+async fn how_long_sagas_wait_until_they_call_again_is_left_to_chance() {
+    let world = World::new();
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let process = world.open().await;
+    let micros = |time: &Option<prost_types::Timestamp>| {
+        let time = time.as_ref().unwrap();
+        time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000
+    };
+    let mut waits = Vec::new();
+    for at in 0..8 {
+        let order = format!("tea-{at}");
+        process.place(&order).await.unwrap();
+        let saga = process.until(&order, |saga| !step(saga, "reserve").last_error.is_empty()).await;
+        waits.push(micros(&step(&saga, "reserve").next_attempt_time) - micros(&saga.update_time));
+    }
+    waits.sort_unstable();
+    // Half of 100 ms is chance: that it leaves eight so close comes about once in a million.
+    assert!((50_000..=100_000).contains(&waits[0]) && waits[7] - waits[0] > 5_000 && waits[7] <= 100_000, "{waits:?}");
+}
+
 /// It has told no participant to keep its action out.
 #[tokio::test]
 async fn an_undoing_that_cannot_be_asked_for_is_settled_by_nobody_while_its_action_may_take_effect_yet() {
