@@ -2,12 +2,20 @@
 //! in memory. This is how to test a saga of one's own.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
 use libs::{
     cqrs::CommandSide,
     journal::Journal,
     saga::{
-        Coordinator,
-        testing::{Begun, Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
+        Coordinator, Options, TABLES,
+        testing::{Begun, Fault, Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
     },
 };
 use order::{
@@ -18,12 +26,19 @@ use order::{
 use proto::{
     google::r#type::{Money, PostalAddress},
     inventory::v1::ReserveStockResponse,
-    order::v1::{Order, OrderItem, PlaceOrderRequest, order_command_service_server::OrderCommandService as _},
+    order::v1::{
+        Order, OrderItem, OrderState, PlaceOrderRequest, order_command_service_server::OrderCommandService as _,
+    },
     payment::v1::ChargeCustomerResponse,
+    saga::v1::SagaPhase,
     shipping::v1::CreateShipmentResponse,
 };
 use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
 use tonic::Request;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn participants() -> Participants {
     let price = || Some(Money { currency_code: "EUR".to_owned(), units: 25, nanos: 0 });
@@ -40,7 +55,13 @@ fn participants() -> Participants {
 }
 
 async fn place(journal: Journal, coordinator: Coordinator) -> Begun {
-    let request = PlaceOrderRequest {
+    let surface = Completion::new(CommandSide::new("order", journal), coordinator);
+    let placed = surface.place_order(Request::new(request(false))).await?;
+    Ok(placed.into_inner().order.map(|order| order.order_id).unwrap_or_default())
+}
+
+fn request(wait_for_completion: bool) -> PlaceOrderRequest {
+    PlaceOrderRequest {
         request_id: "order-1".to_owned(),
         order_id: "order-1".to_owned(),
         customer_id: "ada".to_owned(),
@@ -50,11 +71,8 @@ async fn place(journal: Journal, coordinator: Coordinator) -> Begun {
             address_lines: vec!["1 Market Square".to_owned()],
             ..PostalAddress::default()
         }),
-        wait_for_completion: false,
-    };
-    let surface = Completion::new(CommandSide::new("order", journal), coordinator);
-    let placed = surface.place_order(Request::new(request)).await?;
-    Ok(placed.into_inner().order.map(|order| order.order_id).unwrap_or_default())
+        wait_for_completion,
+    }
 }
 
 fn rig(folder: &TempDir) -> Rig {
@@ -82,4 +100,33 @@ async fn it_comes_through_a_crash_at_every_point() {
     let report = crash_every_point(&rig(&folder)).await.unwrap();
     // Before and after each of three calls on the way there, and of five on the way back.
     assert_eq!(report.runs().len(), 6 + 10, "{report}");
+}
+
+/// A client's connection that is cut drops what waits for its answer here.
+#[tokio::test]
+async fn it_goes_on_when_whoever_waits_for_its_end_has_left() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(&folder.path().join("order.db"), TABLES).await.unwrap();
+    let (participants, has_left) = (participants(), Arc::new(AtomicBool::new(false)));
+    let left = Arc::clone(&has_left);
+    participants.on_call(move |_| if left.load(Ordering::SeqCst) { Fault::None } else { Fault::Pending });
+    let definitions = [place_order::definition().unwrap()];
+    let coordinator = Coordinator::new(journal.clone(), definitions, participants.clone(), Options::default()).unwrap();
+    let surface = Completion::new(CommandSide::new("order", journal), coordinator.clone());
+    let waiting = surface.place_order(Request::new(request(true)));
+    // By the third call it waits.
+    let called = async {
+        while participants.calls().len() < 3 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        answer = waiting => panic!("it has not ended: {answer:?}"),
+        called = timeout(PATIENCE, called) => called.expect("it is called again"),
+    }
+    has_left.store(true, Ordering::SeqCst);
+    let ended = timeout(PATIENCE, coordinator.finished("order-1")).await.expect("it ends").unwrap();
+    assert_eq!(ended.phase(), SagaPhase::Completed);
+    let order = surface.place_order(Request::new(request(true))).await.unwrap().into_inner().order.unwrap();
+    assert_eq!(order.state(), OrderState::Completed);
 }
