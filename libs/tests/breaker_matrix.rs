@@ -4,27 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod breaker_support;
-mod clock;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use breaker_support::{PATIENCE, eager, serve};
 use bytes::Bytes;
-use clock::{becomes, soon, stop_the_clock};
 use http::{HeaderMap, Response, StatusCode};
 use libs::{
     breaker::{Class, Classes, Config, Registry},
     rpc::client::{Peer, PeerOptions, Peers},
 };
-use tokio::{net::TcpListener, time::advance};
+use tokio::net::TcpListener;
 use tonic::{
     Code, Status, Streaming,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
 };
-
-const MS: Duration = Duration::from_millis(1);
 
 /// Bytes as they are.
 #[derive(Clone, Copy, Default)]
@@ -299,25 +295,6 @@ async fn a_pause_that_is_asked_for_is_kept() {
     assert_eq!(shown.totals.overload, 1);
     // Of thirty seconds some have passed since. A circuit that opens by itself does so for six at the most.
     assert!(shown.retry_after.unwrap() > Duration::from_secs(10), "{shown:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_tonic_servers_cancelled_at_the_deadline_is_the_deadlines() {
-    // Its own timer answers CANCELLED; whoever is first, the caller sees DEADLINE_EXCEEDED and the peer is to blame.
-    let stopped = stop_the_clock();
-    let moody = breaker_support::Moody::serve().await;
-    moody.set(breaker_support::HANG);
-    for call in 1..=3 {
-        let peer = breaker_support::peer_at(&moody.uri, &eager().timeout(30 * MS));
-        let hears = async {
-            becomes(|| moody.calls.load(Ordering::SeqCst) == call).await;
-            advance(30 * MS).await;
-        };
-        let (ended, ()) = soon(async { tokio::join!(breaker_support::list(&peer), hears) }).await;
-        let code = ended.unwrap_err().code();
-        assert_eq!((code, peer.breaker().snapshot().totals.failure), (Code::DeadlineExceeded, 1));
-    }
-    drop(stopped);
 }
 
 #[tokio::test]
