@@ -105,9 +105,11 @@ impl Way {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// In one thread, so that its lines are kept.
+#[tokio::test]
 async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answer() {
     let Some(schema) = Schema::new() else { return };
+    let (lines, _keeping) = Lines::keep();
     let way = Way::to(&schema).await;
     let journal = way.open().await;
     let reader = journal.reader();
@@ -127,6 +129,7 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answ
         sleep(Duration::from_millis(2_000)).await;
         way.manner.send_replace(Manner::Through);
 
+        let told = lines.that_say("an idle session says nothing").len();
         let (after, began) = (format!("after {round}"), Instant::now());
         let read = async { reader.fetch("SELECT 1::bigint", Vec::new()).await };
         let (submitted, beat, read) = tokio::join!(journal.submit(note(&after)), member.beat(), read);
@@ -137,6 +140,9 @@ async fn sessions_that_died_silently_while_they_were_idle_cost_nobody_their_answ
         rounds += 1;
         assert_eq!(submitted.map(|committed| committed.outcome), Ok(Outcome::Done));
         assert!(beat.is_ok() && read.is_ok(), "{beat:?} {read:?}");
+        // To ask each of them would have taken a second each: as long as there is, where there are more.
+        let told = lines.that_say("an idle session says nothing").split_off(told);
+        assert!(told.iter().any(|line| line.contains("dropped=4")), "{told:?}");
     }
 }
 
