@@ -18,6 +18,7 @@ use std::{
 };
 
 use broker::Broker;
+use desk::made_anew;
 use futures::TryStreamExt as _;
 use libs::{
     cqrs::{Board, Event, Projection, ProjectionError, ReadSide, Views},
@@ -25,13 +26,9 @@ use libs::{
 };
 use lines::Lines;
 use prost::Message as _;
-use proto::{
-    events::v1 as pb,
-    projections::v1::{RebuildProjectionsRequest, projection_command_service_server::ProjectionCommandService as _},
-};
+use proto::events::v1 as pb;
 use streamed::{PATIENCE, Running, SEEN, STREAM, Seen, Source, at_once, operator, shown, until};
 use tokio::time::{sleep, timeout};
-use tonic::Request;
 
 /// Of ten events the views want the first three. Four are in the backup.
 const LOST: &[&str] = &["thing", "thing", "thing", "other", "other", "other", "other", "other", "other", "other"];
@@ -83,14 +80,6 @@ async fn passed(broker: &Broker) {
         !readers.is_empty() && readers.iter().all(|reader| reader.ack_floor.stream_sequence == 10)
     })
     .await;
-}
-
-/// Has views that run made anew by word.
-async fn made_anew(board: &Board) {
-    let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
-    let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
-    let ended = timeout(PATIENCE, told.try_collect::<Vec<_>>()).await;
-    ended.expect("they end").expect("they are made anew");
 }
 
 async fn rebuilt(views: Views) {

@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-use desk::Desk;
-use futures::{StreamExt as _, TryStreamExt as _};
+use desk::{Desk, made_anew};
+use futures::StreamExt as _;
 use libs::{
     breaker::Registry,
     cqrs::{Board, Log, Outbox, Outgoing, Projection, ProjectionError, Projections, ReadSide, Views},
@@ -32,11 +32,7 @@ use proto::{
         Event, SubscribeRequest, SubscribeResponse,
         event_service_server::{EventService, EventServiceServer},
     },
-    projections::v1::{
-        ListProjectionsRequest, RebuildProjectionsRequest,
-        projection_command_service_server::ProjectionCommandService as _,
-        projection_query_service_server::ProjectionQueryService as _,
-    },
+    projections::v1::{ListProjectionsRequest, projection_query_service_server::ProjectionQueryService as _},
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use squeamish::{SEEN, Squeamish};
@@ -144,14 +140,6 @@ async fn stands(board: &Board) -> (i64, i64) {
     let listed = board.service("test").list_projections(Request::new(ListProjectionsRequest {})).await;
     let shown = &listed.unwrap().into_inner().projections[0];
     (shown.position, shown.head)
-}
-
-/// Has views over the source that run made anew by word.
-async fn made_anew(board: &Board) {
-    let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
-    let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
-    let ended = timeout(PATIENCE, told.try_collect::<Vec<_>>()).await;
-    ended.expect("they end").expect("they are made anew");
 }
 
 /// Views that are at 5, and the service whose log has 3 since it was restored.

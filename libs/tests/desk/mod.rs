@@ -1,25 +1,34 @@
 //! A service that is found at one address, whatever becomes of its log: it may be out, and come back with another one.
 #![allow(dead_code, clippy::unwrap_used, reason = "for tests, and not every one does all of it")]
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use libs::{
     breaker::Registry,
-    cqrs::{Log, Outbox, Outgoing},
+    cqrs::{Board, Log, Outbox, Outgoing},
     journal::Journal,
     rpc::client::{Peer, PeerOptions, Peers},
 };
-use proto::events::v1::{
-    SubscribeRequest, SubscribeResponse,
-    event_service_server::{EventService, EventServiceServer},
+use proto::{
+    events::v1::{
+        SubscribeRequest, SubscribeResponse,
+        event_service_server::{EventService, EventServiceServer},
+    },
+    projections::v1::{RebuildProjectionsRequest, projection_command_service_server::ProjectionCommandService as _},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where the service is asked, which says now what it has.
 pub(crate) struct Desk {
@@ -78,4 +87,12 @@ impl EventService for Clerk {
         let told = outbox.subscribe(request).await?.into_inner();
         Ok(Response::new(told.take_until(async move { has.changed().await }).boxed()))
     }
+}
+
+/// Has views over the service that run made anew by word.
+pub(crate) async fn made_anew(board: &Board) {
+    let request = Request::new(RebuildProjectionsRequest { source: "source".to_owned() });
+    let told = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+    let ended = timeout(PATIENCE, told.try_collect::<Vec<_>>()).await;
+    ended.expect("they end").expect("they are made anew");
 }
