@@ -51,6 +51,12 @@ const NOT_IN_A_DOMAIN: &[&str] = &[
     "new_v4(",
 ];
 
+/// Where a service answers queries.
+const QUERIES: &[&str] = &["queries.rs", "neighbours.rs", "shipments.rs"];
+
+/// What queries never say: what commands write is not theirs to read.
+const NOT_IN_A_QUERY: &[&str] = &["Journal", "CommandSide", "Coordinator", "Log::", "rusqlite::", "sqlx::"];
+
 /// What of the standard library reaches outside, or waits.
 const OUTSIDE: &[&str] = &["env", "fs", "io", "net", "process", "thread"];
 
@@ -179,6 +185,21 @@ fn no_decision_waits() {
         }
         for used in names_after("std::", &code) {
             assert!(!OUTSIDE.contains(&&*used), "{}: uses std::{used}", file.display());
+        }
+    }
+}
+
+#[test]
+fn no_query_is_handed_what_commands_write() {
+    let services = Path::new(env!("CARGO_MANIFEST_DIR")).join("../services");
+    let entries = fs::read_dir(services).expect("services").map(|entry| entry.expect("an entry").path());
+    let places = entries.flat_map(|service| QUERIES.iter().map(move |name| service.join("src").join(name)));
+    let there: Vec<_> = places.filter(|place| place.is_file()).collect();
+    assert!(there.iter().any(|place| place.ends_with("queries.rs")), "services answer queries");
+    for file in there {
+        let code = code(&file);
+        for said in NOT_IN_A_QUERY {
+            assert!(!code.contains(said), "{}: says {said:?}", file.display());
         }
     }
 }
