@@ -7,15 +7,19 @@ mod saga_world;
 #[allow(dead_code, reason = "not all of it is needed here")]
 mod standby;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::future::join_all;
 use libs::{
     journal::{Journal, Location},
-    saga::{Definition, Options, TABLES, testing::Fault},
+    rpc::verdict::Op,
+    saga::{Definition, Options, Retry, TABLES, testing::Fault},
 };
 use proto::saga::v1::SagaPhase;
 use saga_world::{Charge, Process, Reserve, Ship, World, becomes, pay};
@@ -28,12 +32,16 @@ const READERS: usize = 4;
 
 /// A process whose database is at whichever of a pair is reached.
 async fn process(world: &World, pair: &Pair) -> Process {
-    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
-    let journal = Journal::open(location, TABLES).await.unwrap();
-    let definitions = vec![Arc::clone(&world.definition)];
-    let process = Process::on(journal, definitions, world.participants.clone(), Options::default());
+    let process = opened(world, pair).await;
     process.coordinator.recover().await.unwrap();
     process
+}
+
+/// The same, before it has a part in the sagas.
+async fn opened(world: &World, pair: &Pair) -> Process {
+    let location = Location::Postgres { url: pair.url(), schema: "test".to_owned() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    Process::on(journal, vec![Arc::clone(&world.definition)], world.participants.clone(), Options::default())
 }
 
 /// Has all that reads for a process do so at the standby, which replays no more. Whoever reaches for a server is led to that one yet.
@@ -106,4 +114,57 @@ async fn a_saga_is_not_taken_up_from_where_a_standby_has_it_that_lags() {
     let told = "SELECT version FROM test.events WHERE kind = 'saga' AND id = 'tea' ORDER BY position";
     let told: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(told)).fetch_all(&mut primary).await.unwrap();
     assert_eq!(told, (1..=told.len() as i64).collect::<Vec<_>>(), "it goes on from the last");
+}
+
+/// The standby has yet to replay that another process took the saga over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_settles_is_not_called_any_more_by_who_reads_at_a_standby_that_lags() {
+    let Some(pair) = Pair::start().await else { return };
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("pay", |order, _| Ok(order.clone()));
+    saga.retriable::<Ship>("send", |order, _| Ok(order.clone()));
+    // Its next call is due when all this is done.
+    let wait = Duration::from_secs(5);
+    let retry = Retry { initial: wait, most: wait, jitter: 0.0, ..Retry::default() };
+    saga.attempt_timeout(Duration::from_millis(50)).retry(retry);
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.step == "send" { Fault::LoseRequest } else { Fault::None });
+    let (one, mut primary) = (process(&world, &pair).await, session(pair.primary).await);
+    one.place("tea").await.unwrap();
+    one.until("tea", |saga| !saga.steps[1].last_error.is_empty()).await;
+    reads_at_standby(&pair, &one, &mut primary).await;
+    pair.lead_to(pair.primary);
+    let two = process(&world, &pair).await;
+    two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
+    let by_hand = || two.coordinator.skip("tea", "send", Op::Action, true, "ann", "sent by mail");
+    while let Err(refusal) = by_hand().await {
+        assert_eq!(refusal.reason, "STEP_UNDER_WAY");
+        tokio::time::sleep(refusal.retry_after.unwrap()).await;
+    }
+    let sends = || world.participants.calls().iter().filter(|call| call.call.step == "send").count();
+    let made = sends();
+    becomes("without a saga", async || one.coordinator.live() == 0).await;
+    assert_eq!(sends(), made, "it was sent by mail");
+}
+
+/// There the last word of all processes is as old as what was replayed last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_at_a_standby_that_lags_takes_nobody_for_gone() {
+    let Some(pair) = Pair::start().await else { return };
+    let world = World::new();
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let (one, two) = (process(&world, &pair).await, opened(&world, &pair).await);
+    one.place("tea").await.unwrap();
+    let mut primary = session(pair.primary).await;
+    let seen_for = async |primary: &mut PgConnection, seconds: u32| {
+        let now = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let sql = format!("UPDATE test.members SET seen_until = {now} + {seconds} * 1000000");
+        primary.execute(AssertSqlSafe(sql)).await.unwrap();
+    };
+    seen_for(&mut primary, 0).await;
+    reads_at_standby(&pair, &two, &mut primary).await;
+    pair.lead_to(pair.primary);
+    seen_for(&mut primary, 15).await;
+    assert_eq!(two.coordinator.recover().await.unwrap(), 0, "its owner is there");
+    assert_eq!(one.coordinator.live(), 1);
 }

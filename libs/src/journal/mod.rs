@@ -296,17 +296,17 @@ impl Journal {
     }
 
     /// Several aggregates of a kind as they are committed, with their ids and in any order; for one that can't be read, why. Those that
-    /// aren't there are left out.
+    /// aren't there are left out. They are the primary's: a standby may have yet to replay the newest.
     ///
     /// # Errors
-    /// When the database can't be read.
+    /// When the database can't be read, or only a standby.
     pub async fn aggregates(
         &self,
         kind: &'static str,
         ids: impl Iterator<Item = &str>,
     ) -> Result<Vec<(String, Result<Aggregate, sql::Error>)>, sql::Error> {
         let keys = ids.map(|id| vec![kind.into(), id.into()]).collect();
-        let found = self.0.reader.fetch_keys(&AGGREGATES, keys).await?;
+        let found = self.0.reader.fetch_keys_of_primary(&AGGREGATES, keys).await?.ok_or(sql::Error::Standby)?;
         let aggregate = |record: &sql::Record| {
             let (id, aggregate) = (record.text(1)?, Aggregate::read(record));
             if let Err(error) = &aggregate {

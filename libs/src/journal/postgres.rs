@@ -288,21 +288,18 @@ impl Server {
 
     /// The same, if who answers is no standby. That is asked before, in the same session: who is none doesn't become one.
     pub(super) async fn fetch_of_primary(&self, sql: &str, values: &[Value]) -> Result<Option<Vec<Record>>, Error> {
-        const RECOVERY: &str = "SELECT pg_is_in_recovery()::int::int8";
         match &self.way {
             Way::Postgres(sessions) => loop {
                 let mut lent = sessions.lend().await?;
                 let session = lent.session()?;
                 let asked = async {
-                    let standby = postgres::query(session, RECOVERY, &[]).await?;
-                    if standby.first().map_or(Ok(0), |record| record.int(0))? != 0 {
+                    if is_standby(session).await? {
                         return Ok(None);
                     }
                     postgres::query(session, sql, values).await.map(Some)
                 };
                 let end = asked.await;
-                let is_standby = matches!(end, Ok(None));
-                if let Some(end) = if is_standby { lent.ended_astray(end) } else { lent.ended(end) } {
+                if let Some(end) = lent.ended_unless_astray(end) {
                     break end;
                 }
             },
@@ -325,6 +322,32 @@ impl Server {
         }
     }
 
+    /// The same, if who answers is no standby.
+    pub(super) async fn fetch_keys_of_primary(
+        &self,
+        table: &'static Table,
+        keys: &[Vec<Value>],
+    ) -> Result<Option<Vec<Record>>, Error> {
+        match &self.way {
+            Way::Postgres(sessions) => loop {
+                let mut lent = sessions.lend().await?;
+                let session = lent.session()?;
+                let asked = async {
+                    if is_standby(session).await? {
+                        return Ok(None);
+                    }
+                    postgres::fetch_keys(session, table, keys).await.map(Some)
+                };
+                let end = asked.await;
+                if let Some(end) = lent.ended_unless_astray(end) {
+                    break end;
+                }
+            },
+            #[cfg(test)]
+            Way::Simulated(database) => database.fetch_keys(table, keys).await.map(Some),
+        }
+    }
+
     pub(super) async fn close(&self) {
         match &self.way {
             Way::Postgres(sessions) => sessions.close().await,
@@ -332,6 +355,12 @@ impl Server {
             Way::Simulated(_) => {}
         }
     }
+}
+
+/// Whether a session is with a standby.
+async fn is_standby(session: &mut PgConnection) -> Result<bool, Error> {
+    let asked = postgres::query(session, "SELECT pg_is_in_recovery()::int::int8", &[]).await?;
+    asked.first().map_or(Ok(false), |record| Ok(record.int(0)? != 0))
 }
 
 /// A turn's name, of which the server makes a number: the same one for every version of this program.

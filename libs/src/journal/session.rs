@@ -244,6 +244,11 @@ impl Lent {
         self.session = None;
         self.fresh.then_some(end)
     }
+
+    /// Says how the statement has ended, whose answer is None at a server that is none to believe.
+    pub(super) fn ended_unless_astray<T>(self, end: Result<Option<T>, Error>) -> Option<Result<Option<T>, Error>> {
+        if matches!(end, Ok(None)) { self.ended_astray(end) } else { self.ended(end) }
+    }
 }
 
 impl Drop for Lent {

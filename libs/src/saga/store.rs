@@ -51,7 +51,7 @@ pub(super) fn owned_by(saga_id: &str, member: &str, version: u64) -> Change {
     Change { aggregate: owner_of(saga_id), state, version, events: Vec::new() }
 }
 
-/// Those of these sagas that a process owns, by name, and how often the owner of each has changed.
+/// Those of these sagas that a process owns, by name, and how often the owner of each has changed, as new as that is.
 pub(super) async fn owned(
     journal: &Journal,
     saga_ids: impl Iterator<Item = &str>,
@@ -85,7 +85,8 @@ impl Owned {
     }
 }
 
-/// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner.
+/// A page of the sagas that have not ended and whose owner is gone, by id, after one of them; with each its owner. To a standby that lags
+/// everybody would be gone.
 pub(super) async fn orphans_after(
     journal: &Journal,
     after: &str,
@@ -102,7 +103,7 @@ pub(super) async fn orphans_after(
          WHERE NOT EXISTS (SELECT 1 FROM members m WHERE convert_to(m.name, 'UTF8') = s.owner AND {is_there})
          ORDER BY saga_id LIMIT $2"
     );
-    let records = journal.reader().fetch(&sql, vec![after.into(), limit.into()]).await?;
+    let records = of_primary(journal, &sql, vec![after.into(), limit.into()]).await?;
     let orphan = |record: &sql::Record| Ok((record.text(0)?, record.blob(1)?));
     records.iter().map(orphan).collect()
 }
@@ -116,7 +117,7 @@ pub(super) async fn owner_gone(journal: &Journal, saga_id: &str) -> Result<Optio
          ) AS s
          WHERE NOT EXISTS (SELECT 1 FROM members m WHERE convert_to(m.name, 'UTF8') = s.owner AND {is_there})"
     );
-    let found = journal.reader().fetch(&sql, vec![saga_id.into()]).await?;
+    let found = of_primary(journal, &sql, vec![saga_id.into()]).await?;
     found.first().map(|record| record.blob(0)).transpose()
 }
 

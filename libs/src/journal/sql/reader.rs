@@ -125,6 +125,21 @@ impl Reader {
             Source::Postgres(server) => Box::pin(server.fetch_keys(table, &keys)).await,
         }
     }
+
+    /// Reads them, unless a standby would answer, which may not have replayed all that it has: None then.
+    ///
+    /// # Errors
+    /// As of [`fetch_keys`](Self::fetch_keys).
+    pub async fn fetch_keys_of_primary(
+        &self,
+        table: &'static Table,
+        keys: Vec<Vec<Value>>,
+    ) -> Result<Option<Vec<Record>>, Error> {
+        match &self.0 {
+            Source::Sqlite(_) => self.fetch_keys(table, keys).await.map(Some),
+            Source::Postgres(server) => Box::pin(server.fetch_keys_of_primary(table, &keys)).await,
+        }
+    }
 }
 
 impl Connections {
