@@ -104,10 +104,11 @@ impl Call {
     pub(super) fn run(self, stretch: &Span) -> BoxFuture<'static, Attempt> {
         let plan = &self.program.plan.steps[self.due.step];
         let span = spans::call(stretch, plan.path(self.due.op), &self.call);
-        let bounded = self.is_bounded();
+        let ends_on_time = self.is_bounded() || self.shared.member.get().is_some();
         let answered = Box::pin(self.answered().instrument(span));
-        // One that waits for a connection must end on time, though its saga is being stored.
-        if bounded { Box::pin(apart(answered)) } else { answered }
+        // One that waits for a connection must end on time, though its saga is being stored: where others share the database, one of them
+        // may have the saga by then, and counts on that.
+        if ends_on_time { Box::pin(apart(answered)) } else { answered }
     }
 
     /// Where no barrier is, an action waits to leave no longer than for its answer: its undoing counts on nothing leaving later.
