@@ -3,6 +3,7 @@
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod lines;
 mod saga_world;
 #[allow(dead_code, reason = "not all of it is needed here")]
 mod standby;
@@ -21,8 +22,9 @@ use libs::{
     rpc::verdict::Op,
     saga::{Definition, Options, Retry, TABLES, testing::Fault},
 };
+use lines::Lines;
 use proto::saga::v1::SagaPhase;
-use saga_world::{Charge, Process, Reserve, Ship, World, becomes, pay};
+use saga_world::{Charge, Process, Reserve, Ship, World, becomes, pay, shares};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use standby::{Pair, session, strand, until};
 use tonic::Code;
@@ -167,4 +169,24 @@ async fn who_reads_at_a_standby_that_lags_takes_nobody_for_gone() {
     seen_for(&mut primary, 15).await;
     assert_eq!(two.coordinator.recover().await.unwrap(), 0, "its owner is there");
     assert_eq!(one.coordinator.live(), 1);
+}
+
+#[tokio::test]
+async fn who_is_heard_by_the_others_and_reads_at_a_standby_does_not_say_that_it_is_not() {
+    let Some(pair) = Pair::start().await else { return };
+    let (lines, _keeping) = Lines::keep();
+    let world = World::new();
+    let (process, mut primary) = (process(&world, &pair).await, session(pair.primary).await);
+    reads_at_standby(&pair, &process, &mut primary).await;
+    // Who writes has a session with the primary, and who reads comes to none.
+    pair.lead_to(pair.primary);
+    process.place("tea").await.unwrap();
+    process.finished("tea").await;
+    pair.lead_to(pair.standby);
+    let begun = "SELECT MAX(seen_until) FROM test.members";
+    let begun: i64 = sqlx::query_scalar(begun).fetch_one(&mut primary).await.unwrap();
+    shares(&process);
+    becomes("told of", async || !lines.that_say("the server is a standby").is_empty()).await;
+    until(&mut primary, &format!("MAX(seen_until) > {begun} FROM test.members")).await;
+    assert_eq!(lines.that_say("nor to them"), Vec::<String>::new());
 }

@@ -123,25 +123,25 @@ impl Coordinator {
             if self.0.left.load(Ordering::Acquire) {
                 return Ok(());
             }
+            if let Err(error) = member.beat().await {
+                tracing::warn!(%error, "no word of the others, nor to them");
+                continue;
+            }
             // Until the last call has ended this process is there; it only takes up nothing new.
-            let adopted = match member.beat().await {
-                Ok(()) if self.0.draining.load(Ordering::Acquire) => Ok(0),
-                Ok(()) => {
-                    let shared = async {
-                        // What is in the way of the one is not in the way of the others.
-                        let let_go = self.let_go(member, &mut last).await;
-                        let taken_back = self.take_back(member, &mut last_open, &mut suspects).await;
-                        let adopted = self.adopt().await;
-                        let_go.and(taken_back).and(adopted)
-                    };
-                    beating(&self.0, member, shared).await
-                }
-                Err(error) => Err(error.into()),
+            if self.0.draining.load(Ordering::Acquire) {
+                continue;
+            }
+            let shared = async {
+                // What is in the way of the one is not in the way of the others.
+                let let_go = self.let_go(member, &mut last).await;
+                let taken_back = self.take_back(member, &mut last_open, &mut suspects).await;
+                let adopted = self.adopt().await;
+                let_go.and(taken_back).and(adopted)
             };
-            match adopted {
+            match beating(&self.0, member, shared).await {
                 Ok(0) => {}
                 Ok(sagas) => tracing::info!(sagas, "taken over from a process that is gone"),
-                Err(error) => tracing::warn!(%error, "no word of the others, nor to them"),
+                Err(error) => tracing::warn!(%error, "no saga can be taken over, or let go of, now"),
             }
         }
     }
