@@ -418,6 +418,7 @@ mod tests {
             (&["serve", "--listen", "host=db password=secret"], "--listen"),
             (&["serve", "--peer", "order=postgres:///x?host=db&password=secret"], "--peer"),
             (&["serve", "--peer", "postgres:///x?host=db&password=secret"], "--peer"),
+            (&["serve", "--peer", "order=host=db password = secret"], "--peer"),
             (&["postgres:///x?password=secret"], "subcommand"),
             (&["migrate", "postgres://me:secret@db/x"], "argument"),
             (&["migrate", "-postgres://me:secret@db/x"], "argument"),

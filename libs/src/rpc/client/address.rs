@@ -92,8 +92,7 @@ impl FromStr for PeerAddress {
         nobodys(text)?;
         let not_named = || PeerError::NotNamed(text.to_owned());
         let (name, uri) = text.split_once('=').ok_or_else(not_named)?;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if name.is_empty() || !name.bytes().all(plain) {
+        if name.is_empty() || !name.bytes().all(is_of_name) {
             return Err(not_named());
         }
         let uris = uri.split(',').map(|uri| parse_uri(name, uri)).collect::<Result<_, _>>()?;
@@ -126,9 +125,26 @@ impl FromStr for PeerAddresses {
     }
 }
 
+const fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
 /// Refuses a user and a password, which would be left out of calls and told in logs.
 fn nobodys(text: &str) -> Result<(), PeerError> {
-    if text.contains('@') || text.contains("password=") { Err(PeerError::User) } else { Ok(()) }
+    let lower = text.to_ascii_lowercase();
+    let is_said = |(at, word): (usize, &str)| {
+        let (before, after) = (&lower[..at], &lower[at + word.len()..]);
+        let begun = before.rsplit(',').next().unwrap_or_default();
+        // The end of a peer's name.
+        let is_name =
+            begun.bytes().all(is_of_name) && ["=http://", "=https://"].iter().any(|uri| after.starts_with(uri));
+        // PostgreSQL's own programs take blanks before the =.
+        after.trim_start().starts_with('=') && !is_name
+    };
+    match text.contains('@') || lower.match_indices("password").any(is_said) {
+        true => Err(PeerError::User),
+        false => Ok(()),
+    }
 }
 
 fn parse_uri(name: &str, text: &str) -> Result<Uri, PeerError> {
@@ -206,11 +222,25 @@ mod tests {
             "a=http://a:1,b=http://me:secret,secret=@b:1",
             "http://secret@a",
             "inventory=postgres:///x?host=a,b&password=secret",
+            "inventory=host=db password=secret",
+            "inventory=host=db password = secret",
+            "inventory=host=db\tsslpassword\t= http://secret",
+            "inventory=Server=db;Password=secret",
+            "host=db,password=secret",
+            "password=secret",
         ];
         for text in wrong {
             assert_eq!(text.parse::<PeerAddresses>(), Err(PeerError::User), "{text}");
             assert_eq!(text.parse::<PeerAddress>(), Err(PeerError::User), "{text}");
             assert!(!PeerError::User.to_string().contains("secret"));
         }
+    }
+
+    #[test]
+    fn a_peer_may_have_a_name_with_a_password_in_it() {
+        let text = "password=http://a:1,reset-password=https://b:1,http://b:2,password-store=http://c:1";
+        let PeerAddresses(peers) = text.parse().expect("well formed");
+        let seen: Vec<_> = peers.iter().map(|peer| (&*peer.name, peer.uris.len())).collect();
+        assert_eq!(seen, [("password", 1), ("reset-password", 2), ("password-store", 1)]);
     }
 }
