@@ -234,6 +234,18 @@ async fn a_server_that_is_gone_without_a_word_while_a_turn_is_asked_for_is_not_w
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_gone_without_a_word_while_a_schema_or_a_table_is_made_is_not_waited_for_for_ever() {
+    let opens = ["CREATE SCHEMA", "CREATE TABLE"].map(async |from| {
+        let Some(schema) = Schema::new() else { return };
+        let (location, cut) = link::to(&schema).await;
+        *cut.lock().unwrap() = Cut::Silent(from);
+        let opened = timeout(PATIENCE, Journal::open(location, &[])).await.expect("an end");
+        assert!(matches!(opened, Err(OpenError::Database { .. })), "{opened:?}");
+    });
+    join_all(opens).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_to_make_tables_is_waited_for_however_long_another_has_it() {
     let Some(schema) = Schema::new() else { return };
     let mut other = schema.connect().await;

@@ -139,7 +139,7 @@ impl Server {
         // One that is empty has a row all the same.
         if there.is_empty() {
             let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
-            postgres::execute(connection, &schema, &[]).await?;
+            postgres::answered(postgres::execute(connection, &schema, &[])).await?;
         }
         Ok(there)
     }
@@ -152,10 +152,19 @@ impl Server {
         there: &HashSet<String>,
     ) -> Result<(), Error> {
         let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains(&name.to_lowercase()));
-        for statement in tables.iter().flat_map(|table| table.create).filter(missing) {
-            let statement = translate(statement);
-            let made = postgres::execute(connection, &statement, &[]);
-            postgres::patiently(made, || tracing::info!(schema = self.schema, statement, "this takes long")).await?;
+        for table in tables {
+            let is_there = there.contains(&table.name.to_lowercase());
+            for statement in table.create.iter().filter(missing) {
+                let statement = translate(statement);
+                let made = postgres::execute(connection, &statement, &[]);
+                // An index on all that a table has by now takes as long as it does.
+                if is_there {
+                    let tell = || tracing::info!(schema = self.schema, statement, "this takes long");
+                    postgres::patiently(made, tell).await?;
+                } else {
+                    postgres::answered(made).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -173,7 +182,8 @@ impl Server {
             Way::Simulated(_) => return Err(failed(Error::Closed)),
         };
         let sql = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
-        postgres::execute(&mut session, sql, &[turn_of(&server.schema, OCCUPIED).into()]).await.map_err(failed)?;
+        let turn = [turn_of(&server.schema, OCCUPIED).into()];
+        postgres::answered(postgres::execute(&mut session, sql, &turn)).await.map_err(failed)?;
         Ok(session)
     }
 
@@ -185,17 +195,19 @@ impl Server {
         let named = "SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)";
         for record in postgres::query(session, named, &[prefix.to_owned().into()]).await? {
             let schema = record.text(0)?;
-            let mut transaction = session.begin().await?;
+            let mut transaction = postgres::answered(session.begin()).await?;
             let free = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))::int";
             let free = postgres::query(&mut transaction, free, &[turn_of(&schema, OCCUPIED).into()]).await?;
             if !free.first().is_some_and(|free| matches!(free.int(0), Ok(1))) {
                 continue;
             }
-            match Self::remove(&mut transaction, &schema).await {
+            match postgres::answered(Self::remove(&mut transaction, &schema)).await {
                 Ok(()) => {
-                    transaction.commit().await?;
+                    postgres::answered(transaction.commit()).await?;
                     tracing::info!(schema, "removed: whoever made tables anew there came to no end");
                 }
+                // Nothing is to be asked of this session any more.
+                Err(error @ Error::Postgres(sqlx::Error::Io(_))) => return Err(error),
                 Err(error) => tracing::warn!(schema, %error, "what was left there can't be removed"),
             }
         }
