@@ -311,4 +311,26 @@ mod tests {
         let views = timeout(PATIENCE, views.end_anew(Ok((telling, Ok(rebuilt))))).await.expect("they go on").unwrap();
         assert_eq!(views.rebuilding.len(), 1);
     }
+
+    #[tokio::test]
+    async fn views_that_are_not_put_in_place_yet_leave_the_log_of_the_old_ones_alone() {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+        let projections = Projections::new().with(Counts::<0>);
+        let views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+        let logged = || std::fs::metadata(folder.path().join("test.views.db-wal")).unwrap().len();
+        let rebuilt = views.plan().build(|_, _| {}).await.unwrap();
+        write(&journal, 1).await;
+        let views = views.fold_to(1, |_, _| {}).await.unwrap();
+        let before = logged();
+        assert_ne!(before, 0);
+        let (views, replaced) = views.replace(rebuilt).await.unwrap();
+        let Replaced::NotYet(rebuilt, wait) = replaced else { panic!("the old ones have more") };
+        // It would be waited for who reads, for nothing.
+        assert_eq!(logged(), before);
+        let rebuilt = rebuilt.go_on(wait).await.unwrap();
+        let (_views, replaced) = views.replace(rebuilt).await.unwrap();
+        assert!(matches!(replaced, Replaced::Ended(Ok(1), _)));
+        assert_eq!(logged(), 0, "what was copied takes no room twice");
+    }
 }

@@ -85,7 +85,12 @@ impl Views {
         let taken = match self.writer.attach(rebuilt.beside.location()).await {
             Ok(()) => {
                 let taken = self.take_tables(&mut rebuilt).await;
-                self.writer.detach().await.map_err(RebuildError::from).and(taken)
+                let detached = self.writer.detach().await;
+                // As much as was copied would take room in the log, too. A round that copied nothing doesn't wait for who reads.
+                if !matches!(taken, Ok(Err(_))) {
+                    self.writer.empty_log();
+                }
+                detached.map_err(RebuildError::from).and(taken)
             }
             Err(error) => Err(error.into()),
         };

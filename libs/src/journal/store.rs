@@ -148,18 +148,21 @@ impl Store {
         }
     }
 
-    /// Lets go of it. As much as was copied from there takes no room in the log any more, unless somebody reads on.
+    /// Lets go of it.
     ///
     /// # Errors
     /// When it is still read.
     pub async fn detach(&mut self) -> Result<(), Error> {
         match &self.0 {
-            Kind::Sqlite(writer) => {
-                writer.detach(BESIDE)?;
-                writer.empty_log();
-                Ok(())
-            }
+            Kind::Sqlite(writer) => writer.detach(BESIDE),
             Kind::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Has what was written take no room in a file's log any more. Who reads on is waited for a moment, and it stays there then.
+    pub fn empty_log(&self) {
+        if let Kind::Sqlite(writer) = &self.0 {
+            writer.empty_log();
         }
     }
 
