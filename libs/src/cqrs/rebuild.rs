@@ -89,9 +89,10 @@ impl Views {
             views = old;
             match replaced {
                 Replaced::Ended(ended, beside) => break (ended, beside),
-                // Of events that never cease the old ones always have more: they stand still while these catch up. On a server others may
-                // fold them on, so that is not for long.
-                Replaced::NotYet(rebuilt, wait @ Wait::Behind(_)) if rebuilt.is_outrun() => {
+                // Of events that never cease the old ones always have more: they stand still while these catch up.
+                Replaced::NotYet(rebuilt, wait @ Wait::Behind(old)) if rebuilt.is_outrun(old) => {
+                    let events = rebuilt.left_to(old);
+                    tracing::info!(views = %location, events, "the old views stand still until the new ones have what they have");
                     next = rebuilt.go_on(wait).await;
                 }
                 // That may take long, and another service may be out by now: the old ones don't wait for it.
@@ -155,7 +156,7 @@ impl Plan {
         let beside = Beside::make(&self.here).await?;
         let old = self.old;
         match self.build_in(beside.location(), progress).await {
-            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream, held: 0, behind: 0 }),
+            Ok((views, stream)) => Ok(Rebuilt { views, beside, old, stream, held: 0, behind: 0, left: old }),
             Err(error) => {
                 // What it took of the disk may be all that was left.
                 remove(beside).await;
@@ -194,7 +195,7 @@ mod tests {
     use super::*;
     use crate::{
         breaker::Registry,
-        cqrs::{Documents, Projection, ProjectionError, replace::MOST_BEHIND},
+        cqrs::{Documents, Projection, ProjectionError, replace::MOST_BEHIND, turns::MOST_EVENTS},
         journal::{
             AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction,
         },
@@ -236,15 +237,14 @@ mod tests {
         }
     }
 
-    async fn write(journal: &Journal, events: u32) {
-        for _ in 0..events {
-            let event = NewEvent { name: "Happened", payload: Vec::new().into() };
-            let aggregate = AggregateId::new("thing", "it");
-            let change = Change { aggregate, state: None, version: 1, events: vec![event] };
-            let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
-            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
-            journal.submit(entry).await.unwrap();
-        }
+    /// Writes so many events, in one commit.
+    async fn write(journal: &Journal, events: i64) {
+        let event = || NewEvent { name: "Happened", payload: Vec::new().into() };
+        let events = std::iter::repeat_with(event).take(usize::try_from(events).unwrap()).collect();
+        let change = Change { aggregate: AggregateId::new("thing", "it"), state: None, version: 1, events };
+        let decide = Box::new(|_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+        let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+        journal.submit(entry).await.unwrap();
     }
 
     #[tokio::test]
@@ -290,6 +290,7 @@ mod tests {
         assert!(views.rebuilding.is_empty());
         assert_eq!(told.recv().await, Some(Ok((end, end))));
     }
+
     #[tokio::test]
     async fn views_of_a_service_that_is_out_do_not_stand_still_while_those_made_anew_wait_for_it() {
         let folder = TempDir::new().unwrap();
@@ -306,10 +307,38 @@ mod tests {
         let views = Views::open(&here, log.clone(), &projections).await.unwrap();
         let beside = Beside::make(&views.location).await.unwrap();
         let made = Views::open(beside.location(), log, &projections).await.unwrap();
-        let rebuilt = Rebuilt { views: made, beside, old: 0, stream: 0, held: 0, behind: MOST_BEHIND };
+        let rebuilt = Rebuilt { views: made, beside, old: 0, stream: 0, held: 0, behind: MOST_BEHIND, left: 2 };
         let (telling, _told) = tokio::sync::mpsc::unbounded_channel();
         let views = timeout(PATIENCE, views.end_anew(Ok((telling, Ok(rebuilt))))).await.expect("they go on").unwrap();
         assert_eq!(views.rebuilding.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn views_go_on_for_as_long_as_those_made_anew_have_much_left_and_come_nearer() {
+        let folder = TempDir::new().unwrap();
+        let journal = Journal::open(&folder.path().join("test.db"), &[]).await.unwrap();
+        let projections = Projections::new().with(Counts::<0>);
+        let mut views = Views::open(journal.location().views(), Log::of(&journal), &projections).await.unwrap();
+        let (telling, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let mut rebuilt = views.plan().build(|_, _| {}).await;
+        let mut end = 0;
+        // In each round fewer than in the one before, and many all the same.
+        for left in (1..=MOST_BEHIND + 2).rev() {
+            let left = 3 * MOST_EVENTS + i64::from(left);
+            write(&journal, left).await;
+            end += left;
+            views = views.fold_to(end, |_, _| {}).await.unwrap();
+            views = views.end_anew(Ok((telling.clone(), rebuilt))).await.unwrap();
+            assert!(!views.rebuilding.is_empty(), "the old ones stand still for {left} events");
+            rebuilt = views.rebuilding.join_next().await.unwrap().unwrap().1;
+        }
+        // As many as before: they come no nearer.
+        write(&journal, 3 * MOST_EVENTS + 1).await;
+        end += 3 * MOST_EVENTS + 1;
+        views = views.fold_to(end, |_, _| {}).await.unwrap();
+        let views = views.end_anew(Ok((telling, rebuilt))).await.unwrap();
+        assert!(views.rebuilding.is_empty());
+        assert_eq!(told.recv().await, Some(Ok((end, end))));
     }
 
     #[tokio::test]

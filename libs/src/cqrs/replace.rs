@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use super::{
     Views, checkpoints,
     rebuild_error::RebuildError,
-    turns::{joined, lowest, whole},
+    turns::{MOST_EVENTS, joined, lowest, whole},
     views::State,
 };
 use crate::journal::{
@@ -21,8 +21,10 @@ use crate::journal::{
 const PAUSE: Duration = Duration::from_secs(5);
 const MOST_HELD: u32 = 92;
 
-/// How often in a row the old views of the service's own events may be further on by the time the new ones have what those had.
+/// How often in a row the old views of the service's own events may be further on by the time the new ones have what those had, and by
+/// how many events more while those come nearer: the old ones stand still for about as long as folding so many takes.
 pub(super) const MOST_BEHIND: u32 = 3;
+const MOST_LEFT: i64 = 2 * MOST_EVENTS;
 
 /// Views that were made anew, and where.
 #[derive(Debug)]
@@ -35,8 +37,10 @@ pub(super) struct Rebuilt {
     pub(super) stream: i64,
     /// How often somebody was reading the old ones.
     pub(super) held: u32,
-    /// How often the old ones were further on.
+    /// How often the old ones were further on, since they stood still last.
     pub(super) behind: u32,
+    /// By how many events they were the last time.
+    pub(super) left: i64,
 }
 
 /// What came of putting views in the place of others.
@@ -164,10 +168,16 @@ impl Views {
 }
 
 impl Rebuilt {
-    /// Whether the old ones are not to go on any more before these have what those have. Another service, which may be out, isn't waited
-    /// for so.
-    pub(super) const fn is_outrun(&self) -> bool {
-        self.behind % (MOST_BEHIND + 1) == MOST_BEHIND && !self.views.log.is_remote()
+    /// Whether the old ones, which are at `old`, are not to go on any more before these have what those have. Much is not folded so as long
+    /// as there is less of it each time. Another service, which may be out, isn't waited for so.
+    pub(super) fn is_outrun(&self, old: i64) -> bool {
+        let left = self.left_to(old);
+        self.behind >= MOST_BEHIND && (left <= MOST_LEFT || left >= self.left) && !self.views.log.is_remote()
+    }
+
+    /// How many events these lack of what the old ones have.
+    pub(super) fn left_to(&self, old: i64) -> i64 {
+        old - lowest(&self.views.projections)
     }
 
     /// Leaves who reads the old ones alone for a while, or folds what those had folded meanwhile.
@@ -176,9 +186,12 @@ impl Rebuilt {
             tokio::time::sleep(PAUSE).await;
             return Ok(self);
         };
-        let Self { views, beside, stream, held, behind, .. } = self;
+        let left = self.left_to(old);
+        // On a server others may have the old ones further on all the same: those of this process don't stand still for that again at once.
+        let behind = if self.is_outrun(old) { 0 } else { self.behind + 1 };
+        let Self { views, beside, stream, held, .. } = self;
         match views.fold_to(old, |_, _| {}).await.and_then(whole) {
-            Ok(views) => Ok(Self { views, beside, old, stream, held, behind: behind + 1 }),
+            Ok(views) => Ok(Self { views, beside, old, stream, held, behind, left }),
             Err(error) => {
                 remove(beside).await;
                 Err(error)
