@@ -2,6 +2,7 @@
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod lines;
 mod squeamish;
 
 use std::{
@@ -29,6 +30,7 @@ use libs::{
     rpc::client::{PeerOptions, Peers},
     service::{App, Source, Stores},
 };
+use lines::Lines;
 use squeamish::{SEEN, Squeamish};
 use tempfile::TempDir;
 
@@ -297,6 +299,32 @@ async fn views_are_those_of_one_database_however_alike_another_is_named() {
     rebuild(&other, &mended).await.unwrap();
     assert!(followed.exists());
     assert_eq!(seen(&path, ["a", "b"]).await, [Some(1), None]);
+}
+
+/// As an older version named them. Without a word queries would find less than before.
+#[tokio::test]
+async fn views_that_a_database_had_under_the_names_of_another_one_are_told_of() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("order.sqlite");
+    let (former, today) = (folder.path().join("order.views.db"), folder.path().join("order.sqlite-views.db"));
+    let migrate = async || {
+        let (lines, _keeping) = Lines::keep();
+        let others = vec![("payment", Projections::new().with(Squeamish::default()))];
+        let both = Stores { others, projections: Projections::new(), ..Stores::default() };
+        both.migrate("test", &kept(&path)).await.unwrap();
+        lines.that_say("order.views.").len()
+    };
+    assert_eq!(migrate().await, 0, "there are none");
+    std::fs::rename(&today, &former).unwrap();
+    assert_eq!(migrate().await, 1);
+    assert_eq!(migrate().await, 0, "they have begun anew");
+    // Those of others are named after them.
+    std::fs::rename(folder.path().join("order.sqlite-views.payment.db"), folder.path().join("order.views.payment.db"))
+        .unwrap();
+    assert_eq!(migrate().await, 1);
+    remove(&today).unwrap();
+    File::create(folder.path().join("order.db")).unwrap();
+    assert_eq!(migrate().await, 0, "they are that one's");
 }
 
 /// The files of a folder whose names say this.

@@ -12,7 +12,7 @@ use tracing::{
 };
 use tracing_subscriber::layer::{self, SubscriberExt as _};
 
-/// The lines of the journal, of the read side and of sagas, from INFO on: the level, and all that is said.
+/// The lines of the journal, of the read side, of sagas and of what a service opens, from INFO on: the level, and all that is said.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -40,8 +40,9 @@ impl Lines {
 impl<S: Subscriber> layer::Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
         let metadata = event.metadata();
-        let is_theirs =
-            ["libs::journal", "libs::cqrs", "libs::saga"].iter().any(|room| metadata.target().starts_with(room));
+        let is_theirs = ["libs::journal", "libs::cqrs", "libs::saga", "libs::service"]
+            .iter()
+            .any(|room| metadata.target().starts_with(room));
         if *metadata.level() <= Level::INFO && is_theirs {
             let mut line = Line(metadata.level().to_string());
             event.record(&mut line);
