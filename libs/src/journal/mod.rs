@@ -145,9 +145,7 @@ impl Journal {
             Location::Postgres { .. } => {
                 all.push(&MEMBERS);
                 let server = Server::open(&location, WRITERS, &all).await?;
-                let readers = Server::readers(&location, READERS)?;
-                let (Some(server), Some(readers)) = (server, readers) else { return Err(failed(sql::Error::Closed)) };
-                let reader = Reader::postgres(readers);
+                let reader = Reader::postgres(Server::readers(&location, READERS)?);
                 head.send_replace(log::head(&reader).await.map_err(failed)?);
                 let (cache, counters) = (Arc::clone(&cache), Arc::clone(&counters));
                 let committer = PostgresCommitter {

@@ -62,8 +62,8 @@ impl Server {
         location: &Location,
         connections: usize,
         tables: &[&'static Table],
-    ) -> Result<Option<Self>, OpenError> {
-        let Some(server) = Self::connect(location, connections, false)? else { return Ok(None) };
+    ) -> Result<Self, OpenError> {
+        let server = Self::connect(location, connections, false)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
         // Two that begin at once would both find nothing, and both make it.
         let mut transaction = server.begin_patiently("create").await.map_err(failed)?;
@@ -78,23 +78,26 @@ impl Server {
         }
         server.create(&mut transaction, tables, &there).await.map_err(failed)?;
         transaction.commit().await.map_err(|error| failed(error.into()))?;
-        Ok(Some(server))
+        Ok(server)
     }
 
     /// Reaches a schema for reading alone.
     ///
     /// # Errors
     /// When the address is wrong.
-    pub(super) fn readers(location: &Location, connections: usize) -> Result<Option<Self>, OpenError> {
+    pub(super) fn readers(location: &Location, connections: usize) -> Result<Self, OpenError> {
         Self::connect(location, connections, true)
     }
 
-    fn connect(location: &Location, connections: usize, read_only: bool) -> Result<Option<Self>, OpenError> {
-        let Location::Postgres { url, schema } = location else { return Ok(None) };
-        let failed = |error: sqlx::Error| OpenError::Database { location: location.clone(), source: error.into() };
+    fn connect(location: &Location, connections: usize, read_only: bool) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Database { location: location.clone(), source };
+        // A file has no server.
+        let Location::Postgres { url, schema } = location else { return Err(failed(Error::Closed)) };
         let name = format!("trellis {schema}");
-        let options =
-            PgConnectOptions::from_str(url).map_err(failed)?.application_name(&name).disable_statement_logging();
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| failed(error.into()))?
+            .application_name(&name)
+            .disable_statement_logging();
         let turn = TURN.as_millis().to_string();
         let options =
             options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", &turn)]);
@@ -111,7 +114,7 @@ impl Server {
             ("lock_timeout", LOCK),
         ]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
-        Ok(Some(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() }))
+        Ok(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() })
     }
 
     /// Asks for the settings that durability stands on. A server that doesn't sync loses what it answered.
@@ -175,7 +178,7 @@ impl Server {
     /// When the server can't be reached.
     pub(super) async fn occupy(location: &Location) -> Result<PgConnection, OpenError> {
         let failed = |source| OpenError::Database { location: location.clone(), source };
-        let server = Self::connect(location, 1, false)?.ok_or_else(|| failed(Error::Closed))?;
+        let server = Self::connect(location, 1, false)?;
         let mut session = match &server.way {
             Way::Postgres(sessions) => sessions.connect().await.map_err(|error| failed(error.into()))?,
             #[cfg(test)]

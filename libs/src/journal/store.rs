@@ -25,7 +25,7 @@ enum Kind {
 pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
     match location {
         Location::Sqlite(path) => sqlite::readers(path, count),
-        Location::Postgres { .. } => on_server(location, count),
+        Location::Postgres { .. } => Server::readers(location, count).map(Reader::postgres),
     }
 }
 
@@ -36,14 +36,7 @@ pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
 pub fn readers_of_journal(location: &Location, count: usize) -> Result<Reader, OpenError> {
     match location {
         Location::Sqlite(path) => sqlite::settled_readers(path, count),
-        Location::Postgres { .. } => on_server(location, count),
-    }
-}
-
-fn on_server(location: &Location, count: usize) -> Result<Reader, OpenError> {
-    match Server::readers(location, count)? {
-        Some(server) => Ok(Reader::postgres(server)),
-        None => Err(OpenError::Database { location: location.clone(), source: Error::Closed }),
+        Location::Postgres { .. } => Server::readers(location, count).map(Reader::postgres),
     }
 }
 
@@ -113,10 +106,7 @@ impl Store {
     pub async fn open(location: &Location, tables: &[&'static Table]) -> Result<Self, OpenError> {
         match location {
             Location::Sqlite(path) => Writer::open(path, Durability::Rebuildable, tables).map(Kind::Sqlite).map(Self),
-            Location::Postgres { .. } => match Server::open(location, 1, tables).await? {
-                Some(server) => Ok(Self(Kind::Postgres(server))),
-                None => Err(OpenError::Database { location: location.clone(), source: Error::Closed }),
-            },
+            Location::Postgres { .. } => Server::open(location, 1, tables).await.map(Kind::Postgres).map(Self),
         }
     }
 
