@@ -3,12 +3,14 @@
 //! It takes all that waits, reads what the batch needs, decides in memory, writes set by set, commits once, then answers
 //! all. What it reads and writes is the same on every database; how is in [`sqlite`] and [`postgres`].
 
+mod codes;
 mod gather;
 mod postgres;
 #[cfg(test)]
 #[cfg_attr(not(feature = "saga"), allow(dead_code, reason = "only sagas are simulated"))]
 mod simulated;
 mod sqlite;
+mod unanswered;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -4,7 +4,7 @@
 //! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits. A transaction that
 //! the server turns down, or loses with the connection, is made once more: the same writes, if all that they were decided on still stands.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use sqlx::PgConnection;
@@ -13,23 +13,25 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all, gather::Gathering, now_micros};
+use super::{
+    AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting,
+    codes::{is_passing, is_state},
+    decide_all,
+    gather::Gathering,
+    now_micros,
+};
 use crate::journal::{
     Committed,
     batch::World,
     cache::Cache,
-    entry::{Forgotten, SubmitError, Table},
+    entry::{Forgotten, SubmitError},
     log::EVENTS,
     postgres::Server,
     requests::REQUESTS,
     session::Transaction,
-    sql::{Error, Record, Value, Write, postgres},
+    sql::{Error, Record, Write, postgres},
 };
 
-/// How long a lost commit is asked after before the process gives up.
-const ASK: Duration = Duration::from_secs(30);
-/// Between two such questions.
-const PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is tried in all before those who wait are told to ask again.
 const TRIES: u32 = 3;
 /// Before it is tried once more where the way to the server fails, and twice as long before the last time: a server that turns everybody away
@@ -38,19 +40,6 @@ const REST: Duration = Duration::from_millis(100);
 /// For how long after it was decided a batch is tried, by a clock that goes on while the process is stopped. What it was decided on may have
 /// gone and come again: a saga that was undone, has ended and is forgotten since.
 const YOUNG: Duration = Duration::from_secs(45);
-/// How a server is asked what became of a transaction. A standby that is to take over may have the commit, and has yet to replay it.
-const BECAME: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' ELSE pg_xact_status($1::xid8) END";
-/// What a standby says.
-const IN_RECOVERY: &str = "in recovery";
-/// What the server says of a transaction that it has never heard of.
-const UNHEARD_OF: &str = "22023";
-/// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
-const PASSING: [&str; 6] = ["40001", "40P01", "55P03", "57P01", "57P02", "25P03"];
-
-/// What a server says that takes no writes until it is promoted.
-const READ_ONLY: &str = "25006";
-/// What it says begins so where it is in no state to serve: it has no disk, memory or session left, or is starting up or going down.
-const STATES: [&str; 2] = ["53", "57P"];
 
 /// The committer's side of the journal.
 pub(in crate::journal) struct Committer {
@@ -69,8 +58,8 @@ pub(in crate::journal) struct Committer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::journal) struct Tail {
     /// 0 where there is none.
-    position: i64,
-    time: i64,
+    pub(super) position: i64,
+    pub(super) time: i64,
 }
 
 /// To whom it is told what became of an entry.
@@ -280,49 +269,6 @@ impl Committer {
             Err(_) | Ok(()) => Ok(Ok(forgotten)),
         }
     }
-
-    /// Finds out what became of a transaction whose commit was not answered. A server that fell before the transaction was on its disk
-    /// gives the same id again, so what is said to be committed is looked for, too.
-    async fn is_committed(&self, id: &str, sets: &Sets, error: &sqlx::Error) -> Result<bool, Error> {
-        tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
-        let mut deadline = Instant::now() + ASK;
-        loop {
-            let said = |records: &[Record]| records.first().map_or(Ok(String::new()), |record| record.text(0));
-            let is_primary = |records: &[Record]| !said(records).is_ok_and(|said| said == IN_RECOVERY);
-            let asked = self.server.fetch_believing(BECAME, &[id.into()], is_primary).await;
-            let status = asked.and_then(|records| said(&records));
-            let became = match status.as_deref() {
-                Ok("committed") => self.stands(sets).await,
-                Ok("aborted") => Ok(false),
-                // It waits for the server's disk or for a standby, and there is an answer as long as that takes.
-                Ok("in progress") => {
-                    deadline = Instant::now() + ASK;
-                    sleep(PAUSE).await;
-                    continue;
-                }
-                Err(error) if code(error).as_deref() == Some(UNHEARD_OF) => Ok(false),
-                Ok(IN_RECOVERY) => Err(Error::NotPromoted(id.to_owned())),
-                Ok(status) => Err(Error::Corrupt(format!("transaction {id} is {status}"))),
-                Err(_) => status.map(|_| false),
-            };
-            match became {
-                Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
-                // Whoever begins with a log that has lost its last events can't know that it had more.
-                became => {
-                    let Tail { position: ended, time } = self.tail;
-                    let unanswered = |why| Error::Unanswered { ended, time, why: Box::new(why) };
-                    return became.map_err(|why| if ended > 0 { unanswered(why) } else { why });
-                }
-            }
-        }
-    }
-
-    /// Whether what a batch writes is there.
-    async fn stands(&self, sets: &Sets) -> Result<bool, Error> {
-        let Some((table, row)) = sets.witness() else { return Ok(true) };
-        let found = self.server.fetch_keys(table, &[row[..table.key].to_vec()]).await?;
-        Ok(found.first().is_some_and(|found| found.is(row)))
-    }
 }
 
 async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error> {
@@ -342,37 +288,8 @@ async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error>
     Ok(forgotten)
 }
 
-impl Sets {
-    /// A row that nobody else writes and nobody changes. Without one, whatever claims what the batch writes finds out by itself what stands.
-    fn witness(&self) -> Option<(&'static Table, &[Value])> {
-        let event = self.events.last().map(|row| (&EVENTS, &**row));
-        event.or_else(|| self.requests.last().map(|row| (&REQUESTS, &**row)))
-    }
-}
-
 fn is_young(decided_micros: i64) -> bool {
     // Of a clock that was put back since nobody knows.
     let age = u128::try_from(now_micros().saturating_sub(decided_micros));
     age.is_ok_and(|age| age <= YOUNG.as_micros())
-}
-
-/// Whether a transaction that failed so may do better the next time.
-fn is_passing(error: &Error) -> bool {
-    match error {
-        Error::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
-        error => code(error).is_some_and(|code| PASSING.contains(&&*code)),
-    }
-}
-
-/// Whether a server says that it can write for nobody now.
-fn is_state(error: &Error) -> bool {
-    code(error).is_some_and(|code| code == READ_ONLY || STATES.iter().any(|class| code.starts_with(class)))
-}
-
-/// The server's own code of what is wrong.
-fn code(error: &Error) -> Option<Cow<'_, str>> {
-    match error {
-        Error::Postgres(sqlx::Error::Database(said)) => said.code(),
-        _ => None,
-    }
 }
