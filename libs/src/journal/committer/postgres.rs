@@ -1,4 +1,5 @@
-//! The committer on PostgreSQL, a task.
+//! The committer on PostgreSQL, a task: it takes the turn, reads what the batch names, decides, writes, commits, and where that was not
+//! answered asks what became of it.
 //!
 //! Replicas take turns: each batch holds an advisory lock of its schema from before it reads until it is committed, so that what
 //! is decided is decided on what stands, and positions follow each other without a gap in the order of the commits. A transaction that
@@ -64,6 +65,14 @@ pub(in crate::journal) struct Tail {
 
 /// To whom it is told what became of an entry.
 type Answer = oneshot::Sender<Result<Committed, SubmitError>>;
+
+/// What became of a batch that was to be written.
+enum Written {
+    /// It is durable, and so many stored answers are gone.
+    Durable(u64),
+    /// Nothing of it was written.
+    Nothing(Error),
+}
 
 /// A transaction, and all that a batch is decided on.
 struct Turn {
@@ -158,14 +167,14 @@ impl Committer {
         } else {
             let sets = Sets::of(&world, writes, now_micros);
             match self.write_patiently(turn, &named, &sets, now_micros).await? {
-                Ok(forgotten) => {
+                Written::Durable(forgotten) => {
                     self.cache.write().learn(&world, sets.changed);
                     self.counters.committed(forgotten);
                     if head > self.tail.position {
                         self.tail = Tail { position: head, time: now_micros };
                     }
                 }
-                Err(error) => {
+                Written::Nothing(error) => {
                     self.refuse(ended.into_iter().map(|(_, answer)| answer), &error).await;
                     return Ok(());
                 }
@@ -224,24 +233,26 @@ impl Committer {
         Ok(Turn { transaction, id, seen, has_lost: !has_all })
     }
 
-    /// Writes what was decided then, and commits it. Answers how many stored answers are gone. The inner error says that nothing of it was
-    /// written.
+    /// Writes what was decided then, and commits it.
+    ///
+    /// # Errors
+    /// When it can't be found out what became of the commit.
     async fn write_patiently(
         &self,
         turn: Turn,
         named: &Named,
         sets: &Sets,
         decided_micros: i64,
-    ) -> Result<Result<u64, Error>, Error> {
+    ) -> Result<Written, Error> {
         let Turn { mut transaction, mut id, seen, .. } = turn;
         let mut tries = 1;
         loop {
             let error = match self.write(transaction, &id, sets).await? {
-                Ok(forgotten) => return Ok(Ok(forgotten)),
-                Err(error) => error,
+                Written::Nothing(error) => error,
+                durable @ Written::Durable(_) => return Ok(durable),
             };
             if tries == TRIES || !is_passing(&error) {
-                return Ok(Err(error));
+                return Ok(Written::Nothing(error));
             }
             tries += 1;
             if self.counters.told_of_retry.is_due() {
@@ -253,20 +264,21 @@ impl Committer {
                     (transaction, id) = (again.transaction, again.id);
                 }
                 // Somebody came between or may have, and it might be decided otherwise now.
-                Ok(_) => return Ok(Err(error)),
-                Err(error) => return Ok(Err(error)),
+                Ok(_) => return Ok(Written::Nothing(error)),
+                Err(error) => return Ok(Written::Nothing(error)),
             }
         }
     }
 
-    async fn write(&self, mut transaction: Transaction, id: &str, sets: &Sets) -> Result<Result<u64, Error>, Error> {
+    /// The same, once.
+    async fn write(&self, mut transaction: Transaction, id: &str, sets: &Sets) -> Result<Written, Error> {
         let forgotten = match write(&mut transaction, sets).await {
             Ok(forgotten) => forgotten,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Written::Nothing(error)),
         };
         match transaction.commit().await {
-            Err(error) if !self.is_committed(id, sets, &error).await? => Ok(Err(error.into())),
-            Err(_) | Ok(()) => Ok(Ok(forgotten)),
+            Err(error) if !self.is_committed(id, sets, &error).await? => Ok(Written::Nothing(error.into())),
+            Err(_) | Ok(()) => Ok(Written::Durable(forgotten)),
         }
     }
 }
