@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
 
-use super::{Views, checkpoints, projection::ProjectionError, turns::MOST_EVENTS, views::State};
+use super::{Views, checkpoints, projection::ProjectionError, turns::MOST_EVENTS, views::Folded};
 use crate::{
     journal::{
         Event,
@@ -20,7 +20,7 @@ const TRIES: u32 = 3;
 impl Views {
     /// Takes the batch after a position to every projection that has come so far and is not parked, and tells how far they are.
     pub(super) async fn fold(&mut self, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
-        self.projections.iter().for_each(|state| state.standing.saw(last));
+        self.projections.iter().for_each(|folded| folded.standing.saw(last));
         match self.fold_together(from, events, last).await {
             Ok(()) => {}
             // Alone it may take as long.
@@ -38,15 +38,15 @@ impl Views {
     async fn fold_together(&mut self, from: i64, events: &[Event], last: i64) -> Result<(), ProjectionError> {
         let shared = self.writer.is_shared();
         let mut transaction = self.writer.begin().await?;
-        let moving = || self.projections.iter().filter(|state| state.takes(from));
+        let moving = || self.projections.iter().filter(|folded| folded.takes(from));
         let stood = positions(moving(), shared, &mut transaction).await?;
         let mut passed = Vec::with_capacity(stood.len());
-        for (state, checkpoint) in moving().zip(stood) {
-            passed.push(fold(state, checkpoint, events, last, &mut transaction).await?);
+        for (folded, checkpoint) in moving().zip(stood) {
+            passed.push(fold(folded, checkpoint, events, last, &mut transaction).await?);
         }
         transaction.commit().await?;
-        let folded = self.projections.iter_mut().filter(|state| state.takes(from));
-        folded.zip(passed).for_each(|(state, checkpoint)| state.moved(checkpoint));
+        let moved = self.projections.iter_mut().filter(|folded| folded.takes(from));
+        moved.zip(passed).for_each(|(folded, checkpoint)| folded.moved(checkpoint));
         Ok(())
     }
 
@@ -54,21 +54,21 @@ impl Views {
     async fn fold_alone(&mut self, at: usize, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
         let Self { writer, projections, .. } = self;
         let shared = writer.is_shared();
-        let state = &mut projections[at];
-        if !state.takes(from) {
+        let folded = &mut projections[at];
+        if !folded.takes(from) {
             return Ok(());
         }
         for events in std::iter::once(events).chain(events.chunks(1)) {
             let last = events.last().map_or(last, |event| event.position);
-            if state.checkpoint >= last {
+            if folded.checkpoint >= last {
                 continue;
             }
             for attempt in 1..=TRIES {
                 let mut transaction = writer.begin().await?;
-                match try_fold(state, shared, events, last, &mut transaction).await {
+                match try_fold(folded, shared, events, last, &mut transaction).await {
                     Ok(checkpoint) => {
                         transaction.commit().await?;
-                        state.moved(checkpoint);
+                        folded.moved(checkpoint);
                         break;
                     }
                     // Not the event's fault: another time all of them are folded.
@@ -81,15 +81,15 @@ impl Views {
                             tracing::info!(%error, "a fold that failed is not rolled back: its session is over");
                         }
                         if events.len() == 1 && attempt == TRIES {
-                            let projection = state.fold.name();
+                            let projection = folded.fold.name();
                             tracing::error!(
                                 projection,
                                 position = last,
                                 %error,
                                 "projection parked: its view stands still at this event; mend it and restart, or have it try again by ResumeProjection"
                             );
-                            state.parked = true;
-                            state.standing.park(last, error.to_string());
+                            folded.parked = true;
+                            folded.standing.park(last, error.to_string());
                             return Ok(());
                         }
                     }
@@ -107,22 +107,22 @@ pub(super) fn is_too_much(error: &sql::Error, events: &[Event]) -> bool {
 
 /// Folds what is new to a projection alone, as [`fold`] does, and finds out whether its tables take it.
 async fn try_fold(
-    state: &State,
+    folded: &Folded,
     shared: bool,
     events: &[Event],
     last: i64,
     transaction: &mut Transaction<'_>,
 ) -> Result<i64, ProjectionError> {
-    let stood = positions(std::iter::once(state), shared, transaction).await?;
-    let stood = stood.first().copied().unwrap_or(state.checkpoint);
-    let passed = fold(state, stood, events, last, transaction).await?;
+    let stood = positions(std::iter::once(folded), shared, transaction).await?;
+    let stood = stood.first().copied().unwrap_or(folded.checkpoint);
+    let passed = fold(folded, stood, events, last, transaction).await?;
     transaction.flush().await?;
     Ok(passed)
 }
 
 /// Folds what is new to a projection that stands at `checkpoint` and moves that, in one transaction. Answers how far it is then.
 async fn fold(
-    state: &State,
+    folded: &Folded,
     checkpoint: i64,
     events: &[Event],
     last: i64,
@@ -132,9 +132,9 @@ async fn fold(
     if seen == events.len() {
         return Ok(checkpoint);
     }
-    let folding = AssertUnwindSafe(async { state.fold.fold(&events[seen..], transaction).await });
+    let folding = AssertUnwindSafe(async { folded.fold.fold(&events[seen..], transaction).await });
     folding.catch_unwind().await.unwrap_or_else(|panic| Err(ProjectionError::Panicked(of_panic(&*panic))))?;
-    checkpoints::store(state.fold.name(), last, transaction).await?;
+    checkpoints::store(folded.fold.name(), last, transaction).await?;
     Ok(last)
 }
 
@@ -143,18 +143,18 @@ async fn fold(
 /// # Errors
 /// When the database can't be read, and [`sql::Error::Gone`] where one went back.
 async fn positions(
-    states: impl Iterator<Item = &State> + Clone,
+    projections: impl Iterator<Item = &Folded> + Clone,
     shared: bool,
     transaction: &mut Transaction<'_>,
 ) -> Result<Vec<i64>, sql::Error> {
     if !shared {
-        return Ok(states.map(|state| state.checkpoint).collect());
+        return Ok(projections.map(|folded| folded.checkpoint).collect());
     }
-    let stood = checkpoints::read_within(states.clone().map(|state| state.fold.name()), transaction).await?;
-    match states.zip(&stood).find(|(state, checkpoint)| **checkpoint < state.checkpoint) {
+    let stood = checkpoints::read_within(projections.clone().map(|folded| folded.fold.name()), transaction).await?;
+    match projections.zip(&stood).find(|(folded, checkpoint)| **checkpoint < folded.checkpoint) {
         None => Ok(stood),
-        Some((state, checkpoint)) => {
-            let (name, from) = (state.fold.name(), state.checkpoint);
+        Some((folded, checkpoint)) => {
+            let (name, from) = (folded.fold.name(), folded.checkpoint);
             Err(sql::Error::Gone(format!("the checkpoint of {name} went back from {from} to {checkpoint}")))
         }
     }
@@ -162,9 +162,9 @@ async fn positions(
 
 /// What queries are told: the lowest checkpoint of those that follow the log. One that is parked doesn't, nor one that is more than a batch
 /// behind the foremost, as a new one is. Where all are parked it is theirs, for nothing else was seen.
-pub(super) fn passed(states: &[State]) -> i64 {
-    let all = || states.iter().map(|state| state.checkpoint);
-    let moving = || states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
+pub(super) fn passed(projections: &[Folded]) -> i64 {
+    let all = || projections.iter().map(|folded| folded.checkpoint);
+    let moving = || projections.iter().filter(|folded| !folded.parked).map(|folded| folded.checkpoint);
     let Some(foremost) = moving().max() else { return all().min().unwrap_or(i64::MAX) };
     moving().filter(|checkpoint| foremost - checkpoint < MOST_EVENTS).min().unwrap_or(foremost)
 }

@@ -144,8 +144,8 @@ impl Views {
             here: self.location.clone(),
             log: self.log.beside(),
             followed: self.log.clone(),
-            projections: Projections(self.projections.iter().map(|state| state.fold.clone()).collect()),
-            old: self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default(),
+            projections: Projections(self.projections.iter().map(|folded| folded.fold.clone()).collect()),
+            old: self.projections.iter().map(|folded| folded.checkpoint).max().unwrap_or_default(),
         }
     }
 }

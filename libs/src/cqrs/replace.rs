@@ -8,7 +8,7 @@ use super::{
     Views, checkpoints,
     rebuild_error::RebuildError,
     turns::{MOST_EVENTS, joined, lowest, whole},
-    views::State,
+    views::Folded,
 };
 use crate::journal::{
     Beside, Location,
@@ -122,7 +122,7 @@ impl Views {
         let Rebuilt { views: rebuilt, old: seen, stream, .. } = rebuilt;
         let stream = *stream;
         let mut transaction = self.writer.begin().await?;
-        let names = self.projections.iter().map(|state| state.fold.name());
+        let names = self.projections.iter().map(|folded| folded.fold.name());
         let old = checkpoints::read_within(names, &mut transaction).await?.into_iter().max().unwrap_or_default();
         let reached = lowest(&rebuilt.projections).max(stream);
         // A query must not see less than before. They need not come as far as old ones of another log, which went further than this one
@@ -132,14 +132,14 @@ impl Views {
             return Ok(Err(Wait::Behind(old)));
         }
         // Else the tables would lack for good what counts as folded.
-        let names = rebuilt.projections.iter().map(|state| state.fold.name());
+        let names = rebuilt.projections.iter().map(|folded| folded.fold.name());
         let made = checkpoints::read_beside(names, &rebuilt.location, &mut transaction).await?;
-        if rebuilt.projections.iter().zip(made).any(|(state, made)| made < state.checkpoint) {
+        if rebuilt.projections.iter().zip(made).any(|(folded, made)| made < folded.checkpoint) {
             transaction.rollback().await?;
             return Err(RebuildError::Lost);
         }
         // One may be further than the others, where a fold was cut short.
-        let stand: Vec<i64> = rebuilt.projections.iter().map(|state| state.checkpoint.max(stream)).collect();
+        let stand: Vec<i64> = rebuilt.projections.iter().map(|folded| folded.checkpoint.max(stream)).collect();
         let places = [&self.location, &rebuilt.location];
         if let Err(error) = put(&self.projections, &stand, places, &mut transaction).await {
             if error.is_in_the_way() {
@@ -156,10 +156,10 @@ impl Views {
         })?;
         // Another service may have nothing more to say of it for long.
         let end = rebuilt.log.told_end().and_then(|_| rebuilt.log.head_after(reached));
-        for (state, checkpoint) in self.projections.iter_mut().zip(stand) {
-            state.go_on(checkpoint);
+        for (folded, checkpoint) in self.projections.iter_mut().zip(stand) {
+            folded.go_on(checkpoint);
             if let Some(end) = end {
-                state.standing.ends(end);
+                folded.standing.ends(end);
             }
         }
         self.caught_up.send_replace(lowest(&self.projections));
@@ -202,18 +202,18 @@ impl Rebuilt {
 
 /// Puts all tables that were made beside these in the place of the ones that are here, and how far they are.
 async fn put(
-    projections: &[State],
+    projections: &[Folded],
     stand: &[i64],
     [here, beside]: [&Location; 2],
     transaction: &mut Transaction<'_>,
 ) -> Result<(), sql::Error> {
-    for (state, &checkpoint) in projections.iter().zip(stand) {
-        for table in state.fold.tables() {
+    for (folded, &checkpoint) in projections.iter().zip(stand) {
+        for table in folded.fold.tables() {
             for sql in store::replacing(table, here, beside) {
                 transaction.execute(&sql, Vec::new()).await?;
             }
         }
-        checkpoints::store(state.fold.name(), checkpoint, transaction).await?;
+        checkpoints::store(folded.fold.name(), checkpoint, transaction).await?;
     }
     transaction.flush().await
 }

@@ -9,7 +9,7 @@ use super::{
     folding::is_too_much,
     log::{MOST_BYTES, bytes},
     rebuild_error::RebuildError,
-    views::State,
+    views::Folded,
 };
 use crate::journal::{Event, sql};
 
@@ -112,19 +112,19 @@ fn is_full(events: &[Event], most: i64) -> bool {
 }
 
 /// The lowest checkpoint of those that move: what every view has seen. Without any it is the end of time.
-pub(super) fn lowest(states: &[State]) -> i64 {
-    lowest_after(i64::MIN, states).unwrap_or(i64::MAX)
+pub(super) fn lowest(projections: &[Folded]) -> i64 {
+    lowest_after(i64::MIN, projections).unwrap_or(i64::MAX)
 }
 
 /// The lowest checkpoint after a position, of those that move.
-fn lowest_after(position: i64, states: &[State]) -> Option<i64> {
-    let moving = states.iter().filter(|state| !state.parked).map(|state| state.checkpoint);
+fn lowest_after(position: i64, projections: &[Folded]) -> Option<i64> {
+    let moving = projections.iter().filter(|folded| !folded.parked).map(|folded| folded.checkpoint);
     moving.filter(|checkpoint| *checkpoint > position).min()
 }
 
 /// The views, if each of them could fold every event.
 pub(super) fn whole(views: Views) -> Result<Views, RebuildError> {
-    match views.projections.iter().find_map(|state| state.standing.parked()) {
+    match views.projections.iter().find_map(|folded| folded.standing.parked()) {
         Some(parked) => Err(RebuildError::Poison(parked.error)),
         None => Ok(views),
     }

@@ -51,7 +51,7 @@ pub struct Views {
     pub(super) writer: Store,
     pub(super) reader: Reader,
     pub(super) log: Log,
-    pub(super) projections: Vec<State>,
+    pub(super) projections: Vec<Folded>,
     /// The most events that a turn takes now.
     pub(super) most: i64,
     pub(super) caught_up: watch::Sender<i64>,
@@ -65,14 +65,14 @@ pub struct Views {
 }
 
 /// A projection and how far it is.
-pub(super) struct State {
+pub(super) struct Folded {
     pub(super) fold: Arc<dyn Fold>,
     pub(super) checkpoint: i64,
     pub(super) parked: bool,
     pub(super) standing: Arc<Standing>,
 }
 
-impl State {
+impl Folded {
     /// Whether what comes after a position is taken to it now.
     pub(super) const fn takes(&self, from: i64) -> bool {
         !self.parked && self.checkpoint >= from
@@ -91,9 +91,9 @@ impl State {
     }
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for Folded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State")
+        f.debug_struct("Folded")
             .field("projection", &self.fold.name())
             .field("checkpoint", &self.checkpoint)
             .field("parked", &self.parked)
@@ -131,15 +131,15 @@ impl Views {
         let writer = Store::open(&location, tables).await.map_err(shaped)?;
         let reader = store::readers(&location, READERS)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
-        let (mut states, bell) = (Vec::new(), Arc::<Notify>::default());
+        let (mut folded, bell) = (Vec::new(), Arc::<Notify>::default());
         let stood = checkpoints::read(projections.0.iter().map(|fold| fold.name()), &reader).await.map_err(failed)?;
         for (fold, checkpoint) in projections.0.iter().zip(stood) {
             let standing = Standing::new(fold.name(), checkpoint, log.watched_head(), Arc::clone(&bell));
-            states.push(State { fold: fold.clone(), checkpoint, parked: false, standing });
+            folded.push(Folded { fold: fold.clone(), checkpoint, parked: false, standing });
         }
-        let (caught_up, _) = watch::channel(passed(&states));
+        let (caught_up, _) = watch::channel(passed(&folded));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
-        let (projections, most, rebuilding) = (states, MOST_EVENTS, JoinSet::new());
+        let (projections, most, rebuilding) = (folded, MOST_EVENTS, JoinSet::new());
         Ok(Self { location, writer, reader, log, projections, most, caught_up, wanted, bell, rebuilds, rebuilding })
     }
 
@@ -164,22 +164,22 @@ impl Views {
     #[must_use]
     pub fn read_side(&self, service: &'static str, most_wait: Duration) -> ReadSide {
         let (reader, log) = (self.reader.clone(), self.log.own().cloned());
-        let kept = |state: &State| Kept { tables: state.fold.tables(), standing: Arc::clone(&state.standing) };
+        let kept = |folded: &Folded| Kept { tables: folded.fold.tables(), standing: Arc::clone(&folded.standing) };
         let kept = self.projections.iter().map(kept).collect();
         ReadSide::new(service, reader, log, self.caught_up.subscribe(), Arc::clone(&self.wanted), most_wait, kept)
     }
 
     /// Shows these projections on a board, as over the events of `source`.
     pub fn show_on(&self, board: &Board, source: &str) {
-        board.add(source, self.projections.iter().map(|state| Arc::clone(&state.standing)));
+        board.add(source, self.projections.iter().map(|folded| Arc::clone(&folded.standing)));
         board.add_rebuilder(source, self.rebuilds.0.clone());
     }
 
     /// Lets those parked projections go on that somebody wants to.
     fn resume(&mut self) {
-        for state in &mut self.projections {
-            if state.parked && state.standing.take_wanted() {
-                state.parked = false;
+        for folded in &mut self.projections {
+            if folded.parked && folded.standing.take_wanted() {
+                folded.parked = false;
                 // What has come of another service may be what can't be folded, and that service may be what was mended.
                 self.log.begin_again();
             }
@@ -192,7 +192,7 @@ impl Views {
         if reached < i64::MAX
             && let Some(head) = self.log.head_after(reached)
         {
-            self.projections.iter().for_each(|state| state.standing.ends(head));
+            self.projections.iter().for_each(|folded| folded.standing.ends(head));
         }
     }
 
@@ -203,7 +203,7 @@ impl Views {
         let mut is_lost = false;
         if !self.log.is_remote() {
             let head = self.log.head().await?;
-            let furthest = self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default();
+            let furthest = self.projections.iter().map(|folded| folded.checkpoint).max().unwrap_or_default();
             if furthest > head {
                 // A standby that has yet to replay what it has doesn't know.
                 is_lost = self.log.lost_to(furthest).await?.is_some();
@@ -211,35 +211,35 @@ impl Views {
                     return Ok(());
                 }
             }
-            self.projections.iter().for_each(|state| state.standing.ends(head));
+            self.projections.iter().for_each(|folded| folded.standing.ends(head));
         }
         if !self.writer.is_shared() || !is_elsewhere(&self.projections, &self.reader).await? {
             return Ok(());
         }
-        let names = self.projections.iter().map(|state| state.fold.name());
+        let names = self.projections.iter().map(|folded| folded.fold.name());
         // Of the tables it knows as little.
         let Some(stood) = checkpoints::read_of_primary(names, &self.reader).await? else { return Ok(()) };
-        for (state, checkpoint) in self.projections.iter_mut().zip(stood) {
-            let projection = state.fold.name();
-            if state.parked && checkpoint > state.checkpoint {
+        for (folded, checkpoint) in self.projections.iter_mut().zip(stood) {
+            let projection = folded.fold.name();
+            if folded.parked && checkpoint > folded.checkpoint {
                 tracing::info!(
                     projection,
                     checkpoint,
                     "goes on: another process has passed the event it was parked at"
                 );
-            } else if checkpoint < state.checkpoint && is_lost {
+            } else if checkpoint < folded.checkpoint && is_lost {
                 tracing::warn!(
                     projection,
                     checkpoint,
                     "goes on from further back: the log has lost its last events, and the views with it"
                 );
-            } else if checkpoint < state.checkpoint && !self.log.is_behind() {
+            } else if checkpoint < folded.checkpoint && !self.log.is_behind() {
                 tracing::warn!(
                     projection,
                     checkpoint,
                     "goes on from further back: what was folded last is lost, as after a failover, or the views were made anew"
                 );
-            } else if checkpoint < state.checkpoint {
+            } else if checkpoint < folded.checkpoint {
                 tracing::info!(
                     projection,
                     checkpoint,
@@ -248,7 +248,7 @@ impl Views {
             } else {
                 continue;
             }
-            state.go_on(checkpoint);
+            folded.go_on(checkpoint);
             // What came here may be of a log that was lost before the other one asked.
             self.log.begin_again();
         }
@@ -345,7 +345,7 @@ impl Views {
 
     /// Refuses a log that ends before what was folded. Its next events would count as folded, and tokens of them as passed.
     async fn know_the_log(&mut self) -> Result<(), ViewsError> {
-        let reached = self.projections.iter().map(|state| state.checkpoint).max().unwrap_or_default();
+        let reached = self.projections.iter().map(|folded| folded.checkpoint).max().unwrap_or_default();
         // Another service refuses by itself.
         if self.log.is_remote() {
             return Ok(());
@@ -360,7 +360,7 @@ impl Views {
             match ends.await {
                 Ok((_, Some(head))) => return Err(ViewsError::OtherLog { location, reached, head }),
                 Ok((head, None)) => {
-                    self.projections.iter().for_each(|state| state.standing.saw(head));
+                    self.projections.iter().for_each(|folded| folded.standing.saw(head));
                     return Ok(());
                 }
                 Err(error) if self.writer.is_shared() => pause(&error).await,
@@ -371,22 +371,22 @@ impl Views {
 }
 
 /// Whether the tables are further back than here, or past an event that something is parked at here.
-async fn is_elsewhere(states: &[State], reader: &Reader) -> Result<bool, sql::Error> {
-    let stood = checkpoints::read(states.iter().map(|state| state.fold.name()), reader).await?;
-    let is_elsewhere = |(state, checkpoint): (&State, i64)| match checkpoint.cmp(&state.checkpoint) {
+async fn is_elsewhere(projections: &[Folded], reader: &Reader) -> Result<bool, sql::Error> {
+    let stood = checkpoints::read(projections.iter().map(|folded| folded.fold.name()), reader).await?;
+    let is_elsewhere = |(folded, checkpoint): (&Folded, i64)| match checkpoint.cmp(&folded.checkpoint) {
         Ordering::Less => true,
         Ordering::Equal => false,
-        Ordering::Greater => state.parked,
+        Ordering::Greater => folded.parked,
     };
-    Ok(states.iter().zip(stood).any(is_elsewhere))
+    Ok(projections.iter().zip(stood).any(is_elsewhere))
 }
 
 /// Waits until it is time to look. What is under way to another service is not to be begun again for a look that finds nothing.
-async fn until_look(looks: &mut Interval, is_remote: bool, states: &[State], reader: &Reader) {
+async fn until_look(looks: &mut Interval, is_remote: bool, projections: &[Folded], reader: &Reader) {
     loop {
         looks.tick().await;
         // If that can't be read, a turn will say so.
-        if !is_remote || is_elsewhere(states, reader).await.unwrap_or(false) {
+        if !is_remote || is_elsewhere(projections, reader).await.unwrap_or(false) {
             return;
         }
     }
