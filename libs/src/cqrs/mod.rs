@@ -20,6 +20,7 @@ mod metrics;
 mod outbox;
 mod page;
 mod projection;
+mod projector;
 mod query;
 mod read;
 mod rebuild;
@@ -45,12 +46,13 @@ pub use self::{
     outbox::Outbox,
     page::{Column, Page, PageOrder, PageQuery},
     projection::{Decode, Projection, ProjectionError, Projections, events_of, events_of_kind},
+    projector::ViewsError,
     query::{Changes, Outgoing},
     read::ReadSide,
     rebuild_error::RebuildError,
     subscription::OtherLog,
     token::{CONSISTENCY_TOKEN, READ_POSITION},
     upcast::Upcasters,
-    views::{Views, ViewsError},
+    views::Views,
 };
 pub use crate::journal::Event;
