@@ -9,9 +9,13 @@
 use std::{cmp::Ordering, time::Duration};
 
 use futures::FutureExt as _;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::{
+    sync::Notify,
+    task::JoinError,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
 
-use super::{Views, checkpoints, folding::passed, turns::lowest, views::Folded};
+use super::{Views, board::Telling, checkpoints, folding::passed, rebuild::Rebuilding, turns::lowest, views::Folded};
 use crate::journal::{
     Location,
     sql::{self, Reader},
@@ -28,6 +32,24 @@ const MOST_GATHER: Duration = Duration::from_millis(120);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often to look at what other processes have done.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What there is to do.
+enum Woken {
+    /// A parked projection is to try again.
+    Resume,
+    /// Somebody wants the views made anew.
+    Rebuild(Telling),
+    /// Views that were made anew are there, or are not to be.
+    Rebuilt(Box<Result<Rebuilding, JoinError>>),
+    /// The log has more than was folded.
+    News,
+    /// It is time to look at what other processes have done.
+    Look,
+    /// The log can't be read.
+    Failed(sql::Error),
+    /// The log is closed, and all of it is folded.
+    Closed,
+}
 
 impl Views {
     /// Lets those parked projections go on that somebody wants to.
@@ -123,79 +145,94 @@ impl Views {
         let mut looks = interval_at(Instant::now() + LOOK, LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let reached = lowest(&self.projections);
-            // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
-            // tells of its end.
-            let is_remote = self.log.is_remote();
-            let listens = reached < i64::MAX || !is_remote;
-            let looks_up = !is_remote || self.writer.is_shared();
-            let news = tokio::select! {
-                // What may come all the time comes after what comes now and then, and before a look that would be begun in vain.
-                biased;
-                () = self.bell.notified() => {
+            let done = match self.wait(&mut looks).await {
+                Woken::Resume => {
                     self.resume();
-                    continue;
+                    Ok(())
                 }
-                Some(telling) = self.rebuilds.1.recv(), if self.rebuilding.is_empty() => {
+                Woken::Rebuild(telling) => {
                     self.begin_anew(telling);
-                    continue;
+                    Ok(())
                 }
-                Some(rebuilt) = self.rebuilding.join_next() => {
-                    self = self.end_anew(rebuilt).await.map_err(failed)?;
-                    continue;
+                Woken::Rebuilt(rebuilt) => {
+                    self = self.end_anew(*rebuilt).await.map_err(failed)?;
+                    Ok(())
                 }
-                news = self.log.news(reached), if listens => news.map(Some),
-                () = until_look(&mut looks, is_remote, &self.projections, &self.reader), if looks_up => {
-                    self.look().await.map(|()| None)
-                }
-            };
-            match news {
-                Ok(Some(true)) => {}
-                Ok(Some(false)) => break,
-                Ok(None) => continue,
-                Err(error) if self.writer.is_shared() => {
-                    pause(&error).await;
-                    continue;
-                }
-                Err(error) => return Err(failed(error)),
-            }
-            self.tell_head();
-            let begin = Instant::now();
-            let full = if self.writer.is_shared() {
-                let turn = match self.take_turn().await {
-                    // Whoever shares them may have made them anew already; and where news come all the time nothing else looks.
-                    Ok(full) if self.log.is_behind() || looks.tick().now_or_never().is_some() => {
-                        self.look().await.map(|()| full)
+                Woken::News => {
+                    let full;
+                    (self, full) = self.turn(&mut looks, &mut took).await.map_err(failed)?;
+                    if !full {
+                        gather(std::mem::take(&mut took), &self.wanted).await;
                     }
-                    turn => turn,
-                };
-                match turn {
-                    Ok(full) => full,
-                    Err(error) => {
-                        pause(&error).await;
-                        // It may be that they are elsewhere. If that can't be read, the next turn says so.
-                        let _ = self.look().await;
-                        continue;
-                    }
+                    Ok(())
                 }
-            } else {
-                let (caught_up, full) = self.catch_up_once().await.map_err(failed)?;
-                self = caught_up;
-                full
+                Woken::Look => self.look().await,
+                Woken::Failed(error) => Err(error),
+                Woken::Closed => break,
             };
-            took += begin.elapsed();
-            self.tell_head();
-            if full {
-                continue;
-            }
-            let gathered = tokio::time::sleep((std::mem::take(&mut took) * GATHER).min(MOST_GATHER));
-            tokio::select! {
-                () = gathered => {}
-                () = self.wanted.notified() => {}
+            match done {
+                Err(error) if self.writer.is_shared() => pause(&error).await,
+                done => done.map_err(failed)?,
             }
         }
         self.writer.close().await;
         Ok(())
+    }
+
+    /// Waits until there is something to do.
+    async fn wait(&mut self, looks: &mut Interval) -> Woken {
+        let reached = lowest(&self.projections);
+        // Where all are parked, what came of another service would be let go of. A log of one's own is listened to all the same: it
+        // tells of its end.
+        let is_remote = self.log.is_remote();
+        let listens = reached < i64::MAX || !is_remote;
+        let looks_up = !is_remote || self.writer.is_shared();
+        tokio::select! {
+            // What may come all the time comes after what comes now and then, and before a look that would be begun in vain.
+            biased;
+            () = self.bell.notified() => Woken::Resume,
+            Some(telling) = self.rebuilds.1.recv(), if self.rebuilding.is_empty() => Woken::Rebuild(telling),
+            Some(rebuilt) = self.rebuilding.join_next() => Woken::Rebuilt(rebuilt.into()),
+            news = self.log.news(reached), if listens => match news {
+                Ok(true) => Woken::News,
+                Ok(false) => Woken::Closed,
+                Err(error) => Woken::Failed(error),
+            },
+            () = until_look(looks, is_remote, &self.projections, &self.reader), if looks_up => Woken::Look,
+        }
+    }
+
+    /// Folds a batch, in a file or on a server. True if there may be more of it. A server that fails is left alone for a while, and counts
+    /// as one that has more.
+    async fn turn(mut self, looks: &mut Interval, took: &mut Duration) -> Result<(Self, bool), sql::Error> {
+        self.tell_head();
+        let begin = Instant::now();
+        let full;
+        if self.writer.is_shared() {
+            full = match self.take_turn_and_look(looks).await {
+                Ok(full) => full,
+                Err(error) => {
+                    pause(&error).await;
+                    // It may be that they are elsewhere. If that can't be read, the next turn says so.
+                    let _ = self.look().await;
+                    return Ok((self, true));
+                }
+            };
+        } else {
+            (self, full) = self.catch_up_once().await?;
+        }
+        *took += begin.elapsed();
+        self.tell_head();
+        Ok((self, full))
+    }
+
+    async fn take_turn_and_look(&mut self, looks: &mut Interval) -> Result<bool, sql::Error> {
+        let full = self.take_turn().await?;
+        // Whoever shares them may have made them anew already; and where news come all the time nothing else looks.
+        if self.log.is_behind() || looks.tick().now_or_never().is_some() {
+            self.look().await?;
+        }
+        Ok(full)
     }
 
     /// Refuses a log that ends before what was folded. Its next events would count as folded, and tokens of them as passed.
@@ -222,6 +259,14 @@ impl Views {
                 Err(source) => return Err(ViewsError::Database { location, source }),
             }
         }
+    }
+}
+
+/// Lets the log gather after turns that took so long, unless somebody wants it folded.
+async fn gather(took: Duration, wanted: &Notify) {
+    tokio::select! {
+        () = tokio::time::sleep((took * GATHER).min(MOST_GATHER)) => {}
+        () = wanted.notified() => {}
     }
 }
 
