@@ -1,4 +1,15 @@
 //! Where the events of a projection come from: this process's journal, another process's on the same database, or another service.
+//!
+//! | of a log | on the service's own database | of another service by gRPC | by its stream |
+//! |---|---|---|---|
+//! | `news` | waits for more; false once it is closed | waits for what comes; true also if it ends before: `is_behind` | the same |
+//! | `news_or_loss` | the same, or what was handed out is lost | as `news` | as `news` |
+//! | `news_up_to` | looks whether there is more, and doesn't wait | waits; false if there is no more | as `news` |
+//! | `head` | its last event | the last that has come | the last that has come |
+//! | `head_after` | None: ask for `head` | where it ends, as far as is known | the same |
+//! | `told_end` | None | where it ends, once the service has said so | None |
+//! | `lost_to` | where it ends, if that is before and no standby says so | None | None |
+//! | `is_behind` | false | it was refused: the log ends before | the stream, or the log, ends before |
 
 use std::{cmp::Ordering, time::Duration};
 
