@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use proto::events::v1::{SubscribeRequest, SubscribeResponse, event_service_client::EventServiceClient};
 use tonic::{Status, Streaming};
 
-use super::{envelope, inbox::Inbox, outbox::AHEAD, told::Told};
+use super::{envelope, inbox::Inbox, outbox::AHEAD, reasons::ToldReason};
 use crate::{
     journal::Event,
     refusal::{Refusal, code_name},
@@ -24,7 +24,7 @@ pub(super) struct Subscription {
     inbox: Inbox,
     /// The service's last word was that its log ends before what was asked for.
     is_ahead: bool,
-    told: Told,
+    told: ToldReason,
 }
 
 /// Another service's log has become another one since it was read.
@@ -42,7 +42,8 @@ pub struct OtherLog {
 impl Clone for Subscription {
     fn clone(&self) -> Self {
         let (client, source, kinds) = (self.client.clone(), self.source.clone(), self.kinds.clone());
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), is_ahead: false, told: Told::default() }
+        let (inbox, told) = (Inbox::default(), ToldReason::default());
+        Self { client, source, kinds, stream: None, inbox, is_ahead: false, told }
     }
 }
 
@@ -62,7 +63,8 @@ impl Subscription {
         let source = peer.name().to_owned();
         let client = EventServiceClient::new(peer).max_decoding_message_size(64 << 20);
         let kinds = kinds.iter().map(ToString::to_string).collect();
-        Self { client, source, kinds, stream: None, inbox: Inbox::default(), is_ahead: false, told: Told::default() }
+        let (inbox, told) = (Inbox::default(), ToldReason::default());
+        Self { client, source, kinds, stream: None, inbox, is_ahead: false, told }
     }
 
     /// The service it is of.

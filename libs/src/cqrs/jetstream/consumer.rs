@@ -20,8 +20,8 @@ use super::{
         envelope,
         inbox::Inbox,
         log::MOST_BYTES,
+        reasons::{Recurring, ToldReason},
         subscription::Subscription,
-        told::{Recurring, Told},
     },
     BrokerError, JetStream, LOOK, PAUSE, UnknownEnd,
     forms::{self, Forms},
@@ -66,7 +66,7 @@ pub(in super::super) struct Consumer {
     service: Subscription,
     /// The stream was found to end before what was read, or the log.
     is_ahead: bool,
-    told: Told,
+    told: ToldReason,
     /// Why the service was asked.
     asked: Recurring,
 }
@@ -125,7 +125,7 @@ impl Consumer {
             begins: false,
             service,
             is_ahead: false,
-            told: Told::default(),
+            told: ToldReason::default(),
             asked: Recurring::default(),
         }
     }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 pub(super) use self::consumer::{Consumer, Durable};
 use self::forms::Forms;
 pub use self::relay::Relay;
-use super::{Log, told::Recurring};
+use super::{Log, reasons::Recurring};
 
 /// For how long a stream keeps events, if it wasn't there: who comes later reads older ones from the service.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -9,9 +9,9 @@ const LAPSE: Duration = Duration::from_secs(60);
 
 /// What was told last of why nothing comes, as long as that is so.
 #[derive(Debug, Default)]
-pub(super) struct Told(Option<String>);
+pub(super) struct ToldReason(Option<String>);
 
-impl Told {
+impl ToldReason {
     /// True if this is to be told: it was not what was told last.
     pub(super) fn is_news(&mut self, why: &str) -> bool {
         let is_news = self.0.as_deref() != Some(why);
