@@ -1,19 +1,18 @@
 //! A saga's definition: its shape, and the functions that make each step's request from what came before.
 
-use std::{any::TypeId, fmt, sync::Arc, time::Duration};
+use std::{any::TypeId, fmt, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
-use proto::saga::v1::{SagaPhase, SagaRecord, Step, StepRecord};
 
 use super::{
     Builder, LocalWork, Replies, ids,
     machine::Local,
-    plan::{Plan, Requests, StepPlan},
+    plan::{Plan, Requests},
     record::Record,
     shape,
 };
-use crate::{refusal::Refusal, time::timestamp};
+use crate::refusal::Refusal;
 
 pub(super) type MakeRequest = Box<dyn Fn(Replies<'_>) -> Result<Bytes, Refusal> + Send + Sync>;
 pub(super) type MakeUndo = Box<dyn Fn(Replies<'_>, usize) -> Result<Bytes, Refusal> + Send + Sync>;
@@ -191,42 +190,5 @@ impl Requests for Definition {
             StepCode::Saga { .. } => Ok(Bytes::new()),
             StepCode::Remote { undo: None, .. } | StepCode::Local(_) => Err(Refusal::internal()),
         }
-    }
-}
-
-impl Plan {
-    /// A saga that has not begun.
-    pub(super) fn new_record(&self, saga_id: &str, input: Vec<u8>, now: i64, start_micros: i64) -> Record {
-        let mut record = Record::default();
-        let saga = &mut record.saga;
-        saga_id.clone_into(&mut saga.saga_id);
-        self.name.clone_into(&mut saga.r#type);
-        saga.definition_version = self.version;
-        saga.create_time = Some(timestamp(now));
-        saga.update_time = saga.create_time;
-        saga.set_phase(SagaPhase::Scheduled);
-        saga.steps = self.steps.iter().map(StepPlan::new_step).collect();
-        let begins = now.max(start_micros);
-        let within = |deadline: Duration| i64::try_from(deadline.as_micros()).unwrap_or(i64::MAX);
-        record.kept = SagaRecord {
-            input: input.into(),
-            steps: vec![StepRecord::default(); self.steps.len()],
-            definition_hash: Bytes::copy_from_slice(&self.hash),
-            deadline_micros: self.deadline.map_or(0, |deadline| begins.saturating_add(within(deadline))),
-            start_micros,
-            ..SagaRecord::default()
-        };
-        // All of them are new.
-        for step in 0..self.steps.len() {
-            record.step_mut(step);
-        }
-        record
-    }
-}
-
-impl StepPlan {
-    fn new_step(&self) -> Step {
-        let (name, participant) = (self.name.to_owned(), self.participant.to_owned());
-        Step { name, kind: self.kind.into(), participant, ..Step::default() }
     }
 }

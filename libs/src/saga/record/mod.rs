@@ -1,6 +1,7 @@
 //! One saga as its coordinator keeps it.
 
 mod encode;
+mod new;
 mod told;
 
 use bytes::Bytes;
