@@ -1,4 +1,4 @@
-//! A saga's definition: its shape, and the functions that make each step's request from what came before.
+//! A saga's definition as it was built: its plan, and the functions that make each step's request from what came before.
 
 use std::{any::TypeId, fmt, sync::Arc};
 

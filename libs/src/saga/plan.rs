@@ -1,4 +1,4 @@
-//! A definition's shape: all that the machine must know of the steps.
+//! What the machine knows of a definition: its steps and how they are called, without the functions that make their requests.
 
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ pub(super) fn each(mut steps: Steps) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A definition's shape.
+/// What the machine knows of a definition.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// The saga's type.
     pub(super) name: &'static str,
     pub(super) version: u32,
-    /// What is pinned in each saga: the shape, without the options, deadlines and locks, which may be tuned at any time.
+    /// What is pinned in each saga: all of this, without the options, deadlines and locks, which may be tuned at any time.
     pub(super) hash: [u8; 32],
     pub(super) steps: Vec<StepPlan>,
     /// How long a saga may take to its pivot.
@@ -38,7 +38,7 @@ pub(super) struct Plan {
     pub(super) locks: LockPolicy,
 }
 
-/// One step's shape.
+/// What the machine knows of a step.
 #[derive(Clone, Debug)]
 pub(super) struct StepPlan {
     pub(super) name: &'static str,

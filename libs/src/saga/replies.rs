@@ -1,4 +1,4 @@
-//! What earlier steps answered, as later steps and compensations see it.
+//! The answers of the steps that are done, as the functions of a definition see them that make a later step's request, or a compensation.
 
 use std::{fmt, marker::PhantomData};
 

@@ -1,5 +1,5 @@
-//! What a participant's answer means. Only a verdict proves that an operation was refused; a status code alone proves nothing:
-//! a proxy, a timer or a dying connection makes codes too.
+//! What one answer of a participant means for the call that it ends: its ruling. Only a verdict proves that an operation was refused; a
+//! status code alone proves nothing: a proxy, a timer or a dying connection makes codes too.
 
 use tonic::Code;
 

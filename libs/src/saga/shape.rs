@@ -1,4 +1,4 @@
-//! The rules of a definition's shape, checked when it is built.
+//! Which steps may stand together in a definition, checked when it is built, and the hash by which its sagas know it.
 
 use std::time::Duration;
 
