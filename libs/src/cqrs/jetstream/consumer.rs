@@ -232,13 +232,15 @@ impl Consumer {
                 }
             },
         };
+        // What the last look found, a whole one ago: it has come in the meantime if it was on its way then.
+        let mut is_behind = false;
         let next = loop {
             if let Ok(next) = timeout(LOOK, messages.next()).await {
                 break next.ok_or("the broker ended it")??;
             }
             // A server that was killed may think that it has delivered what never came, and so may one whose messages another reader takes.
             let (last, reached) = (self.jetstream.last_position(self.service.source()).await?, self.inbox.reached());
-            if last > reached {
+            if last > reached && is_behind {
                 if self.begins {
                     self.leave_out(reached + 1, GONE.to_owned());
                     return Ok(());
@@ -255,7 +257,10 @@ impl Consumer {
                 )
                 .into());
             }
-            self.told.over(self.service.source());
+            is_behind = last > reached;
+            if !is_behind {
+                self.told.over(self.service.source());
+            }
         };
         self.take(next)?;
         self.told.over(self.service.source());
