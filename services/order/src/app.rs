@@ -112,7 +112,8 @@ async fn serve_commands(
     let side = side.carrying(coordinator.carries());
     let most = flags.limits.max_message_bytes;
     let (left, drained, grace) = (coordinator.clone(), coordinator.clone(), flags.limits.drain_timeout);
-    // A hook of its own, after the other: calls that take too long to end must not keep the sagas from the other processes.
+    // A hook of its own, and registered before the other so that it comes after it: calls that take too long to end must not keep the
+    // sagas from the other processes.
     app.on_drain("its share of the sagas", async move { left.leave().await });
     app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(side.clone(), coordinator.clone()).into_server());

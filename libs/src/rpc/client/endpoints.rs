@@ -42,7 +42,7 @@ pub(super) struct Endpoint {
     pub(super) place: Place,
     /// Connections to it, used in turn.
     pub(super) channels: Box<[Channel]>,
-    /// What passes it over: one breaker, whatever the method. A single address has none: the peer's is enough.
+    /// What passes it over: one breaker, whatever the method. A single address's is never asked: the peer's is enough.
     pub(super) ejection: Methods,
 }
 
