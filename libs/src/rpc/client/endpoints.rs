@@ -40,8 +40,7 @@ pub(super) struct Shared {
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     pub(super) place: Place,
-    /// Connections to it, used in turn.
-    pub(super) channels: Box<[Channel]>,
+    pub(super) channel: Channel,
     /// What passes it over: one breaker, whatever the method. A single address's is never asked: the peer's is enough.
     pub(super) ejection: Methods,
 }
@@ -72,10 +71,7 @@ impl Endpoints {
     fn pick(&self, request: Request<Body>) -> EndpointFuture {
         let all = self.0.all();
         let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let connect = |endpoint: &Endpoint, request| {
-            let channel = &endpoint.channels[turn / all.len() % endpoint.channels.len()];
-            Oneshot::new(channel.clone(), request)
-        };
+        let connect = |endpoint: &Endpoint, request| Oneshot::new(endpoint.channel.clone(), request);
         if let [only] = &*all {
             return ResponseFuture::unwatched(connect(only, request));
         }
@@ -191,7 +187,7 @@ mod tests {
         let layer = BreakerLayer::new(Arc::new(breaker));
         Endpoint {
             place: Place::typed("http://pod:1".parse().expect("a URI")),
-            channels: [transport.connect_with_connector_lazy(connector)].into(),
+            channel: transport.connect_with_connector_lazy(connector),
             ejection: Methods::new(Registry::new(), layer, config, 0),
         }
     }

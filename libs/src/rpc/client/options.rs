@@ -13,7 +13,6 @@ use crate::breaker::{BreakerLayer, Class, Classes, Config, ProbeTimeout, layer::
 pub struct PeerOptions {
     pub(super) timeout: Option<Duration>,
     pub(super) connect_timeout: Duration,
-    pub(super) connections: usize,
     pub(super) breaker: Config,
     /// What follows the peer's name in the breaker's, for channels that are judged apart.
     pub(super) apart: Option<&'static str>,
@@ -34,7 +33,6 @@ impl PeerOptions {
         Self {
             timeout: Some(Duration::from_secs(10)),
             connect_timeout: Duration::from_secs(2),
-            connections: 1,
             breaker: Config::default(),
             apart: None,
             asks: false,
@@ -95,12 +93,6 @@ impl PeerOptions {
     /// Gives up connecting after so long, and a TLS handshake on what is connected after as long again.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
-        self
-    }
-
-    /// Spreads calls over so many connections, at least one.
-    pub fn connections(mut self, connections: usize) -> Self {
-        self.connections = connections.max(1);
         self
     }
 

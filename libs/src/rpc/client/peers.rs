@@ -191,7 +191,7 @@ impl Peers {
         Ok(endpoints)
     }
 
-    /// One address, alone or of several: its connections, and the breaker that passes it over when there are others.
+    /// One address, alone or of several: its connection, and the breaker that passes it over when there are others.
     pub(super) fn endpoint(
         &self,
         name: &str,
@@ -200,9 +200,7 @@ impl Peers {
         options: &PeerOptions,
     ) -> Result<Endpoint, PeerError> {
         let transport = self.transport(name, place, options)?;
-        let connect =
-            || transport.connect_with_connector_lazy(connector(options.connect_timeout, is_https(&place.uri)));
-        let channels = (0..options.connections.max(1)).map(|_| connect()).collect();
+        let channel = transport.connect_with_connector_lazy(connector(options.connect_timeout, is_https(&place.uri)));
         let breaker = if several {
             let apart = options.apart.map(|apart| format!("/{apart}")).unwrap_or_default();
             let judged = judged(name, options);
@@ -213,7 +211,7 @@ impl Peers {
         };
         let (layer, classes) = (options.judged(BreakerLayer::new(breaker)), options.method_classes.clone());
         let ejection = Methods::with_classes(self.registry.clone(), layer, options.ejection.clone(), 0, classes);
-        Ok(Endpoint { place: place.clone(), channels, ejection })
+        Ok(Endpoint { place: place.clone(), channel, ejection })
     }
 
     fn transport(&self, name: &str, place: &Place, options: &PeerOptions) -> Result<transport::Endpoint, PeerError> {
