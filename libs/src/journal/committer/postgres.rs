@@ -295,7 +295,7 @@ async fn write(connection: &mut PgConnection, sets: &Sets) -> Result<u64, Error>
     postgres::write(connection, &all).await?;
     let mut forgotten = 0;
     for Forgotten { keys, stored_before_micros } in &sets.forgotten {
-        forgotten += postgres::delete_older(connection, &REQUESTS, "time", keys, *stored_before_micros).await?;
+        forgotten += postgres::delete_older(connection, &REQUESTS, keys, *stored_before_micros).await?;
     }
     Ok(forgotten)
 }

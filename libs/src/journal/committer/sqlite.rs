@@ -98,7 +98,7 @@ impl Committer {
         sql::upsert(connection, &sets.rows)?;
         let mut forgotten = 0;
         for Forgotten { keys, stored_before_micros } in &sets.forgotten {
-            forgotten += sql::delete_older(connection, &REQUESTS, "time", keys, *stored_before_micros)?;
+            forgotten += sql::delete_older(connection, &REQUESTS, keys, *stored_before_micros)?;
         }
         sql::commit(connection)?;
         Ok(forgotten)

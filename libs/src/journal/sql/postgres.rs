@@ -195,11 +195,10 @@ pub(in crate::journal) async fn fetch_keys(
 pub(in crate::journal) async fn delete_older(
     connection: &mut PgConnection,
     table: &'static Table,
-    time: &'static str,
     keys: &[String],
     before: i64,
 ) -> Result<u64, Error> {
-    let sql = format!("DELETE FROM {} WHERE {} = ANY($1) AND {time} < $2", table.name, table.columns[0]);
+    let sql = format!("DELETE FROM {} WHERE {} = ANY($1) AND time < $2", table.name, table.columns[0]);
     let deleted = answered(sqlx::query(AssertSqlSafe(sql)).bind(keys).bind(before).execute(connection)).await?;
     Ok(deleted.rows_affected())
 }

@@ -89,7 +89,6 @@ pub(in crate::journal) fn fetch_keys(
 pub(in crate::journal) fn delete_older(
     connection: &Connection,
     table: &'static Table,
-    time: &'static str,
     keys: &[String],
     before: i64,
 ) -> Result<u64, Error> {
@@ -99,7 +98,7 @@ pub(in crate::journal) fn delete_older(
         let sql = shape(Shape::Delete(place(table), count), || {
             let key = table.columns[0];
             let wanted = vec!["?"; count].join(",");
-            format!("DELETE FROM {} WHERE {key} IN ({wanted}) AND {time}<? RETURNING 1", table.name)
+            format!("DELETE FROM {} WHERE {key} IN ({wanted}) AND time<? RETURNING 1", table.name)
         });
         let padding = chunk.last().into_iter().cycle().take(count - chunk.len());
         let mut values: Vec<Value> = chunk.iter().chain(padding).map(|key| key.as_str().into()).collect();
@@ -260,8 +259,8 @@ mod tests {
         let rows: Vec<Vec<Value>> = (0..300).map(|at| vec![format!("{at}").into(), Value::Int(at)]).collect();
         write(&connection, &NOTES, Write::Insert, &rows).unwrap();
         let keys: Vec<String> = (100..400).map(|at| at.to_string()).collect();
-        assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 150);
-        assert_eq!(delete_older(&connection, &NOTES, "time", &keys, 250).unwrap(), 0);
+        assert_eq!(delete_older(&connection, &NOTES, &keys, 250).unwrap(), 150);
+        assert_eq!(delete_older(&connection, &NOTES, &keys, 250).unwrap(), 0);
         let left =
             query(&connection, "SELECT COUNT(*), MIN(time), MAX(time) FROM notes WHERE time >= 100", []).unwrap();
         assert_eq!((left[0].int(0).unwrap(), left[0].int(1).unwrap()), (50, 250));
