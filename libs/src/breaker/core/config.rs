@@ -95,15 +95,6 @@ impl Config {
         ConfigBuilder { config: Self::default(), probe_timeout: None, abandon_after: None }
     }
 
-    /// Starts from this configuration.
-    pub fn to_builder(&self) -> ConfigBuilder {
-        ConfigBuilder {
-            config: self.clone(),
-            probe_timeout: Some(self.probe_timeout),
-            abandon_after: Some(self.abandon_after),
-        }
-    }
-
     /// Which calls the rates are taken over.
     #[must_use]
     pub fn window(&self) -> Window {

@@ -85,11 +85,6 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         Self { breaker, ticket }
     }
 
-    /// The breaker that gave it.
-    pub fn breaker(&self) -> &Breaker {
-        &self.breaker
-    }
-
     /// The handle by which it keeps the breaker.
     pub const fn handle(&self) -> &B {
         &self.breaker

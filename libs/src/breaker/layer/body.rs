@@ -4,6 +4,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Buf;
@@ -11,11 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use super::{
-    super::Class,
-    BoxError, ending,
-    watch::{Watch, rules},
-};
+use super::{super::Class, BoxError, ending, watch::Watch};
+
+/// A stream that has sent something is taken for a success once it is so old. How it ends counts again.
+const STREAM_COMMIT: Duration = Duration::from_secs(5);
 
 pin_project! {
     /// A response body whose trailers tell the breaker how the call went.
@@ -134,7 +134,7 @@ fn piece(data: &impl Buf, watch: &mut Option<Watch>, messages: &mut Messages) {
     match (&mut *messages, &*watch) {
         // A probe's permit cannot wait for a stream's next message, or its end.
         (Messages::None, Some(probe)) if probe.is_probe() => {
-            let left = rules(probe).stream_commit.saturating_sub(probe.elapsed().unwrap_or_default());
+            let left = STREAM_COMMIT.saturating_sub(probe.elapsed().unwrap_or_default());
             if left.is_zero() {
                 commit_stream(watch, messages);
             } else {
@@ -160,7 +160,7 @@ fn left(data: &impl Buf) -> usize {
 
 #[inline]
 fn commit_if_old(watch: &mut Option<Watch>, messages: &mut Messages) {
-    let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= rules(watch).stream_commit);
+    let old = |watch: &Watch| watch.elapsed().is_some_and(|age| age >= STREAM_COMMIT);
     if matches!(messages, Messages::Some { left: 0 } | Messages::Probe(_)) && watch.as_ref().is_some_and(old) {
         commit_stream(watch, messages);
     }

@@ -27,16 +27,10 @@ struct Inner {
 }
 
 impl Methods {
-    /// Breakers for the methods of the peer whose own is in `shared`, which judge as it does; at most `most`, which may be none.
+    /// Breakers for the methods of the peer whose own is in `shared`, which judge as it does; at most `most`, which may be none. Some
+    /// methods' codes are judged by other classes, whether they have breakers of their own or not: each is named by its path.
     #[must_use]
-    pub fn new(registry: Registry, shared: BreakerLayer, config: Config, most: usize) -> Self {
-        Self::with_classes(registry, shared, config, most, [])
-    }
-
-    /// The same, where some methods' codes are judged by other classes, whether they have breakers of their own or not. Each is named
-    /// by its path.
-    #[must_use]
-    pub fn with_classes(
+    pub fn new(
         registry: Registry,
         shared: BreakerLayer,
         config: Config,

@@ -3,7 +3,6 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use http::{Request, Response};
@@ -25,8 +24,7 @@ impl BreakerLayer {
     /// A layer on this breaker, with the usual classes.
     #[must_use]
     pub fn new(breaker: Arc<Breaker>) -> Self {
-        let rules = Rules { classes: Classes::default(), judge: None, stream_commit: Duration::from_secs(5) };
-        Self::with(breaker, rules)
+        Self::with(breaker, Rules { classes: Classes::default(), judge: None })
     }
 
     fn with(breaker: Arc<Breaker>, rules: Rules) -> Self {
@@ -86,12 +84,6 @@ impl BreakerLayer {
 
     pub(crate) fn judge_by(self, judge: Judge) -> Self {
         self.changed(|rules| rules.judge = Some(judge))
-    }
-
-    /// Takes a stream that has sent something for a success once it is so old; by default 5 s. How it ends counts again.
-    #[must_use]
-    pub fn stream_commit(self, age: Duration) -> Self {
-        self.changed(|rules| rules.stream_commit = age)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the layer carries along with a call: one pointer, and the permit's few words.
 
-use std::{fmt, ops::Deref, sync::Arc, time::Duration};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use tonic::Status;
 
@@ -19,7 +19,6 @@ pub(super) struct Shared {
 pub(super) struct Rules {
     pub(super) classes: Classes,
     pub(super) judge: Option<Judge>,
-    pub(super) stream_commit: Duration,
 }
 
 /// Looks closer at an error than its code, and may know better.

@@ -188,7 +188,7 @@ mod tests {
         Endpoint {
             place: Place::typed("http://pod:1".parse().expect("a URI")),
             channel: transport.connect_with_connector_lazy(connector),
-            ejection: Methods::new(Registry::new(), layer, config, 0),
+            ejection: Methods::new(Registry::new(), layer, config, 0, []),
         }
     }
 

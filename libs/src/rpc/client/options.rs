@@ -139,13 +139,6 @@ impl PeerOptions {
     }
 }
 
-impl Default for PeerOptions {
-    /// As [`PeerOptions::saga`].
-    fn default() -> Self {
-        Self::saga()
-    }
-}
-
 /// Three failures in a row, and an address is passed over; one probe that succeeds, and it is back. There are two, since the first may
 /// fail for what is long over: how a connection ended that an earlier call began and left is told to the next one.
 fn ejection(hung: ProbeTimeout) -> Config {
