@@ -98,7 +98,7 @@ fn t4_a_success_from_before_the_trip_does_not_close_an_open_circuit() {
 fn t5_calls_that_hang_until_their_callers_give_up_trip_it() {
     for budget in [None, Some(SECOND * 2)] {
         let (breaker, clock) = breaker(Config::builder());
-        let hung: Vec<_> = (0..50).map(|_| breaker.admit_timed(budget).expect("closed")).collect();
+        let hung: Vec<_> = (0..50).map(|_| Breaker::admit_by(&*breaker, budget).expect("closed")).collect();
         clock.advance(SECOND * 2);
         drop(hung);
         assert_eq!(breaker.snapshot().totals.opened, 1, "{budget:?}");
@@ -109,7 +109,7 @@ fn t5_calls_that_hang_until_their_callers_give_up_trip_it() {
 fn t6_callers_who_leave_early_trip_nothing() {
     let (breaker, clock) = breaker(quick().min_calls(1));
     for _ in 0..50 {
-        let permit = breaker.admit_timed(Some(SECOND)).expect("closed");
+        let permit = Breaker::admit_by(&*breaker, Some(SECOND)).expect("closed");
         clock.advance(MS);
         drop(permit);
     }
@@ -122,7 +122,7 @@ fn t7_a_probe_that_is_dropped_gives_its_place_back() {
     let (breaker, clock) = breaker(quick());
     trip(&breaker);
     clock.advance(SECOND);
-    drop(breaker.admit_timed(None).expect("the probe"));
+    drop(Breaker::admit_by(&*breaker, None).expect("the probe"));
     assert_eq!(breaker.state(), State::HalfOpen);
     breaker.admit().expect("the next probe").finish(Class::Success);
     assert_eq!(breaker.state(), State::Closed);
@@ -162,7 +162,7 @@ fn t9_a_probe_that_panics_has_failed() {
     trip(&breaker);
     clock.advance(SECOND);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let _probe = breaker.admit_timed(None).expect("the probe");
+        let _probe = Breaker::admit_by(&*breaker, None).expect("the probe");
         std::panic::resume_unwind(Box::new("a caller's mistake"));
     }));
     assert!(panicked.is_err());
@@ -195,7 +195,7 @@ fn t11_a_clock_that_goes_back_stands_still() {
     let (breaker, clock) = breaker(quick().time_window(SECOND * 10, 10).min_calls(4).failure_rate(Rate::percent(50)));
     clock.set(SECOND * 100);
     finish(&breaker, Class::Success, 2);
-    let permit = breaker.admit_timed(Some(SECOND)).expect("closed");
+    let permit = Breaker::admit_by(&*breaker, Some(SECOND)).expect("closed");
     clock.set(SECOND * 50);
     permit.finish(Class::Success);
     assert_eq!(breaker.snapshot().window_total, 3);
@@ -224,7 +224,7 @@ fn t12_what_is_forgotten_is_never_what_fails() {
     call("/s/Fails", Class::Failure);
     call("/s/Works", Class::Success);
     let hangs = methods.layer("/s/Hangs");
-    let under_way = hangs.breaker().admit_owned(None).expect("closed");
+    let under_way = Breaker::admit_by(Arc::clone(hangs.breaker()), None).expect("closed");
     // Nothing is idle yet, so a method too many shares the peer's.
     assert_eq!(call("/s/Fifth", Class::Success), "peer");
     // The windows are empty now: what only worked goes, what is held, open or fresh from a failure stays.
@@ -304,16 +304,16 @@ fn t13_a_half_open_circuit_never_waits_for_its_window() {
 fn t14_deadlines_too_small_to_meet_blame_nobody() {
     let (breaker, clock) = breaker(quick().min_blame(MS * 10));
     for _ in 0..20 {
-        let dropped = breaker.admit_timed(Some(MS * 9)).expect("closed");
-        let late = breaker.admit_timed(Some(MS * 9)).expect("closed");
-        let cancelled = breaker.admit_timed(Some(MS * 9)).expect("closed");
+        let dropped = Breaker::admit_by(&*breaker, Some(MS * 9)).expect("closed");
+        let late = Breaker::admit_by(&*breaker, Some(MS * 9)).expect("closed");
+        let cancelled = Breaker::admit_by(&*breaker, Some(MS * 9)).expect("closed");
         clock.advance(MS * 9);
         drop(dropped);
         late.finish_late();
         cancelled.finish_cancelled();
     }
     assert_eq!((breaker.state(), breaker.snapshot().totals.neutral), (State::Closed, 60));
-    breaker.admit_timed(Some(MS * 10)).expect("closed").finish_late();
+    Breaker::admit_by(&*breaker, Some(MS * 10)).expect("closed").finish_late();
     assert_eq!(breaker.snapshot().consecutive_failures, 1);
 }
 
@@ -323,7 +323,7 @@ fn t14_a_probe_whose_deadline_was_too_small_is_not_taken_for_hung() {
         let (breaker, clock) = breaker(quick().min_blame(MS * 10));
         trip(&breaker);
         clock.advance(SECOND);
-        let probe = breaker.admit_timed(Some(budget)).expect("the probe");
+        let probe = Breaker::admit_by(&*breaker, Some(budget)).expect("the probe");
         clock.advance(budget * 2);
         // The next caller finds the lease over, and its holder has not said that it gave up.
         drop(breaker.admit());
@@ -340,7 +340,7 @@ fn t14_a_probe_that_misses_its_deadline_has_failed_whoever_is_first_to_say_so() 
             let (breaker, clock) = breaker(quick().probes(5, 4).probe_timeout(SECOND * 10));
             trip(&breaker);
             clock.advance(SECOND);
-            let probe = breaker.admit_timed(Some(budget)).expect("the probe");
+            let probe = Breaker::admit_by(&*breaker, Some(budget)).expect("the probe");
             clock.advance(budget);
             if told_first {
                 probe.finish_late();

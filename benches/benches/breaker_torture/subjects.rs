@@ -48,7 +48,7 @@ mod ours {
         Arc::new(move |call| {
             let breaker = Arc::clone(&breaker);
             Box::pin(async move {
-                let Ok(permit) = breaker.admit_owned(None) else { return Answer::Refused };
+                let Ok(permit) = Breaker::admit_by(breaker, None) else { return Answer::Refused };
                 if call.await.is_ok() {
                     permit.finish(Class::Success);
                     Answer::Ok

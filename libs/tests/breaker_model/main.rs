@@ -131,7 +131,7 @@ impl Pair {
     }
 
     fn admit(&mut self, budget: Option<u64>) -> Result<bool, TestCaseError> {
-        let real = self.breaker.admit_owned(budget.map(Duration::from_nanos));
+        let real = Breaker::admit_by(Arc::clone(&self.breaker), budget.map(Duration::from_nanos));
         match (real, self.model.admit(budget)) {
             (Ok(permit), Ok(call)) => {
                 self.calls.push((permit, call));

@@ -1,6 +1,6 @@
 //! May this call pass?
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{ops::Deref, time::Duration};
 
 use super::{
     breaker::{Breaker, Cold},
@@ -59,26 +59,8 @@ impl Breaker {
         self.admit_unusual(word, self.clock.now(), NEVER).map(|ticket| Permit::new(self, ticket))
     }
 
-    /// Asks whether a call may pass that is given up after `budget`. Its duration is watched, so that a call which nobody
-    /// waits for to the end can be judged.
-    ///
-    /// # Errors
-    /// When it may not.
-    #[inline]
-    pub fn admit_timed(&self, budget: Option<Duration>) -> Result<Permit<&Self>, Rejected> {
-        self.ticket(budget).map(|ticket| Permit::new(self, ticket))
-    }
-
-    /// As [`Breaker::admit_timed`], with a permit that can leave the scope.
-    ///
-    /// # Errors
-    /// When it may not.
-    #[inline]
-    pub fn admit_owned(self: &Arc<Self>, budget: Option<Duration>) -> Result<Permit<Arc<Self>>, Rejected> {
-        self.ticket(budget).map(|ticket| Permit::new(Arc::clone(self), ticket))
-    }
-
-    /// As [`Breaker::admit_timed`], with a permit that keeps the breaker by a handle of your own.
+    /// Asks whether a call may pass that is given up after `budget`. Its duration is watched, so that a call which nobody waits for to the
+    /// end can be judged. The permit keeps the breaker by this handle: a reference, say, or an `Arc` to leave the scope with.
     ///
     /// # Errors
     /// When it may not.
