@@ -1,5 +1,6 @@
 //! What of a request's metadata goes on with the work that it begins: headers and baggage that are named, nothing else.
 
+use http::HeaderName;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 
 /// W3C Baggage: members `key=value;property`, parted by commas.
@@ -65,7 +66,8 @@ impl CarriedKeys {
                 return Err(CarriedKeysError(key, "it must be an ASCII key in lower case"));
             }
         }
-        match members.iter().find(|key| !is_token(key)) {
+        // A baggage key is a token of RFC 7230, as a header's name is.
+        match members.iter().find(|key| HeaderName::from_bytes(key.as_bytes()).is_err()) {
             Some(key) => Err(CarriedKeysError(key, "it must be a W3C baggage key")),
             None => Ok(Self { headers, members }),
         }
@@ -131,12 +133,6 @@ pub fn write<'a>(carried: impl IntoIterator<Item = (&'a str, &'a str)>, metadata
             metadata.append(key, value);
         }
     }
-}
-
-/// A token of RFC 7230, which a baggage key is.
-fn is_token(key: &str) -> bool {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !key.is_empty() && key.bytes().all(letter)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 //! A stream has none once it has begun.
 
 use std::{
-    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -22,15 +21,14 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic::{Status, metadata::MetadataValue, server::NamedService};
 use tower::{Layer, Service};
 
 use super::{
     in_flight::{Flight, InFlight},
     server::{Methods, shown},
 };
-use crate::told::Told;
+use crate::{refusal::Refusal, told::Told};
 
 /// An answer as large as this has its place until it was written, which takes an allocation. A smaller one has it until HTTP/2 has taken
 /// it: of a client with little room for each of 256 streams it then holds 2 MiB at the most.
@@ -101,9 +99,7 @@ pub(super) fn was_shed<B>(response: &Response<B>) -> bool {
 
 /// The answer to what does not fit, made once.
 fn overloaded(service: &str, pause: Duration) -> Status {
-    let mut details = ErrorDetails::with_error_info("OVERLOADED", format!("trellis.{service}"), HashMap::new());
-    details.set_retry_info(Some(pause));
-    let mut status = Status::with_error_details(Code::ResourceExhausted, "too many calls are being worked on", details);
+    let mut status = Refusal::exhausted("OVERLOADED", "too many calls are being worked on", pause).into_status(service);
     let millis = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
     status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from(millis));
     status

@@ -23,12 +23,7 @@ static DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 #[inline]
 #[must_use]
 pub fn grpc_status(headers: &HeaderMap) -> Option<Code> {
-    let code = match headers.get(&STATUS)?.as_bytes() {
-        [ones @ b'0'..=b'9'] => Code::from_i32(i32::from(ones - b'0')),
-        [b'1', ones @ b'0'..=b'6'] => Code::from_i32(i32::from(10 + ones - b'0')),
-        _ => Code::Unknown,
-    };
-    Some(code)
+    headers.get(&STATUS).map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 /// Takes details away that are not base64: tonic, reading the status later, would panic on them.
