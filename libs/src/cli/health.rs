@@ -31,7 +31,7 @@ pub(super) struct Health {
 
     /// How to ask a server that has TLS: as it was told itself.
     #[command(flatten)]
-    tls: Tls,
+    pub(super) tls: Tls,
 }
 
 impl Health {
@@ -41,11 +41,6 @@ impl Health {
         if is_authority_from_environment && self.tls.tls_cert.is_none() {
             self.tls.tls_ca = None;
         }
-    }
-
-    #[cfg(test)]
-    pub(super) const fn asks_by_tls(&self) -> bool {
-        self.tls.tls_ca.is_some() || self.tls.tls_cert.is_some()
     }
 }
 

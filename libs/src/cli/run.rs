@@ -401,7 +401,8 @@ mod tests {
             let words = ["tea", "health"].iter().chain(words).copied().map(OsString::from);
             let line = parse_as(with_variable(), words).expect("right flags");
             let Some(Command::Health(health)) = line.command else { panic!("{line:?} is not health") };
-            assert_eq!(health.asks_by_tls(), by_tls, "{health:?}");
+            let asks_by_tls = health.tls.tls_ca.is_some() || health.tls.tls_cert.is_some();
+            assert_eq!(asks_by_tls, by_tls, "{health:?}");
         }
     }
 

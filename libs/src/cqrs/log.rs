@@ -109,7 +109,7 @@ impl Log {
     /// # Errors
     /// When its database isn't there or can't be read, or the disk doesn't take what a killed process left in it.
     pub fn open(location: impl Into<Location>) -> Result<Self, OpenError> {
-        let (reader, recent) = (store::readers_of_journal(&location.into(), 1)?, Recent::default());
+        let (reader, recent) = (store::reader_of_journal(&location.into())?, Recent::default());
         Ok(Self::from(Source::Database { reader, recent, head: None, shared: true, gone: None }))
     }
 

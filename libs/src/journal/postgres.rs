@@ -66,7 +66,7 @@ impl Server {
         let server = Self::connect(location, connections, false)?;
         let failed = |source| OpenError::Database { location: location.clone(), source };
         // Two that begin at once would both find nothing, and both make it.
-        let mut transaction = server.begin_patiently("create").await.map_err(failed)?;
+        let mut transaction = server.begin_to_create().await.map_err(failed)?;
         server.check(&mut transaction, location).await?;
         let there = server.create_schema(&mut transaction).await.map_err(failed)?;
         // Elsewhere they were another service's, too, or may not be made.
@@ -252,10 +252,10 @@ impl Server {
         }
     }
 
-    /// The same, for what may take long: the turn is waited for as long as that takes.
-    async fn begin_patiently(&self, turn: &str) -> Result<Transaction, Error> {
+    /// The same, for what makes tables and may take long: the turn is waited for as long as that takes.
+    async fn begin_to_create(&self) -> Result<Transaction, Error> {
         match &self.way {
-            Way::Postgres(sessions) => Ok(sessions.begin_patiently(&turn_of(&self.schema, turn)).await?),
+            Way::Postgres(sessions) => Ok(sessions.begin_patiently(&turn_of(&self.schema, "create")).await?),
             #[cfg(test)]
             Way::Simulated(_) => Err(Error::Closed),
         }

@@ -300,9 +300,9 @@ pub fn readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
 ///
 /// # Errors
 /// When it isn't there or can't be read, or the disk doesn't take it.
-pub fn settled_readers(path: &Path, count: usize) -> Result<Reader, OpenError> {
+pub fn settled_reader(path: &Path) -> Result<Reader, OpenError> {
     let path = &*real(path);
-    let connections = read_only(path, count)?;
+    let connections = read_only(path, 1)?;
     let failed = |source: Error| OpenError::Database { location: path.into(), source };
     // From now on it is found there up to where it is now, until a writer has synced more.
     if let Some(connection) = connections.first() {

@@ -33,10 +33,10 @@ pub fn readers(location: &Location, count: usize) -> Result<Reader, OpenError> {
 ///
 /// # Errors
 /// As [`readers`], and when the disk doesn't take them.
-pub fn readers_of_journal(location: &Location, count: usize) -> Result<Reader, OpenError> {
+pub fn reader_of_journal(location: &Location) -> Result<Reader, OpenError> {
     match location {
-        Location::Sqlite(path) => sqlite::settled_readers(path, count),
-        Location::Postgres { .. } => Server::readers(location, count).map(Reader::postgres),
+        Location::Sqlite(path) => sqlite::settled_reader(path),
+        Location::Postgres { .. } => Server::readers(location, 1).map(Reader::postgres),
     }
 }
 

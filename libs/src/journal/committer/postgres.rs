@@ -105,10 +105,10 @@ impl Seen {
             UNION ALL SELECT 4, NULL, NULL, position, time, NULL, NULL
                 FROM events WHERE position = ANY($4::text[]::bigint[])";
         let end = vec![vec![ended.position.to_string().into()]];
-        let texts = [(&named.requests, 0), (&named.aggregates, 0), (&named.aggregates, 1), (&end, 0)];
+        let texts = [(&*named.requests, 0), (&named.aggregates, 0), (&named.aggregates, 1), (&end, 0)];
         let (mut id, mut tail, mut found) = (None, Tail::default(), Tail::default());
         let (mut requests, mut aggregates) = (Vec::new(), Vec::new());
-        for record in postgres::query_texts(connection, SQL, texts).await? {
+        for record in postgres::query_texts(connection, SQL, &texts).await? {
             match record.int(0)? {
                 0 => id = Some(record.text(1)?),
                 1 => requests.push(record.columns([1, 5, 3, 6, 4])),

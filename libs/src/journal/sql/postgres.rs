@@ -84,13 +84,13 @@ pub(in crate::journal) async fn query(
 }
 
 /// Runs a SELECT over columns of texts: of each of these keys one.
-pub(in crate::journal) async fn query_texts<const N: usize>(
+pub(in crate::journal) async fn query_texts(
     connection: &mut PgConnection,
     sql: &'static str,
-    columns: [(&Vec<Vec<Value>>, usize); N],
+    columns: &[(&[Vec<Value>], usize)],
 ) -> Result<Vec<Record>, Error> {
     let mut query = sqlx::query(sql);
-    for (keys, column) in columns {
+    for &(keys, column) in columns {
         let text = |key: &'_ Vec<Value>| match key.get(column) {
             Some(Value::Text(text)) => Ok(text.as_ref().to_owned()),
             _ => Err(Error::Mixed),

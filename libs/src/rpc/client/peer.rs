@@ -54,6 +54,7 @@ impl Peer {
         methods: Option<Methods>,
         options: &PeerOptions,
         on_request: Option<OnRequest>,
+        metrics: Option<ClientMetrics>,
     ) -> Self {
         let name: Arc<str> = name.into();
         Self {
@@ -65,12 +66,8 @@ impl Peer {
             timeout: options.timeout,
             name,
             on_request,
-            metrics: None,
+            metrics,
         }
-    }
-
-    pub(super) fn measured_by(self, metrics: Option<ClientMetrics>) -> Self {
-        Self { metrics, ..self }
     }
 
     /// Its name.

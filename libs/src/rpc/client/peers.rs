@@ -177,8 +177,7 @@ impl Peers {
             let most = options.methods.unwrap_or(0);
             Methods::new(self.registry.clone(), layer.clone(), options.breaker.clone(), most, classes)
         });
-        let peer = Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone());
-        Ok(peer.measured_by(self.metrics.clone()))
+        Ok(Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone(), self.metrics.clone()))
     }
 
     /// The addresses of a peer, which are kept current.
