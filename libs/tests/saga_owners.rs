@@ -641,6 +641,11 @@ fn circuit_open() -> CircuitOpen {
     CircuitOpen { breaker: Reserve::PEER.into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }
 }
 
+/// No circuit is asked again sooner than after the step's first wait.
+fn at_once() -> Retry {
+    Retry { initial: Duration::from_millis(1), ..Retry::default() }
+}
+
 /// Until that time has come, its record is as new as can be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_was_ahead_spares_nobody_the_look_at_whose_the_saga_is() {
@@ -649,7 +654,7 @@ async fn a_clock_that_was_ahead_spares_nobody_the_look_at_whose_the_saga_is() {
     }
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.attempt_timeout(Duration::from_millis(50)).without_barrier();
+    saga.attempt_timeout(Duration::from_millis(50)).without_barrier().retry(at_once());
     let world = World::with(saga.build().unwrap());
     let circuit = |call: &SagaCall| match call.op {
         Op::Action => Fault::Status(circuit_open().into_status()),
@@ -731,7 +736,7 @@ async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() 
     }
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.attempt_timeout(Duration::from_millis(20)).without_barrier();
+    saga.attempt_timeout(Duration::from_millis(20)).without_barrier().retry(at_once());
     let world = World::with(saga.build().unwrap());
     let open = circuit_open();
     let (held_back, mut tried) = tokio::sync::mpsc::unbounded_channel();

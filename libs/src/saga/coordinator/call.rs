@@ -198,14 +198,12 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
             let not_sent = CircuitOpen::from_status(&status).filter(|open| is_circuit_to(plan.participant, open));
             let ruling = rule(op, status.code(), Verdict::from_metadata(status.metadata()), answers);
             let mut refusal = Refusal::from_status(&status);
-            refusal.retry_after = match &not_sent {
+            let asked = match &not_sent {
                 Some(open) => Some(open.retry_after),
-                None => {
-                    let asked = refusal.retry_after.or_else(|| pushback(&status));
-                    // Who asks to be called at once is called as soon as one who doesn't.
-                    asked.map(|asked| asked.max(plan.options.retry.initial).min(NO_MORE))
-                }
+                None => refusal.retry_after.or_else(|| pushback(&status)),
             };
+            // Who asks to be called at once is called as soon as one who doesn't. A circuit's word may be a participant's, too.
+            refusal.retry_after = asked.map(|asked| asked.max(plan.options.retry.initial).min(NO_MORE));
             let ruling = not_sent.is_none().then_some(ruling);
             Attempt { step, op, ruling, reply: Bytes::new(), refusal, roll }
         }
@@ -263,6 +261,27 @@ mod tests {
             let attempt = judged(open(its).into_status());
             assert_eq!((attempt.ruling, attempt.refusal.retry_after), (Some(Ruling::Retry), Some(NO_MORE)), "{its}");
         }
+    }
+
+    /// A participant may say that it is a circuit to itself, and whatever time it likes.
+    #[test]
+    fn what_a_circuit_asks_for_is_bounded_as_what_a_participant_does() {
+        let asking = |seconds| {
+            let retry_after = Duration::from_secs(seconds);
+            let open = CircuitOpen {
+                breaker: "payment".into(),
+                reason: Reason::Open,
+                retry_after,
+                cause: None,
+                generation: 1,
+            };
+            let headers = open.into_status().into_http::<()>().into_parts().0.headers;
+            let attempt = judged(Status::from_header_map(&headers).expect("a status"));
+            (attempt.ruling, attempt.refusal.retry_after)
+        };
+        assert_eq!(asking(0), (None, Some(Duration::from_millis(100))));
+        assert_eq!(asking(5), (None, Some(Duration::from_secs(5))));
+        assert_eq!(asking(86_400), (None, Some(NO_MORE)));
     }
 
     #[test]
