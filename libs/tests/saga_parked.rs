@@ -29,7 +29,7 @@ use proto::saga::v1::{
     StepState, parked_saga_query_service_server::ParkedSagaQueryService as _,
     saga_query_service_server::SagaQueryService as _,
 };
-use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, place_order, place_order_version};
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, becomes, place_order, place_order_version, shares};
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, metadata::MetadataMap};
 
@@ -477,6 +477,40 @@ async fn what_another_process_drives_is_not_closed_by_one_that_passed_it_by() {
     assert_eq!(parked(&old).await, [""; 0], "it is not, any more");
     world.participants.on_call(|_| Fault::None);
     assert_eq!(new.finished("tea").await.phase(), SagaPhase::Completed);
+}
+
+/// Whoever parked it can close it. The others can't even read whether it has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_saga_that_cannot_be_read_another_process_says_that_it_does_not_drive_it() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |_, _| panic!("nobody thought of it"));
+    let world = World::with(saga.build().unwrap());
+    let open = async || {
+        let process = opened(&world, vec![Arc::clone(&world.definition)]).await;
+        process.coordinator.recover().await.unwrap();
+        shares(&process);
+        process
+    };
+    let (one, two) = (open().await, open().await);
+    one.place("tea").await.unwrap();
+    becomes("parked", async || parked(&one).await == ["tea"]).await;
+    spoil(&one.journal, "tea").await;
+    for refused in [
+        two.coordinator.force_close("tea", "ann", "paid back by hand").await,
+        two.coordinator.retry("tea", "ann", "?").await,
+        two.coordinator.pause("tea", "ann", "?").await,
+        two.coordinator.skip("tea", "ship", Op::Action, true, "ann", "?").await,
+        two.coordinator.finished("tea").await,
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.code, &*refused.reason), (Code::Unavailable, "SAGA_NOT_DRIVEN"));
+    }
+    let closed = one.coordinator.force_close("tea", "ann", "paid back by hand").await.unwrap();
+    assert_eq!(two.finished("tea").await.version, closed.version);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -320,6 +320,11 @@ impl Coordinator {
             };
             match self.0.loaded(saga_id).await? {
                 Ok(Record { saga, .. }) if is_final(saga.phase()) => return Ok((saga, false)),
+                // Whoever drives it has it parked, and says so.
+                Err(error) if parked.is_none() && self.0.member.get().is_some() => {
+                    tell_unreadable(saga_id, &error);
+                    return Err(not_driven(saga_id));
+                }
                 Err(error) if parked.is_none() => {
                     return readable(saga_id, Err(error)).map(|record| (record.saga, false));
                 }
@@ -407,7 +412,7 @@ impl Shared {
 
 fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stored, Refusal> {
     let read = read.map_err(|error| {
-        tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+        tell_unreadable(saga_id, &error);
         error.refusal()
     })?;
     read.ok_or_else(|| {
@@ -417,9 +422,13 @@ fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stor
 
 fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
     stored.map_err(|error| {
-        tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
+        tell_unreadable(saga_id, &error);
         Refusal::internal()
     })
+}
+
+fn tell_unreadable(saga_id: &str, error: &dyn std::fmt::Display) {
+    tracing::error!(saga.id = saga_id, %error, "a saga can't be read");
 }
 
 fn not_driven(saga_id: &str) -> Refusal {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::saga::v1::{Saga, Step};
 use tokio::sync::oneshot;
 
-use super::{Coordinator, Mail, Shared, closed, is_final, live::Unreachable, not_driven, readable};
+use super::{Coordinator, Mail, Shared, closed, is_final, live::Unreachable, not_driven, readable, tell_unreadable};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -90,8 +90,13 @@ impl Coordinator {
             }
             Err(why) => {
                 let stored = match self.0.loaded(saga_id).await? {
-                    // That is why.
-                    Err(_) if matches!(why, Unreachable::Parked(..)) => return Err(why.into_refusal(saga_id)),
+                    // It is parked, here or where it is driven.
+                    Err(error) if matches!(why, Unreachable::Parked(..)) || self.0.member.get().is_some() => {
+                        if !matches!(why, Unreachable::Parked(..)) {
+                            tell_unreadable(saga_id, &error);
+                        }
+                        return Err(why.into_refusal(saga_id));
+                    }
                     stored => readable(saga_id, stored)?,
                 };
                 if is_final(stored.saga.phase()) {
