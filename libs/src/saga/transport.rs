@@ -18,6 +18,7 @@ use tonic::{
 };
 
 use super::definition::Definition;
+use crate::rpc::deadline::{GRPC_TIMEOUT, format_grpc_timeout};
 
 /// One attempt of one operation.
 #[derive(Debug)]
@@ -95,8 +96,9 @@ where
     let Attempt { path, request, metadata, timeout, .. } = attempt;
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|error| Status::from_error(error.into()))?;
-    let mut request = Request::from_parts(metadata, tonic::Extensions::new(), request);
-    request.set_timeout(timeout);
+    let mut headers = metadata.into_headers();
+    headers.insert(GRPC_TIMEOUT, format_grpc_timeout(timeout));
+    let request = Request::from_parts(MetadataMap::from_headers(headers), tonic::Extensions::new(), request);
     let (metadata, reply, _) = client.unary(request, PathAndQuery::from_static(path), Verbatim).await?.into_parts();
     Ok((reply, metadata))
 }
@@ -152,5 +154,48 @@ impl Decoder for Verbatim {
 
     fn buffer_settings(&self) -> BufferSettings {
         Self::buffers()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tonic::body::Body as Message;
+    use tonic_prost::ProstCodec;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::{rpc::deadline::grpc_timeout, saga::Operation};
+
+    struct Ship;
+
+    impl Operation for Ship {
+        const PEER: &'static str = "shipping";
+        const PATH: &'static str = "/ship";
+        type Request = String;
+        type Reply = String;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_take_any_time_leaves_and_says_how_long() {
+        let mut saga = Definition::builder::<String>("test", 1);
+        saga.pivot::<Ship>("ship", |input, _| Ok(input.clone()));
+        let definition = saga.build().expect("a definition");
+        // Answers how long it is given.
+        let peer = service_fn(async |request: http::Request<Message>| {
+            let given = format!("{:?}", grpc_timeout(request.headers()));
+            let ship = service_fn(async |_: Request<String>| Ok::<_, Status>(tonic::Response::new(given.clone())));
+            let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
+            Ok::<_, Infallible>(grpc.unary(ship, request).await)
+        });
+        let grpc = Grpc::connect(&[definition], |_| Ok::<_, Infallible>(peer)).expect("a channel");
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
+        for (timeout, given) in [(second, second), (Duration::MAX, 99_999_999 * hour)] {
+            let request = Bytes::new();
+            let attempt = Attempt { peer: "shipping", path: "/ship", request, metadata: MetadataMap::new(), timeout };
+            let (reply, _) = grpc.call(attempt).await.expect("an answer");
+            assert_eq!(<String as prost::Message>::decode(reply).expect("a reply"), format!("{:?}", Some(given)));
+        }
     }
 }
