@@ -95,6 +95,15 @@ fn steps_have_names_of_their_own() {
     assert_eq!(sixty_four.name(), "below");
 }
 
+/// Who asks for version 0 is shown the newest.
+#[test]
+fn versions_are_counted_from_one() {
+    let mut saga = Definition::builder::<i64>("test", 0);
+    pivot(&mut saga, "a");
+    let refused = saga.build().unwrap_err();
+    assert_eq!(refused.to_string(), "saga test: there is no version 0: the first is 1");
+}
+
 #[test]
 fn steps_have_an_order() {
     all(&[

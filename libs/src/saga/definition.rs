@@ -86,8 +86,8 @@ impl fmt::Debug for Definition {
 }
 
 impl Definition {
-    /// Begins a definition whose sagas start from an `I`. The name is the saga's type, stable for ever. Raise the version when a
-    /// step's functions change their meaning, and keep the older definition with the coordinator until its sagas have ended.
+    /// Begins a definition whose sagas start from an `I`. The name is the saga's type, stable for ever. The first version is 1; raise it
+    /// when a step's functions change their meaning, and keep the older definition with the coordinator until its sagas have ended.
     pub fn builder<I: Message + Default + 'static>(name: &'static str, version: u32) -> Builder<I> {
         Builder::new(name, version)
     }

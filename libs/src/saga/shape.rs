@@ -35,6 +35,9 @@ pub enum Fault {
     /// A name can't travel in metadata or stand in a key.
     #[error("the name {0:?} must be 1 to 64 of a-z, 0-9, '-' and '_'")]
     Name(&'static str),
+    /// Version 0 asks for the newest.
+    #[error("there is no version 0: the first is 1")]
+    NoVersion,
     /// Nothing to do.
     #[error("has no steps")]
     Empty,
@@ -107,6 +110,9 @@ pub(super) fn check(plan: &mut Plan, after: &[Option<Vec<String>>]) -> Result<()
     let saga = plan.name;
     let faulty = |fault| DefinitionError { saga, fault };
     check_names(plan).map_err(faulty)?;
+    if plan.version == 0 {
+        return Err(faulty(Fault::NoVersion));
+    }
     put_in_order(&mut plan.steps, after).map_err(faulty)?;
     let descendants = descendants(&plan.steps).map_err(faulty)?;
     check_kinds(&plan.steps, &descendants).map_err(faulty)?;
