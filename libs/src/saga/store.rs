@@ -16,7 +16,7 @@ const MOST_BYTES: i64 = 8 << 20;
 /// Of how many sagas it is asked at a time how many bytes they have.
 const MOST_SIZED: usize = 64;
 
-/// The kind of a saga's stream of events, each of which holds the saga as queries show it.
+/// The kind of a saga's stream of events, each of which tells what changed: a `SagaTransition`.
 pub(super) const KIND: &str = "saga";
 
 pub(super) static SAGAS: Table = Table {

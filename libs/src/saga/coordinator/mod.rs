@@ -145,7 +145,7 @@ impl fmt::Debug for Coordinator {
 
 impl Coordinator {
     /// A coordinator over a journal that keeps [`TABLES`](super::TABLES). Of each type it starts sagas of the newest version;
-    /// older versions take up the sagas that began under them. Call [`Coordinator::recover`] once the service is ready.
+    /// older versions take up the sagas that began under them. Call [`Coordinator::recover`] before anything else.
     ///
     /// # Errors
     /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other steps.

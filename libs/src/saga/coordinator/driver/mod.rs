@@ -152,7 +152,7 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// How often one that is done as a step looks whether that is still stored. Only after a failover it may not be, and many may wait so.
 const LOOK_FOR_LOSS: Duration = Duration::from_secs(10);
 impl Driver {
-    /// Sets a task on a saga whose record is committed. Nothing happens if a fresh one has one already.
+    /// Sets a task on a saga whose record is committed. A fresh one whose place is taken is put among those that are claimed instead.
     pub(super) fn launch(
         shared: Arc<Shared>,
         program: Arc<Definition>,
