@@ -8,7 +8,7 @@ use prost::Message;
 use super::{
     Builder, LocalWork, Replies, ids,
     machine::Local,
-    plan::{Plan, Requests},
+    plan::Plan,
     record::Record,
     shape,
 };
@@ -167,14 +167,9 @@ impl Definition {
         shape::check_keys(&keys)?;
         Ok(keys)
     }
-}
 
-impl Requests for Definition {
-    fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    fn request(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
+    /// The bytes of a step's action.
+    pub(super) fn request(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
             StepCode::Remote { request, .. } | StepCode::Saga { request, .. } => {
                 request(Replies::before(&self.plan, record, step))
@@ -183,7 +178,8 @@ impl Requests for Definition {
         }
     }
 
-    fn compensation(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
+    /// The bytes of a step's compensation.
+    pub(super) fn compensation(&self, step: usize, record: &Record) -> Result<Bytes, Refusal> {
         match &self.steps[step] {
             StepCode::Remote { undo: Some(undo), .. } => undo(Replies::of(&self.plan, record), step),
             // It is told to turn back, which takes no words.

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use proto::saga::v1::{LockPolicy, StepKind};
 use tonic::Code;
 
-use super::record::Record;
-use crate::{refusal::Refusal, rpc::verdict::Op};
+use crate::rpc::verdict::Op;
 
 /// A set of steps, one bit each.
 pub(super) type Steps = u64;
@@ -160,16 +158,6 @@ impl Retry {
         let seconds = capped * (1.0 - self.jitter.clamp(0.0, 1.0) * roll.clamp(0.0, 1.0));
         Duration::try_from_secs_f64(seconds).unwrap_or(self.most)
     }
-}
-
-/// What the machine asks of a definition: pure functions of a saga's record.
-pub(super) trait Requests {
-    /// The shape.
-    fn plan(&self) -> &Plan;
-    /// The bytes of a step's action.
-    fn request(&self, step: usize, record: &Record) -> Result<Bytes, Refusal>;
-    /// The bytes of a step's compensation.
-    fn compensation(&self, step: usize, record: &Record) -> Result<Bytes, Refusal>;
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::saga::{Definition, Operation, plan::Requests as _};
+    use crate::saga::{Definition, Operation};
 
     struct Do;
 

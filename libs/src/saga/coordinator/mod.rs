@@ -262,7 +262,7 @@ impl Coordinator {
             locks = locks::at_start(&mut record, definition.plan.locks == LockPolicy::Refuse, loaded)?;
         }
         if !machine::asks_for_locks(&record) {
-            machine::advance(&*definition, &mut record, Input::Tick, Moment::at(now_micros))?;
+            machine::advance(&definition, &mut record, Input::Tick, Moment::at(now_micros))?;
         }
         if !matches!(record.saga.phase(), SagaPhase::Scheduled | SagaPhase::Forward) {
             // Its first step's request can't be made: nothing was done, and nothing needs a saga.

@@ -210,7 +210,7 @@ mod tests {
             let definition = saga.build().expect("a definition");
             let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
             let moment = Moment::at;
-            advance(&*definition, &mut record, Input::Tick, moment(SECOND)).expect("begun");
+            advance(&definition, &mut record, Input::Tick, moment(SECOND)).expect("begun");
             let due = Due { step: 0, op: Op::Action };
             let mut told = Vec::new();
             for at in (10..=35 * 60).step_by(7) {
@@ -218,7 +218,7 @@ mod tests {
                 let refusal = Refusal::new(Code::Unavailable, "CIRCUIT_OPEN", "shipping is out");
                 let refusal = Refusal { retry_after: Some(Duration::from_secs(7)), ..refusal };
                 let attempt = Attempt { step: 0, op: Op::Action, ruling, reply: Bytes::new(), refusal, roll: 0.0 };
-                let moved = advance(&*definition, &mut record, Input::Attempted(attempt), moment(at * SECOND));
+                let moved = advance(&definition, &mut record, Input::Attempted(attempt), moment(at * SECOND));
                 if moved.expect("it waits").alert.is_some() {
                     told.push((at + 7) / 60);
                 }

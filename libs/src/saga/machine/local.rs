@@ -134,7 +134,7 @@ mod tests {
         let refused = |record: &mut Record, step, now| {
             let refusal = Refusal::exhausted("FULL", "the desk is full", Duration::from_secs(1));
             let input = Input::LocalRefused { local: Local::Step(step), refusal, roll: 0.0 };
-            advance(&*definition, record, input, Moment { asked: 0, ..Moment::at(now) }).expect("it waits").local
+            advance(&definition, record, input, Moment { asked: 0, ..Moment::at(now) }).expect("it waits").local
         };
         record = *refused(&mut record, 1, 2_000_000).expect("copy is asked for").1;
         let local = refused(&mut record, 2, 4_000_000);

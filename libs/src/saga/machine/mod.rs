@@ -35,7 +35,8 @@ pub(super) use self::{
     outlook::{Due, begun, due, leaves, may_be_called, next_wake},
 };
 use super::{
-    plan::{Plan, Requests, StepPlan, each},
+    Definition,
+    plan::{Plan, StepPlan, each},
     record::{Line, Record, STUCK, changed_at, is_final, next_attempt, reason},
 };
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
@@ -116,7 +117,7 @@ pub(super) struct Alert {
 
 /// Takes a saga on by what happened. A command that is refused changes nothing.
 pub(super) fn advance(
-    program: &dyn Requests,
+    program: &Definition,
     record: &mut Record,
     input: Input,
     moment: Moment,
@@ -125,7 +126,7 @@ pub(super) fn advance(
     if is_over(record) && !matches!(input, Input::Operator(_)) {
         return Ok(Moved::default());
     }
-    let mut turn = Turn { program, plan: program.plan(), record, moment, moved: Moved::default() };
+    let mut turn = Turn { program, plan: &program.plan, record, moment, moved: Moved::default() };
     match input {
         Input::Tick => {}
         Input::Woken => turn.record.queued = false,
@@ -150,7 +151,7 @@ pub(super) fn renew(record: &mut Record, now: i64) {
 
 /// One move of one saga.
 struct Turn<'a> {
-    program: &'a dyn Requests,
+    program: &'a Definition,
     plan: &'a Plan,
     record: &'a mut Record,
     moment: Moment,

@@ -308,11 +308,11 @@ mod tests {
         let definition = saga.build().expect("a definition");
         let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
         let moment = Moment::at(1);
-        advance(&*definition, &mut record, Input::Tick, moment).expect("begun");
+        advance(&definition, &mut record, Input::Tick, moment).expect("begun");
         let skip = Wish::Skip { step: "ship".to_owned(), op: Op::Action, settled: Settled::Done };
         for wish in [Wish::Pause, skip, Wish::Cancel, Wish::Resume] {
             let command = Command { wish, actor: "ann".to_owned(), reason: "I have looked".to_owned() };
-            advance(&*definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
+            advance(&definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
         }
         assert_eq!(record.saga.steps[0].state(), StepState::Compensating);
         let wakes = next_wake(&definition.plan, &record, |_| false);
@@ -327,16 +327,16 @@ mod tests {
         let definition = saga.build().expect("a definition");
         let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
         let moment = Moment::at(1);
-        advance(&*definition, &mut record, Input::Tick, moment).expect("begun");
+        advance(&definition, &mut record, Input::Tick, moment).expect("begun");
         record.step_mut(0).set_state(StepState::Done);
-        advance(&*definition, &mut record, Input::Tick, moment).expect("past its pivot");
+        advance(&definition, &mut record, Input::Tick, moment).expect("past its pivot");
         // As such a record was left.
         record.step_mut(1).set_state(StepState::Rejected);
         record.saga.set_phase(SagaPhase::Stuck);
         record.kept.set_stuck_from(SagaPhase::Forward);
         record.kept.steps[1].held = true;
         let command = Command { wish: Wish::Retry, actor: "ann".to_owned(), reason: "the ship is back".to_owned() };
-        advance(&*definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
+        advance(&definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
         assert_eq!((record.saga.steps[1].state(), record.kept.steps[1].refusals), (StepState::Started, 1));
     }
 }

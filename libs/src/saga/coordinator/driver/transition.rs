@@ -53,7 +53,7 @@ impl Driver {
             };
             let moment = Moment { asked, draining: self.is_draining(), ..Moment::at(now) };
             let Self { program, record, .. } = self;
-            let advance = || machine::advance(&**program, record, input, moment);
+            let advance = || machine::advance(program, record, input, moment);
             let moved = guarded(advance)?.map_err(Stopped::Refused)?;
             if let Some(alert) = moved.alert {
                 self.alert(&alert);
