@@ -8,7 +8,6 @@ use super::Driver;
 use crate::saga::{
     coordinator::Shared,
     machine::{self, Due},
-    plan::StepPlan,
     record::changed_at,
 };
 
@@ -58,11 +57,11 @@ impl Driver {
     /// known too long ago: the saga may have gone on with another process since, and an operator have settled the step there. Whoever has the
     /// saga now waits only for calls of before it took the saga up.
     pub(super) fn age(&self) -> Age {
-        let steps = &self.program.plan.steps;
         let (now, counts) = (self.shared.now(), self.shared.counts() / 2);
         let (changed, known) = (self.changed_micros(), self.known_micros());
-        let age = |step: &StepPlan| {
-            if now > machine::later(changed, counts) {
+        let age = |due: Due| {
+            let step = &self.program.plan.steps[due.step];
+            if now > machine::later(changed, counts) || machine::is_given_more(&self.program.plan, &self.record, due) {
                 Age::OfRecord
             } else if step.is_remote() && self.shared.must_look(known, step.options.attempt_timeout) {
                 Age::OfOwner
@@ -70,12 +69,6 @@ impl Driver {
                 Age::Young
             }
         };
-        let is_given_more = |due| machine::is_given_more(&self.program.plan, &self.record, due);
-        // Mostly it is as good as new.
-        if steps.iter().all(|step| age(step) == Age::Young) && !machine::begun(&self.record).any(is_given_more) {
-            return Age::Young;
-        }
-        let age = |due: Due| if is_given_more(due) { Age::OfRecord } else { age(&steps[due.step]) };
         let due = machine::due(&self.record, |due| self.in_flight.contains(due), now);
         due.into_iter().map(age).max().unwrap_or(Age::Young)
     }
