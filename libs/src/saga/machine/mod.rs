@@ -177,10 +177,6 @@ impl Turn<'_> {
         self.record.saga.phase()
     }
 
-    fn stuck_from(&self, phase: SagaPhase) -> bool {
-        stuck_from(self.record, phase)
-    }
-
     fn enter(&mut self, phase: SagaPhase) {
         enter(self.record, phase);
         self.moved.changed = true;
@@ -381,13 +377,12 @@ fn owed(plan: &Plan, record: &Record) -> u64 {
     (0..plan.steps.len()).filter(owes).fold(0, |steps, step| steps | 1 << step)
 }
 
-fn stuck_from(record: &Record, phase: SagaPhase) -> bool {
-    record.saga.phase() == SagaPhase::Stuck && record.kept.stuck_from() == phase
-}
-
 /// True for a saga that is on its way back.
 pub(super) fn goes_back(record: &Record) -> bool {
-    record.saga.phase() == SagaPhase::Compensating || stuck_from(record, SagaPhase::Compensating)
+    match record.saga.phase() {
+        SagaPhase::Stuck => record.kept.stuck_from() == SagaPhase::Compensating,
+        phase => phase == SagaPhase::Compensating,
+    }
 }
 
 /// True if the machine has nothing more to do for this saga.

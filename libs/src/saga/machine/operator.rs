@@ -179,9 +179,7 @@ impl Turn<'_> {
                 let state = self.state(step);
                 state == StepState::Started || (held && state == StepState::Rejected) || self.was_put_off(step)
             }
-            Op::Compensation => {
-                self.state(step) == StepState::Compensating || (held && self.stuck_from(SagaPhase::Compensating))
-            }
+            Op::Compensation => self.state(step) == StepState::Compensating || (held && goes_back(self.record)),
         };
         if !open {
             let message = format!("{name} waits for nothing that could be skipped");

@@ -2,7 +2,7 @@
 
 use proto::saga::v1::SagaPhase;
 
-use super::{Line, Turn};
+use super::{Line, Turn, goes_back};
 use crate::{
     refusal::Refusal,
     saga::{ids, record::reason},
@@ -31,10 +31,7 @@ impl Turn<'_> {
             return;
         }
         if phase == SagaPhase::Compensated {
-            let goes_on = self.phase() == SagaPhase::Scheduled
-                || self.phase() == SagaPhase::Forward
-                || self.stuck_from(SagaPhase::Forward);
-            if goes_on {
+            if !goes_back(self.record) {
                 let refusal =
                     Refusal::precondition("PARENT_COMPENSATED", "the saga that this one is a step of was undone");
                 self.turn_back(reason("", &refusal));
