@@ -123,7 +123,7 @@ pub(super) fn advance(
     moment: Moment,
 ) -> Result<Moved, Refusal> {
     // What comes late changes nothing; an operator is told so.
-    if is_over(record) && !matches!(input, Input::Operator(_)) {
+    if is_final(record.saga.phase()) && !matches!(input, Input::Operator(_)) {
         return Ok(Moved::default());
     }
     let mut turn = Turn { program, plan: &program.plan, record, moment, moved: Moved::default() };
@@ -383,11 +383,6 @@ pub(super) fn goes_back(record: &Record) -> bool {
         SagaPhase::Stuck => record.kept.stuck_from() == SagaPhase::Compensating,
         phase => phase == SagaPhase::Compensating,
     }
-}
-
-/// True if the machine has nothing more to do for this saga.
-pub(super) fn is_over(record: &Record) -> bool {
-    is_final(record.saga.phase())
 }
 
 /// What has ended waits for nobody and is held by nobody.

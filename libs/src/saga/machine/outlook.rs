@@ -7,7 +7,7 @@ use crate::{
     rpc::verdict::Op,
     saga::{
         plan::Plan,
-        record::{Record, next_attempt},
+        record::{Record, is_final, next_attempt},
     },
 };
 
@@ -40,7 +40,7 @@ pub(in crate::saga) fn may_be_called(record: &Record, due: Due) -> bool {
 ///
 /// Only a committed record may be asked: that is what makes the log go before the act.
 pub(in crate::saga) fn due(record: &Record, in_flight: impl Fn(Due) -> bool, now: i64) -> Vec<Due> {
-    if record.saga.paused || super::is_over(record) {
+    if record.saga.paused || is_final(record.saga.phase()) {
         return Vec::new();
     }
     let waits = |due: &Due| next_attempt(&record.saga.steps[due.step]) > now;
@@ -64,7 +64,7 @@ pub(in crate::saga) fn leaves(record: &mut Record, due: Due) -> u32 {
 
 /// When the record asks for something although nothing happens.
 pub(in crate::saga) fn next_wake(plan: &Plan, record: &Record, in_flight: impl Fn(Due) -> bool) -> Option<i64> {
-    if record.saga.paused || super::is_over(record) {
+    if record.saga.paused || is_final(record.saga.phase()) {
         return None;
     }
     let calls = begun(record).filter(|due| !in_flight(*due)).map(|due| next_attempt(&record.saga.steps[due.step]));

@@ -40,7 +40,7 @@ use crate::{
         Definition,
         definition::StepCode,
         machine::{self, Attempt, Due, Input, Wish},
-        record::Record,
+        record::{Record, is_final},
         store,
     },
 };
@@ -226,7 +226,7 @@ impl Driver {
     async fn drive(&mut self) -> End {
         loop {
             self.count(Some(self.record.saga.phase()));
-            if machine::is_over(&self.record) {
+            if is_final(self.record.saga.phase()) {
                 return End::Over;
             }
             let draining = self.is_draining();
@@ -239,7 +239,7 @@ impl Driver {
                 if let Err(Stopped::End(end)) = Box::pin(self.ask_parent_once()).await {
                     return end;
                 }
-                if machine::is_over(&self.record) {
+                if is_final(self.record.saga.phase()) {
                     continue;
                 }
             }
