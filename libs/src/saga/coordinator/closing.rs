@@ -81,7 +81,7 @@ impl Shared {
     async fn commit_end(self: &Arc<Self>, record: &mut Record, since: u64) -> Result<(), Refusal> {
         let saga_id = record.saga.saga_id.clone();
         let (mut decided, size) = store::transition(record);
-        let (shared, below) = (Arc::clone(self), sub_sagas::born_by(record));
+        let (shared, below) = (Arc::clone(self), sub_sagas::below(record));
         decided.on_commit.push(Box::new(move || shared.wake(&below)));
         let mut aggregates = Vec::new();
         let release = locks::Release::of(record);

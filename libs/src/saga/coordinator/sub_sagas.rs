@@ -23,7 +23,6 @@ use crate::{
     saga::{
         Definition,
         machine::{self, Attempt, Due, Input, Moment, Wish},
-        plan::each,
         record::{Record, is_final},
         reply::Ruling,
         store,
@@ -191,18 +190,10 @@ impl Shared {
 }
 
 /// The sagas below one that has ended, which wait for that.
-pub(super) fn below(record: &Record, program: &Definition) -> Vec<String> {
+pub(super) fn below(record: &Record) -> Vec<String> {
     if !is_final(record.saga.phase()) {
         return Vec::new();
     }
-    each(program.plan.sagas())
-        .map(|step| record.saga.steps[step].sub_saga_id.clone())
-        .filter(|id| !id.is_empty())
-        .collect()
-}
-
-/// The sagas that take steps of one, as far as it has begun them.
-pub(super) fn born_by(record: &Record) -> Vec<String> {
     record.saga.steps.iter().map(|step| step.sub_saga_id.clone()).filter(|id| !id.is_empty()).collect()
 }
 

@@ -168,7 +168,7 @@ impl Driver {
             None => Box::new(move |_| decided),
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
         };
-        let below = sub_sagas::below(&self.record, &self.program);
+        let below = sub_sagas::below(&self.record);
         let born = self.record.unborn != 0;
         let decide = if below.is_empty() && !born {
             decide
