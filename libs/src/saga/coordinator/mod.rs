@@ -67,7 +67,8 @@ use super::{
     store::{self, Stored},
 };
 use crate::{
-    journal::{AggregateId, Decided, Journal, Loaded, Member, sql},
+    cqrs::not_submitted,
+    journal::{AggregateId, Decided, Journal, Loaded, Member, SubmitError, sql},
     refusal::Refusal,
     rpc::{carried::CarriedKeys, verdict::is_name},
 };
@@ -229,7 +230,7 @@ impl Coordinator {
     ) -> Result<Decided, Refusal> {
         let (shared, now_micros) = (&self.0, loaded.now_micros());
         if shared.draining.load(Ordering::Acquire) {
-            return Err(shutting_down());
+            return Err(not_submitted(SubmitError::Closed));
         }
         let Some(definition) = shared.definitions.newest(saga_type).cloned() else {
             tracing::error!(saga.r#type = saga_type, "no such saga is defined");
@@ -438,11 +439,6 @@ fn not_driven(saga_id: &str) -> Refusal {
 
 fn closed(saga_id: &str) -> Refusal {
     Refusal::precondition("SAGA_CLOSED", format!("saga {saga_id} has ended")).with("saga_id", saga_id)
-}
-
-fn shutting_down() -> Refusal {
-    let message = "the service is shutting down: try again, another one answers";
-    Refusal::unavailable("SHUTTING_DOWN", message, Duration::from_secs(1))
 }
 
 fn system_clock() -> i64 {
