@@ -10,7 +10,7 @@ use proto::saga::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    coordinator::Coordinator,
+    coordinator::{Coordinator, unknown},
     definition::Definition,
     definitions::Definitions,
     plan::{Retry, StepPlan, each},
@@ -108,10 +108,6 @@ impl SagaQueries {
 /// The ids that a saga may have: its own service may have chosen more freely than callers choose other ids.
 fn must_be_id(saga_id: &str, violations: &mut Violations) {
     violations.require(is_name(saga_id, LONGEST_NAME), "saga_id", "must be 1 to 128 visible ASCII characters");
-}
-
-fn unknown(saga_id: &str) -> Refusal {
-    Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
 }
 
 async fn get(read: &ReadSide, saga_id: &str, here: Option<&Coordinator>) -> Result<pb::GetSagaResponse, Refusal> {

@@ -416,9 +416,11 @@ fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stor
         tell_unreadable(saga_id, &error);
         error.refusal()
     })?;
-    read.ok_or_else(|| {
-        Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
-    })
+    read.ok_or_else(|| unknown(saga_id))
+}
+
+pub(super) fn unknown(saga_id: &str) -> Refusal {
+    Refusal::not_found("UNKNOWN_SAGA", format!("there is no saga {saga_id}")).with("saga_id", saga_id)
 }
 
 fn readable(saga_id: &str, stored: Stored) -> Result<Record, Refusal> {
