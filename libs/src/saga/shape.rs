@@ -302,7 +302,9 @@ pub(super) fn hash(plan: &Plan) -> [u8; 32] {
     for StepPlan { name, kind, after, participant, action, compensation, saga, .. } in &plan.steps {
         let kind = kind.as_str_name();
         hash.update(format!("{name} {kind} {after:x} {participant} {action} {compensation}\n"));
-        hash.update(saga.unwrap_or_default().get(..if saga.is_some() { 32 } else { 0 }).unwrap_or_default());
+        if let Some(saga) = saga {
+            hash.update(saga);
+        }
     }
     hash.finalize().into()
 }

@@ -169,13 +169,11 @@ impl Driver {
             Some(with) => Box::new(move |loaded| with(loaded, decided)),
         };
         let below = sub_sagas::below(&self.record);
-        let born = self.record.unborn != 0;
-        let decide = if below.is_empty() && !born {
+        let decide = if below.is_empty() && self.record.unborn == 0 {
             decide
         } else {
             let shared = Arc::clone(&self.shared);
-            let births =
-                if born { sub_sagas::births(&shared, &self.program, &self.record) } else { Decided::default() };
+            let births = sub_sagas::births(&shared, &self.program, &self.record);
             Box::new(move |loaded: &Loaded<'_>| {
                 let mut decided = decide(loaded);
                 decided.absorb(births);
@@ -220,7 +218,7 @@ impl Driver {
                 Ok(committed.outcome)
             }
             Err(SubmitError::Unavailable) => Err(Stopped::Unavailable),
-            Err(SubmitError::Closed | SubmitError::Full) => Err(Stopped::End(End::Leaving)),
+            Err(SubmitError::Closed) => Err(Stopped::End(End::Leaving)),
             Err(error) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
         }
     }
