@@ -5,13 +5,7 @@ use std::{any::TypeId, fmt, sync::Arc};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{
-    Builder, LocalWork, Replies, ids,
-    machine::Local,
-    plan::Plan,
-    record::Record,
-    shape,
-};
+use super::{Builder, LocalWork, Replies, ids, machine::Local, plan::Plan, record::Record, shape};
 use crate::refusal::Refusal;
 
 pub(super) type MakeRequest = Box<dyn Fn(Replies<'_>) -> Result<Bytes, Refusal> + Send + Sync>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::saga::v1::{Saga, Step};
 use tokio::sync::oneshot;
 
-use super::{Coordinator, Mail, Shared, closed, is_final, live::Unreachable, not_driven, readable, tell_unreadable};
+use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, readable, tell_unreadable};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -107,8 +107,11 @@ impl Coordinator {
                     Unreachable::NotLive(mail) if self.0.member.get().is_some() => {
                         if let Mail::Operator(Command { wish: Wish::Skip { step, op, settled }, .. }, _) = &mail {
                             machine::must_rest(&stored)?;
-                            if may_be_called(&stored, step, *op, *settled) && !self.0.is_nobodys(saga_id).await? {
-                                return Err(driven_elsewhere(saga_id));
+                            if may_be_called(&stored, step, *op, *settled) {
+                                let gone = store::owner_gone(&self.0.journal, saga_id).await;
+                                if gone.map_err(|error| error.refusal())?.is_none() {
+                                    return Err(driven_elsewhere(saga_id));
+                                }
                             }
                         }
                         self.seize(&stored, mail).await?;
@@ -118,14 +121,6 @@ impl Coordinator {
             }
         }
         answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
-    }
-}
-
-impl Shared {
-    /// Whether the process is gone that drove a saga.
-    async fn is_nobodys(&self, saga_id: &str) -> Result<bool, Refusal> {
-        let gone = store::owner_gone(&self.journal, saga_id).await.map_err(|error| error.refusal())?;
-        Ok(gone.is_some())
     }
 }
 

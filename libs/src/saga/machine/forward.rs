@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proto::saga::v1::{Reason, SagaPhase, StepKind, StepState};
 
-use super::{Line, Local, Turn, each, elapsed, in_states, keep_timeout, owed};
+use super::{Line, Local, Turn, each, elapsed, in_states, keep_timeout, outlook::step_deadline, owed};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -125,14 +125,10 @@ impl Turn<'_> {
             return;
         }
         for step in each(in_states(self.record, &[StepState::Started])) {
-            if self.step_deadline(step).is_some_and(|deadline| self.moment.now >= deadline) {
+            if step_deadline(self.plan, self.record, step).is_some_and(|deadline| self.moment.now >= deadline) {
                 self.abandon(step, &too_late("STEP_DEADLINE_PASSED", "the step's deadline passed"));
             }
         }
-    }
-
-    fn step_deadline(&self, step: usize) -> Option<i64> {
-        super::outlook::step_deadline(self.plan, self.record, step)
     }
 
     /// A step's action is given up without knowing its outcome: it will be undone.
