@@ -150,10 +150,6 @@ impl Turn<'_> {
         kept.refusal = None;
         let called = self.plan.steps[step].is_remote() && kept.started_micros > 0;
         kept.may_have_run = called;
-        if called && kept.refusals == 0 {
-            // Refused before refusals were counted: the participant has that one under the first round.
-            kept.refusals = 1;
-        }
         self.set_state(step, if called { StepState::Started } else { StepState::Unspecified });
     }
 
@@ -315,26 +311,5 @@ mod tests {
         assert_eq!(record.saga.steps[0].state(), StepState::Compensating);
         let wakes = next_wake(&definition.plan, &record, |_| false);
         assert_eq!(wakes, Some(later(1, timeout * 3)));
-    }
-
-    #[test]
-    fn what_was_refused_before_refusals_were_counted_is_another_call_when_it_is_asked_for_anew() {
-        let mut saga = Definition::builder::<i64>("test", 1);
-        saga.pivot::<Ship>("decide", |input, _| Ok(*input));
-        saga.retriable::<Ship>("ship", |input, _| Ok(*input));
-        let definition = saga.build().expect("a definition");
-        let mut record = definition.plan.new_record("s", Vec::new(), 1, 0);
-        let moment = Moment::at(1);
-        advance(&definition, &mut record, Input::Tick, moment).expect("begun");
-        record.step_mut(0).set_state(StepState::Done);
-        advance(&definition, &mut record, Input::Tick, moment).expect("past its pivot");
-        // As such a record was left.
-        record.step_mut(1).set_state(StepState::Rejected);
-        record.saga.set_phase(SagaPhase::Stuck);
-        record.kept.set_stuck_from(SagaPhase::Forward);
-        record.kept.steps[1].held = true;
-        let command = Command { wish: Wish::Retry, actor: "ann".to_owned(), reason: "the ship is back".to_owned() };
-        advance(&definition, &mut record, Input::Operator(command), moment).expect("it may be asked for");
-        assert_eq!((record.saga.steps[1].state(), record.kept.steps[1].refusals), (StepState::Started, 1));
     }
 }
