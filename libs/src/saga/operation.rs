@@ -19,3 +19,21 @@ pub trait Compensated: Operation {
     /// The one that undoes it.
     type Compensation: Operation;
 }
+
+/// Operations of tests, that take and answer a number.
+#[cfg(test)]
+macro_rules! operations {
+    ($($name:ident $(undone by $undo:ident)?;)*) => { $(
+        struct $name;
+        impl $crate::saga::Operation for $name {
+            const PEER: &'static str = "peer";
+            const PATH: &'static str = concat!("/test.v1.Test/", stringify!($name));
+            type Request = i64;
+            type Reply = i64;
+        }
+        $(impl $crate::saga::Compensated for $name { type Compensation = $undo; })?
+    )* };
+}
+
+#[cfg(test)]
+pub(super) use operations;

@@ -123,20 +123,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::saga::{Definition, Operation};
+    use crate::saga::{Definition, operation::operations};
 
-    struct Do;
-
-    impl Operation for Do {
-        const PEER: &'static str = "peer";
-        const PATH: &'static str = "/do";
-        type Request = i64;
-        type Reply = i64;
-    }
-
-    impl Compensated for Do {
-        type Compensation = Self;
-    }
+    operations! { Do undone by Do; }
 
     /// A saga in which everything is done, and each step has answered its number.
     fn done(definition: &Definition) -> Record {

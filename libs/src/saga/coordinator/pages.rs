@@ -5,19 +5,17 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tonic::{Status, metadata::MetadataMap};
 
-use super::{Coordinator, Options};
+use super::{Coordinator, Options, sub_sagas::tests::Nobody};
 use crate::{
     journal::{
         Journal, Table,
         simulated::{Begun, Database, Engine, Fate, Keys, Statement, Statements, tables, translate},
         sql::{Error, Record, Value},
     },
-    saga::{Transport, store::SAGAS, transport},
+    saga::store::SAGAS,
 };
 
 const MIB: usize = 1 << 20;
@@ -76,14 +74,6 @@ impl Database for Noting {
     }
     fn now_micros(&self) -> i64 {
         0
-    }
-}
-
-struct Nobody;
-
-impl Transport for Nobody {
-    fn call(&self, _: transport::Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {
-        Box::pin(std::future::pending())
     }
 }
 

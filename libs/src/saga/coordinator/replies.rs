@@ -10,11 +10,12 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use super::call::judge;
 use crate::{
     breaker::{CircuitOpen, Reason},
-    refusal::Refusal,
+    refusal::{Refusal, code_name},
     rpc::verdict::{Op, Verdict},
     saga::{
-        Compensated, Definition, Operation,
+        Definition,
         machine::{self, Attempt, Command, Due, Input, Moment, Moved, Wish},
+        operation::operations,
         record::{Record, next_attempt},
         reply::{Ruling, TRUSTABLE},
     },
@@ -24,22 +25,12 @@ const EXPECTED: &str = include_str!("replies.txt");
 /// When everything happens.
 const NOW: i64 = 1_000_000_000;
 
-macro_rules! operation {
-    ($($name:ident)*) => { $(
-        struct $name;
-        impl Operation for $name {
-            const PEER: &'static str = "peer";
-            const PATH: &'static str = concat!("/test.v1.Test/", stringify!($name));
-            type Request = i64;
-            type Reply = i64;
-        }
-    )* };
-}
-
-operation!(Look Do Undo Decide Follow);
-
-impl Compensated for Do {
-    type Compensation = Undo;
+operations! {
+    Look;
+    Do undone by Undo;
+    Undo;
+    Decide;
+    Follow;
 }
 
 /// Where a saga stands when the reply comes, and under which heading that is.
@@ -196,18 +187,6 @@ fn held_back() -> Status {
     CircuitOpen { breaker: "peer".into(), reason: Reason::Open, retry_after, cause: None, generation: 1 }.into_status()
 }
 
-/// UNAVAILABLE for `Code::Unavailable`, as the wire's own documents write it.
-fn name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
-}
-
 fn row(text: &mut String, first: &str, cells: impl Iterator<Item = String>) {
     let mut line = format!("{first:<20}");
     cells.for_each(|cell| line.push_str(&format!("{cell:<12}")));
@@ -223,7 +202,7 @@ fn table() -> String {
         row(&mut text, "", verdicts.into_iter());
         for code in (0..=16).map(Code::from) {
             let cells = VERDICTS.map(|verdict| consequence(&position, answer(code, verdict)));
-            row(&mut text, &name(code), cells.into_iter());
+            row(&mut text, code_name(code), cells.into_iter());
         }
         row(&mut text, "(breaker is open)", [consequence(&position, Err(held_back()))].into_iter());
         text.push('\n');

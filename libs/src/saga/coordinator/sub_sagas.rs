@@ -257,7 +257,8 @@ pub(super) mod tests {
         type Reply = String;
     }
 
-    struct Nobody;
+    /// Who never answers.
+    pub(in crate::saga::coordinator) struct Nobody;
 
     impl Transport for Nobody {
         fn call(&self, _: transport::Attempt) -> BoxFuture<'static, Result<(Bytes, MetadataMap), Status>> {

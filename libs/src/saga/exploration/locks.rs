@@ -23,6 +23,7 @@ use crate::{
         machine::{self, Attempt, Command, Due, Input, Local, Wish},
         record::{Record, is_final},
         reply::Ruling,
+        simulation::is_at_work,
     },
 };
 
@@ -250,12 +251,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// True once it may have called somebody, until it has ended.
-fn is_at_work(record: &&Record) -> bool {
-    let begun = record.saga.steps.iter().any(|step| step.state() != StepState::Unspecified);
-    begun && !is_final(record.saga.phase())
 }
 
 fn id(at: usize) -> String {

@@ -15,7 +15,7 @@ use self::{
     rules::check,
     world::{Budget, Mutant, World},
 };
-use super::{Compensated, Definition, LocalWork, Operation};
+use super::{Definition, LocalWork, operation::operations};
 
 /// Looks at every world that can be reached, and answers how many there are, or the way to the first that is wrong.
 fn explore(definition: &Definition, budget: Budget, mutant: Mutant) -> Result<usize, String> {
@@ -49,22 +49,11 @@ fn way(moves: &[(usize, String)]) -> String {
     way.into_iter().rev().map(|what| format!("\n  {what}")).collect()
 }
 
-macro_rules! operation {
-    ($($name:ident)*) => { $(
-        struct $name;
-        impl Operation for $name {
-            const PEER: &'static str = "peer";
-            const PATH: &'static str = concat!("/test.v1.Test/", stringify!($name));
-            type Request = i64;
-            type Reply = i64;
-        }
-    )* };
-}
-
-operation!(Do Undo Decide Follow);
-
-impl Compensated for Do {
-    type Compensation = Undo;
+operations! {
+    Do undone by Undo;
+    Undo;
+    Decide;
+    Follow;
 }
 
 /// Two that can be undone, the pivot, and work of our own: the order's shape.

@@ -188,18 +188,12 @@ mod tests {
 
     use super::*;
     use crate::saga::{
-        Definition, Operation,
+        Definition,
         machine::{Input, Moment, advance, leaves, outlook::Due},
+        operation::operations,
     };
 
-    struct Ship;
-
-    impl Operation for Ship {
-        const PEER: &'static str = "shipping";
-        const PATH: &'static str = "/ship";
-        type Request = i64;
-        type Reply = i64;
-    }
+    operations! { Ship; }
 
     #[test]
     fn of_a_step_that_a_breaker_or_its_participant_holds_up_somebody_is_told_every_ten_minutes() {

@@ -81,29 +81,17 @@ mod tests {
     use crate::{
         refusal::Refusal,
         saga::{
-            Compensated, Definition, Operation,
+            Definition,
             machine::{Attempt, Command, Input, Moment, Wish, advance, clock_put_back, later, next_wake, taken_up},
+            operation::operations,
             record::Record,
             reply::Ruling,
         },
     };
 
-    macro_rules! operation {
-        ($($name:ident)*) => { $(
-            struct $name;
-            impl Operation for $name {
-                const PEER: &'static str = "peer";
-                const PATH: &'static str = concat!("/test.v1.Test/", stringify!($name));
-                type Request = i64;
-                type Reply = i64;
-            }
-        )* };
-    }
-
-    operation!(Do Undo);
-
-    impl Compensated for Do {
-        type Compensation = Undo;
+    operations! {
+        Do undone by Undo;
+        Undo;
     }
 
     const SECOND: i64 = 1_000_000;

@@ -73,19 +73,13 @@ mod tests {
 
     use super::*;
     use crate::saga::{
-        Definition, LocalWork, Operation,
+        Definition, LocalWork,
         machine::{Input, Local, Moment, advance, next_wake},
+        operation::operations,
         record::Record,
     };
 
-    struct Note;
-
-    impl Operation for Note {
-        const PEER: &'static str = "peer";
-        const PATH: &'static str = "/note";
-        type Request = i64;
-        type Reply = i64;
-    }
+    operations! { Note; }
 
     fn definition() -> Arc<Definition> {
         let mut saga = Definition::builder::<i64>("test", 1);

@@ -274,22 +274,12 @@ fn name_of(phase: SagaPhase) -> &'static str {
 mod tests {
     use super::*;
     use crate::saga::{
-        Compensated, Definition, Operation,
+        Definition,
         machine::{Input, Moment, advance, later, next_wake},
+        operation::operations,
     };
 
-    impl Compensated for Ship {
-        type Compensation = Self;
-    }
-
-    struct Ship;
-
-    impl Operation for Ship {
-        const PEER: &'static str = "shipping";
-        const PATH: &'static str = "/ship";
-        type Request = i64;
-        type Reply = i64;
-    }
+    operations! { Ship undone by Ship; }
 
     /// Where no barrier is, a call of it may be on its way yet.
     #[test]

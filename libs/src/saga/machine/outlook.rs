@@ -106,20 +106,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::saga::{Compensated, Definition, Operation};
+    use crate::saga::{Definition, operation::operations};
 
-    struct Note;
-
-    impl Operation for Note {
-        const PEER: &'static str = "peer";
-        const PATH: &'static str = "/note";
-        type Request = i64;
-        type Reply = i64;
-    }
-
-    impl Compensated for Note {
-        type Compensation = Self;
-    }
+    operations! { Note undone by Note; }
 
     /// There is none to be settled: an operator who says so is told that, and has nothing to wait for.
     #[test]

@@ -8,6 +8,7 @@ use rand::{RngExt as _, rngs::StdRng};
 
 use super::{
     answers::{forgotten, may_be_forgotten},
+    check::phase_name,
     family,
     locks::Locks,
     world::World,
@@ -247,7 +248,7 @@ impl Seen {
     }
 
     fn transition(&mut self, world: &World, writer: &str, id: &str, record: Record) -> String {
-        let phase = |record: &Record| record.saga.phase().as_str_name().trim_start_matches("SAGA_PHASE_");
+        let phase = |record: &Record| phase_name(record.saga.phase());
         let said = format!(" {id} v{} {}", record.saga.version, phase(&record));
         if self.owners.get(id).is_none_or(|owner| owner != writer.as_bytes()) {
             world.broken(format!("{id} was changed by a process that does not own it: {writer}"));

@@ -67,7 +67,7 @@ impl Locks {
 }
 
 /// True once it may have called somebody, until it has ended.
-fn is_at_work(record: &&Record) -> bool {
+pub(in crate::saga) fn is_at_work(record: &&Record) -> bool {
     let begun = record.saga.steps.iter().any(|step| step.state() != StepState::Unspecified);
     begun && !is_final(record.saga.phase())
 }

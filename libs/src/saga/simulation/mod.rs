@@ -28,7 +28,7 @@ mod transport;
 mod wire;
 mod world;
 
-pub(super) use self::mutant::Mutant;
+pub(super) use self::{locks::is_at_work, mutant::Mutant};
 use self::{run::simulate, summary::Summary};
 
 /// How many simulations the tests run.

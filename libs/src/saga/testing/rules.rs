@@ -153,20 +153,9 @@ impl fmt::Display for Done {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::saga::{Compensated, Operation};
+    use crate::saga::operation::operations;
 
-    struct Call;
-
-    impl Operation for Call {
-        const PEER: &'static str = "peer";
-        const PATH: &'static str = "/call";
-        type Request = i64;
-        type Reply = i64;
-    }
-
-    impl Compensated for Call {
-        type Compensation = Self;
-    }
+    operations! { Call undone by Call; }
 
     #[test]
     fn what_was_done_before_the_pivot_stands_while_a_saga_is_stuck_after_it() {
