@@ -3,6 +3,10 @@
 //! One task a saga, apart from whoever started it. A task sleeps until something happens to its saga: a call ends, a wait is
 //! over, an operator asks. What happened goes through the machine; what the machine makes of it is committed; only then do the
 //! calls leave that the committed record asks for.
+//!
+//! In the order in which it happens: `start_at` makes the first record, to be committed; `Driver::launch` sets a task on it; that one waits
+//! in `drive`, asks `machine::advance` what follows from what happened, and stores it in `driver/transition.rs`; a `Call` leaves; `judge`
+//! says what its answer means; and the task hears of that.
 
 mod admission;
 mod apart;
