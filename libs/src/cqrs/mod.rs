@@ -4,7 +4,6 @@
 //! never the views; the query side is handed the views and cannot write.
 
 mod answers;
-mod barrier;
 mod board;
 mod checkpoints;
 mod clocks;
@@ -13,6 +12,7 @@ mod decider;
 mod documents;
 mod envelope;
 mod folding;
+mod forget_steps;
 mod inbox;
 mod jetstream;
 mod log;
@@ -36,11 +36,11 @@ mod views;
 
 pub use self::{
     answers::{Answers, WalkError, Walked},
-    barrier::{Barrier, MOST_STEPS},
     board::{Board, ProjectionService},
     command::{CommandSide, Method, not_submitted},
     decider::{Aggregate, Decision, State},
     documents::Documents,
+    forget_steps::{Barrier, MOST_STEPS},
     jetstream::{JetStream, Relay, UnknownEnd},
     log::Log,
     outbox::Outbox,
