@@ -26,7 +26,7 @@ use crate::{
     projections::OrdersView,
     queries::Queries,
     sagas::place_order,
-    shipments::Shipments,
+    standing::Shipments,
     surface::OrderQuerySurface,
 };
 

@@ -6,7 +6,7 @@
 //! - [`completion`]: waiting for an order's end.
 //! - [`projections`]: the views, folded from the events.
 //! - [`queries`]: how each query is answered from the views; [`neighbours`]: what other services' events say of orders; and
-//!   [`shipments`]: what shipping says when it is asked, or said last.
+//!   [`standing`]: what shipping says when it is asked, or said last.
 //! - [`surface`], [`steps`]: the gRPC servers and the other services' operations, generated from the contracts.
 //! - [`app`]: the one place that wires them all.
 
@@ -18,7 +18,7 @@ pub mod neighbours;
 pub mod projections;
 pub mod queries;
 pub mod sagas;
-pub mod shipments;
+pub mod standing;
 pub mod steps;
 pub mod surface;
 

@@ -18,7 +18,7 @@ use proto::{
 };
 
 use crate::{
-    domain::order, neighbours::Neighbours, projections::orders::ORDERS, sagas::place_order, shipments::Shipments,
+    domain::order, neighbours::Neighbours, projections::orders::ORDERS, sagas::place_order, standing::Shipments,
     surface::OrderQueries,
 };
 
