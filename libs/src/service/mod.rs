@@ -11,6 +11,8 @@ mod connection;
 mod error;
 mod greeting;
 mod health;
+#[cfg(feature = "cqrs")]
+mod rebuild;
 mod reflection;
 mod socket;
 mod stall;

@@ -1,9 +1,7 @@
-//! The embedded stores of a service: the journal its commands are written to, and beside it the views its queries read.
+//! The stores of a service: the journal its commands are written to, and beside it the views its queries read.
 
 use std::{
-    fs::{self, File, Metadata},
-    io::{self, IsTerminal as _, Write as _},
-    os::unix::fs::{MetadataExt as _, fchown},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -11,10 +9,7 @@ use super::App;
 use crate::{
     cli::{BoxError, DatabaseUrl, Serve, Store},
     cqrs::{Answers, Barrier, CommandSide, Log, Outbox, Projections, ReadSide, Upcasters, Views},
-    journal::{
-        Journal, Location, Names, OpenError, Table,
-        sqlite::{companion, itself, lock, remove, remove_abandoned},
-    },
+    journal::{Journal, Location, Names, OpenError, Table, sqlite::remove_abandoned},
     rpc::client::Peer,
     telemetry,
 };
@@ -170,64 +165,8 @@ impl Stores {
         Ok(views.run().await?)
     }
 
-    /// Makes the views anew from the events, beside the old ones, and puts them in their place. The service must not be
-    /// serving queries.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), or when an event can't be folded. The old ones are as they were then, unless it says that this isn't
-    /// known. Until it ends nobody can begin to serve queries of them.
-    pub async fn rebuild(self, service: &'static str, store: &Store) -> Result<(), BoxError> {
-        self.names()?;
-        let location = location(store, service);
-        let (Location::Sqlite(path), Location::Sqlite(old)) = (&location, location.views()) else {
-            let log = Log::open(&location)?.upcast(self.upcasters);
-            let views = Views::open_old(location.views(), log, &self.projections).await?;
-            views.rebuild(tell).await?;
-            tracing::info!(views = %location, "the views are made anew");
-            return Ok(());
-        };
-        let new = old.with_extension("new.db");
-        let log = Log::open(&location)?;
-        // Whoever runs this may be another user than who serves, as where a backup is put back.
-        let whose = fs::metadata(&old).or_else(|_| fs::metadata(path))?;
-        // Nobody may be reading the old ones. That they can't be opened may be why they are made anew.
-        match Views::open(&old, log, &Projections::new()).await {
-            Ok(views) => views.catch_up(|_, _| {}).await?,
-            Err(in_use @ OpenError::InUse { .. }) => return Err(in_use.into()),
-            Err(error) => tracing::warn!(%error, "the old views are lost"),
-        }
-        // Nor may anybody begin to: whoever did would go on reading what is removed in the end.
-        let old_lock = lock(&old)?;
-        remove(&new)?;
-        let log = Log::open(&location)?.upcast(self.upcasters);
-        if let Err(error) = make(&new, log, &self.projections).await {
-            // What it took of the disk may be all that was left.
-            remove(&new)?;
-            return Err(error);
-        }
-        if fs::metadata(companion(&new, "-wal")).is_ok_and(|log| log.len() > 0) {
-            return Err(format!("{} is not whole: somebody has it open", new.display()).into());
-        }
-        let _new = lock(&new)?;
-        for source in views_of_others(&old)? {
-            if !remove_abandoned(&source)? {
-                return Err(OpenError::InUse { path: source }.into());
-            }
-            tracing::info!(views = %source.display(), "removed: they are made anew from that service's events");
-        }
-        for (name, file) in [(&new, &itself(File::options().read(true), &new)?), (&old, &old_lock)] {
-            if let Err(error) = like(&whose, file) {
-                let views = name.display();
-                tracing::warn!(%views, %error, "they or their lock are not given to who has the views, or the journal");
-            }
-        }
-        take_place(&new, &old)?;
-        tracing::info!(views = %old.display(), "the views are made anew");
-        Ok(())
-    }
-
     /// The names that are taken, but for those over other services' events, which come as they are followed: none may be one of those.
-    fn names(&self) -> Result<Names, OpenError> {
+    pub(super) fn names(&self) -> Result<Names, OpenError> {
         let mut names = Views::names(&self.tables)?;
         self.projections.take_names(&mut names)?;
         let mut all = names.clone();
@@ -254,63 +193,16 @@ fn tell_of_former(journal: &Location, views: &Location) {
     }
 }
 
-/// Makes views of the whole log.
-async fn make(path: &Path, log: Log, projections: &Projections) -> Result<(), BoxError> {
-    Ok(Views::open(path, log, projections).await?.catch_up(tell).await?)
-}
-
-/// Puts views that are whole in the place of old ones: whoever is killed in the midst of it leaves the ones or the others.
-fn take_place(new: &Path, old: &Path) -> io::Result<()> {
-    // It has nothing that the old file lacks, unless that is lost, and would be taken for the new one's.
-    for suffix in ["-wal", "-shm"] {
-        match fs::remove_file(companion(old, suffix)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    fs::rename(new, old)?;
-    remove(new)
-}
-
-/// Gives a file another one's owner and rights.
-fn like(other: &Metadata, file: &File) -> io::Result<()> {
-    let its = file.metadata()?;
-    file.set_permissions(other.permissions())?;
-    if (its.uid(), its.gid()) != (other.uid(), other.gid()) {
-        fchown(file, Some(other.uid()), Some(other.gid()))?;
-    }
-    Ok(())
-}
-
 fn read_side(views: &Views, service: &'static str, flags: &Serve) -> ReadSide {
     views.read_side(service, flags.limits.max_staleness_wait).answering_at_most(flags.limits.max_message_bytes)
 }
 
 /// Where a service keeps its data: on PostgreSQL in a schema of its own name.
-fn location(store: &Store, service: &str) -> Location {
+pub(super) fn location(store: &Store, service: &str) -> Location {
     match &store.database_url {
         DatabaseUrl::Sqlite(path) => Location::Sqlite(path.clone()),
         DatabaseUrl::Postgres(url) => Location::Postgres { url: url.clone(), schema: service.to_owned() },
     }
-}
-
-/// How far a rebuild is: as a bar where somebody looks, in the log elsewhere.
-fn tell(done: i64, all: i64) {
-    const WIDTH: i64 = 40;
-    let mut screen = io::stderr();
-    if !screen.is_terminal() {
-        tracing::info!(done, all, "folding events");
-        return;
-    }
-    let full = usize::try_from(done * WIDTH / all.max(1)).unwrap_or_default();
-    let end = if done == all { "\n" } else { "" };
-    // Nothing depends on it.
-    let _ = write!(screen, "\r{:░<40} {done} of {all} events{end}", "█".repeat(full));
-}
-
-/// The databases of views over other services' events.
-fn views_of_others(views: &Path) -> io::Result<Vec<PathBuf>> {
-    views_named(views, |source| source != "new" && !source.is_empty())
 }
 
 /// Removes views that somebody was making who was killed. Those that are being made stay, and so does what can't be removed: it is nobody's
@@ -331,7 +223,7 @@ fn remove_half_made(views: &Path) {
 }
 
 /// The databases beside a journal's views whose names say between those' and the ending that they are such views.
-fn views_named(views: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+pub(super) fn views_named(views: &Path, such: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let (Some(folder), Some(name)) = (views.parent(), views.file_stem().and_then(|name| name.to_str())) else {
         return Ok(Vec::new());
     };
