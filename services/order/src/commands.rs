@@ -7,15 +7,11 @@ use libs::{
     refusal::{Refusal, Violations},
     saga::Coordinator,
 };
-use proto::order::v1::{CancelOrderRequest, CancelOrderResponse, OrderRecord, PlaceOrderRequest, PlaceOrderResponse};
+use proto::order::v1::{CancelOrderRequest, CancelOrderResponse, PlaceOrderRequest, PlaceOrderResponse};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::{
-    domain::{Order, order},
-    sagas::place_order::PLACE_ORDER,
-    surface::OrderDecider,
-};
+use crate::{cancel, domain::order, sagas::place_order::PLACE_ORDER, surface::OrderDecider};
 
 /// The orders' commands.
 #[derive(Clone, Debug)]
@@ -29,47 +25,6 @@ impl Commands {
     #[must_use]
     pub fn new(side: CommandSide, coordinator: Coordinator) -> Self {
         Self { side, coordinator }
-    }
-
-    async fn cancel(&self, request: &CancelOrderRequest) -> Result<Response<CancelOrderResponse>, Refusal> {
-        let CancelOrderRequest { request_id, order_id, reason } = request;
-        let mut violations = Violations::default();
-        violations.request_id(request_id);
-        violations.id(order_id, "order_id");
-        violations.require(reason.chars().count() <= 512, "reason", "must be at most 512 characters");
-        violations.refuse()?;
-        let OrderRecord { order: found } = self.side.state::<Order>(order_id).await?;
-        let found = found.ok_or_else(|| order::unknown(order_id))?;
-        if !order::is_closed(&found) {
-            // The saga's history is to say why.
-            let reason = if reason.is_empty() { "no reason given" } else { reason };
-            match self.coordinator.cancel(order_id, &found.customer_id, reason).await {
-                // It ended between the look and the word: what it ended as decides.
-                Err(refusal) if refusal.reason == "SAGA_CLOSED" => {}
-                Err(refusal) if refusal.reason == "SAGA_PARKED" => return Err(order::held_up(order_id)),
-                cancelled => {
-                    cancelled?;
-                    let mut response = Response::new(CancelOrderResponse { order_id: order_id.clone() });
-                    // It was done in this process. Nothing that fails after that may make a refusal of it.
-                    if self.side.stamp(response.metadata_mut()).await.is_err() {
-                        self.side.stamp_own(response.metadata_mut());
-                    }
-                    return Ok(response);
-                }
-            }
-        }
-        let OrderRecord { order: ended } = self.side.state::<Order>(order_id).await?;
-        let ended = ended.ok_or_else(|| order::unknown(order_id))?;
-        if order::is_cancelled(&ended) {
-            let mut response = Response::new(CancelOrderResponse { order_id: order_id.clone() });
-            self.side.stamp(response.metadata_mut()).await?;
-            return Ok(response);
-        }
-        // Its saga's end and its own are one transaction: what is open by now stays so.
-        if !order::is_closed(&ended) {
-            return Err(order::left_open(order_id));
-        }
-        Err(order::closed(order_id, ended.state()))
     }
 }
 
@@ -105,7 +60,7 @@ impl OrderDecider for Commands {
         &self,
         request: Request<CancelOrderRequest>,
     ) -> Result<Response<CancelOrderResponse>, Status> {
-        let cancelled = self.cancel(request.get_ref()).await;
+        let cancelled = cancel::cancel(&self.side, &self.coordinator, request.get_ref()).await;
         cancelled.map_err(|refusal| refusal.into_status(self.side.service()))
     }
 }

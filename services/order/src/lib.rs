@@ -1,7 +1,7 @@
 //! The order service: what customers want, and the saga that gets it for them.
 //!
 //! - [`domain`]: the rules, pure.
-//! - [`commands`]: which rule decides which command.
+//! - [`commands`]: which rule decides which command; `cancel`: the one that its saga answers.
 //! - [`sagas`]: what takes several services, and the way back.
 //! - [`completion`]: waiting for an order's end.
 //! - [`projections`]: the views, folded from the events.
@@ -11,6 +11,7 @@
 //! - [`app`]: the one place that wires them all.
 
 pub mod app;
+mod cancel;
 pub mod commands;
 pub mod completion;
 pub mod domain;
