@@ -68,7 +68,7 @@ impl<'a> State<'a> {
         })
     }
 
-    /// True if anything ever happened to an aggregate.
+    /// True if anything ever happened to an aggregate. False, too, of one that the command doesn't name.
     #[must_use]
     pub fn exists<A: Aggregate>(&self, id: &str) -> bool {
         self.0.aggregate(A::KIND, id).is_some_and(|stored| stored.version > 0)

@@ -256,7 +256,8 @@ pub struct NewEvent {
     pub payload: Bytes,
 }
 
-/// A table that someone else keeps in the journal's database, written in the same transaction.
+/// A table that someone else keeps: beside the journal's own, written in the transaction of a decision, or among the views, written in
+/// that of a fold.
 ///
 /// Only its key is `NOT NULL`: SQLite, which can't know that a replacement never meets a NULL, would else copy every page that one
 /// touches, so that it could be undone by itself.
