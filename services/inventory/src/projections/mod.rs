@@ -3,4 +3,4 @@
 pub mod shipped;
 pub mod stock;
 
-pub use self::{shipped::ShippedStock, stock::StockView};
+pub(crate) use self::{shipped::ShippedStock, stock::StockView};

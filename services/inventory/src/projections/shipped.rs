@@ -43,7 +43,7 @@ static SHIPMENTS_OF_STOCK: Table = Table {
 
 /// Folds shipping's events into [`SHIPPED_STOCK`].
 #[derive(Debug)]
-pub struct ShippedStock;
+pub(crate) struct ShippedStock;
 
 impl Projection for ShippedStock {
     const NAME: &'static str = "shipped_stock";

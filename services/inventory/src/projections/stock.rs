@@ -27,7 +27,7 @@ pub static STOCK: Table = Table {
 
 /// Folds stock events into [`STOCK`].
 #[derive(Debug)]
-pub struct StockView;
+pub(crate) struct StockView;
 
 impl Projection for StockView {
     const NAME: &'static str = "stock";

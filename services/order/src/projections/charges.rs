@@ -25,7 +25,7 @@ pub static ORDER_CHARGES: Table = Table {
 
 /// Folds payment's events into [`ORDER_CHARGES`].
 #[derive(Debug)]
-pub struct ChargesOfOrders;
+pub(crate) struct ChargesOfOrders;
 
 impl Projection for ChargesOfOrders {
     const NAME: &'static str = "order_charges";

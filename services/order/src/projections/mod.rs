@@ -4,4 +4,5 @@ pub mod charges;
 pub mod orders;
 pub mod shipments;
 
-pub use self::{charges::ChargesOfOrders, orders::OrdersView, shipments::ShipmentsOfOrders};
+pub use self::orders::OrdersView;
+pub(crate) use self::{charges::ChargesOfOrders, shipments::ShipmentsOfOrders};

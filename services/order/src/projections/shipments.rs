@@ -25,7 +25,7 @@ pub static ORDER_SHIPMENTS: Table = Table {
 
 /// Folds shipping's events into [`ORDER_SHIPMENTS`].
 #[derive(Debug)]
-pub struct ShipmentsOfOrders;
+pub(crate) struct ShipmentsOfOrders;
 
 impl Projection for ShipmentsOfOrders {
     const NAME: &'static str = "order_shipments";

@@ -28,7 +28,7 @@ pub static ACCOUNTS: Table = Table {
 
 /// Folds account events into [`ACCOUNTS`].
 #[derive(Debug)]
-pub struct AccountsView;
+pub(crate) struct AccountsView;
 
 impl Projection for AccountsView {
     const NAME: &'static str = "accounts";

@@ -28,7 +28,7 @@ pub static CHARGES: Table = Table {
 
 /// Folds charge events into [`CHARGES`].
 #[derive(Debug)]
-pub struct ChargesView;
+pub(crate) struct ChargesView;
 
 impl Projection for ChargesView {
     const NAME: &'static str = "charges";

@@ -3,4 +3,4 @@
 pub mod accounts;
 pub mod charges;
 
-pub use self::{accounts::AccountsView, charges::ChargesView};
+pub(crate) use self::{accounts::AccountsView, charges::ChargesView};

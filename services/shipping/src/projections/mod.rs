@@ -2,4 +2,4 @@
 
 pub mod shipments;
 
-pub use self::shipments::ShipmentsView;
+pub(crate) use self::shipments::ShipmentsView;

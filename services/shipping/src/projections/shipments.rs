@@ -24,7 +24,7 @@ pub static SHIPMENTS: Table = Table {
 
 /// Folds shipment events into [`SHIPMENTS`].
 #[derive(Debug)]
-pub struct ShipmentsView;
+pub(crate) struct ShipmentsView;
 
 impl Projection for ShipmentsView {
     const NAME: &'static str = "shipments";
