@@ -12,7 +12,10 @@ use tracing::{
 };
 use tracing_subscriber::layer::{self, SubscriberExt as _};
 
-/// The lines of the journal, of the read side, of sagas and of what a service opens, from INFO on: the level, and all that is said.
+const ROOMS: [&str; 5] = ["libs::journal", "libs::cqrs", "libs::saga", "libs::rpc", "libs::service"];
+
+/// The lines of the journal, of the read side, of sagas, of calls and of what a service opens, from INFO on: the level, and all that is
+/// said.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -33,20 +36,18 @@ impl Lines {
 
     /// Those that say this.
     pub(crate) fn that_say(&self, this: &str) -> Vec<String> {
-        self.0.lock().unwrap().iter().filter(|line| line.contains(this)).cloned().collect()
+        self.0.lock().expect("no panic").iter().filter(|line| line.contains(this)).cloned().collect()
     }
 }
 
 impl<S: Subscriber> layer::Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
         let metadata = event.metadata();
-        let is_theirs = ["libs::journal", "libs::cqrs", "libs::saga", "libs::service"]
-            .iter()
-            .any(|room| metadata.target().starts_with(room));
+        let is_theirs = ROOMS.iter().any(|room| metadata.target().starts_with(room));
         if *metadata.level() <= Level::INFO && is_theirs {
             let mut line = Line(metadata.level().to_string());
             event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
+            self.0.lock().expect("no panic").push(line.0);
         }
     }
 }
@@ -55,6 +56,6 @@ struct Line(String);
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        write!(self.0, " {field}={value:?}").unwrap();
+        write!(self.0, " {field}={value:?}").expect("a String takes all");
     }
 }

@@ -4,6 +4,8 @@
 #[path = "../clock/mod.rs"]
 mod clock;
 mod deaf;
+#[path = "../lines/mod.rs"]
+mod lines;
 mod raw;
 mod shelf;
 mod untaken;
@@ -26,6 +28,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use clock::{soon, stop_the_clock};
+use lines::Lines;
 use raw::Raw;
 use shelf::{Served, flags};
 
@@ -129,6 +132,34 @@ async fn every_error_has_details_whoever_made_it() {
     let unknown = client.unary(Request::new(GetStockRequest::default()), path, codec).await.expect_err("unknown");
     assert_eq!((unknown.code(), reason(&unknown)), (Code::Unimplemented, "UNIMPLEMENTED".to_owned()));
     assert_eq!(unknown.message(), "/nobody.v1.Nothing/Call is not served here");
+}
+
+#[tokio::test]
+async fn what_a_stranger_asks_for_is_repeated_to_no_great_length() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest,
+    };
+    let (lines, _keeping) = Lines::keep();
+    let served = Served::start(&flags()).await;
+    let symbol = MessageRequest::FileContainingSymbol("x".repeat(1 << 20));
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(symbol) };
+    let mut reflection = ServerReflectionClient::new(served.channel.clone());
+    let mut answers =
+        reflection.server_reflection_info(stream::iter([request])).await.expect("reflection").into_inner();
+    let unknown = answers.message().await.expect_err("nobody's");
+    assert_eq!((unknown.code(), &*reason(&unknown)), (Code::NotFound, "NOT_FOUND"));
+    assert!(unknown.message().contains("xxx") && unknown.message().len() <= 300, "{}", unknown.message().len());
+
+    let mut call = Request::new(GetStockRequest { sku: "tea".to_owned() });
+    call.metadata_mut().insert("grpc-encoding", "y".repeat(15 << 10).parse().expect("ASCII"));
+    let unread = served.client().get_stock(call).await.expect_err("an encoding that there isn't");
+    assert_eq!((unread.code(), &*reason(&unread)), (Code::Unimplemented, "UNIMPLEMENTED"));
+    assert!(unread.message().contains("yyy") && unread.message().len() <= 300, "{}", unread.message().len());
+
+    let told = [lines.that_say("xxx"), lines.that_say("yyy")].concat();
+    let lengths: Vec<usize> = told.iter().map(String::len).collect();
+    assert!(lengths.len() == 2 && lengths.iter().all(|length| *length <= 600), "{lengths:?}");
 }
 
 #[tokio::test]

@@ -12,9 +12,13 @@ use crate::{
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
+/// The most bytes that the log has of what went wrong inside.
+const MOST_LOGGED: usize = 4 << 10;
+
 /// Gives a bare error an ErrorInfo whose reason is the code's name, and answers the status of any error as the log may have it.
 ///
-/// Nobody outside is told what went wrong inside: who says INTERNAL or UNKNOWN and nothing more had not meant the text for them.
+/// Nobody outside is told what went wrong inside: who says INTERNAL or UNKNOWN and nothing more had not meant the text for them. Nor is a
+/// text repeated that may be as long as its caller likes, such as one of tonic's that names what was asked for: here or there, it is cut.
 pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Option<Status> {
     // Of an OK nothing is made only to be thrown away.
     grpc_status(headers).filter(|code| *code != Code::Ok)?;
@@ -26,16 +30,19 @@ pub(super) fn complete(headers: &mut HeaderMap, service: &str, path: &str) -> Op
         }
         return Some(status);
     }
+    let said = status.message();
     let message = match status.code() {
         code if is_inside(code) => "internal error".to_owned(),
         // Tonic says nothing about a path that nobody serves.
-        Code::Unimplemented if status.message().is_empty() => format!("{} is not served here", methods::shown(path)),
-        _ => status.message().to_owned(),
+        Code::Unimplemented if said.is_empty() => format!("{} is not served here", methods::shown(path)),
+        _ => methods::shown(said).to_owned(),
     };
     let complete = Refusal::new(status.code(), code_name(status.code()), message).into_status(service);
     // The metadata stands in the headers already.
     complete.add_header(headers).ok()?;
-    Some(if is_inside(status.code()) { status } else { complete })
+    // Of a chain of causes the last one matters.
+    let whole = || Status::new(status.code(), &said[..said.floor_char_boundary(MOST_LOGGED)]);
+    Some(if is_inside(status.code()) { whole() } else { complete })
 }
 
 const fn is_inside(code: Code) -> bool {
@@ -68,9 +75,10 @@ mod tests {
     #[test]
     fn what_went_wrong_inside_is_told_to_the_log_alone() {
         for code in [Code::Internal, Code::Unknown] {
-            let mut headers = headers(&Status::new(code, "no such column: tea.secret"));
+            let mut headers = headers(&Status::new(code, format!("no such column: tea.secret{}", "!".repeat(8 << 10))));
             let logged = complete(&mut headers, "tea", "/a/B").expect("an error");
-            assert_eq!(logged.message(), "no such column: tea.secret");
+            assert!(logged.message().starts_with("no such column: tea.secret!"));
+            assert_eq!(logged.message().len(), 4 << 10, "a line is no longer for it");
             let told = Status::from_header_map(&headers).expect("a status");
             assert_eq!((told.code(), told.message()), (code, "internal error"));
             assert_eq!(told.get_details_error_info().expect("an ErrorInfo").reason, code_name(code));

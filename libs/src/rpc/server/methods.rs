@@ -8,12 +8,13 @@ use std::{
 /// What stands for a method that nobody serves.
 const OTHER: &str = "_OTHER";
 
-/// The most bytes of a path that is not served that are repeated.
+/// The most bytes of what a stranger has sent that are repeated.
 const MOST_SHOWN: usize = 256;
 
-/// As much of a path or a method as belongs in a line or an answer: a stranger's may be as long as a header list.
-pub(in crate::rpc) fn shown(path: &str) -> &str {
-    &path[..path.floor_char_boundary(MOST_SHOWN)]
+/// As much of a path, a method or of a text that holds either as belongs in a line or an answer: a stranger's may be as long as a header
+/// list, or a message.
+pub(in crate::rpc) fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MOST_SHOWN)]
 }
 
 /// The methods that a server serves. Cheap to clone.
