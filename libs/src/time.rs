@@ -11,6 +11,12 @@ pub fn timestamp(micros: i64) -> Timestamp {
     Timestamp { seconds: micros.div_euclid(MICROS_PER_SECOND), nanos }
 }
 
+/// A `google.protobuf.Timestamp` as microseconds since 1970. What is none, since it is too far away, is the last there is on its side.
+#[must_use]
+pub fn micros(time: &Timestamp) -> i64 {
+    time.seconds.saturating_mul(MICROS_PER_SECOND).saturating_add(i64::from(time.nanos) / 1_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -19,5 +25,6 @@ mod tests {
     fn micros_count_forwards_before_1970_too() {
         assert_eq!(timestamp(1_700_000_000_000_005), Timestamp { seconds: 1_700_000_000, nanos: 5_000 });
         assert_eq!(timestamp(-1), Timestamp { seconds: -1, nanos: 999_999_000 });
+        assert_eq!([1_700_000_000_000_005, -1].map(|at| micros(&timestamp(at))), [1_700_000_000_000_005, -1]);
     }
 }

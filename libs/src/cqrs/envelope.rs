@@ -2,7 +2,10 @@
 
 use proto::events::v1 as pb;
 
-use crate::{journal::Event, time::timestamp};
+use crate::{
+    journal::Event,
+    time::{micros, timestamp},
+};
 
 /// The event, to be sent.
 pub(super) fn seal(event: Event) -> pb::Event {
@@ -16,6 +19,21 @@ pub(super) fn seal(event: Event) -> pb::Event {
 pub(super) fn open(event: pb::Event) -> Event {
     let pb::Event { position, kind, id, version, name, payload, cause, traceparent, time } = event;
     let (kind, name) = (kind.into(), name.into());
-    let time_micros = time.map_or(0, |time| time.seconds.saturating_mul(1_000_000) + i64::from(time.nanos) / 1_000);
+    let time_micros = time.as_ref().map_or(0, micros);
     Event { position, kind, id, version: version.unsigned_abs(), name, payload, cause, traceparent, time_micros }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_none_is_the_last_one_there_is() {
+        let time = Some(Timestamp { seconds: i64::MAX, nanos: 999_999_999 });
+        assert_eq!(open(pb::Event { time, ..pb::Event::default() }).time_micros, i64::MAX);
+        let time = Some(Timestamp { seconds: i64::MIN, nanos: i32::MIN });
+        assert_eq!(open(pb::Event { time, ..pb::Event::default() }).time_micros, i64::MIN);
+    }
 }

@@ -6,7 +6,6 @@ mod told;
 
 use bytes::Bytes;
 use prost::{DecodeError, Message as _, encoding::message};
-use prost_types::Timestamp;
 use proto::saga::v1::{
     HistoryEntry, Operation, Reason, Saga, SagaPhase, SagaRecord, SagaTransition, Step, StepChange, StepState,
 };
@@ -14,7 +13,11 @@ use tonic::Code;
 
 pub(super) use self::told::STUCK;
 use super::plan::Steps;
-use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
+use crate::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    time::{micros, timestamp},
+};
 
 /// The history's length in a saga: what found no room there is in the journal's events.
 const MOST_HISTORY: usize = 64;
@@ -291,10 +294,6 @@ pub(super) fn next_attempt(step: &Step) -> i64 {
 /// When a saga last changed, by the clock of whoever drove it.
 pub(super) fn changed_at(saga: &Saga) -> i64 {
     saga.update_time.as_ref().map_or(0, micros)
-}
-
-fn micros(time: &Timestamp) -> i64 {
-    time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(time.nanos) / 1_000)
 }
 
 pub(super) const fn operation(op: Op) -> Operation {
