@@ -734,6 +734,48 @@ async fn too_many_sagas_are_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn of_large_sagas_fewer_may_be_under_way_than_of_small_ones() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let options = Options { most_live: 4, ..Options::default() };
+    let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    let (large, full) = ("x".repeat(10 << 10), "TOO_MANY_SAGAS");
+    for saga in ["a", "b"] {
+        process.try_place(saga, &large).await.unwrap();
+    }
+    assert_eq!(process.try_place("c", &large).await.unwrap_err().reason, full);
+    assert_eq!(process.place("small").await.unwrap_err().reason, full);
+    // What was accepted is taken up, and counts as before.
+    process.crash().await;
+    let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 2);
+    assert_eq!(process.try_place("c", &large).await.unwrap_err().reason, full);
+    world.participants.on_call(|_| Fault::None);
+    for saga in ["a", "b"] {
+        assert_eq!(process.finished(saga).await.phase(), SagaPhase::Completed);
+    }
+    // However large one is, it finds room where there is no other.
+    process.try_place("c", &large.repeat(4)).await.unwrap();
+    assert_eq!(process.finished("c").await.phase(), SagaPhase::Completed);
+}
+
+#[tokio::test]
+async fn a_saga_that_has_grown_has_the_room_of_several() {
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
+    saga.pivot::<Ship>("ship", |order, _| Ok(order.repeat(10 << 10)));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|call| if call.step == "ship" { Fault::Hang } else { Fault::None });
+    let options = Options { most_live: 3, ..Options::default() };
+    let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
+    process.place("tea").await.unwrap();
+    world.called(|calls| calls.iter().any(|call| call.call.step == "ship")).await;
+    assert_eq!(process.place("milk").await.unwrap_err().reason, "TOO_MANY_SAGAS");
+}
+
+#[tokio::test]
 async fn a_first_request_that_cannot_be_made_starts_no_saga() {
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.pivot::<Ship>("ship", |_, _| Err(Refusal::invalid("order", "is empty")));

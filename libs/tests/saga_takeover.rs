@@ -21,7 +21,7 @@ use libs::{
 use prost::Message as _;
 use proto::saga::v1::{LockRecord, SagaPhase};
 use saga_processes::{leaves, only, process};
-use saga_world::{PATIENCE, Process, Reserve, Ship, World, becomes, buy, shares};
+use saga_world::{Charge, PATIENCE, Process, Reserve, Ship, World, becomes, buy, pay, shares};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// The server's time in microseconds since 1970, in SQL.
@@ -54,6 +54,50 @@ async fn who_takes_over_takes_no_more_than_it_has_room_for_and_the_rest_as_place
         assert_eq!(two.finished(order).await.phase(), SagaPhase::Completed);
         assert!(two.coordinator.live() <= 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_large_sagas_fewer_are_taken_over_than_there_are_places() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("charge", |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    only(&world.participants, &[]);
+    let one = process(&world, 40).await;
+    let large = "x".repeat(10 << 10);
+    for order in ["a-0", "a-1", "a-2"] {
+        one.try_place(order, &large).await.unwrap();
+    }
+    leaves(one).await;
+    let two = process(&world, 2).await;
+    assert_eq!(two.coordinator.live(), 1, "one has all the room there is");
+    shares(&two);
+    only(&world.participants, &["a-0", "a-1", "a-2"]);
+    for order in ["a-0", "a-1", "a-2"] {
+        assert_eq!(two.finished(order).await.phase(), SagaPhase::Completed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_a_saga_is_not_taken_over_without_the_one_above_that_there_was_no_room_for() {
+    if !database::has_server() {
+        return;
+    }
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot_saga::<String, ()>("pay", &pay(), |order, _| Ok(order.clone()));
+    let world = World::with(saga.build().unwrap());
+    world.participants.on_call(|_| Fault::LoseRequest);
+    let one = process(&world, 40).await;
+    let large = "x".repeat(10 << 10);
+    for order in ["a", "b"] {
+        one.try_place(order, &large).await.unwrap();
+        world.called(|calls| calls.iter().any(|call| call.call.saga_id.starts_with(order))).await;
+    }
+    leaves(one).await;
+    let two = process(&world, 4).await;
+    assert_eq!(two.coordinator.live(), 2, "one, with its step, has all the room there is");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

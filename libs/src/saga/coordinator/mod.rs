@@ -55,7 +55,7 @@ use super::simulation::process::spawn;
 
 pub use self::recovery::RecoverError;
 use self::{
-    admission::Admissions,
+    admission::{Admissions, bytes_of_new},
     driver::{Driver, Start},
     live::{Live, Mail, Unreachable},
     looks::Looks,
@@ -80,8 +80,9 @@ use crate::{
 /// How a coordinator behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The most sagas under way; past it new ones are refused, and of what other processes leave only that is taken over for which those
-    /// here wait. What the own work of another starts is never refused for it, however many that are.
+    /// The most sagas under way, and with 8 KiB for each of them the most that they keep of messages; past it new ones are refused, and of
+    /// what other processes leave only that is taken over for which those here wait. What the own work of another starts is never refused
+    /// for it, however many that are.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
     pub most_calls: usize,
@@ -254,11 +255,12 @@ impl Coordinator {
         if let Some(id) = ids.find(|id| shared.live.contains(id)) {
             return Err(Refusal::already_exists("SAGA_EXISTS", format!("saga {id} is under way")));
         }
-        let admission = Admissions::admit(&shared.admissions).ok_or_else(|| {
-            let message = "too many sagas are under way: try again";
+        let input = input.encode_to_vec();
+        let admission = Admissions::admit(&shared.admissions, bytes_of_new(input.len())).ok_or_else(|| {
+            let message = "too many sagas are under way, or too large ones: try again";
             Refusal::exhausted("TOO_MANY_SAGAS", message, Duration::from_secs(1))
         })?;
-        let mut record = definition.plan.new_record(saga_id, input.encode_to_vec(), now_micros, start_micros);
+        let mut record = definition.plan.new_record(saga_id, input, now_micros, start_micros);
         loaded.traceparent().clone_into(&mut record.kept.traceparent);
         record.kept.carried = shared.carried(loaded);
         record.saga.lock_keys = definition.lock_keys(record.kept.input.clone())?;

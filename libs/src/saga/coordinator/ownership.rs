@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Coordinator, RecoverError, Shared, call::Known, closed, live::Mail, not_driven};
+use super::{Coordinator, RecoverError, Shared, admission, call::Known, closed, live::Mail, not_driven};
 use crate::{
     cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, Member},
@@ -237,33 +237,47 @@ impl Coordinator {
             // A claim that named one of these would be refused as a whole.
             let unread = store::owned(&shared.journal, page.iter().map(|(id, _)| &**id), "").await?.unread;
             let above = above.get_or_insert_with(|| shared.live.above());
-            let mut room = shared.admissions.room();
+            let (mut room, mut bytes) = (shared.admissions.room(), shared.admissions.free_bytes());
             // Sorted, so that they are taken up in one order: a simulation can be repeated.
             let mut wanted = BTreeMap::new();
+            // For which there must be room, unless they come with the one above them: nobody here waits for them.
+            let mut spare = HashSet::new();
             for (saga_id, owner) in page {
                 let comes_with = |above: &str| wanted.contains_key(above) || shared.live.is_driven(above);
                 if shared.live.contains(&saga_id) {
                     passed.insert(saga_id);
                 } else if unread.contains(&saga_id) {
                     // Until its row is mended.
-                } else if room > 0
-                    || ids::above(&saga_id).is_some_and(comes_with)
-                    || above.contains(&saga_id)
-                    || holders.contains(&saga_id)
-                {
-                    room = room.saturating_sub(1);
-                    wanted.insert(saga_id, owner);
                 } else {
-                    left += 1;
+                    let is_awaited = above.contains(&saga_id) || holders.contains(&saga_id);
+                    if room == 0 && !is_awaited && !ids::above(&saga_id).is_some_and(comes_with) {
+                        left += 1;
+                        continue;
+                    }
+                    room = room.saturating_sub(1);
+                    if !is_awaited {
+                        spare.insert(saga_id.clone());
+                    }
+                    wanted.insert(saga_id, owner);
                 }
             }
             let ids: Vec<String> = wanted.keys().cloned().collect();
             let look = |saga_id: String, stored: Stored| {
                 let read = stored.map_err(|error| error.to_string());
-                if let Err(why) = read.and_then(|record| shared.definition_of(&record)) {
-                    shared.pass_by(&saga_id, &why);
-                    wanted.remove(&saga_id);
-                    passed.insert(saga_id);
+                // The one above was read before.
+                let comes_with = |above: &str| wanted.contains_key(above) || shared.live.is_driven(above);
+                let is_spare = spare.contains(&saga_id) && !ids::above(&saga_id).is_some_and(comes_with);
+                match read.and_then(|record| shared.definition_of(&record).map(|_| admission::bytes(&record))) {
+                    Ok(_) if bytes == 0 && is_spare => {
+                        wanted.remove(&saga_id);
+                        left += 1;
+                    }
+                    Ok(its) => bytes = bytes.saturating_sub(its),
+                    Err(why) => {
+                        shared.pass_by(&saga_id, &why);
+                        wanted.remove(&saga_id);
+                        passed.insert(saga_id);
+                    }
                 }
             };
             store::load_each(&shared.journal, &ids, look).await?;

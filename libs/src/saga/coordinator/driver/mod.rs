@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     Shared,
-    admission::Admission,
+    admission::{self, Admission},
     apart::apart,
     call::{Call, Known},
     closed,
@@ -79,7 +79,7 @@ pub(super) struct Driver {
     span: Span,
     /// The phase it is counted under.
     counted: Option<SagaPhase>,
-    _admission: Admission,
+    admission: Admission,
 }
 
 /// How a task begins.
@@ -157,9 +157,10 @@ impl Driver {
         shared: Arc<Shared>,
         program: Arc<Definition>,
         record: Record,
-        admission: Admission,
+        mut admission: Admission,
         start: Start,
     ) {
+        admission.keeps(admission::bytes(&record));
         let saga_id: Arc<str> = record.saga.saga_id.as_str().into();
         let (again, mailbox, known, mail) = match start {
             Start::Fresh => match shared.live.enter(&saga_id) {
@@ -195,7 +196,7 @@ impl Driver {
             unheard: false,
             span,
             counted: None,
-            _admission: admission,
+            admission,
         });
         mail.into_iter().for_each(|mail| driver.mailbox.post(mail));
         spawn(driver.run(again));

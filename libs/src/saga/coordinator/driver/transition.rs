@@ -15,7 +15,7 @@ use crate::{
     saga::{
         coordinator::{
             PAUSE,
-            admission::Admissions,
+            admission::{self, Admissions},
             fence::{Decide, Fence},
             locks,
             looks::Unread,
@@ -212,6 +212,7 @@ impl Driver {
             Ok(committed) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
+                    self.admission.keeps(admission::bytes(&self.record));
                     self.tells_all = false;
                     self.own_time = true;
                 }
