@@ -111,6 +111,9 @@ fn handler(service: &Service, method: &Method) -> String {
          \x20               Ok(beside) => aggregates.extend(beside),\n\
          \x20               Err(refusal) => accepted.refuse(refusal),\n\
          \x20           }}\n\
+         \x20       }} else {{\n\
+         \x20           // Nobody looks at it again, and what is wrong with it may be how much it is.\n\
+         \x20           request = {request}::default();\n\
          \x20       }}\n\
          \x20       let decider = std::sync::Arc::clone(&self.decider);\n\
          \x20       self.side.submit(accepted, aggregates, move |state| {decide}(&*decider, state, &request)).await\n    }}\n\n"

@@ -53,6 +53,7 @@ fn a_right_declaration_becomes_a_surface_and_a_step() {
         "pub trait ToyDecider",
         "match self.decider.beside_move(&request)",
         "Err(refusal) => accepted.refuse(refusal)",
+        "MoveRequest::default();",
         "fn r#move(",
         "AggregateId::new(\"toy\", request.toy_id.as_str())",
         "for part0 in &request.parts",
