@@ -97,7 +97,7 @@ async fn assert_nothing_written(shop: &Shop, mut before: Facts) -> anyhow::Resul
 async fn a_malformed_order_is_refused_with_every_field_that_is_wrong() -> anyhow::Result<()> {
     let (shop, before) = shop().await?;
     let mut orders = shop.clients().order_commands();
-    let huge = "x".repeat(1 << 20);
+    let huge = "x".repeat(100 << 10);
     let with = |change: &dyn Fn(&mut PlaceOrderRequest)| {
         let mut request = fine("wrong");
         change(&mut request);
@@ -109,7 +109,7 @@ async fn a_malformed_order_is_refused_with_every_field_that_is_wrong() -> anyhow
         (PlaceOrderRequest::default(), &["address", "customer_id", "items"]),
         (with(&|r| r.items.clear()), &["items"]),
         (with(&|r| r.items = (0..101).map(|sku| item(&sku.to_string(), 1)).collect()), &["items"]),
-        (with(&|r| r.items = vec![item("tea", 1); 50_000]), &["items"]),
+        (with(&|r| r.items = vec![item("tea", 1); 10_000]), &["items"]),
         (with(&|r| r.items[0].quantity = 0), &["items[0].quantity"]),
         (with(&|r| r.items[0].quantity = -1), &["items[0].quantity"]),
         (with(&|r| r.items[0].quantity = i64::MIN), &["items[0].quantity"]),
@@ -137,10 +137,10 @@ async fn a_malformed_order_is_refused_with_every_field_that_is_wrong() -> anyhow
         refused.fields.sort();
         assert_eq!(refused, Refused::invalid("order", fields), "{shown}");
     }
-    // Past the limit of a message the refusal comes from further out, but it comes.
-    let request = with(&|r| r.customer_id = "x".repeat(5 << 20));
+    // Past the limit of a message the refusal comes from further out.
+    let request = with(&|r| r.customer_id = "x".repeat(1 << 20));
     let refused = Refused::of(orders.place_order(request).await);
-    assert!(matches!(refused.code, Code::OutOfRange | Code::ResourceExhausted), "{refused:?}");
+    assert_eq!(refused, Refused::by("order", Code::OutOfRange, "MESSAGE_TOO_LARGE", &[]));
     assert_nothing_written(&shop, before).await
 }
 
@@ -163,7 +163,7 @@ async fn malformed_stock_is_refused() -> anyhow::Result<()> {
         (AddStockRequest { quantity: 0, ..fine.clone() }, &["quantity"]),
         (AddStockRequest { quantity: -1, ..fine.clone() }, &["quantity"]),
         (AddStockRequest { quantity: 1_000_000_001, ..fine.clone() }, &["quantity"]),
-        (AddStockRequest { sku: "x".repeat(1 << 20), ..fine.clone() }, &["sku"]),
+        (AddStockRequest { sku: "x".repeat(100 << 10), ..fine.clone() }, &["sku"]),
         (price("USD", 0, 0), &["unit_price"]),
         (price("USD", -1, 0), &["unit_price"]),
         (price("dollars", 1, 0), &["unit_price.currency_code"]),
@@ -357,7 +357,7 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
     let refused = Refused::of(sagas.describe_saga(DescribeSagaRequest { r#type: id(), version: 0 }).await);
     assert_eq!(refused, missing("order", "UNKNOWN_SAGA_TYPE"));
 
-    let huge = "A".repeat(1 << 20);
+    let huge = "A".repeat(100 << 10);
     for (size, token, field) in [(0, "garbage", "page_token"), (0, &huge, "page_token"), (-1, "", "page_size")] {
         let (page_size, page_token) = (size, token.to_owned());
         let request = ListStockRequest { page_size, page_token: page_token.clone() };
@@ -381,7 +381,7 @@ async fn queries_of_what_is_not_there_and_pages_that_never_were_are_refused() ->
 async fn names_are_not_repeated_that_no_answer_could_hold() -> anyhow::Result<()> {
     let (shop, _) = shop().await?;
     let clients = shop.clients();
-    let name = "n".repeat(1 << 20);
+    let name = "n".repeat(100 << 10);
     let mut breakers = BreakerCommandServiceClient::new(clients.order.clone());
     let of = Refused::of(breakers.reset_breaker(ResetBreakerRequest { name: name.clone() }).await);
     assert_eq!(of, Refused::invalid("order", &["name"]));

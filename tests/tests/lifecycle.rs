@@ -330,7 +330,7 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 25] = [
+    let cases: [(&str, &str, &str); 26] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
@@ -356,6 +356,7 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
         ("TLS_CERT", "empty.pem", "--tls-cert"),
         ("MAX_HEADER_BYTES", "0", "--max-header-bytes"),
         ("MAX_MESSAGE_BYTES", "0", "--max-message-bytes"),
+        ("MAX_REQUEST_BYTES", "0", "--max-request-bytes"),
     ];
     for (variable, value, says) in cases {
         let mut command = program::command("order", shop.folder())?;

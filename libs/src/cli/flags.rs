@@ -108,8 +108,14 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message that the service's own commands and queries take or answer, in bytes, 128 KiB at the least: what the largest
-    /// command makes must go into an answer. What is there for operators and for other services takes 4 MiB.
+    /// The largest message of a request, in bytes, for whichever service it is: 64 KiB at the least, as the largest order and all that
+    /// services ask of each other have room in it, and 4 MiB at the most. A larger one is not read, and refused with OUT_OF_RANGE. As many
+    /// as --max-calls may be held until they are complete.
+    #[arg(long, env = "MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 128 << 10, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_REQUEST_BYTES..=Limits::MOST_REQUEST_BYTES))]
+    pub max_request_bytes: usize,
+
+    /// The largest message that the service's own commands and queries answer, in bytes, 128 KiB at the least: what the largest command
+    /// makes must go into one.
     #[arg(long, env = "MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_MESSAGE_BYTES..))]
     pub max_message_bytes: usize,
 
@@ -155,6 +161,10 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The least that `--max-request-bytes` may be. Requests that are valid are smaller, and so are those of this crate's own clients.
+    pub const LEAST_REQUEST_BYTES: u64 = 64 << 10;
+    /// The most that it may be: a surface reads no more unless tonic is told to where it is made.
+    pub const MOST_REQUEST_BYTES: u64 = 4 << 20;
     /// The least that `--max-message-bytes` may be. What commands take is bounded, and so is what is made of it: the largest answer that
     /// isn't cut into pages must be smaller.
     pub const LEAST_MESSAGE_BYTES: u64 = 128 << 10;
@@ -255,6 +265,7 @@ impl Default for Limits {
             drain_grace: Duration::from_millis(500),
             max_deadline: Duration::from_secs(30),
             max_staleness_wait: Duration::from_secs(1),
+            max_request_bytes: 128 << 10,
             max_message_bytes: 4 << 20,
             max_header_bytes: 16 << 10,
             max_streams: 256,

@@ -295,6 +295,8 @@ mod tests {
             (&["--max-streams", "0"], "--max-streams"),
             (&["--max-header-bytes", "0"], "--max-header-bytes"),
             (&["--max-message-bytes", "131071"], "--max-message-bytes"),
+            (&["--max-request-bytes", "65535"], "--max-request-bytes"),
+            (&["--max-request-bytes", "4194305"], "--max-request-bytes"),
             (&["--nats-url", "localhost:4222"], "--nats-url"),
             (&["brew"], "brew"),
         ];

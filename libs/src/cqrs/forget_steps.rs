@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The most steps that one call names.
-pub const MOST_STEPS: usize = 1_000;
+const MOST_STEPS: usize = 1_000;
 /// How many of them go with one batch: commands that come meanwhile wait for no more than these.
 const STEPS: usize = 125;
 

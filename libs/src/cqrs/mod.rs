@@ -40,7 +40,7 @@ pub use self::{
     command::{CommandSide, Method, not_submitted},
     decider::{Aggregate, Decision, State},
     documents::Documents,
-    forget_steps::{Barrier, MOST_STEPS},
+    forget_steps::Barrier,
     jetstream::{JetStream, Relay, UnknownEnd},
     log::Log,
     outbox::Outbox,

@@ -252,6 +252,7 @@ impl App {
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
             headers: GuardLayer::of_headers(name, limits.max_header_bytes),
             guard,
+            max_request_bytes: limits.max_request_bytes,
             max_deadline: limits.max_deadline,
             max_age: limits.max_connection_age,
             grace: limits.drain_timeout.max(limits.max_deadline),

@@ -68,6 +68,7 @@ pub(super) struct Connections {
     pub(super) shed: ShedLayer,
     pub(super) headers: GuardLayer,
     pub(super) guard: GuardLayer,
+    pub(super) max_request_bytes: usize,
     pub(super) max_deadline: Duration,
     pub(super) max_age: Duration,
     /// How long an aged connection's calls may take to end, and then its streams. It isn't in the way of a server that stops.
@@ -92,6 +93,7 @@ impl Connections {
             shed,
             headers,
             guard,
+            max_request_bytes,
             max_deadline,
             max_age,
             grace,
@@ -128,7 +130,7 @@ impl Connections {
             .layer(DeadlineLayer::new(service, max_deadline))
             .layer(guard)
             // Innermost: it looks at what surfaces ask of the request.
-            .layer(MalformedLayer::new(service));
+            .layer(MalformedLayer::new(service, max_request_bytes));
         let server = server.add_routes(routes);
         let served = async {
             match entrance {

@@ -122,8 +122,9 @@ async fn every_error_has_details_whoever_made_it() {
     assert_eq!((bare.code(), reason(&bare)), (Code::FailedPrecondition, "FAILED_PRECONDITION".to_owned()));
     let streamed = served.watch("bare").await.message().await.expect_err("refused");
     assert_eq!((streamed.code(), reason(&streamed)), (Code::Aborted, "ABORTED".to_owned()));
-    let large = served.get(&"x".repeat(5 << 20)).await.expect_err("too large");
-    assert_eq!((large.code(), reason(&large)), (Code::OutOfRange, "OUT_OF_RANGE".to_owned()));
+    let large = served.get(&"x".repeat(128 << 10)).await.expect_err("too large");
+    assert_eq!((large.code(), reason(&large)), (Code::OutOfRange, "MESSAGE_TOO_LARGE".to_owned()));
+    assert_eq!(Refusal::from_status(&large).metadata["limit_bytes"], "131072");
 
     let mut client = tonic::client::Grpc::new(served.channel.clone());
     client.ready().await.expect("ready");
@@ -142,7 +143,7 @@ async fn what_a_stranger_asks_for_is_repeated_to_no_great_length() {
     };
     let (lines, _keeping) = Lines::keep();
     let served = Served::start(&flags()).await;
-    let symbol = MessageRequest::FileContainingSymbol("x".repeat(1 << 20));
+    let symbol = MessageRequest::FileContainingSymbol("x".repeat(4_000));
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(symbol) };
     let mut reflection = ServerReflectionClient::new(served.channel.clone());
     let mut answers =

@@ -40,7 +40,6 @@ impl Program for Service {
         if let Some(side) = sides.commands {
             app.add(
                 InventoryCommandServiceServer::new(InventoryCommandSurface::new(side, Commands))
-                    .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
         }
@@ -48,7 +47,6 @@ impl Program for Service {
             let queries = Queries::new(Neighbours::follow(Self::NAME, app, flags, &peers).await?);
             app.add(
                 InventoryQueryServiceServer::new(InventoryQuerySurface::new(read, queries))
-                    .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
             let breakers = BreakerService::new(Self::NAME, breakers);

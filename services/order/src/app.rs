@@ -63,9 +63,7 @@ impl Program for Service {
             let neighbours = Neighbours::follow(Self::NAME, app, flags, &peers).await?;
             let queries = Queries::new(neighbours, Shipments::connect(&peers)?);
             app.add(
-                OrderQueryServiceServer::new(OrderQuerySurface::new(read, queries))
-                    .max_decoding_message_size(most)
-                    .max_encoding_message_size(most),
+                OrderQueryServiceServer::new(OrderQuerySurface::new(read, queries)).max_encoding_message_size(most),
             );
         }
         let breakers = BreakerService::new(Self::NAME, breakers);
@@ -118,11 +116,7 @@ async fn serve_commands(
     app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(side.clone(), coordinator.clone()).into_server());
     app.add(ParkedSagas::new(Service::NAME, coordinator.clone()).into_server());
-    app.add(
-        OrderCommandServiceServer::new(Completion::new(side, coordinator.clone()))
-            .max_decoding_message_size(most)
-            .max_encoding_message_size(most),
-    );
+    app.add(OrderCommandServiceServer::new(Completion::new(side, coordinator.clone())).max_encoding_message_size(most));
     Ok(coordinator)
 }
 

@@ -5,7 +5,11 @@ mod support;
 
 use std::time::Duration;
 
-use libs::testing::{after, refused, wrong_fields};
+use libs::{
+    cli::Limits,
+    testing::{after, refused, wrong_fields},
+};
+use prost::Message as _;
 use proto::{
     google::r#type::PostalAddress,
     order::v1::{
@@ -110,7 +114,7 @@ async fn what_is_malformed_is_told_field_by_field_and_leaves_nothing() {
     let mut app = TestApp::start().await;
     let worst = PlaceOrderRequest {
         request_id: "x".repeat(129),
-        order_id: "o".repeat(1 << 20),
+        order_id: "o".repeat(100 << 10),
         items: Vec::new(),
         address: None,
         ..place("", "a b")
@@ -127,6 +131,38 @@ async fn what_is_malformed_is_told_field_by_field_and_leaves_nothing() {
     let good = app.commands.place_order(place("o2", "ada")).await.unwrap();
     let all = app.queries.list_orders(after(&good, ListOrdersRequest::default())).await.unwrap().into_inner();
     assert_eq!(all.orders.iter().map(|order| order.order_id.as_str()).collect::<Vec<_>>(), ["o2"]);
+}
+
+#[tokio::test]
+async fn what_is_larger_than_any_order_is_not_read_and_the_largest_order_is() {
+    let mut app = TestApp::start().await;
+    let huge = PlaceOrderRequest { customer_id: "x".repeat(1 << 20), ..place("o1", "ada") };
+    assert_eq!(refused(app.commands.place_order(huge).await), (Code::OutOfRange, "MESSAGE_TOO_LARGE".to_owned()));
+    let wide = || "\u{10348}".repeat(200);
+    let address = PostalAddress {
+        revision: 0,
+        region_code: "CH".to_owned(),
+        language_code: wide(),
+        postal_code: wide(),
+        sorting_code: wide(),
+        administrative_area: wide(),
+        locality: wide(),
+        sublocality: wide(),
+        address_lines: vec![wide(); 10],
+        recipients: vec![wide(); 10],
+        organization: wide(),
+    };
+    let largest = PlaceOrderRequest {
+        request_id: "r".repeat(128),
+        order_id: "o".repeat(64),
+        customer_id: "c".repeat(64),
+        items: (0..100).map(|sku| item(&format!("{sku:064}"), 1_000_000)).collect(),
+        address: Some(address),
+        wait_for_completion: false,
+    };
+    let bytes = largest.encoded_len() as u64;
+    assert!(bytes <= Limits::LEAST_REQUEST_BYTES, "an order of {bytes} bytes may be refused");
+    app.commands.place_order(largest).await.unwrap();
 }
 
 #[tokio::test]

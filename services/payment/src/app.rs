@@ -33,15 +33,12 @@ impl Program for Service {
         if let Some(side) = sides.commands {
             app.add(
                 PaymentCommandServiceServer::new(PaymentCommandSurface::new(side, Commands))
-                    .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
         }
         if let Some(read) = sides.queries {
             app.add(
-                PaymentQueryServiceServer::new(PaymentQuerySurface::new(read, Queries))
-                    .max_decoding_message_size(most)
-                    .max_encoding_message_size(most),
+                PaymentQueryServiceServer::new(PaymentQuerySurface::new(read, Queries)).max_encoding_message_size(most),
             );
         }
         Ok(())

@@ -34,14 +34,12 @@ impl Program for Service {
         if let Some(side) = sides.commands {
             app.add(
                 ShippingCommandServiceServer::new(ShippingCommandSurface::new(side, Commands))
-                    .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
         }
         if let Some(read) = sides.queries {
             app.add(
                 ShippingQueryServiceServer::new(ShippingQuerySurface::new(read, Queries))
-                    .max_decoding_message_size(most)
                     .max_encoding_message_size(most),
             );
         }

@@ -1,4 +1,5 @@
-//! A message that can't be read is its sender's mistake. Tonic says INTERNAL, which says that it is ours.
+//! A message that can't be read is its sender's mistake. Tonic says INTERNAL, which says that it is ours. So is one that is too large:
+//! whichever service it is for, it is refused before it has come, since what has come of one is held until it is complete.
 
 use std::{
     convert::Infallible,
@@ -17,7 +18,7 @@ use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::{breaker::layer::grpc_status, refusal::Refusal};
+use crate::{breaker::layer::grpc_status, refusal::Refusal, rpc::shed::is_exempt};
 
 /// What tonic and prost begin with where a message or its frame can't be read.
 const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error: received message with"];
@@ -25,16 +26,22 @@ const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol er
 const UNFINISHED: [&str; 2] = ["Missing request message", "Unexpected EOF decoding stream"];
 /// The bytes before a message: a flag and how long it is.
 const PREFIX: usize = 5;
+/// The most bytes of a message for a service that is anybody's, however many call: nobody counts those, and they ask for a name.
+const MOST_OF_ANYBODY: usize = 4 << 10;
 
-/// Answers INVALID_ARGUMENT, `MALFORMED_MESSAGE`, where a request can't be read, and CANCELLED where its caller has gone before its end.
+/// Answers INVALID_ARGUMENT, `MALFORMED_MESSAGE`, where a request can't be read, OUT_OF_RANGE, `MESSAGE_TOO_LARGE`, where it is not read
+/// for its length, and CANCELLED where its caller has gone before its end.
 #[derive(Clone, Copy, Debug)]
-pub struct MalformedLayer(&'static str);
+pub struct MalformedLayer {
+    service: &'static str,
+    most: usize,
+}
 
 impl MalformedLayer {
-    /// A layer for the service of this bare name.
+    /// A layer for the service of this bare name, which takes messages of so many bytes at the most.
     #[must_use]
-    pub const fn new(service: &'static str) -> Self {
-        Self(service)
+    pub const fn new(service: &'static str, most: usize) -> Self {
+        Self { service, most }
     }
 }
 
@@ -42,7 +49,7 @@ impl<S> Layer<S> for MalformedLayer {
     type Service = Malformed<S>;
 
     fn layer(&self, inner: S) -> Malformed<S> {
-        Malformed { inner, service: self.0 }
+        Malformed { inner, layer: *self }
     }
 }
 
@@ -50,7 +57,7 @@ impl<S> Layer<S> for MalformedLayer {
 #[derive(Clone, Debug)]
 pub struct Malformed<S> {
     inner: S,
-    service: &'static str,
+    layer: MalformedLayer,
 }
 
 impl<S> Service<Request<Body>> for Malformed<S>
@@ -66,9 +73,16 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> MalformedFuture<S::Future> {
+        let MalformedLayer { service, mut most } = self.layer;
+        if is_exempt(request.uri().path()) {
+            most = most.min(MOST_OF_ANYBODY);
+        }
         let reached = Arc::new(Reached::new(&request));
-        let body = |inner| Body::new(Reading { inner, seen: 0, prefix: [0; PREFIX], reached: Arc::clone(&reached) });
-        MalformedFuture { inner: self.inner.call(request.map(body)), reached, service: self.service }
+        let body = |inner| {
+            let (messages, reached) = (Messages::default(), Arc::clone(&reached));
+            Body::new(Reading { inner, messages, service, most, reached })
+        };
+        MalformedFuture { inner: self.inner.call(request.map(body)), reached, service }
     }
 }
 
@@ -135,20 +149,62 @@ impl Reached {
     }
 }
 
-/// A request's body that notes how far it was read.
+/// How far a body has come in its messages.
+#[derive(Debug, Default)]
+struct Messages {
+    /// Of the bytes before a message.
+    seen: usize,
+    /// The message's own that are still to come, once all those were seen.
+    left: usize,
+    /// True once there was one.
+    any: bool,
+}
+
+impl Messages {
+    /// Goes on by what has come. The length of a message that is longer than `most` is the error, wherever in it that is.
+    fn go_on(&mut self, mut data: &[u8], most: usize) -> Result<(), usize> {
+        while let Some((byte, rest)) = data.split_first() {
+            if self.seen < PREFIX {
+                if self.seen > 0 {
+                    self.left = self.left << 8 | usize::from(*byte);
+                }
+                (self.seen, data) = (self.seen + 1, rest);
+                if self.seen == PREFIX && self.left > most {
+                    return Err(self.left);
+                }
+            } else {
+                let passed = self.left.min(data.len());
+                (self.left, data) = (self.left - passed, &data[passed..]);
+            }
+            if self.seen == PREFIX && self.left == 0 {
+                (self.seen, self.any) = (0, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// True where a body must not end.
+    const fn is_short(&self) -> bool {
+        self.seen > 0 || !self.any
+    }
+}
+
+/// A request's body that notes how far it was read, and ends where it is too large.
 struct Reading {
     inner: Body,
-    seen: usize,
-    prefix: [u8; PREFIX],
+    messages: Messages,
+    service: &'static str,
+    most: usize,
     reached: Arc<Reached>,
 }
 
 impl Reading {
-    fn saw(&mut self, data: &[u8]) {
-        if let Some(prefix) = self.prefix.get_mut(self.seen..) {
-            prefix.iter_mut().zip(data).for_each(|(kept, byte)| *kept = *byte);
-        }
-        self.seen = self.seen.saturating_add(data.len());
+    fn too_large(&self, bytes: usize) -> Status {
+        let most = self.most;
+        let message = format!("the request has a message of {bytes} bytes, and {most} are taken: send less at once");
+        Refusal::out_of_range("MESSAGE_TOO_LARGE", message)
+            .with("limit_bytes", most.to_string())
+            .into_status(self.service)
     }
 
     /// Where a body ends whose last word this is.
@@ -158,9 +214,7 @@ impl Reading {
             Some(Err(_)) => return Reached::END,
             Some(Ok(_)) | None => {}
         }
-        let [_, length @ ..] = self.prefix;
-        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        if self.seen < PREFIX.saturating_add(length) { Reached::SHORT } else { Reached::END }
+        if self.messages.is_short() { Reached::SHORT } else { Reached::END }
     }
 }
 
@@ -169,11 +223,14 @@ impl http_body::Body for Reading {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
+        let mut frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let most = self.most;
+        if let Some(Ok(part)) = &frame
+            && let Some(data) = part.data_ref()
         {
-            self.saw(data);
+            if let Err(bytes) = self.messages.go_on(data, most) {
+                frame = Some(Err(self.too_large(bytes)));
+            }
         } else {
             self.reached.0.store(self.end(&frame), Relaxed);
         }
@@ -200,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    /// What tonic's server answers to a request of these frames.
+    /// What tonic's server answers to a request of these frames, which takes a KiB.
     async fn answered(frames: Vec<Result<&'static [u8], Status>>) -> (Code, String) {
         let surface = service_fn(async |request| {
             let stock = service_fn(async |_: tonic::Request<GetStockRequest>| {
@@ -211,7 +268,8 @@ mod tests {
         });
         let frames = frames.into_iter().map(|frame| frame.map(|data| Frame::data(Bytes::from_static(data))));
         let body = if frames.len() == 0 { Body::empty() } else { Body::new(StreamBody::new(stream::iter(frames))) };
-        let answer = MalformedLayer::new("tea").layer(surface).call(Request::new(body)).await.expect("an answer");
+        let answer =
+            MalformedLayer::new("tea", 1 << 10).layer(surface).call(Request::new(body)).await.expect("an answer");
         let Some(status) = Status::from_header_map(answer.headers()) else { return (Code::Ok, String::new()) };
         let info = status.get_details_error_info();
         (status.code(), info.map_or_else(|| status.message().to_owned(), |info| info.reason))
@@ -225,6 +283,17 @@ mod tests {
         assert_eq!(answered(vec![Ok(b"\0\0")]).await, malformed, "half a prefix");
         assert_eq!(answered(vec![Ok(b"\0\0\0\0"), Ok(b"\x05\x0a\x03te")]).await, malformed, "cut short");
         assert_eq!(answered(vec![Ok(b"\0\0\0\0"), Ok(b"\x05\x0a\x03te"), Ok(b"a")]).await.0, Code::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_large_is_refused_once_its_length_has_come() {
+        let too_large = (Code::OutOfRange, "MESSAGE_TOO_LARGE".to_owned());
+        assert_eq!(answered(vec![Ok(b"\0\0\0"), Ok(b"\x04\x01x")]).await, too_large);
+        assert_eq!(answered(vec![Ok(b"\0\xff\xff\xff\xff")]).await, too_large);
+        assert_eq!(answered(vec![Ok(b"\0\0\0\0\0\0\0\0\x04"), Ok(b"\x01")]).await, too_large, "another one");
+        assert_eq!(answered(vec![Ok(b"\0\0\0\0\0\0\0\0\0\x05\x0a\x03t"), Ok(b"ea")]).await.0, Code::Ok);
+        let malformed = (Code::InvalidArgument, "MALFORMED_MESSAGE".to_owned());
+        assert_eq!(answered(vec![Ok(b"\0\0\0\x04\0")]).await, malformed, "as large as may be, and not there");
     }
 
     #[tokio::test]

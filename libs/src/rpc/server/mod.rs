@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! call ─▶ observe ─▶ catch ─▶ headers ─▶ shed ─▶ deadline ─▶ guard ─▶ malformed ─▶ surface
-//!         │          │        │          │       │           │        └ a message that can't be read is INVALID_ARGUMENT
+//!         │          │        │          │       │           │        └ refuses a message that is too large, or can't be read
 //!         │          │        │          │       │           └ who may not call is refused: what `App::guard` was given
 //!         │          │        │          │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
 //!         │          │        │          └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back

@@ -24,7 +24,7 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::{Coordinator, RecoverError, Shared};
 use crate::{
-    cqrs::{MOST_STEPS, not_submitted},
+    cqrs::not_submitted,
     journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded},
     refusal::{Refusal, code_name},
     rpc::verdict::step_of_round,
@@ -38,6 +38,8 @@ use crate::{
 const PATH: &str = "/saga.v1.BarrierService/ForgetSteps";
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How many steps a participant is told at once: as long as their names may be, it takes as much of a request at the least.
+const MOST_TOLD: usize = 200;
 /// How much of the log is looked through at a time.
 const PAGE: i64 = 2_000;
 /// How much longer somebody who tells rests than they tell, so that a long log doesn't get in anybody's way.
@@ -150,7 +152,7 @@ impl Shared {
             };
             self.telling.told(peer, 0, ended_before.saturating_sub(first_micros));
             let steps = self.steps(peer, &page.ended).await?;
-            for steps in steps.chunks(MOST_STEPS) {
+            for steps in steps.chunks(MOST_TOLD) {
                 self.tell(peer, steps).await.map_err(|status| Refusal::from_status(&status))?;
                 self.telling.told(peer, steps.len(), ended_before.saturating_sub(first_micros));
                 told += steps.len();
@@ -264,4 +266,18 @@ fn called(record: &Record, peer: &str) -> Vec<EndedStep> {
 
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::Limits, rpc::verdict::LONGEST_NAME};
+
+    #[test]
+    fn what_is_told_at_once_is_a_request_that_any_participant_takes() {
+        let name = "n".repeat(LONGEST_NAME);
+        let longest = EndedStep { saga_id: name.clone(), step: step_of_round(&name, u32::MAX).into_owned() };
+        let request = ForgetStepsRequest { steps: vec![longest; MOST_TOLD] };
+        assert!(request.encoded_len() as u64 <= Limits::LEAST_REQUEST_BYTES, "{} bytes", request.encoded_len());
+    }
 }
