@@ -156,10 +156,11 @@ impl Recording {
         self.asked.is_empty()
     }
 
-    /// When a thing was asked, in seconds since 1970.
+    /// When the first of a thing and all that follow it was asked, in seconds since 1970: whose power fails before that thing has come no
+    /// further. A sync has the time at which it ended, and what was asked meanwhile follows it.
     #[must_use]
     pub fn time(&self, at: usize) -> f64 {
-        self.asked.get(at).map_or(f64::INFINITY, |(time, ..)| *time)
+        self.asked.iter().skip(at).map(|(time, ..)| *time).fold(f64::INFINITY, f64::min)
     }
 
     /// The same with the syncs of some files left out, as if the process had not asked for them.
@@ -285,5 +286,7 @@ mod tests {
             let files = recording.files_after(Path::new("/disk"), recording.len(), &mut random);
             assert_eq!(files.get(Path::new("log")).map(Vec::as_slice), Some([7].as_slice()));
         }
+        // The first sync is put before what was written meanwhile, which is not there without it: the power has failed by then.
+        assert_eq!([0, 1, 2, 3].map(|at| recording.time(at)), [0.2, 0.2, 0.5, f64::INFINITY]);
     }
 }
