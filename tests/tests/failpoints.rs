@@ -2,12 +2,7 @@
 //! order ends as it must, and the books add up. The points are system calls, so none can be forgotten; strace kills at them. Runs where
 //! `TEST_STRACE` names it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use futures::future::join_all;
@@ -61,8 +56,16 @@ const OPERATIONS: [(usize, &str, bool); 5] = [
     (0, "reserve_inventory", true),
 ];
 
-/// The operations that were under way when somebody was killed: those that were called again.
-async fn called_again(clients: &Clients, run: &str) -> anyhow::Result<Vec<(String, bool)>> {
+/// What a call says that finds nobody listening.
+const REFUSED: &str = "tcp connect error";
+
+/// The operations that were called again when a service was killed at a call, and whether a call found nobody listening: whoever was killed
+/// need not have heard of that one. Of calls that fail in a row the last is shown, so it may be another that found nobody.
+async fn called_again(
+    clients: &Clients,
+    run: &str,
+    (service, call): (usize, &'static str),
+) -> anyhow::Result<Vec<(Interrupted, bool)>> {
     let mut again = Vec::new();
     for (region, _) in ORDERS {
         let request = GetSagaRequest { saga_id: format!("{run}-{region}") };
@@ -78,9 +81,18 @@ async fn called_again(clients: &Clients, run: &str) -> anyhow::Result<Vec<(Strin
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        for step in timeout(PATIENCE, shown).await.context("no such saga")?.steps {
-            again.extend((step.attempts > 1).then(|| (step.name.clone(), false)));
-            again.extend((step.compensation_attempts > 1).then(|| (step.name.clone(), true)));
+        let saga = timeout(PATIENCE, shown).await.context("no such saga")?;
+        for step in &saga.steps {
+            let refused = |what| {
+                let mut lines = saga.history.iter().filter(|line| line.what == what && line.step == step.name);
+                lines.any(|line| line.detail.contains(REFUSED))
+            };
+            for (attempts, undone, failed) in
+                [(step.attempts, false, "action failed"), (step.compensation_attempts, true, "compensation failed")]
+            {
+                let interrupted = (service, call, step.name.clone(), undone);
+                again.extend((attempts > 1).then(|| (interrupted, refused(failed))));
+            }
         }
     }
     Ok(again)
@@ -89,7 +101,7 @@ async fn called_again(clients: &Clients, run: &str) -> anyhow::Result<Vec<(Strin
 /// From when on a service's calls are counted, in each of its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
-    /// From its start, which makes many itself.
+    /// From its start, which makes many itself. Whoever calls it meanwhile finds nobody listening.
     FromStart,
     /// From when it serves: what is interrupted then is what was asked of it.
     FromServing,
@@ -121,15 +133,14 @@ async fn attach(strace: &[String], process: u32) -> anyhow::Result<Child> {
     Ok(tracer)
 }
 
-/// Runs both orders with a service killed at its so manieth call, in any of its threads, and adds what that interrupted. False if it was
-/// not called so often.
+/// Runs both orders with a service killed at its so manieth call, in any of its threads, and answers under which name. None if it was not
+/// called so often.
 async fn kill_at(
     shop: &mut Shop,
     strace: &str,
     (service, call, count): (usize, &'static str, u32),
     counted: Counted,
-    interrupted: &mut BTreeSet<Interrupted>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Option<String>> {
     let clients = shop.clients();
     let run = format!("{}-{call}-{count}-{}", Shop::NAMES[service], Uuid::new_v4());
     let inject = format!("inject={call}:signal=SIGKILL:when={count}");
@@ -176,11 +187,7 @@ async fn kill_at(
     for (order, (_, state)) in ended.iter().zip(ORDERS) {
         ensure!(order.state() == state, "{run}: {order:?}");
     }
-    if killed {
-        let again = called_again(&clients, &run).await?;
-        interrupted.extend(again.into_iter().map(|(step, undone)| (service, call, step, undone)));
-    }
-    Ok(killed)
+    Ok(killed.then_some(run))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,37 +199,50 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
     let mut shop = Shop::start().await?;
     shop.stock("tea", 1_000_000, 3).await?;
     shop.deposit("ann", 1_000_000).await?;
-    let (mut kills, mut interrupted, mut most) = (0, BTreeSet::new(), BTreeMap::new());
+    let (mut kills, mut refused, mut interrupted) = (0, 0, BTreeSet::new());
+    let heard =
+        |again: Vec<(Interrupted, bool)>| again.into_iter().filter_map(|(at, refused)| (!refused).then_some(at));
     for service in 0..Shop::NAMES.len() {
         for call in CALLS {
             let mut count = 1;
-            while kill_at(&mut shop, &strace, (service, call, count), Counted::FromStart, &mut interrupted).await? {
+            while let Some(run) = kill_at(&mut shop, &strace, (service, call, count), Counted::FromStart).await? {
                 kills += 1;
+                let again = called_again(&shop.clients(), &run, (service, call)).await?;
+                refused += again.iter().filter(|(_, refused)| *refused).count();
+                // The others' first call may have come before they listened, or by a connection of before.
+                if service == ORDER {
+                    interrupted.extend(heard(again));
+                }
                 // Writes come in dozens, and those at the start are the same every time.
                 count += if call == "pwrite64" { 3 } else { 1 };
             }
             println!("{} {call}: killed up to number {}", Shop::NAMES[service], count - 1);
-            most.insert((service, call), count);
             ensure!(count > 2, "{} is never killed at {call}", Shop::NAMES[service]);
         }
     }
+    ensure!(refused > 0, "nobody says {REFUSED:?}: what is interrupted can't be told from what was not heard");
     // Each operation is interrupted there and back at each of the calls, by its participant's end and by that of the order service that waits
-    // for it. What has been passed over, since a start makes as many calls or two orders shared a commit, is looked for call by call.
+    // for it. What has been passed over is looked for call by call, and from the first on again once there are no more: two orders may
+    // share a commit or not.
     let points = OPERATIONS.into_iter().flat_map(|(participant, step, undone)| {
         let by = [participant, ORDER].into_iter().flat_map(|service| CALLS.map(|call| (service, call)));
         by.map(move |(service, call)| (service, call, step.to_owned(), undone))
     });
     for point in points {
         let (service, call, ..) = point;
-        let mut tries = 0;
+        let (mut tries, mut count) = (0, 0);
         while !interrupted.contains(&point) {
-            let count = tries % most[&(service, call)] + 1;
-            kill_at(&mut shop, &strace, (service, call, count), Counted::FromServing, &mut interrupted).await?;
-            (tries, kills) = (tries + 1, kills + 1);
-            ensure!(tries < 100, "{} is never killed in {point:?}: {interrupted:?}", Shop::NAMES[service]);
+            (tries, count) = (tries + 1, count + 1);
+            ensure!(tries <= 200, "{} is never killed in {point:?}: {interrupted:?}", Shop::NAMES[service]);
+            if let Some(run) = kill_at(&mut shop, &strace, (service, call, count), Counted::FromServing).await? {
+                kills += 1;
+                interrupted.extend(heard(called_again(&shop.clients(), &run, (service, call)).await?));
+            } else {
+                count = 0;
+            }
         }
         let (name, way) = (Shop::NAMES[service], if point.3 { "back" } else { "there" });
-        println!("{name} was killed at {call} in {} on the way {way}, after {tries} tries more", point.2);
+        println!("{name} was killed at {call} in {} on the way {way}, after {tries} tries", point.2);
     }
     let books = async {
         loop {
