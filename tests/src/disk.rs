@@ -163,10 +163,22 @@ impl Recording {
         self.asked.iter().skip(at).map(|(time, ..)| *time).fold(f64::INFINITY, f64::min)
     }
 
-    /// The same with the syncs of some files left out, as if the process had not asked for them.
+    /// The same as with `synchronous=NORMAL`: without the syncs of a database's write-ahead log at its commits. Of its header, which is all
+    /// that is at 0, and before it is copied, which with `synchronous=FULL` is after a commit's, it is synced with either.
     #[must_use]
-    pub fn without_syncs(mut self, of: impl Fn(&Path) -> bool) -> Self {
-        self.asked.retain(|(_, path, asked)| !(matches!(asked, Asked::Sync) && of(path)));
+    pub fn without_syncs_at_commits(mut self, log: &str) -> Self {
+        let mut unsynced = None;
+        self.asked.retain(|(_, path, asked)| {
+            if !path.ends_with(log) {
+                return true;
+            }
+            match asked {
+                Asked::Write { offset, .. } => unsynced = Some(*offset),
+                Asked::Sync => return unsynced.take().is_none_or(|offset| offset == 0),
+                Asked::Truncate { .. } | Asked::Remove => {}
+            }
+            true
+        });
         self
     }
 
@@ -269,6 +281,22 @@ mod tests {
             "1 0.5 +++ exited with 0 +++\n",
         );
         assert_eq!(Recording::read(record).expect("a record").len(), 1);
+    }
+
+    #[test]
+    fn without_syncs_at_commits_a_log_is_synced_with_its_header_and_before_it_is_copied() {
+        let record = concat!(
+            "1 0.1 pwrite64(4</disk/a.db-wal>, \"\\x07\", 1, 0) = 1\n",
+            "1 0.2 fdatasync(4</disk/a.db-wal>) = 0\n",
+            "1 0.3 pwrite64(4</disk/a.db-wal>, \"\\x07\", 1, 32) = 1\n",
+            "1 0.4 fdatasync(4</disk/a.db-wal>) = 0\n",
+            "1 0.5 fdatasync(4</disk/a.db-wal>) = 0\n",
+            "1 0.6 pwrite64(3</disk/a.db>, \"\\x07\", 1, 32) = 1\n",
+            "1 0.7 fdatasync(3</disk/a.db>) = 0\n",
+        );
+        let recording = Recording::read(record).expect("a record").without_syncs_at_commits("a.db-wal");
+        let times: Vec<f64> = recording.asked.iter().map(|(time, ..)| *time).collect();
+        assert_eq!(times, [0.1, 0.2, 0.3, 0.5, 0.6, 0.7]);
     }
 
     #[test]
