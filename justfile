@@ -88,7 +88,7 @@ mutants *NAMES:
 # Crashes, pauses, partitions, each world from a seed: so many of them, from the first one named; of one alone the whole trace
 [group('prove')]
 simulate SEEDS='500' FIRST='1':
-    @SEEDS="$1" FIRST="$2" cargo test --quiet --package libs --lib --locked saga::simulation::whatever -- --nocapture
+    @SIMULATE_SEEDS="$1" SIMULATE_FIRST="$2" cargo test --quiet --package libs --lib --locked saga::simulation::whatever -- --nocapture
 
 # Kill services with SIGKILL under load, restart them, then check that the books add up
 [group('prove')]

@@ -49,7 +49,7 @@ ended() {
     beside=env
     [ "$(field "$1" Needs)" != postgres ] || beside=$root/tests/postgres.sh
     # In the simulation another rule may be broken first.
-    (cd "$copy" && WORDS=$2 "$beside" cargo test --package libs --locked "$(binary "$1")" -- --exact "$test") \
+    (cd "$copy" && SIMULATE_WORDS=$2 "$beside" cargo test --package libs --locked "$(binary "$1")" -- --exact "$test") \
         >"$log" 2>&1 </dev/null || true
     sed -n "s/^test $test \.\.\. ok\$/passed/p; s/^test $test \.\.\. FAILED\$/failed/p" "$log"
 }

@@ -62,12 +62,12 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
-/// `SEEDS` and `FIRST` say which; of a single one the whole trace is printed. See `./just simulate`. Only what is said in these `WORDS` is
-/// wrong, if there are any.
+/// `SIMULATE_SEEDS` and `SIMULATE_FIRST` say which; of a single one the whole trace is printed. See `./just simulate`. Only what is said in
+/// these `SIMULATE_WORDS` is wrong, if there are any. Names that nobody else has: with fewer seeds or such words less is proved.
 #[test]
 fn whatever_goes_wrong_every_saga_ends_as_it_must() {
-    let (first, seeds) = (number("FIRST", 1), number("SEEDS", SEEDS));
-    let words = std::env::var("WORDS").unwrap_or_default();
+    let (first, seeds) = (number("SIMULATE_FIRST", 1), number("SIMULATE_SEEDS", SEEDS));
+    let words = std::env::var("SIMULATE_WORDS").unwrap_or_default();
     let summary = Summary::of(first..first + seeds, Mutant::None, &words);
     println!("{summary}");
     if let Some(failed) = &summary.failed {
