@@ -72,7 +72,22 @@ as "$bin/initdb" -D "$folder/data" -U trellis --auth=trust --encoding=UTF8 --lc-
     cat "$folder/log" >&2
     exit 1
 }
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# None that the kernel may give to a client before the server has it, nor one that a test has taken (tests/src/port.rs).
+port=$(python3 -c 'import random, socket
+try:
+    low, high = map(int, open("/proc/sys/net/ipv4/ip_local_port_range").read().split())
+except OSError:
+    low, high = 32000, 65535
+ports = [port for port in range(10000, 65536) if not low <= port <= high] or list(range(10000, 32000))
+random.shuffle(ports)
+for port in ports:
+    try:
+        for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+            socket.socket(type=kind).bind(("127.0.0.1", port))
+    except OSError:
+        continue
+    print(port)
+    break')
 as "$bin/pg_ctl" -D "$folder/data" -w -l "$folder/data/log" \
     -o "-p $port -k $folder -c listen_addresses=127.0.0.1 -c max_connections=300" start >"$folder/log" 2>&1 || {
     cat "$folder/log" "$folder/data/log" >&2
