@@ -205,12 +205,8 @@ async fn a_watch_goes_on_from_where_it_was() {
     let last = rest.last().unwrap().position;
     assert_eq!(watch("a", last).await.unwrap().into_inner().count().await, 0);
     // Who watches all of them hears of it too.
-    loop {
-        let change = all.next().await.unwrap().unwrap();
-        if change.position == last {
-            break;
-        }
-    }
+    let hears = async { while all.next().await.unwrap().unwrap().position != last {} };
+    timeout(PATIENCE, hears).await.expect("it is told");
     assert_eq!(wrong_fields(watch("", -1).await), ["after_position"]);
     // Nobody waits in silence for a log that doesn't go so far, not even for a saga that has ended.
     for saga_id in ["", "a"] {

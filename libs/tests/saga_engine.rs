@@ -362,14 +362,16 @@ async fn a_transport_that_panics_parks_its_saga_which_goes_on_when_an_operator_s
     let (journal, participants) = (journal(&folder).await, Participants::told(&[("/charge", Say::Breaks)]));
     let coordinator = coordinator(&journal, &participants);
     start(&journal, &coordinator).await;
-    let refusal = loop {
-        // Who waited while it was driven is told to ask again.
-        match coordinator.finished("s-1").await.unwrap_err() {
-            refusal if refusal.reason == "SAGA_NOT_DRIVEN" => {}
-            refusal => break refusal,
+    let refused = async {
+        loop {
+            // Who waited while it was driven is told to ask again.
+            match coordinator.finished("s-1").await.unwrap_err() {
+                refusal if refusal.reason == "SAGA_NOT_DRIVEN" => tokio::task::yield_now().await,
+                refusal => return refusal,
+            }
         }
     };
-    assert_eq!(refusal.reason, "SAGA_PARKED");
+    assert_eq!(timeout(PATIENCE, refused).await.expect("it is parked").reason, "SAGA_PARKED");
     coordinator.retry("s-1", "bob", "the wire is mended").await.unwrap();
     assert_eq!(coordinator.finished("s-1").await.unwrap().phase(), SagaPhase::Completed);
 }

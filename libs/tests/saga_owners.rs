@@ -379,19 +379,6 @@ fn pay_and_send(wait: Duration, patience: Duration) -> Arc<Definition> {
     saga.build().unwrap()
 }
 
-/// Says of what is sent that it was done by hand, as soon as that may be said.
-async fn sent_by_hand(process: &Process, order: &str) {
-    loop {
-        match process.coordinator.skip(order, "send", Op::Action, true, "ann", "sent by mail").await {
-            Ok(_) => return,
-            Err(refusal) => {
-                assert_eq!(refusal.reason, "STEP_UNDER_WAY");
-                tokio::time::sleep(refusal.retry_after.unwrap()).await;
-            }
-        }
-    }
-}
-
 /// Its owner before doesn't know that it was taken over, and would call once more when its wait is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before() {
@@ -413,7 +400,7 @@ async fn what_an_operator_settles_is_not_called_any_more_by_who_drove_it_before(
     // Who took it over now would have to wait anew.
     let refused = three.coordinator.skip("tea", "send", Op::Action, true, "ann", "sent by mail").await;
     assert_eq!(refused.expect_err("another drives it").reason, "SAGA_NOT_DRIVEN");
-    sent_by_hand(&two, "tea").await;
+    two.settle("tea", "send", Op::Action, true).await.unwrap();
     assert!(begun.elapsed() >= 3 * patience, "who drove it before may have made a call just now");
     let sends = || participants.calls().iter().filter(|call| call.call.step == "send").count();
     let made = sends();
@@ -580,7 +567,7 @@ async fn a_call_whose_turn_comes_late_is_not_made_for_what_another_drives_by_now
     becomes("paid", async || world.participants.done_for("rum") == ["pay"]).await;
     let two = process(&world, world.participants.clone()).await;
     two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
-    sent_by_hand(&two, "tea").await;
+    two.settle("tea", "send", Op::Action, true).await.unwrap();
     world.participants.on_call(|_| Fault::None);
     open.send_replace(true);
     assert_eq!(one.finished("rum").await.phase(), SagaPhase::Completed);

@@ -11,7 +11,7 @@ use proto::{
     order::v1::{Order, OrderState},
     saga::v1::{GetSagaRequest, SagaPhase},
 };
-use tests::{Clients, Shop, facts::Facts, invariants, shop::order};
+use tests::{Clients, Server, Shop, facts::Facts, invariants, shop::order};
 use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
@@ -133,6 +133,10 @@ async fn attach(strace: &[String], process: u32) -> anyhow::Result<Child> {
     Ok(tracer)
 }
 
+fn log_ends(shop: &mut Shop) -> String {
+    shop.servers_mut().each_ref().map(Server::log_end).join("\n")
+}
+
 /// Runs both orders with a service killed at its so manieth call, in any of its threads, and answers under which name. None if it was not
 /// called so often.
 async fn kill_at(
@@ -156,14 +160,14 @@ async fn kill_at(
         server.start().await?;
         Some(attach(&strace, server.id().context("it has started")?).await?)
     };
-    let killed = {
+    let known = async {
         let mut placing = std::pin::pin!(place(&clients, &run));
         loop {
             if let Some(status) = server.has_ended()? {
                 ensure!(status.code().is_none(), "{run}: it ended by itself, {status}\n{}", server.log_end());
                 drop(tracer);
                 server.start().await?;
-                break true;
+                return Ok(true);
             }
             if timeout(Duration::from_millis(5), &mut placing).await.is_ok() {
                 drop(tracer);
@@ -173,16 +177,20 @@ async fn kill_at(
                     server.end().await?;
                 }
                 server.start().await?;
-                break !survived;
+                return anyhow::Ok(!survived);
             }
         }
     };
+    let Ok(killed) = timeout(PATIENCE, known).await else {
+        anyhow::bail!("{run}: it is neither killed nor answered\n{}", log_ends(shop));
+    };
+    let killed = killed?;
     // Killed so often, it is left alone for longer and longer: that is proved elsewhere, and waited for nowhere.
     let mut breakers = BreakerCommandServiceClient::new(shop.order().channel());
-    breakers.reset_breaker(ResetBreakerRequest { name: Shop::NAMES[service].to_owned() }).await.ok();
+    let reset = breakers.reset_breaker(ResetBreakerRequest { name: Shop::NAMES[service].to_owned() });
+    timeout(PATIENCE, reset).await.context("no breaker is reset")?.ok();
     let Ok(ended) = timeout(PATIENCE, place(&clients, &run)).await else {
-        let logs: Vec<String> = shop.servers_mut().iter_mut().map(|server| server.log_end()).collect();
-        anyhow::bail!("{run}: it never ends\n{}", logs.join("\n"));
+        anyhow::bail!("{run}: it never ends\n{}", log_ends(shop));
     };
     for (order, (_, state)) in ended.iter().zip(ORDERS) {
         ensure!(order.state() == state, "{run}: {order:?}");

@@ -116,7 +116,7 @@ async fn runs_out_of_room(small: Small) -> anyhow::Result<()> {
     };
     let token = timeout(PATIENCE, goes_on).await.context("it never recovers")??;
     server.running()?;
-    let stock = listed(&server, &token).await?;
+    let stock = timeout(PATIENCE, listed(&server, &token)).await.context("the views never have it")??;
     let mut wanted: Vec<String> = (0..=answered).map(|at| format!("sku-{at:05}")).collect();
     wanted.sort();
     ensure!(stock == wanted, "{} were answered, {} are there", wanted.len(), stock.len());

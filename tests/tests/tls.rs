@@ -33,7 +33,8 @@ async fn services_show_each_other_their_certificates_and_serve_nobody_who_has_no
     let nobody = asked(endpoint(&uri)?.tls_config(secrets.nobody())?).await;
     assert!(nobody.is_err(), "it shows no certificate: {nobody:?}");
     let address = shop.order().address();
-    let said = secrets.said(&address, false).await?.expect_err("it shows no certificate");
+    let said = timeout(PATIENCE, secrets.said(&address, false)).await.context("it is kept for ever")??;
+    let said = said.expect_err("it shows no certificate");
     assert!(said.to_string().contains("CertificateRequired"), "it is not told what it lacks: {said}");
     let logged = async {
         while !shop.order().log().contains("peer sent no certificates") {

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use libs::{
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Outcome},
     refusal::Refusal,
+    rpc::verdict::Op,
     saga::{
         Compensated, Coordinator, Definition, LocalWork, Operation, Options, TABLES, Transport, fold,
         testing::{Call, Participants},
@@ -215,6 +216,21 @@ impl Process {
     pub async fn finished(&self, saga_id: &str) -> Saga {
         let ended = tokio::time::timeout(PATIENCE, self.coordinator.finished(saga_id)).await;
         ended.unwrap_or_else(|_| panic!("{saga_id} has not ended after {PATIENCE:?}")).unwrap()
+    }
+
+    /// Says of a step that it was done by hand, or not, as soon as no call of it is under way.
+    pub async fn settle(&self, saga_id: &str, step: &str, op: Op, done: bool) -> Result<Saga, Refusal> {
+        let settle = async {
+            loop {
+                match self.coordinator.skip(saga_id, step, op, done, "ann", "by hand").await {
+                    Err(refusal) if refusal.reason == "STEP_UNDER_WAY" => {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, settle).await.expect("its call never ends")
     }
 
     /// As `kill -9` leaves it: the journal's last commit stays, all else is gone.

@@ -308,7 +308,8 @@ async fn draining_lets_calls_in_flight_end_and_then_puts_away_what_was_opened_la
 
     let ended = served.stop();
     // A refused connection is the sign that draining has begun.
-    while HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.is_ok() {}
+    soon(async { while HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.is_ok() {} })
+        .await;
     assert!(!ended.is_finished() && order.lock().is_empty(), "a call is in flight");
     shelf.release.add_permits(1);
     call.await.expect("no panic").expect("the call ends well");
@@ -353,7 +354,7 @@ async fn a_connection_that_says_nothing_does_not_keep_a_server_from_ending() {
     served.stop().await.expect("no panic").expect("an orderly end, or this waits for an hour");
     for connection in [&mut silent, &mut preface] {
         // What the server said before is read first.
-        while connection.read_u8().await.is_ok() {}
+        soon(async { while connection.read_u8().await.is_ok() {} }).await;
     }
 }
 

@@ -155,15 +155,18 @@ impl Source {
     pub(crate) async fn open(&self, broker: &Broker, name: &str, seen: impl Projection) -> Views {
         let location = database::location(self.folder.path(), name);
         let (jetstream, projections) = (connect(broker).await, Projections::new().with(seen));
-        loop {
-            let (jetstream, peer) = (jetstream.clone(), self.desk.peer.clone());
-            let log = Log::of_stream(jetstream, peer, &["thing"], name, database::is_shared());
-            match Views::open(&location, log, &projections).await {
-                // The killed one's last fold has not let go of the file yet.
-                Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
-                opened => break opened.unwrap(),
+        let open = async {
+            loop {
+                let (jetstream, peer) = (jetstream.clone(), self.desk.peer.clone());
+                let log = Log::of_stream(jetstream, peer, &["thing"], name, database::is_shared());
+                match Views::open(&location, log, &projections).await {
+                    // The killed one's last fold has not let go of the file yet.
+                    Err(OpenError::InUse { .. }) => sleep(Duration::from_millis(1)).await,
+                    opened => return opened.unwrap(),
+                }
             }
-        }
+        };
+        timeout(PATIENCE, open).await.expect("the file is never let go of")
     }
 
     /// The same, and they run.
