@@ -4,6 +4,7 @@ any."""
 
 import re
 import sys
+from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,9 +12,12 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
-# The memory that a service needs at least, in MiB. Order's sagas stay in it while they wait for a peer.
-MEMORY = {"order": 512}
-MEMORY_OF_OTHERS = 256
+# The memory that a service needs at least, in MiB.
+MEMORY = 256
+# How much more each of its sagas may need, in bytes, which stay in memory while they wait for a peer: 4 kB, and 8 KiB of messages.
+MEMORY_OF_SAGA = 4000 + 8192
+# --max-sagas where nobody says it.
+MAX_SAGAS = 100_000
 
 # How long `service health` waits unless it is told, in seconds.
 HEALTH_TIMEOUT = 2
@@ -88,12 +92,13 @@ def check_container(where, container, volumes):
 
 
 def check_program(where, container, template):
-    labels = template["metadata"]["labels"]
-    memory = MEMORY.get(labels.get(NAME), MEMORY_OF_OTHERS)
+    labels, environment = template["metadata"]["labels"], values(container)
+    drives = environment.get("SURFACE") != "query" and (REPOSITORY / "services" / labels.get(NAME, "") / "src/sagas").is_dir()
+    sagas = int(environment.get("MAX_SAGAS", MAX_SAGAS)) if drives else 0
+    memory = MEMORY + ceil(sagas * MEMORY_OF_SAGA / 2**20)
     limit = container.get("resources", {}).get("limits", {}).get("memory")
-    expect(where, f"has {memory} MiB of memory or more, not {limit}", mebibytes(limit) >= memory)
+    expect(where, f"has {memory} MiB of memory or more, with {sagas} sagas under way, not {limit}", mebibytes(limit) >= memory)
     ports = [port["containerPort"] for port in container.get("ports", [])]
-    environment = values(container)
     listens = environment.get("LISTEN", "")
     everywhere = [f"{address}:{port}" for address in ("0.0.0.0", "[::]") for port in ports]
     expect(where, f"listens on its port, not {listens!r}", listens in everywhere)
