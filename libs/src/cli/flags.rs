@@ -108,9 +108,9 @@ pub struct Limits {
     #[arg(long, env = "MAX_STALENESS_WAIT", value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     pub max_staleness_wait: Duration,
 
-    /// The largest message of a request, in bytes, for whichever service it is: 64 KiB at the least, as the largest order and all that
-    /// services ask of each other have room in it, and 4 MiB at the most. A larger one is not read, and refused with OUT_OF_RANGE. As many
-    /// as --max-calls may be held until they are complete.
+    /// The largest message of a request, in bytes, for whichever service it is: 64 KiB at the least, as the largest order and each
+    /// call of its saga have room in it, and 4 MiB at the most. A larger one is not read, and refused with OUT_OF_RANGE. As many as
+    /// --max-calls may be held until they are complete, and beside them those for health and reflection, of 4 KiB at the most.
     #[arg(long, env = "MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 128 << 10, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_REQUEST_BYTES..=Limits::MOST_REQUEST_BYTES))]
     pub max_request_bytes: usize,
 
@@ -134,8 +134,8 @@ pub struct Limits {
     pub max_calls: u32,
 
     /// The most sagas under way in a process that drives some, and with 8 KiB for each of them the most that they keep of messages, all
-    /// together; what would start one more is refused with RESOURCE_EXHAUSTED, and what another process leaves is taken over as places
-    /// become free.
+    /// together, where each counts as twice its input at the least; what would start one more is refused with RESOURCE_EXHAUSTED, and what
+    /// another process leaves is taken over as places become free.
     #[arg(long, env = "MAX_SAGAS", value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sagas: u32,
 
@@ -161,9 +161,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The least that `--max-request-bytes` may be. Requests that are valid are smaller, and so are those of this crate's own clients.
+    /// The least that `--max-request-bytes` may be. The largest order that is valid is smaller, and so is what this crate asks of others by
+    /// itself, such as what a participant may forget. A step of a saga has the request that its definition makes, however large.
     pub const LEAST_REQUEST_BYTES: u64 = 64 << 10;
-    /// The most that it may be: a surface reads no more unless tonic is told to where it is made.
+    /// The most that it may be: tonic's own bound, so that it is never tonic that refuses.
     pub const MOST_REQUEST_BYTES: u64 = 4 << 20;
     /// The least that `--max-message-bytes` may be. What commands take is bounded, and so is what is made of it: the largest answer that
     /// isn't cut into pages must be smaller.
