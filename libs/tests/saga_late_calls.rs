@@ -81,12 +81,8 @@ async fn what_an_operator_settles_elsewhere_is_not_called_once_there_is_a_connec
     let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
     let two = process(&world, location, world.participants.clone()).await;
     two.coordinator.pause("tea", "ann", "the post office is closed").await.unwrap();
-    let by_hand = || two.coordinator.skip("tea", "send", Op::Action, true, "ann", "sent by mail");
-    while let Err(refusal) = by_hand().await {
-        assert_eq!(refusal.reason, "STEP_UNDER_WAY");
-        tokio::time::sleep(refusal.retry_after.unwrap()).await;
-    }
+    two.settle("tea", "send", Op::Action, true).await.unwrap();
     connect.send_replace(true);
     becomes("without a call", async || connect.receiver_count() == 1).await;
-    assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by mail");
+    assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by hand");
 }
