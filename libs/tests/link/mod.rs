@@ -27,6 +27,8 @@ pub(crate) enum Cut {
     Silent(&'static str),
     /// So long after it went by, its backend is ended.
     Ended(Duration),
+    /// The server says that there was such a backend, and it was ended.
+    HasEnded,
     /// It doesn't arrive, and whoever asks for it is answered as by a server that has crashed and begun again: see [`Cut::Crashed`].
     Lost(&'static str),
     /// The question that is asked in the place of the one what became of the commit.
@@ -106,7 +108,7 @@ async fn carry(
                 }
                 match broken {
                     Cut::Never | Cut::Before | Cut::Silent(_) | Cut::Lost(_) | Cut::Crashed(_) | Cut::Asked(_) => {}
-                    Cut::Schemaless => {}
+                    Cut::HasEnded | Cut::Schemaless => {}
                     Cut::After => {
                         // It was committed once there is an answer.
                         let _ = far.read(&mut down).await;
@@ -114,8 +116,11 @@ async fn carry(
                     }
                     Cut::Ended(delay) => {
                         tokio::time::sleep(delay).await;
-                        let end = sqlx::query("SELECT pg_terminate_backend($1)").bind(backend.unwrap());
-                        end.execute(&mut *killer.lock().await).await.unwrap();
+                        let end = sqlx::query_scalar("SELECT pg_terminate_backend($1)").bind(backend.unwrap());
+                        // Before its answer goes on, or whoever waits for that would look too soon.
+                        if end.fetch_one(&mut *killer.lock().await).await.unwrap() {
+                            *cut.lock().unwrap() = Cut::HasEnded;
+                        }
                     }
                 }
             }
@@ -134,7 +139,7 @@ async fn carry(
 fn at_commit(cut: &Mutex<Cut>) -> Cut {
     let mut cut = cut.lock().unwrap();
     match *cut {
-        Cut::Silent(_) | Cut::Schemaless => Cut::Never,
+        Cut::Silent(_) | Cut::HasEnded | Cut::Schemaless => Cut::Never,
         _ => std::mem::replace(&mut cut, Cut::Never),
     }
 }
