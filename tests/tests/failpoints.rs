@@ -2,14 +2,21 @@
 //! order ends as it must, and the books add up. The points are system calls, so none can be forgotten; strace kills at them. Runs where
 //! `TEST_STRACE` names it.
 
-use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use futures::future::join_all;
+use prost::Message as _;
 use proto::{
     breaker::v1::{ResetBreakerRequest, breaker_command_service_client::BreakerCommandServiceClient},
+    events::v1::{SubscribeRequest, event_service_client::EventServiceClient},
     order::v1::{Order, OrderState},
-    saga::v1::{GetSagaRequest, SagaPhase},
+    saga::v1::{HistoryEntry, SagaPhase, SagaTransition, Step},
 };
 use tests::{Clients, Server, Shop, facts::Facts, invariants, shop::order};
 use tokio::{
@@ -59,33 +66,48 @@ const OPERATIONS: [(usize, &str, bool); 5] = [
 /// What a call says that finds nobody listening.
 const REFUSED: &str = "tcp connect error";
 
-/// The operations that were called again when a service was killed at a call, and whether a call found nobody listening: whoever was killed
-/// need not have heard of that one. Of calls that fail in a row the last is shown, so it may be another that found nobody.
+/// A saga as order's log tells of it: its steps as they were at its end, and every line that its history ever had. Queries show of calls
+/// that fail in a row the last alone.
+#[derive(Default)]
+struct Told {
+    steps: BTreeMap<u32, Step>,
+    history: Vec<HistoryEntry>,
+    has_ended: bool,
+}
+
+/// Reads on from a position in order's log until the run's sagas have ended.
+async fn read_on(clients: &Clients, position: &mut i64, run: &str) -> anyhow::Result<Vec<Told>> {
+    let request = SubscribeRequest { after_position: *position, kinds: vec!["saga".to_owned()] };
+    let mut stretches = EventServiceClient::new(clients.order.clone()).subscribe(request).await?.into_inner();
+    let mut sagas: BTreeMap<String, Told> = BTreeMap::new();
+    while sagas.values().filter(|saga| saga.has_ended).count() < ORDERS.len() {
+        let stretch = stretches.message().await?.context("its log ends")?;
+        *position = stretch.position;
+        for event in stretch.events.into_iter().filter(|event| event.id.starts_with(run)) {
+            let told = sagas.entry(event.id).or_default();
+            let SagaTransition { saga, steps, history, .. } = SagaTransition::decode(event.payload)?;
+            told.steps.extend(steps.into_iter().map(|change| (change.index, change.step.unwrap_or_default())));
+            told.history.extend(history);
+            told.has_ended |= matches!(saga.unwrap_or_default().phase(), SagaPhase::Completed | SagaPhase::Compensated);
+        }
+    }
+    Ok(sagas.into_values().collect())
+}
+
+/// The operations that were called again when a service was killed at a call, and whether the first call found nobody listening: whoever
+/// was killed need not have heard of that one. Later ones may find nobody as well, for as long as the service takes to be back.
 async fn called_again(
     clients: &Clients,
+    position: &mut i64,
     run: &str,
     (service, call): (usize, &'static str),
 ) -> anyhow::Result<Vec<(Interrupted, bool)>> {
     let mut again = Vec::new();
-    for (region, _) in ORDERS {
-        let request = GetSagaRequest { saga_id: format!("{run}-{region}") };
-        let shown = async {
-            loop {
-                // The saga's view is a moment behind.
-                if let Ok(shown) = clients.saga_queries().get_saga(request.clone()).await
-                    && let Some(saga) = shown.into_inner().saga
-                    && matches!(saga.phase(), SagaPhase::Completed | SagaPhase::Compensated)
-                {
-                    return saga;
-                }
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let saga = timeout(PATIENCE, shown).await.context("no such saga")?;
-        for step in &saga.steps {
+    for saga in timeout(PATIENCE, read_on(clients, position, run)).await.context("no such saga")?? {
+        for step in saga.steps.values() {
             let refused = |what| {
                 let mut lines = saga.history.iter().filter(|line| line.what == what && line.step == step.name);
-                lines.any(|line| line.detail.contains(REFUSED))
+                lines.any(|line| line.attempt == 1 && line.detail.contains(REFUSED))
             };
             for (attempts, undone, failed) in
                 [(step.attempts, false, "action failed"), (step.compensation_attempts, true, "compensation failed")]
@@ -207,7 +229,7 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
     let mut shop = Shop::start().await?;
     shop.stock("tea", 1_000_000, 3).await?;
     shop.deposit("ann", 1_000_000).await?;
-    let (mut kills, mut refused, mut interrupted) = (0, 0, BTreeSet::new());
+    let (mut kills, mut position, mut refused, mut interrupted) = (0, 0, 0, BTreeSet::new());
     let heard =
         |again: Vec<(Interrupted, bool)>| again.into_iter().filter_map(|(at, refused)| (!refused).then_some(at));
     for service in 0..Shop::NAMES.len() {
@@ -215,7 +237,7 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
             let mut count = 1;
             while let Some(run) = kill_at(&mut shop, &strace, (service, call, count), Counted::FromStart).await? {
                 kills += 1;
-                let again = called_again(&shop.clients(), &run, (service, call)).await?;
+                let again = called_again(&shop.clients(), &mut position, &run, (service, call)).await?;
                 refused += again.iter().filter(|(_, refused)| *refused).count();
                 // The others' first call may have come before they listened, or by a connection of before.
                 if service == ORDER {
@@ -244,7 +266,8 @@ async fn killed_at_any_write_sync_or_message_a_process_goes_on() -> anyhow::Resu
             ensure!(tries <= 200, "{} is never killed in {point:?}: {interrupted:?}", Shop::NAMES[service]);
             if let Some(run) = kill_at(&mut shop, &strace, (service, call, count), Counted::FromServing).await? {
                 kills += 1;
-                interrupted.extend(heard(called_again(&shop.clients(), &run, (service, call)).await?));
+                let again = called_again(&shop.clients(), &mut position, &run, (service, call)).await?;
+                interrupted.extend(heard(again));
             } else {
                 count = 0;
             }
