@@ -301,23 +301,10 @@ impl Server {
         }
     }
 
-    /// The same, if who answers is no standby. That is asked before, in the same session: who is none doesn't become one.
+    /// The same, if who answers is no standby.
     pub(super) async fn fetch_of_primary(&self, sql: &str, values: &[Value]) -> Result<Option<Vec<Record>>, Error> {
         match &self.way {
-            Way::Postgres(sessions) => loop {
-                let mut lent = sessions.lend().await?;
-                let session = lent.session()?;
-                let asked = async {
-                    if is_standby(session).await? {
-                        return Ok(None);
-                    }
-                    postgres::query(session, sql, values).await.map(Some)
-                };
-                let end = asked.await;
-                if let Some(end) = lent.ended_unless_astray(end) {
-                    break end;
-                }
-            },
+            Way::Postgres(sessions) => of_primary(sessions, Asked::Rows(sql, values)).await,
             #[cfg(test)]
             Way::Simulated(database) => database.fetch(sql, values).await.map(Some),
         }
@@ -344,20 +331,7 @@ impl Server {
         keys: &[Vec<Value>],
     ) -> Result<Option<Vec<Record>>, Error> {
         match &self.way {
-            Way::Postgres(sessions) => loop {
-                let mut lent = sessions.lend().await?;
-                let session = lent.session()?;
-                let asked = async {
-                    if is_standby(session).await? {
-                        return Ok(None);
-                    }
-                    postgres::fetch_keys(session, table, keys).await.map(Some)
-                };
-                let end = asked.await;
-                if let Some(end) = lent.ended_unless_astray(end) {
-                    break end;
-                }
-            },
+            Way::Postgres(sessions) => of_primary(sessions, Asked::Keys(table, keys)).await,
             #[cfg(test)]
             Way::Simulated(database) => database.fetch_keys(table, keys).await.map(Some),
         }
@@ -368,6 +342,33 @@ impl Server {
             Way::Postgres(sessions) => sessions.close().await,
             #[cfg(test)]
             Way::Simulated(_) => {}
+        }
+    }
+}
+
+/// What a session is asked for.
+enum Asked<'a> {
+    Rows(&'a str, &'a [Value]),
+    Keys(&'static Table, &'a [Vec<Value>]),
+}
+
+/// What a session answers that is with no standby. Whether it is, is asked before, in the same session: who is none doesn't become one.
+async fn of_primary(sessions: &Sessions, asked: Asked<'_>) -> Result<Option<Vec<Record>>, Error> {
+    loop {
+        let mut lent = sessions.lend().await?;
+        let session = lent.session()?;
+        let answer = async {
+            if is_standby(session).await? {
+                return Ok(None);
+            }
+            match asked {
+                Asked::Rows(sql, values) => postgres::query(session, sql, values).await.map(Some),
+                Asked::Keys(table, keys) => postgres::fetch_keys(session, table, keys).await.map(Some),
+            }
+        };
+        let end = answer.await;
+        if let Some(end) = lent.ended_unless_astray(end) {
+            return end;
         }
     }
 }
