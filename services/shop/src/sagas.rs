@@ -2,9 +2,9 @@
 
 use proto::saga::v1::{
     DescribeSagaRequest, DescribeSagaResponse, GetSagaRequest, ListParkedSagasRequest, ListParkedSagasResponse,
-    ListSagasRequest, ParkedSaga, Reason, Saga, SagaPhase, StepKind, StepState,
+    ListSagasRequest, ListSagasResponse, ParkedSaga, Reason, Saga, SagaPhase, StepKind, StepState,
 };
-use tonic::Code;
+use tonic::{Code, Response, Status};
 
 use crate::{
     clients::{Orders, sentence},
@@ -25,30 +25,53 @@ pub async fn list(asked: &config::Watch, screen: Screen) -> anyhow::Result<()> {
     screen.live(|| table(orders.clone(), screen)).await
 }
 
+/// The newest, and below them what is parked where it is asked for, however old it is.
 async fn table(mut orders: Orders, screen: Screen) -> anyhow::Result<Vec<String>> {
-    let asked = ListSagasRequest { page_size: LISTED, ..ListSagasRequest::default() };
-    let listed = orders.sagas.list_sagas(asked).await.map_err(|status| sentence(&status))?.into_inner().sagas;
-    let head = format!("{:<38} {:<14} {:<12} {}", "saga", "type", "phase", "steps");
-    let mut lines = vec![screen.paint(Tone::Title, head)];
-    if listed.is_empty() {
-        lines.push("none yet: ./just order places one".to_owned());
+    let newest = ListSagasRequest { page_size: LISTED, ..ListSagasRequest::default() };
+    let listed = orders.sagas.list_sagas(newest).await.map(Response::into_inner);
+    let asked = ListParkedSagasRequest { page_size: LISTED, ..ListParkedSagasRequest::default() };
+    let parked = orders.parked.list_parked_sagas(asked).await.map(Response::into_inner);
+    told(listed, parked, screen)
+}
+
+/// What is known, and of the rest why it isn't: where the surfaces are apart a process has one of the two, and one all of whose places are
+/// taken has some left for operators, who alone ask for what is parked.
+fn told(
+    listed: Result<ListSagasResponse, Status>,
+    parked: Result<ListParkedSagasResponse, Status>,
+    screen: Screen,
+) -> anyhow::Result<Vec<String>> {
+    let is_elsewhere = |status: &Status| status.code() == Code::Unimplemented;
+    if let (Err(listed), Err(parked)) = (&listed, &parked) {
+        return Err(sentence(if is_elsewhere(listed) { parked } else { listed }));
     }
-    lines.extend(listed.iter().map(|saga| row(saga, screen)));
-    lines.extend(parked(orders, screen).await?);
+    let instead = |status: &Status, elsewhere: &str| {
+        let why = if is_elsewhere(status) { elsewhere.to_owned() } else { sentence(status).to_string() };
+        vec![screen.paint(Tone::Faint, why)]
+    };
+    let mut lines = listed.map_or_else(
+        |status| {
+            let why =
+                "here only what is parked is known; where queries are answered, all are: ask there, by --order-address";
+            instead(&status, why)
+        },
+        |listed| listed_lines(&listed, screen),
+    );
+    lines.extend(parked.map_or_else(
+        |status| instead(&status, "what is parked is known where commands are served: ask there, by --order-address"),
+        |parked| parked_lines(&parked, screen),
+    ));
     Ok(lines)
 }
 
-/// Below the list: what is parked where it is asked for, however old it is.
-async fn parked(mut orders: Orders, screen: Screen) -> anyhow::Result<Vec<String>> {
-    let asked = ListParkedSagasRequest { page_size: LISTED, ..ListParkedSagasRequest::default() };
-    match orders.parked.list_parked_sagas(asked).await {
-        Ok(listed) => Ok(parked_lines(&listed.into_inner(), screen)),
-        Err(status) if status.code() == Code::Unimplemented => {
-            let elsewhere = "what is parked is known where commands are served: ask there, by --order-address";
-            Ok(vec![screen.paint(Tone::Faint, elsewhere)])
-        }
-        Err(status) => Err(sentence(&status)),
+fn listed_lines(listed: &ListSagasResponse, screen: Screen) -> Vec<String> {
+    let head = format!("{:<38} {:<14} {:<12} {}", "saga", "type", "phase", "steps");
+    let mut lines = vec![screen.paint(Tone::Title, head)];
+    if listed.sagas.is_empty() {
+        lines.push("none yet: ./just order places one".to_owned());
     }
+    lines.extend(listed.sagas.iter().map(|saga| row(saga, screen)));
+    lines
 }
 
 fn parked_lines(listed: &ListParkedSagasResponse, screen: Screen) -> Vec<String> {
@@ -175,9 +198,18 @@ fn mermaid(definition: &DescribeSagaResponse) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use libs::{
+        cli::{DatabaseUrl, Program as _, Serve, Surface},
+        journal::{Cause, Decided, Entry, Journal, Loaded, Row},
+        saga::TABLES,
+        service::App,
+    };
     use proto::saga::v1::{Step, StepDefinition};
 
     use super::*;
+    use crate::shop::{Shop, Site};
 
     #[test]
     fn a_saga_is_a_line_with_a_sign_for_each_step() {
@@ -204,6 +236,59 @@ mod tests {
         assert_eq!(because("", "CANCELLED", "changed my mind"), "because of CANCELLED: changed my mind");
     }
 
+    /// A database of orders with a saga whose record can't be read: whoever takes it up parks it.
+    async fn one_is_parked(folder: &Path) -> anyhow::Result<DatabaseUrl> {
+        let path = folder.join("order.db");
+        let journal = Journal::open(&*path, TABLES).await?;
+        let row = Row { table: TABLES[0], values: vec!["s-1".into(), true.into(), vec![0xff].into()] };
+        let decide = Box::new(move |_: &Loaded<'_>| Decided { rows: vec![row], ..Decided::default() });
+        journal
+            .submit(Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 100 })
+            .await?;
+        journal.close();
+        journal.ended().await?;
+        Ok(DatabaseUrl::Sqlite(path))
+    }
+
+    #[tokio::test]
+    async fn where_the_surfaces_are_apart_each_lists_what_it_knows_and_says_who_knows_the_rest() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let database = one_is_parked(folder.path()).await?;
+        for (surface, shown, left_out) in [
+            (
+                Surface::Command,
+                "PARKED s-1 since ",
+                "here only what is parked is known; where queries are answered, all are: ask there",
+            ),
+            (Surface::Query, "none yet", "what is parked is known where commands are served: ask there"),
+        ] {
+            let flags = Serve { surface, ..Serve::new("127.0.0.1:0".parse()?, database.clone()) };
+            let mut app = App::bind(order::Service::NAME, &flags).await?;
+            order::Service::assemble(&mut app, &flags).await.map_err(anyhow::Error::from_boxed)?;
+            let address = format!("http://{}", app.local_addr());
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let serves = tokio::spawn(app.run_until(async { drop(stopped.await) }));
+            let lines = table(Orders::connect(&address).await?, Screen::plain()).await?;
+            assert!(lines.iter().any(|line| line.starts_with(shown)), "{surface:?}: {lines:?}");
+            assert!(lines.iter().any(|line| line.starts_with(left_out)), "{surface:?}: {lines:?}");
+            drop(stop);
+            serves.await??;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_service_without_sagas_lists_none_and_is_not_taken_for_one_whose_surfaces_are_apart() -> anyhow::Result<()>
+    {
+        let folder = tempfile::tempdir()?;
+        let shop = Shop::start(&Site::anywhere(folder.path())).await?;
+        let elsewhere = shop.uri("payment")?;
+        let asked = async { Ok(table(Orders::connect(&elsewhere).await?, Screen::plain()).await) };
+        let refused = shop.during(asked).await?.expect_err("payment has no sagas").to_string();
+        assert!(refused.contains("is not served here"), "{refused}");
+        Ok(())
+    }
+
     #[test]
     fn what_is_parked_is_a_line_with_its_reason() {
         let parked = |id: &str| ParkedSaga {
@@ -217,6 +302,18 @@ mod tests {
         assert_eq!(parked_lines(&listed, Screen::plain()), [line]);
         let more = ListParkedSagasResponse { next_page_token: "next".to_owned(), ..listed };
         assert!(parked_lines(&more, Screen::plain())[1].contains("ListParkedSagas"));
+    }
+
+    #[test]
+    fn what_is_parked_is_shown_also_where_the_list_is_refused() -> anyhow::Result<()> {
+        let parked = ParkedSaga { saga_id: "s-1".to_owned(), ..ParkedSaga::default() };
+        let parked = ListParkedSagasResponse { parked_sagas: vec![parked], ..ListParkedSagasResponse::default() };
+        let full = || Status::resource_exhausted("all places are taken");
+        let lines = told(Err(full()), Ok(parked), Screen::plain())?.join("\n");
+        assert!(lines.contains("all places are taken") && lines.contains("PARKED s-1"), "{lines}");
+        let refused = told(Err(full()), Err(Status::unimplemented("not here")), Screen::plain()).expect_err("neither");
+        assert!(refused.to_string().contains("all places are taken"), "{refused}");
+        Ok(())
     }
 
     #[test]
