@@ -234,6 +234,7 @@ for name, deployment in of_kind("Deployment").items():
     alone = spec.get("replicas", 1) == 1 and strategy.get("type") == "Recreate"
     expect(where, "keeps its embedded database on a claim", on_claim or not embedded)
     expect(where, "is one pod at a time, as it keeps an embedded database", alone or not (on_claim or embedded))
+    expect(where, "has room for SQLite's sorts if it has SQLite, and only then", ("scratch" in volumes) == embedded)
     shared = bool(program) and any("valueFrom" in v for v in program.get("env", []) if v["name"] == "DATABASE_URL")
     rolling, rests = strategy.get("rollingUpdate") or {}, spec.get("minReadySeconds", 0)
     paced = (rolling.get("maxSurge"), rolling.get("maxUnavailable")) == (1, 0) and rests >= pod.get("terminationGracePeriodSeconds", 30)
