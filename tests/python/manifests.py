@@ -250,6 +250,9 @@ for kind, selector in {"PodDisruptionBudget": "selector", "NetworkPolicy": "podS
     for name, document in of_kind(kind).items():
         chosen = chosen_by(document["spec"][selector].get("matchLabels", {}))
         expect(f"{kind} {name}", "selects the pods of one Deployment", len(chosen) == 1)
+for name, budget in of_kind("PodDisruptionBudget").items():
+    always = budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow"
+    expect(f"PodDisruptionBudget {name}", "holds no pod back that isn't ready", always)
 for name, autoscaler in of_kind("HorizontalPodAutoscaler").items():
     where, target = f"HorizontalPodAutoscaler {name}", autoscaler["spec"]["scaleTargetRef"]["name"]
     deployment = of_kind("Deployment").get(target, {"spec": {}})
