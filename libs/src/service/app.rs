@@ -38,6 +38,11 @@ const PUT_AWAY: Duration = Duration::from_secs(5);
 /// How long those stay away who find the service full.
 const OVERLOAD_PAUSE: Duration = Duration::from_millis(500);
 
+/// How many streams a connection may have reset in its life before it ends: for what comes on them though they are over, as malformed, or
+/// as more than it may have at a time. Each is in memory until its client has taken the reset: those of one that takes none are 3 MiB. Good clients have some as well, where a call is refused
+/// while its request is on its way. Where nobody says how many, tonic has there be no end to them.
+const RESETS: usize = 4_096;
+
 /// A service, being assembled and then run.
 ///
 /// ```
@@ -82,6 +87,7 @@ impl App {
         let Limits { max_streams, max_header_bytes, keepalive, keepalive_timeout, .. } = flags.limits;
         let server = Server::builder()
             .max_concurrent_streams(max_streams)
+            .http2_max_local_error_reset_streams(Some(RESETS))
             // What is refused below our layers is seen by nobody, and told without a gRPC status.
             .http2_max_header_list_size(max_header_bytes.saturating_mul(2))
             .http2_keepalive_interval(Some(keepalive))

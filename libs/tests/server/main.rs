@@ -7,6 +7,7 @@ mod deaf;
 #[path = "../lines/mod.rs"]
 mod lines;
 mod raw;
+mod resets;
 mod shelf;
 mod untaken;
 
