@@ -1,5 +1,6 @@
 //! A message that can't be read is its sender's mistake. Tonic says INTERNAL, which says that it is ours. So is one that is too large:
-//! whichever service it is for, it is refused before it has come, since what has come of one is held until it is complete.
+//! whichever service it is for, it is refused before it has come, since what has come of one is held until it is complete. What follows
+//! the messages of a request is left out.
 
 use std::{
     convert::Infallible,
@@ -233,6 +234,8 @@ impl http_body::Body for Reading {
             }
         } else {
             self.reached.0.store(self.end(&frame), Relaxed);
+            // A request of gRPC has no trailers, and tonic would have them replace headers that were looked at.
+            frame = frame.filter(Result::is_err);
         }
         Poll::Ready(frame)
     }
@@ -249,6 +252,7 @@ impl http_body::Body for Reading {
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use http::{HeaderName, HeaderValue};
     use http_body_util::StreamBody;
     use proto::inventory::v1::{GetStockRequest, GetStockResponse};
     use tonic_prost::ProstCodec;
@@ -302,5 +306,36 @@ mod tests {
         let cancelled = (Code::Cancelled, "CANCELLED".to_owned());
         assert_eq!(answered(vec![left()]).await, cancelled);
         assert_eq!(answered(vec![Ok(b"\0\0\0\0\x05\x0a\x03"), left()]).await, cancelled);
+    }
+
+    /// What a surface sees of `saga-id`, where a request's headers and its trailers say these.
+    async fn seen(header: Option<&'static str>, trailer: &'static str) -> Option<String> {
+        let surface = service_fn(async |request| {
+            let stock = service_fn(async |request: tonic::Request<GetStockRequest>| {
+                let mut answer = tonic::Response::new(GetStockResponse::default());
+                if let Some(id) = request.metadata().get("saga-id") {
+                    answer.metadata_mut().insert("saga-id", id.clone());
+                }
+                Ok::<_, Status>(answer)
+            });
+            let mut grpc = tonic::server::Grpc::new(ProstCodec::<GetStockResponse, GetStockRequest>::default());
+            Ok::<_, Infallible>(grpc.unary(stock, request).await)
+        });
+        let trailers = [(HeaderName::from_static("saga-id"), HeaderValue::from_static(trailer))];
+        let message = Frame::data(Bytes::from_static(b"\0\0\0\0\x05\x0a\x03tea"));
+        let frames = [message, Frame::trailers(trailers.into_iter().collect())].map(Ok::<_, Status>);
+        let mut request = Request::new(Body::new(StreamBody::new(stream::iter(frames))));
+        if let Some(id) = header {
+            request.headers_mut().insert("saga-id", HeaderValue::from_static(id));
+        }
+        let answer = MalformedLayer::new("tea", 1 << 10).layer(surface).call(request).await.expect("an answer");
+        assert_eq!(grpc_status(answer.headers()), None, "it is answered");
+        answer.headers().get("saga-id").map(|id| id.to_str().expect("ASCII").to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_the_headers_did_not_say_is_not_said_by_trailers() {
+        assert_eq!(seen(Some("a"), "b").await.as_deref(), Some("a"));
+        assert_eq!(seen(None, "b").await, None);
     }
 }
