@@ -422,6 +422,8 @@ mod tests {
             (&["serve", "--peer", "order=postgres:///x?host=db&password=secret"], "--peer"),
             (&["serve", "--peer", "postgres:///x?host=db&password=secret"], "--peer"),
             (&["serve", "--peer", "order=host=db password = secret"], "--peer"),
+            (&["serve", "--peer", "order=Server=db;Password=secret"], "--peer"),
+            (&["PGPASSWORD=secret"], "subcommand"),
             (&["postgres:///x?password=secret"], "subcommand"),
             (&["migrate", "postgres://me:secret@db/x"], "argument"),
             (&["migrate", "-postgres://me:secret@db/x"], "argument"),

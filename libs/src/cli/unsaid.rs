@@ -22,6 +22,7 @@ pub(super) fn without_passwords(mut error: clap::Error) -> clap::Error {
 
 /// A URL, or what PostgreSQL's own programs take in the place of one.
 fn may_hold_one(word: &str) -> bool {
+    let word = word.to_ascii_lowercase();
     word.contains('@') || word.contains("://") || word.contains("password") || word.starts_with("postgres")
 }
 
