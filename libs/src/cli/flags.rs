@@ -110,7 +110,8 @@ pub struct Limits {
 
     /// The largest message of a request, in bytes, for whichever service it is: 64 KiB at the least, as the largest order and each
     /// call of its saga have room in it, and 4 MiB at the most. A larger one is not read, and refused with OUT_OF_RANGE. As many as
-    /// --max-calls may be held until they are complete, and beside them those for health and reflection, of 4 KiB at the most.
+    /// --max-calls may be held until they are complete, and beside them those for health and reflection, of 4 KiB at the most, and on each
+    /// connection 1 MiB of what reflection has not read, as its answers are not taken.
     #[arg(long, env = "MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 128 << 10, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_REQUEST_BYTES..=Limits::MOST_REQUEST_BYTES))]
     pub max_request_bytes: usize,
 

@@ -27,7 +27,8 @@ const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol er
 const UNFINISHED: [&str; 2] = ["Missing request message", "Unexpected EOF decoding stream"];
 /// The bytes before a message: a flag and how long it is.
 const PREFIX: usize = 5;
-/// The most bytes of a message for a service that is anybody's, however many call: nobody counts those, and they ask for a name.
+/// The most bytes of a message for a service that is anybody's, however many call: nobody counts those, and they ask for a name. What a
+/// surface has still to read is in HTTP/2's window, 1 MiB for all streams of a connection.
 const MOST_OF_ANYBODY: usize = 4 << 10;
 
 /// Answers INVALID_ARGUMENT, `MALFORMED_MESSAGE`, where a request can't be read, OUT_OF_RANGE, `MESSAGE_TOO_LARGE`, where it is not read
