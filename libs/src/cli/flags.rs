@@ -130,7 +130,7 @@ pub struct Limits {
     pub max_streams: u32,
 
     /// The most calls being worked on, of all connections together, and answers that their clients have still to take; more are refused
-    /// at once with RESOURCE_EXHAUSTED. Health and reflection always pass.
+    /// at once with RESOURCE_EXHAUSTED. Health and reflection always pass, and of sixteen places one, 64 at the most, is for operators alone.
     #[arg(long, env = "MAX_CALLS", value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 

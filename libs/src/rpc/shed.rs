@@ -2,7 +2,8 @@
 //!
 //! What does not fit is answered at once with RESOURCE_EXHAUSTED, ErrorInfo `OVERLOADED`, RetryInfo and
 //! `grpc-retry-pushback-ms`: a breaker takes it for overload rather than failure and rests as long as it says, and a retry waits
-//! as long. Health and reflection always pass. A call has its place until its answer is taken: what its client leaves lying is in memory.
+//! as long. Health and reflection always pass, and operators have places of their own: what they ask for puts right what the others wait
+//! for. A call has its place until its answer is taken: what its client leaves lying is in memory.
 //! A stream has none once it has begun.
 
 use std::{
@@ -34,10 +35,17 @@ use crate::{refusal::Refusal, told::Told};
 /// it: of a client with little room for each of 256 streams it then holds 2 MiB at the most.
 const LARGE: usize = 8 << 10;
 
+/// Of so many places one is for operators alone, and no more than [`OPERATORS`] are.
+const OTHERS: usize = 16;
+/// More than people are.
+const OPERATORS: usize = 64;
+
 /// Bounds the calls being worked on. Clones share the bound, so one layer serves all connections.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
+    /// Those for operators, where nobody else has left any.
+    operators: Arc<Semaphore>,
     overloaded: Status,
     refused: Arc<Refused>,
     connection: Option<(Arc<InFlight>, Methods)>,
@@ -61,9 +69,12 @@ impl ShedLayer {
     /// as `inventory`.
     #[must_use]
     pub fn new(service: &str, calls: usize, pause: Duration) -> Self {
-        let places = Arc::new(Semaphore::new(calls.clamp(1, Semaphore::MAX_PERMITS)));
+        let calls = calls.clamp(1, Semaphore::MAX_PERMITS);
+        let operators = (calls / OTHERS).min(OPERATORS);
+        let [places, operators] = [calls - operators, operators].map(|places| Arc::new(Semaphore::new(places)));
         let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Told::default() };
-        Self { places, overloaded: overloaded(service, pause), refused: Arc::new(refused), connection: None }
+        let overloaded = overloaded(service, pause);
+        Self { places, operators, overloaded, refused: Arc::new(refused), connection: None }
     }
 
     /// The same for one connection, whose calls are counted, and whose answers have their places until they are taken. Without it any may
@@ -73,10 +84,15 @@ impl ShedLayer {
         Self { connection: Some((calls, methods)), ..self }
     }
 
-    /// Places that are free.
+    /// Places that are free for any call.
     #[must_use]
     pub fn free(&self) -> usize {
         self.places.available_permits()
+    }
+
+    fn place(&self, path: &str) -> Option<OwnedSemaphorePermit> {
+        let of = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
+        of(&self.places).or_else(|| if is_operators(path) { of(&self.operators) } else { None })
     }
 }
 
@@ -137,9 +153,9 @@ where
         let path = request.uri().path();
         let place = match is_exempt(path) {
             true => None,
-            false => match Arc::clone(&self.layer.places).try_acquire_owned() {
-                Ok(place) => Some(place),
-                Err(_) => {
+            false => match self.layer.place(path) {
+                Some(place) => Some(place),
+                None => {
                     self.layer.refused.count(path);
                     let kind = Kind::Refused { status: Some(self.layer.overloaded.clone()) };
                     return ShedFuture { held: None, is_stream: false, kind };
@@ -160,6 +176,13 @@ impl<S: NamedService> NamedService for Shed<S> {
 /// Health and reflection: what must be answered most of all when there is too much to do, and whoever asks.
 pub(crate) fn is_exempt(path: &str) -> bool {
     path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
+}
+
+/// By these operators see what has stopped, and have it go on. Sagas that go on are looked at by customers, too.
+fn is_operators(path: &str) -> bool {
+    ["/breaker.v1.", "/projections.v1.", "/saga.v1.SagaCommandService/", "/saga.v1.ParkedSagaQueryService/"]
+        .iter()
+        .any(|of| path.starts_with(of))
 }
 
 /// What a call has until it is over.
@@ -276,5 +299,45 @@ struct Untaken {
 impl AsRef<[u8]> for Untaken {
     fn as_ref(&self) -> &[u8] {
         &self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use futures::FutureExt as _;
+    use http_body_util::Full;
+    use proto::{
+        breaker::v1::breaker_command_service_server as breakers,
+        inventory::v1::inventory_query_service_server as stock,
+        projections::v1::projection_command_service_server as projections,
+        saga::v1::{parked_saga_query_service_server as parked, saga_command_service_server as sagas},
+    };
+    use tower::service_fn;
+
+    use super::*;
+
+    #[test]
+    fn operators_have_places_that_others_do_not_take() {
+        let answer = || pending::<Result<Response<Full<Bytes>>, Infallible>>();
+        let layer = ShedLayer::new("tea", 64, Duration::from_secs(1));
+        let mut shed = layer.layer(service_fn(|_: Request<()>| answer()));
+        // What has a place is never answered.
+        let mut ask = |of: &str| {
+            let call = Request::post(format!("/{of}/Any")).body(()).expect("a request");
+            let mut call = Box::pin(shed.call(call));
+            (&mut call).now_or_never().is_none().then_some(call)
+        };
+        let others: Vec<_> = std::iter::from_fn(|| ask(stock::SERVICE_NAME)).collect();
+        assert_eq!((others.len(), layer.free()), (60, 0));
+        let operators = [sagas::SERVICE_NAME, parked::SERVICE_NAME, breakers::SERVICE_NAME, projections::SERVICE_NAME];
+        let working: Vec<_> = operators.iter().filter_map(|of| ask(of)).collect();
+        assert_eq!(working.len(), operators.len(), "each has one");
+        assert!(ask(operators[0]).is_none(), "they have no more than those");
+        drop(working);
+        assert!(ask(stock::SERVICE_NAME).is_none(), "nor has anybody else");
+        drop(others);
+        assert!(ask(stock::SERVICE_NAME).is_some(), "who has gone has left a place");
     }
 }
