@@ -213,3 +213,31 @@ fn a_message_of_googles_own_is_refused_where_prost_makes_none() {
     let said = "Move: google.protobuf.MethodOptions is not a message of yours: give it one that holds it";
     assert_eq!(refused(&body), (8, said.to_owned()));
 }
+
+#[test]
+fn the_page_quotes_what_the_build_says() {
+    let page = include_str!("../../../docs/cqrs.md");
+    let level = "  option idempotency_level = IDEMPOTENT;\n";
+    let query = "}\nservice ToyQueryService {\nrpc Get(MoveRequest) returns (MoveResponse);";
+    let bare = format!("}}\nmessage BareRequest {{ string toy_id = 1; }}\nservice BareCommandService {{\n{RIGHT}");
+    let undo = RIGHT.replace("aggregates:", "compensates: \"Fly\" aggregates:");
+    let undone = [("Move", "ReleaseStock"), ("Fly", "HoldStock"), ("Toy", "Inventory")];
+    let nameless =
+        format!("rpc Move(MoveRequest) returns (MoveResponse) {{\n{level}option (libs.v1.command) = {{}}; }}");
+    for (body, names) in [
+        (RIGHT.replace(level, ""), &[("Move", "AddStock")][..]),
+        (query.to_owned(), &[("Get", "GetStock")]),
+        (undo, &undone),
+        (RIGHT.replace("parts.id", "parts.name"), &[("Move", "ReserveStock"), ("Part", "Item"), ("parts", "items")]),
+        (nameless, &[("Move", "CancelOrder")]),
+        (bare.replace("Move(MoveRequest)", "Move(BareRequest)"), &[("Bare", "AddStock"), ("Move", "AddStock")]),
+    ] {
+        let (_, what) = refused(&body);
+        // The page has the shop's names.
+        let said = names.iter().fold(what, |said, (toy, own)| said.replace(toy, own));
+        assert!(
+            page.contains(&format!("` {said} `")) || page.contains(&format!("`{said}`")),
+            "not in docs/cqrs.md: {said}"
+        );
+    }
+}
