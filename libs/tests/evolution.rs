@@ -16,6 +16,7 @@ use broker::Broker;
 use libs::{
     cqrs::{
         Aggregate, Board, Documents, Event, Log, Projection, ProjectionError, Projections, ReadSide, Upcasters, Views,
+        events_of_kind,
     },
     journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Table, sql::Transaction},
 };
@@ -353,4 +354,32 @@ async fn messages_in_an_old_form_are_told_of_once() {
     let told = told();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("thing.Said is in form 0 and the stream in form 1"), "{told:?}");
+}
+
+#[test]
+fn who_reads_an_event_without_what_a_newer_version_wrote_of_it_says_so_once() {
+    let (lines, _keeping) = Lines::keep();
+    let event = |payload: &'static [u8]| Event {
+        position: 7,
+        kind: "thing".into(),
+        name: "Said".into(),
+        payload: payload.into(),
+        ..Event::default()
+    };
+    let read = |events: &[Event]| {
+        let said = events_of_kind::<String>("thing", events).unwrap();
+        said.into_iter().map(|(_, said)| said).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&[event(b"\x0a\x01a"), event(b"")]), ["a", ""]);
+    assert_eq!(lines.that_say("more than is known here"), Vec::<String>::new());
+
+    // What is said, and a field that is not known here.
+    let newer = event(b"\x0a\x01a\x12\x01x");
+    for _ in 0..2 {
+        assert_eq!(read(&[newer.clone(), newer.clone()]), ["a", "a"]);
+    }
+    let told = lines.that_say("more than is known here");
+    assert_eq!(told.len(), 1, "{told:?}");
+    let (event, what) = ("event 7 (Said of thing", "RebuildProjections");
+    assert!(told[0].starts_with("WARN") && told[0].contains(event) && told[0].contains(what), "{told:?}");
 }

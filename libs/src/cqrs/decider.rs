@@ -27,9 +27,9 @@ pub trait Aggregate: 'static {
     const OLD_FORMS: &'static [&'static str] = &[];
 
     /// Brings an event of [`OLD_FORMS`](Self::OLD_FORMS) into the form of today; one that has it is left alone. It is asked wherever a log
-    /// is read, so that no projection, here or in another service, ever sees an old form. What it leaves alone comes as it was written,
-    /// with what a newer version added to it; what it changes loses that, so a newer version writes no form that this one takes for an old
-    /// one.
+    /// is read, so that no projection, here or in another service, sees an old form that is told by this version. What it leaves alone comes
+    /// as it was written, with what a newer version added to it; what it changes loses that, so a newer version writes no form that this one
+    /// takes for an old one.
     fn upcast(event: &mut Self::Event) {
         let _ = event;
     }

@@ -4,9 +4,10 @@
 //! again. On SQLite the tables live in a file of their own beside the journal's, on PostgreSQL in its schema: reads and folds never wait
 //! for a commit of the write side, and a lost tail is folded again.
 
-use std::{future::Future, sync::Arc};
+use std::{any::type_name, collections::BTreeSet, future::Future, sync::Arc};
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::Aggregate;
 use crate::journal::{
@@ -74,11 +75,23 @@ fn read<E: prost::Message + Default>(event: &Event) -> Result<E, ProjectionError
     let what = E::decode(event.payload.clone())
         .map_err(|source| ProjectionError::Decode { what: event.describe(), source })?;
     // A field that isn't known is left out, and so is a kind of event: it is a field of a oneof.
-    if what.encoded_len() == 0 && !event.payload.is_empty() {
+    let known = what.encoded_len();
+    if known == 0 && !event.payload.is_empty() {
         return Err(ProjectionError::Newer(event.describe()));
+    }
+    // The view may not want the rest. Whether it does, only a person can tell.
+    if known < event.payload.len() && TOLD.lock().insert(type_name::<E>()) {
+        tracing::warn!(
+            event = event.describe(),
+            "a newer version wrote more than is known here, and such events are folded without it: update this program, and have it make \
+             its views anew (RebuildProjections) if they need that"
+        );
     }
     Ok(what)
 }
+
+/// The events of which it was told that there is more of them than is known here.
+static TOLD: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
 
 /// The events of one kind of aggregate, decoded, in order.
 ///

@@ -1,11 +1,10 @@
 //! Each saga, as queries show it: the fold of its transitions.
 
-use prost::Message as _;
 use proto::saga::v1::{SagaTransition, SagaView};
 
 use super::{record::fold, store::KIND};
 use crate::{
-    cqrs::{Documents, Projection, ProjectionError},
+    cqrs::{Documents, Projection, ProjectionError, events_of_kind},
     journal::{Event, Table, sql::Transaction},
 };
 
@@ -39,10 +38,10 @@ impl Projection for SagasView {
     const TABLES: &'static [&'static Table] = &[&SAGA_VIEWS];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let of_sagas: Vec<&Event> = events.iter().filter(|event| event.kind == KIND).collect();
-        let mut views = Documents::load(transaction, &SAGA_VIEWS, of_sagas.iter().map(|event| &event.id)).await?;
-        for event in of_sagas {
-            let transition = decode(event)?;
+        let transitions: Vec<(&Event, SagaTransition)> = events_of_kind(KIND, events)?;
+        let mut views =
+            Documents::load(transaction, &SAGA_VIEWS, transitions.iter().map(|(event, _)| &event.id)).await?;
+        for (event, transition) in transitions {
             views.update(&event.id, event.position, |view: &mut SagaView| {
                 if view.started_position == 0 {
                     view.started_position = event.position;
@@ -57,11 +56,4 @@ impl Projection for SagasView {
         };
         views.save(transaction, columns).await
     }
-}
-
-fn decode(event: &Event) -> Result<SagaTransition, ProjectionError> {
-    SagaTransition::decode(event.payload.clone()).map_err(|source| ProjectionError::Decode {
-        what: format!("event {} ({} of saga {})", event.position, event.name, event.id),
-        source,
-    })
 }
