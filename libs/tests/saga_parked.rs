@@ -81,7 +81,7 @@ async fn what_is_parked_is_listed_with_its_reason_until_it_goes_on() {
     let (second, end) = page(&process, 2, &token).await;
     assert_eq!((ids(&second), end), (vec!["c".to_owned()], String::new()));
     assert_eq!(page(&process, 3, "").await.1, "", "a page that is just full is the last");
-    let why = "its definition, place-order version 1, is not here, or has other steps now: bring it back";
+    let why = "its definition, place-order version 1, is not here: bring it back";
     for parked in first.iter().chain(&second) {
         assert_eq!(parked.error, why);
         assert_eq!(parked.park_time.unwrap().seconds, 1_700_000_000, "the clock of the test");
@@ -102,6 +102,39 @@ async fn what_is_parked_is_listed_with_its_reason_until_it_goes_on() {
     assert_eq!(process.coordinator.recover().await.unwrap(), 3);
     assert_eq!(process.finished("a").await.phase(), SagaPhase::Completed);
     assert_eq!(parked(&process).await, [""; 0]);
+}
+
+/// A booking of this version.
+fn booking(version: u32) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("book", version);
+    saga.pivot::<Ship>("fly", |trip, _| Ok(trip.clone()));
+    saga.build().unwrap()
+}
+
+/// A trip of one version, booked by another saga of some version.
+fn trip(version: u32, booked: u32) -> Arc<Definition> {
+    let mut saga = Definition::builder::<String>("place-order", version);
+    saga.compensatable::<Charge>("charge", |trip, _| Ok(trip.clone()), |undo| undo.request);
+    saga.pivot_saga::<String, ()>("book", &booking(booked), |trip, _| Ok(trip.clone()));
+    saga.build().unwrap()
+}
+
+#[tokio::test]
+async fn one_whose_version_is_here_over_another_saga_below_says_so() {
+    let world = World::with(trip(1, 1));
+    left(&world, &["rome"]).await;
+    let process = opened(&world, vec![trip(1, 2), booking(1)]).await;
+    process.coordinator.recover().await.unwrap();
+    let (parked, _) = page(&process, 0, "").await;
+    let why = "its definition, place-order version 1, is here with other steps, another end or another version of a saga below: once what \
+               began under that one has ended, give the newer of the two another version, and keep both";
+    assert_eq!(parked.iter().map(|parked| parked.error.as_str()).collect::<Vec<_>>(), [why]);
+    process.coordinator.leave().await;
+    process.crash().await;
+
+    let process = opened(&world, vec![trip(1, 1), trip(2, 2)]).await;
+    assert_eq!(process.coordinator.recover().await.unwrap(), 1);
+    assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
 }
 
 #[tokio::test]

@@ -81,7 +81,8 @@ impl fmt::Debug for Definition {
 
 impl Definition {
     /// Begins a definition whose sagas start from an `I`. The name is the saga's type, stable for ever. The first version is 1; raise it
-    /// when a step's functions change their meaning, and keep the older definition with the coordinator until its sagas have ended.
+    /// when the [hash](Definition::hash) changes or a step's functions change their meaning, and keep the older definition with the
+    /// coordinator until its sagas have ended.
     pub fn builder<I: Message + Default + 'static>(name: &'static str, version: u32) -> Builder<I> {
         Builder::new(name, version)
     }
@@ -98,9 +99,10 @@ impl Definition {
         self.plan.version
     }
 
-    /// What is pinned in each saga: a hash of the name, the version, the steps with their kinds, order and operations, and whether work of
-    /// our own ends a compensated saga. All else may change under open sagas: time-outs, deadlines, retries, trusted codes, whether there is
-    /// a barrier, locks. The functions are not seen: raise the version when one changes its meaning.
+    /// What is pinned in each saga: a hash of the name, the version, the steps with their kinds, order and operations, whether work of our
+    /// own ends a compensated saga, and the hashes of the sagas that are steps. So a definition changes with those below it. All else may
+    /// change under open sagas: time-outs, deadlines, retries, trusted codes, whether there is a barrier, locks. The functions are not seen:
+    /// raise the version when one changes its meaning.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.plan.hash

@@ -16,7 +16,8 @@ impl Definitions {
     /// These, and those of the sagas that are their steps.
     ///
     /// # Errors
-    /// [`Fault::Ambiguous`] where two of one name and version have other steps: nobody could say which of them a new saga is of.
+    /// [`Fault::Ambiguous`] where two of one name and version have other [hashes](Definition::hash): nobody could say which of them a new
+    /// saga is of.
     pub(super) fn new(definitions: impl IntoIterator<Item = Arc<Definition>>) -> Result<Self, DefinitionError> {
         let mut all = Self::default();
         let mut versions = HashMap::new();
@@ -114,7 +115,8 @@ mod tests {
         let refused = Definitions::new([definition("tea", 1, "brew"), definition("tea", 1, "pour")]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "saga tea: there are two of version 1 with other steps: raise the version of the newer one"
+            "saga tea: there are two of version 1, with other steps, another end or another version of a saga below: raise the version of \
+             the newer one"
         );
     }
 

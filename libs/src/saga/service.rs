@@ -38,7 +38,7 @@ impl SagaQueries {
     /// Queries over views that [`SagasView`](super::SagasView) keeps.
     ///
     /// # Errors
-    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other steps.
+    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other hashes.
     pub fn new(
         read: ReadSide,
         definitions: impl IntoIterator<Item = Arc<Definition>>,

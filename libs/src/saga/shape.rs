@@ -95,7 +95,9 @@ pub enum Fault {
     #[error("{0} is said before there is a step: it is said after the step that it is about")]
     Stray(&'static str),
     /// Two definitions of one name and version, which sagas would be of by chance.
-    #[error("there are two of version {0} with other steps: raise the version of the newer one")]
+    #[error(
+        "there are two of version {0}, with other steps, another end or another version of a saga below: raise the version of the newer one"
+    )]
     Ambiguous(u32),
     /// A wait that is none.
     #[error("{0}: {1} must be longer than nothing")]

@@ -154,7 +154,7 @@ impl Coordinator {
     /// older versions take up the sagas that began under them. Call [`Coordinator::recover`] before anything else.
     ///
     /// # Errors
-    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other steps.
+    /// [`Fault::Ambiguous`](super::Fault::Ambiguous) where two definitions of one name and version have other hashes.
     pub fn new(
         journal: Journal,
         definitions: impl IntoIterator<Item = Arc<Definition>>,

@@ -109,7 +109,14 @@ impl Shared {
         let saga = &record.saga;
         let definition = definition.ok_or_else(|| {
             let (name, version) = (&saga.r#type, saga.definition_version);
-            format!("its definition, {name} version {version}, is not here, or has other steps now: bring it back")
+            // The old one can't come beside it: two of one version are refused.
+            match self.definitions.find(name, version) {
+                Ok(_) => format!(
+                    "its definition, {name} version {version}, is here with other steps, another end or another version of a saga below: once \
+                     what began under that one has ended, give the newer of the two another version, and keep both"
+                ),
+                Err(_) => format!("its definition, {name} version {version}, is not here: bring it back"),
+            }
         })?;
         if definition.plan.steps.len() != saga.steps.len() {
             return Err("its record has other steps than its definition".to_owned());
