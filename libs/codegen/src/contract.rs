@@ -270,6 +270,10 @@ fn link_compensations(descriptor: &ServiceDescriptor, service: &mut Service) -> 
     for (at, method) in descriptor.methods().enumerate() {
         let Some(action) = service.methods[at].compensates.clone() else { continue };
         let (undo, by_hand) = (service.methods[at].name.clone(), service.methods[at].by_hand);
+        let takes_its_place =
+            |other: &Method| other.compensates.as_ref() == Some(&action) && !is_deprecated(&other.descriptor);
+        // Sagas that began with this pair go on with it, and new ones with the other.
+        let is_former = is_deprecated(&method) && service.methods.iter().any(takes_its_place);
         let wrong = |what: String| Err(method_error(&method, &what));
         let Some(undone) = service.methods.iter_mut().find(|method| method.name == action) else {
             return wrong(format!("{undo} compensates {action}, which {} doesn't have", service.name));
@@ -277,15 +281,21 @@ fn link_compensations(descriptor: &ServiceDescriptor, service: &mut Service) -> 
         if undone.name == undo {
             return wrong(format!("{undo} compensates itself: done twice is not undone"));
         }
-        if let Some(other) = &undone.compensated_by {
+        if let Some(other) = undone.compensated_by.as_ref().filter(|_| !is_former) {
             return wrong(format!("{undo} compensates {action}, which {other} does already"));
         }
         if undone.by_hand || by_hand {
             return wrong(format!("{undo} compensates {action}: neither of a pair can be `by_hand`"));
         }
-        undone.compensated_by = Some(undo);
+        if !is_former {
+            undone.compensated_by = Some(undo);
+        }
     }
     Ok(())
+}
+
+fn is_deprecated(method: &MethodDescriptor) -> bool {
+    method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.deprecated())
 }
 
 /// Refuses methods whose decisions, or what goes before them, would have one name.

@@ -94,12 +94,34 @@ fn a_compensation_of_nothing_is_refused() {
     assert_eq!((line, what.as_str()), (8, "Move: Move compensates Fly, which ToyCommandService doesn't have"));
 }
 
+/// The right one, by another name and with more options.
+fn method(name: &str, options: &str) -> String {
+    let more = RIGHT.replace("rpc Move", &format!("rpc {name}"));
+    more.replace("aggregates: [{kind: \"toy\"", &format!("{options} aggregates: [{{kind: \"toy\""))
+}
+
+#[test]
+fn a_compensation_that_another_one_takes_the_place_of_stays_one() {
+    let undo = |name: &str| method(name, "compensates: \"Move\"");
+    let deprecated = |name: &str| undo(name).replace("option idem", "option deprecated = true;\n  option idem");
+    let pair = |undo: &str| format!("impl libs::saga::Compensated for Move {{\n    type Compensation = {undo};\n}}");
+    for all in [
+        [RIGHT, &deprecated("Back"), &deprecated("Expire"), &undo("Reverse")],
+        [&undo("Reverse"), &deprecated("Back"), RIGHT, &deprecated("Expire")],
+    ] {
+        let text = generate(&all.join("\n")).unwrap();
+        assert!(text.contains(&pair("Reverse")), "{text}");
+        assert_eq!(text.matches("libs::saga::Compensated for").count(), 1);
+        assert_eq!(text.matches("compensates: true").count(), 3, "whoever goes on calling the old ones has them undo");
+    }
+    // Until another one is there it is the one.
+    assert!(generate(&[RIGHT, &deprecated("Back")].join("\n")).unwrap().contains(&pair("Back")));
+    let (line, what) = refused(&[RIGHT, &deprecated("Back"), &deprecated("Expire")].join("\n"));
+    assert_eq!((line, what.as_str()), (17, "Expire: Expire compensates Move, which Back does already"));
+}
+
 #[test]
 fn a_pair_that_is_none_is_refused() {
-    let method = |name: &str, options: &str| {
-        let more = RIGHT.replace("rpc Move", &format!("rpc {name}"));
-        more.replace("aggregates: [{kind: \"toy\"", &format!("{options} aggregates: [{{kind: \"toy\""))
-    };
     let (line, what) = refused(&method("Move", "compensates: \"Move\""));
     assert_eq!((line, what.as_str()), (8, "Move: Move compensates itself: done twice is not undone"));
     let two = [RIGHT, &method("Back", "compensates: \"Move\""), &method("Expire", "compensates: \"Move\"")].join("\n");

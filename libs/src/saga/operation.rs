@@ -14,7 +14,8 @@ pub trait Operation: Send + Sync + 'static {
     type Reply: Message + Default;
 }
 
-/// A command that another one undoes.
+/// A command that another one undoes. Where a third one does today, a definition of before names the pair by a type of its own that has
+/// this one's `PEER` and `PATH`: open sagas know it by those.
 pub trait Compensated: Operation {
     /// The one that undoes it.
     type Compensation: Operation;
