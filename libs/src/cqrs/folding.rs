@@ -81,15 +81,17 @@ impl Views {
                             tracing::info!(%error, "a fold that failed is not rolled back: its session is over");
                         }
                         if events.len() == 1 && attempt == TRIES {
-                            let projection = folded.fold.name();
+                            let (projection, other) = (folded.fold.name(), of_another_version(&error));
+                            let mend = other.unwrap_or("mend it and restart, or have it try again by ResumeProjection");
                             tracing::error!(
                                 projection,
                                 position = last,
                                 %error,
-                                "projection parked: its view stands still at this event; mend it and restart, or have it try again by ResumeProjection"
+                                "projection parked: its view stands still at this event; {mend}"
                             );
                             folded.parked = true;
-                            folded.standing.park(last, error.to_string());
+                            let shown = other.map_or_else(|| error.to_string(), |mend| format!("{error}: {mend}"));
+                            folded.standing.park(last, shown);
                             return Ok(());
                         }
                     }
@@ -97,6 +99,16 @@ impl Views {
             }
         }
         Ok(())
+    }
+}
+
+/// What to do where a table lacks a column: no restart mends it.
+fn of_another_version(error: &ProjectionError) -> Option<&'static str> {
+    match error {
+        ProjectionError::Database(error) if error.is_unknown_column() => {
+            Some("its table was made by another version of this program: make the views anew by RebuildProjections")
+        }
+        _ => None,
     }
 }
 

@@ -238,7 +238,11 @@ impl Error {
     #[cfg(feature = "cqrs")]
     pub(crate) fn is_unknown_column(&self) -> bool {
         match self {
-            Self::Sqlite(said) => said.to_string().contains("no such column"),
+            // As it is read, and as it is written.
+            Self::Sqlite(said) => {
+                let said = said.to_string();
+                said.contains("no such column") || said.contains(" has no column named ")
+            }
             Self::Postgres(sqlx::Error::Database(said)) => said.code().as_deref() == Some("42703"),
             _ => false,
         }

@@ -1,0 +1,153 @@
+//! Views of a version whose tables have another shape than those that an older version left.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod database;
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use libs::{
+    cqrs::{Board, Documents, Log, Projection, ProjectionError, Projections, Views},
+    journal::{
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Row, Table,
+        sql::Transaction,
+    },
+};
+use pb::{
+    projection_command_service_server::ProjectionCommandService as _,
+    projection_query_service_server::ProjectionQueryService as _,
+};
+use proto::projections::v1 as pb;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tonic::Request;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+static COUNTS: [Table; 2] = [
+    Table {
+        name: "counts",
+        create: &["CREATE TABLE IF NOT EXISTS counts (id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB)"],
+        columns: &["id", "position", "document"],
+        key: 1,
+        fixed: &[],
+    },
+    Table {
+        name: "counts",
+        create: &["CREATE TABLE IF NOT EXISTS counts (
+            id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB, parity INTEGER
+        )"],
+        columns: &["id", "position", "document", "parity"],
+        key: 1,
+        fixed: &[],
+    },
+];
+
+/// Counts each aggregate's events. A later version keeps the count's parity in a column.
+struct Counts<const VERSION: usize>;
+
+impl<const VERSION: usize> Projection for Counts<VERSION> {
+    const NAME: &'static str = "counts";
+    const TABLES: &'static [&'static Table] = &[&COUNTS[VERSION]];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let ids = events.iter().map(|event| &event.id);
+        let mut counts = Documents::<i64>::load(transaction, Self::TABLES[0], ids).await?;
+        events.iter().for_each(|event| counts.update(&event.id, event.position, |count| *count += 1));
+        counts.save(transaction, |count| [(*count % 2).into()][..VERSION].to_vec()).await
+    }
+}
+
+static NAMES: [Table; 2] = [
+    Table {
+        name: "names",
+        create: &["CREATE TABLE IF NOT EXISTS names (position INTEGER NOT NULL PRIMARY KEY, id TEXT)"],
+        columns: &["position", "id"],
+        key: 1,
+        fixed: &[],
+    },
+    Table {
+        name: "names",
+        create: &["CREATE TABLE IF NOT EXISTS names (position INTEGER NOT NULL PRIMARY KEY, id TEXT, name TEXT)"],
+        columns: &["position", "id", "name"],
+        key: 1,
+        fixed: &[],
+    },
+];
+
+/// A row for each event, of which nothing is read. A later version keeps the event's name, too.
+struct Names<const VERSION: usize>;
+
+impl<const VERSION: usize> Projection for Names<VERSION> {
+    const NAME: &'static str = "names";
+    const TABLES: &'static [&'static Table] = &[&NAMES[VERSION]];
+
+    async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        let row = |event: &Event| {
+            let values = [event.position.into(), (*event.id).into(), (*event.name).into()];
+            Row { table: Self::TABLES[0], values: values[..2 + VERSION].to_vec() }
+        };
+        Ok(transaction.upsert(events.iter().map(row).collect()).await?)
+    }
+}
+
+async fn write(journal: &Journal, id: &str) {
+    let event = NewEvent { name: "Noted", payload: "noted".into() };
+    let change = Change { aggregate: AggregateId::new("note", id), state: None, version: 1, events: vec![event] };
+    let decide = Box::new(move |_: &Loaded<'_>| Decided { changes: vec![change], ..Decided::default() });
+    let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 10 };
+    journal.submit(entry).await.unwrap();
+}
+
+async fn open(journal: &Journal, projections: Projections) -> Result<Views, OpenError> {
+    Views::open(journal.location().views(), Log::of(journal), &projections).await
+}
+
+/// Where each projection is, and what it is parked for.
+async fn standing(board: &Board) -> Vec<(i64, Option<String>)> {
+    let request = Request::new(pb::ListProjectionsRequest {});
+    let all = board.service("test").list_projections(request).await.unwrap().into_inner().projections;
+    all.into_iter().map(|one| (one.position, one.parked.map(|parked| parked.error))).collect()
+}
+
+async fn rebuild(board: &Board) {
+    let request = Request::new(pb::RebuildProjectionsRequest { source: "test".to_owned() });
+    let mut answer = board.service("test").rebuild_projections(request).await.unwrap().into_inner();
+    while let Some(said) = timeout(PATIENCE, answer.next()).await.unwrap() {
+        said.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_is_parked_because_its_table_lacks_a_column_says_that_the_views_are_to_be_made_anew() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap();
+    write(&journal, "a").await;
+    let before = Projections::new().with(Counts::<0>).with(Names::<0>);
+    open(&journal, before).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+
+    write(&journal, "a").await;
+    let views = open(&journal, Projections::new().with(Counts::<1>).with(Names::<1>)).await.unwrap();
+    let (read, board) = (views.read_side("test", PATIENCE), Board::default());
+    views.show_on(&board, "test");
+    tokio::spawn(async { views.run().await.unwrap() });
+    let parked = async {
+        loop {
+            let standing = standing(&board).await;
+            if standing.iter().all(|(_, parked)| parked.is_some()) {
+                return standing;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for (position, why) in timeout(PATIENCE, parked).await.unwrap() {
+        let why = why.unwrap();
+        assert!(position == 1 && why.ends_with("make the views anew by RebuildProjections"), "{position}: {why}");
+    }
+
+    rebuild(&board).await;
+    assert_eq!(standing(&board).await, [(2, None), (2, None)]);
+    assert_eq!(read.document::<i64>(&COUNTS[1], "a").await.unwrap(), Some(2));
+}
