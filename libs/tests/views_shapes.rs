@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use libs::{
     cqrs::{Board, Documents, Log, Projection, ProjectionError, Projections, Views},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, OpenError, Row, Table,
+        AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, Location, NewEvent, OpenError, Row, Table,
         sql::Transaction,
     },
 };
@@ -19,6 +19,7 @@ use pb::{
     projection_query_service_server::ProjectionQueryService as _,
 };
 use proto::projections::v1 as pb;
+use sqlx::{Connection as _, Executor as _};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::Request;
@@ -150,4 +151,75 @@ async fn who_is_parked_because_its_table_lacks_a_column_says_that_the_views_are_
     rebuild(&board).await;
     assert_eq!(standing(&board).await, [(2, None), (2, None)]);
     assert_eq!(read.document::<i64>(&COUNTS[1], "a").await.unwrap(), Some(2));
+}
+
+static SHELVES: [Table; 3] = [
+    Table {
+        name: "shelves",
+        create: &[
+            "CREATE TABLE IF NOT EXISTS shelves (id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB)",
+            "CREATE INDEX IF NOT EXISTS shelves_position ON shelves (position)",
+        ],
+        ..COUNTS[0]
+    },
+    Table {
+        name: "shelves_anew",
+        create: &[
+            "CREATE TABLE IF NOT EXISTS shelves_anew (id TEXT NOT NULL PRIMARY KEY, position INTEGER, document BLOB)",
+            "CREATE INDEX IF NOT EXISTS Shelves_Position ON shelves_anew (position)",
+        ],
+        ..COUNTS[0]
+    },
+    Table {
+        name: "shelves_position",
+        create: &["CREATE TABLE IF NOT EXISTS shelves_position (id TEXT NOT NULL PRIMARY KEY, position INTEGER)"],
+        ..COUNTS[0]
+    },
+];
+
+/// Folds nothing, into a table that each version has another one of.
+struct Shelves<const VERSION: usize>;
+
+impl<const VERSION: usize> Projection for Shelves<VERSION> {
+    const NAME: &'static str = ["shelves", "shelves_anew", "positions"][VERSION];
+    const TABLES: &'static [&'static Table] = &[&SHELVES[VERSION]];
+
+    async fn project(&self, _: &[Event], _: &mut Transaction<'_>) -> Result<(), ProjectionError> {
+        Ok(())
+    }
+}
+
+/// Does something to views that nobody has open.
+async fn by_hand(views: &Location, sql: &str) {
+    match views {
+        Location::Sqlite(path) => rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap(),
+        Location::Postgres { url, schema } => {
+            let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+            connection.execute(sqlx::AssertSqlSafe(format!("SET search_path = {schema}; {sql}"))).await.unwrap();
+        }
+    }
+}
+
+/// Else it would count as there, and the view would have none. On a server no view that is made anew could take its place, either.
+#[tokio::test]
+async fn an_index_whose_name_an_older_versions_table_has_is_refused_until_that_is_gone() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap();
+    let close = async |views: Views| views.catch_up(|_, _| {}).await.unwrap();
+    for _ in 0..2 {
+        close(open(&journal, Projections::new().with(Shelves::<0>)).await.unwrap()).await;
+    }
+    let refused = async |projections| open(&journal, projections).await.unwrap_err().to_string();
+    let said = refused(Projections::new().with(Shelves::<1>)).await;
+    let taken = "shelves_position is there as an index on shelves, and is to be an index on shelves_anew";
+    let mend = if database::has_server() { "drop shelves_position there" } else { "with the service's `rebuild`" };
+    assert!(said.contains(taken) && said.ends_with(mend) && !said.contains('\n'), "{said}");
+    let said = refused(Projections::new().with(Shelves::<2>)).await;
+    assert!(said.contains("an index on shelves, and is to be a table"), "{said}");
+
+    by_hand(&journal.location().views(), "DROP INDEX shelves_position").await;
+    let views = open(&journal, Projections::new().with(Shelves::<1>)).await.unwrap();
+    views.rebuild(|_, _| {}).await.unwrap();
+    let said = refused(Projections::new().with(Shelves::<0>)).await;
+    assert!(said.contains("an index on shelves_anew, and is to be an index on shelves"), "the new one has it: {said}");
 }

@@ -165,7 +165,7 @@ fn tables(projections: &Projections) -> Result<Vec<&'static Table>, OpenError> {
     Ok(std::iter::once(&CHECKPOINTS).chain(own.copied()).collect())
 }
 
-/// Says what to do about a column that an index is to be on and that the views of an older version lack.
+/// Says what to do about a column that an index is to be on and that the views of an older version lack, and about a name that those have.
 fn of_other_shape(error: OpenError, projections: &Projections, are_over_others: bool) -> OpenError {
     match error {
         OpenError::Database { location, source } if source.is_unknown_column() => {
@@ -186,6 +186,11 @@ fn of_other_shape(error: OpenError, projections: &Projections, are_over_others: 
                 _ => "make the views anew with the service's `rebuild` command before anything else".to_owned(),
             };
             OpenError::OtherShape { location, source, mend }
+        }
+        // The file is made anew, and with it all names.
+        OpenError::OtherOwner { location: location @ Location::Sqlite(_), name, found, wanted, .. } => {
+            let mend = "make the views anew with the service's `rebuild`".to_owned();
+            OpenError::OtherOwner { location, name, found, wanted, mend }
         }
         error => error,
     }

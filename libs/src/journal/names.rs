@@ -1,12 +1,33 @@
 //! The names that a process's tables, indexes and checkpoints have. On a server all of them are in one schema, where one that comes twice
 //! would be made once: whatever made it second would read and write another's, and in the end drop it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
-    committer::AGGREGATES, entry::Table, log::EVENTS, members::MEMBERS, postgres::made, requests::REQUESTS,
-    sqlite::OpenError,
+    committer::AGGREGATES, entry::Table, location::Location, log::EVENTS, members::MEMBERS, postgres::made,
+    requests::REQUESTS, sqlite::OpenError,
 };
+
+/// The names that are there, in small letters: of each index the table that it is on, of anything else nothing.
+pub(super) type There = HashMap<String, String>;
+
+/// Checks that what is there under the names of these tables and their indexes is theirs. An index that another table has would count as
+/// made, and the one that is to have it would have none.
+pub(super) fn check_names(location: Location, tables: &[&'static Table], there: &There) -> Result<(), OpenError> {
+    let named = |on: &str| if on.is_empty() { "a table".to_owned() } else { format!("an index on {on}") };
+    for table in tables {
+        for name in table.create.iter().filter_map(|statement| made(statement)) {
+            let on = if name.eq_ignore_ascii_case(table.name) { "" } else { table.name };
+            let found = there.get(&name.to_lowercase()).filter(|found| !found.eq_ignore_ascii_case(on));
+            if let Some(found) = found {
+                let (name, found, wanted) = (name.to_lowercase(), named(found), named(on));
+                let mend = format!("drop {name} there");
+                return Err(OpenError::OtherOwner { location, name, found, wanted, mend });
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The names that are taken. They are so on either database, or a service would find out on its first server.
 #[derive(Clone, Debug)]

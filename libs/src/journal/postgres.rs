@@ -1,7 +1,7 @@
 //! Reaching PostgreSQL so that what is committed stays: `fsync`, `full_page_writes` and `synchronous_commit` read back, each
 //! service in a schema of its own.
 
-use std::{collections::HashSet, str::FromStr as _, time::Duration};
+use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
@@ -11,6 +11,7 @@ use super::simulated::Database;
 use super::{
     entry::Table,
     location::Location,
+    names::{There, check_names},
     session::{Sessions, Transaction},
     sql::{Error, Record, Value, postgres},
     sqlite::OpenError,
@@ -76,6 +77,7 @@ impl Server {
         if found != server.schema {
             return Err(OpenError::OtherSchema { location: location.clone(), found });
         }
+        check_names(location.clone(), tables, &there)?;
         server.create(&mut transaction, tables, &there).await.map_err(failed)?;
         transaction.commit().await.map_err(|error| failed(error.into()))?;
         Ok(server)
@@ -132,13 +134,17 @@ impl Server {
         Ok(())
     }
 
-    /// Makes the schema if it is missing, and answers the names of all that is in it. Of what is there nothing is asked: even with IF NOT
-    /// EXISTS a schema takes the right to make one, a table the schema's, and an index its owner's, and whoever serves may have none of them.
-    async fn create_schema(&self, connection: &mut PgConnection) -> Result<HashSet<String>, Error> {
-        const THERE: &str = "SELECT COALESCE(relname::text, '') FROM pg_namespace AS schema
-            LEFT JOIN pg_class ON relnamespace = schema.oid WHERE nspname = $1";
+    /// Makes the schema if it is missing, and answers the names of all that is in it, that of an index with its table's. Of what is there
+    /// nothing is asked: even with IF NOT EXISTS a schema takes the right to make one, a table the schema's, and an index its owner's, and
+    /// whoever serves may have none of them.
+    async fn create_schema(&self, connection: &mut PgConnection) -> Result<There, Error> {
+        const THERE: &str = "SELECT COALESCE(named.relname::text, ''), COALESCE(indexed.relname::text, '')
+            FROM pg_namespace AS schema LEFT JOIN pg_class AS named ON named.relnamespace = schema.oid
+            LEFT JOIN pg_index ON indexrelid = named.oid LEFT JOIN pg_class AS indexed ON indexed.oid = indrelid
+            WHERE nspname = $1";
         let there = postgres::query(connection, THERE, &[self.schema.clone().into()]).await?;
-        let there = there.iter().map(|record| record.text(0)).collect::<Result<HashSet<_>, _>>()?;
+        let there =
+            there.iter().map(|record| Ok((record.text(0)?, record.text(1)?))).collect::<Result<There, Error>>()?;
         // One that is empty has a row all the same.
         if there.is_empty() {
             let schema = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
@@ -152,11 +158,11 @@ impl Server {
         &self,
         connection: &mut PgConnection,
         tables: &[&'static Table],
-        there: &HashSet<String>,
+        there: &There,
     ) -> Result<(), Error> {
-        let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains(&name.to_lowercase()));
+        let missing = |statement: &&&str| made(statement).is_none_or(|name| !there.contains_key(&name.to_lowercase()));
         for table in tables {
-            let is_there = there.contains(&table.name.to_lowercase());
+            let is_there = there.contains_key(&table.name.to_lowercase());
             for statement in table.create.iter().filter(missing) {
                 let statement = translate(statement);
                 let made = postgres::execute(connection, &statement, &[]);

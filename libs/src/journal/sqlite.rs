@@ -14,6 +14,7 @@ use super::{
     entry::Table,
     location::Location,
     log::EVENTS,
+    names::{There, check_names},
     sql::{Error, Reader, Transaction},
     wal::{BESIDE_OTHERS, Copied, EMPTYING, NotCopied, copy_log, copy_when_long, settle},
 };
@@ -75,6 +76,23 @@ pub enum OpenError {
         location: Location,
         /// Its word.
         source: Error,
+        /// What to do.
+        mend: String,
+    },
+    /// What is there has a name that another table or index of this version is to have.
+    #[error(
+        "{location}: {name} is there as {found}, and is to be {wanted}: another version of this program made it; if that is to run no \
+         more, {mend}"
+    )]
+    OtherOwner {
+        /// Which database.
+        location: Location,
+        /// The name.
+        name: String,
+        /// What has it.
+        found: String,
+        /// What is to have it.
+        wanted: String,
         /// What to do.
         mend: String,
     },
@@ -154,6 +172,7 @@ impl Writer {
                 return Err(OpenError::NotDurable { location: path.into(), pragma, found, wanted });
             }
         }
+        check_names(path.into(), tables, &there(&connection).map_err(failed)?)?;
         let mut script = String::from(FIRST);
         for statement in tables.iter().flat_map(|table| table.create) {
             script.push_str(statement);
@@ -276,6 +295,14 @@ impl Setting {
         })?;
         Ok(found)
     }
+}
+
+/// The names that are there: of each index the table that it is on.
+fn there(connection: &Connection) -> Result<There, Error> {
+    let sql = "SELECT name, CASE type WHEN 'index' THEN tbl_name ELSE '' END FROM sqlite_master";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?.to_lowercase(), row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
