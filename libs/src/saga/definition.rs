@@ -101,8 +101,9 @@ impl Definition {
 
     /// What is pinned in each saga: a hash of the name, the version, the steps with their kinds, order and operations, whether work of our
     /// own ends a compensated saga, and the hashes of the sagas that are steps. So a definition changes with those below it. All else may
-    /// change under open sagas: time-outs, deadlines, retries, trusted codes, whether there is a barrier, locks. The functions are not seen:
-    /// raise the version when one changes its meaning.
+    /// change under open sagas: time-outs, deadlines, retries, trusted codes, locks, and whether there is a barrier, but that a participant
+    /// gets one only once every saga has ended that called it without: it knows of none of those calls. The functions are not seen: raise the
+    /// version when one changes its meaning.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.plan.hash
