@@ -226,6 +226,73 @@ async fn who_puts_new_views_in_place_waits_for_longer_than_it_takes_to_be_looked
     }
 }
 
+/// As [`Squeamish`], but who folds the first event waits until it may.
+struct Held {
+    begun: Arc<AtomicUsize>,
+    may: Arc<Semaphore>,
+}
+
+impl Projection for Held {
+    const NAME: &'static str = "held";
+    const TABLES: &'static [&'static Table] = &[&SEEN];
+
+    async fn project(
+        &self,
+        events: &[events::Event],
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(), ProjectionError> {
+        if events.iter().any(|event| event.position == 1) {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            drop(self.may.acquire().await.unwrap());
+        }
+        Squeamish::default().project(events, transaction).await
+    }
+}
+
+/// Views that are being made anew, for as long as they may not go on: how often they were begun, what lets them go on, and what is told.
+struct Making {
+    /// Views end with their log.
+    _journal: Journal,
+    running: Running,
+    begun: Arc<AtomicUsize>,
+    may: Arc<Semaphore>,
+    told: JoinHandle<Result<Vec<RebuildProjectionsResponse>, Status>>,
+}
+
+impl Making {
+    async fn begin(folder: &TempDir) -> Self {
+        let journal = Journal::open(database::location(folder.path(), "source"), &[]).await.unwrap();
+        let (begun, may) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(1)));
+        let held = Projections::new().with(Held { begun: Arc::clone(&begun), may: Arc::clone(&may) });
+        let running = Running::start(journal.location().views(), Log::of(&journal), &held).await;
+        journal.submit(note("a")).await.unwrap();
+        assert_eq!(running.at(1).await, 1);
+        may.acquire().await.unwrap().forget();
+        let told = running.anew().await;
+        let begins = async {
+            while begun.load(Ordering::SeqCst) < 2 {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(PATIENCE, begins).await.expect("they are made anew");
+        Self { _journal: journal, running, begun, may, told }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_not_made_anew_once_more_for_who_has_left_before_it_is_begun() {
+    let folder = TempDir::new().unwrap();
+    let Making { _journal, running, begun, may, told } = Making::begin(&folder).await;
+    let left = running.anew().await;
+    left.abort();
+    let _ = left.await;
+    may.add_permits(1);
+    told.await.unwrap().expect("they are made anew");
+    // One comes after the other: whoever asks last is told when nothing is left to do.
+    running.anew().await.await.unwrap().expect("they are made anew");
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+}
+
 /// A service that is out once somebody makes views of it anew, but for who follows it already.
 struct Leaving {
     outbox: Outbox,

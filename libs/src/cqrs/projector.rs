@@ -151,7 +151,12 @@ impl Views {
                     Ok(())
                 }
                 Woken::Rebuild(telling) => {
-                    self.begin_anew(telling);
+                    // Whoever asked while others were made may have left since, and have asked once more.
+                    if telling.is_closed() {
+                        tracing::info!("the views are not made anew once more: who wanted that has left");
+                    } else {
+                        self.begin_anew(telling);
+                    }
                     Ok(())
                 }
                 Woken::Rebuilt(rebuilt) => {
