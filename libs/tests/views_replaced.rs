@@ -24,6 +24,7 @@ use libs::{
         sql::{Transaction, Value},
         store,
     },
+    refusal::Refusal,
     rpc::client::{PeerOptions, Peers},
 };
 use link::Cut;
@@ -49,7 +50,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Code, Request, Response, Status, transport::Server};
 
 /// Less than a statement may wait for a lock.
 const SOON: Duration = Duration::from_secs(8);
@@ -291,6 +292,16 @@ async fn views_are_not_made_anew_once_more_for_who_has_left_before_it_is_begun()
     // One comes after the other: whoever asks last is told when nothing is left to do.
     running.anew().await.await.unwrap().expect("they are made anew");
     assert_eq!(begun.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_views_made_anew_is_told_where_nobody_is_left_to_make_them() {
+    let folder = TempDir::new().unwrap();
+    let Making { _journal, running, may, told, .. } = Making::begin(&folder).await;
+    running.task.abort();
+    may.add_permits(1);
+    let error = told.await.unwrap().expect_err("nobody knows");
+    assert_eq!((error.code(), &*Refusal::from_status(&error).reason), (Code::Aborted, "REBUILD_FAILED"));
 }
 
 /// A service that is out once somebody makes views of it anew, but for who follows it already.

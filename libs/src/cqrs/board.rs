@@ -108,6 +108,10 @@ impl Standing {
 /// What tells how far a rebuild is: (position, head), or why it came to nothing.
 pub(super) type Telling = mpsc::UnboundedSender<Result<(i64, i64), String>>;
 
+/// What is told where nobody can tell what a rebuild came to.
+pub(super) const UNKNOWN_END: &str =
+    "it is not known whether the views were made anew: the service's log says why; make them anew once more";
+
 /// The projections of a process. Clones share them.
 #[derive(Clone, Default)]
 pub struct Board {
@@ -289,11 +293,17 @@ impl ProjectionCommandService for ProjectionService {
             return Err(Refusal::not_found("UNKNOWN_SOURCE", message).into_status(service));
         }
         tracing::info!(source, "told to make the views anew");
+        let failed = move |why: String| Refusal::new(Code::Aborted, "REBUILD_FAILED", why).into_status(service);
         let stretches = async_stream::try_stream! {
+            let mut is_whole = false;
             while let Some(stretch) = told.recv().await {
-                let (position, head) = stretch
-                    .map_err(|why| Refusal::new(Code::Aborted, "REBUILD_FAILED", why).into_status(service))?;
+                let (position, head) = stretch.map_err(failed)?;
+                is_whole = position == head;
                 yield pb::RebuildProjectionsResponse { position, head };
+            }
+            // Whoever made them has panicked, or ended with the views.
+            if !is_whole {
+                Err(failed(UNKNOWN_END.to_owned()))?;
             }
         };
         Ok(Response::new(Box::pin(stretches)))

@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 
 use super::{
     Log, Projections, Views,
-    board::Telling,
+    board::{Telling, UNKNOWN_END},
     rebuild_error::RebuildError,
     replace::{Rebuilt, Replaced, Wait, remove},
     turns::whole,
@@ -75,7 +75,7 @@ impl Views {
         let (telling, rebuilt) = match rebuilt {
             Ok(rebuilt) => rebuilt,
             Err(error) => {
-                // Who waits for the end sees none.
+                // Who waits for the end is told that it is not known.
                 tracing::error!(views = %location, %error, "the views are not made anew");
                 return Ok(self);
             }
@@ -119,9 +119,7 @@ impl Views {
                     RebuildError::Open(_) | RebuildError::Database(_) => {
                         "the views were not made anew and are as they were: the service's log says why".to_owned()
                     }
-                    RebuildError::Unknown(_) => "it is not known whether the views were made anew: the service's log \
-                        says why; make them anew once more"
-                        .to_owned(),
+                    RebuildError::Unknown(_) => UNKNOWN_END.to_owned(),
                 })
             }
         };
