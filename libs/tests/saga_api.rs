@@ -134,7 +134,9 @@ async fn sagas_are_listed_by_phase_and_type_a_page_at_a_time_the_newest_first() 
     };
     let (first, token) = api.listed(list(&[SagaPhase::Completed, SagaPhase::Stuck], "inner")).await;
     assert_eq!(first, ["d:prepare", "b"]);
-    let next = ListSagasRequest { page_token: token, ..list(&[SagaPhase::Completed, SagaPhase::Stuck], "inner") };
+    // The next page is of the same listing, in whichever order its phases come, or how often.
+    let phases = [SagaPhase::Stuck, SagaPhase::Completed, SagaPhase::Stuck];
+    let next = ListSagasRequest { page_token: token, ..list(&phases, "inner") };
     assert_eq!(api.listed(next).await, (vec!["a".to_owned()], String::new()));
     assert_eq!(api.listed(list(&[SagaPhase::Forward], "")).await.0, ["c"]);
     assert_eq!(api.listed(list(&[], "outer")).await.0, ["d"]);

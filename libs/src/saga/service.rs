@@ -121,7 +121,7 @@ async fn get(read: &ReadSide, saga_id: &str, here: Option<&Coordinator>) -> Resu
 }
 
 async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::ListSagasResponse, Refusal> {
-    let pb::ListSagasRequest { phases, r#type, page_size, page_token } = request;
+    let pb::ListSagasRequest { mut phases, r#type, page_size, page_token } = request;
     let mut violations = Violations::default();
     violations.require(phases.len() <= 16, "phases", "must be at most 16");
     let known = phases.iter().all(|phase| SagaPhase::try_from(*phase).is_ok());
@@ -129,6 +129,9 @@ async fn list(read: &ReadSide, request: pb::ListSagasRequest) -> Result<pb::List
     let fits = r#type.len() <= 64 && r#type.bytes().all(|byte| byte.is_ascii_graphic());
     violations.require(fits, "type", "must be at most 64 visible ASCII characters");
     violations.refuse()?;
+    // However they are written down it is one listing, and a token of its next page is one of each.
+    phases.sort_unstable();
+    phases.dedup();
     let mut filter: Vec<(&'static str, Value)> = phases.into_iter().map(|phase| ("phase", phase.into())).collect();
     if !r#type.is_empty() {
         filter.push(("type", r#type.into()));
