@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use libs::{
-    cqrs::{CommandSide, Log, Projection, ProjectionError, Projections, Views},
+    cqrs::{CommandSide, Log, Projection, ProjectionError, Projections, READ_POSITION, Views},
     journal::{AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction},
     refusal::Refusal,
     saga::{Definition, LocalWork, Options, Retry, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
@@ -177,9 +177,11 @@ async fn a_watch_of_a_view_that_is_far_behind_the_others_is_told_what_comes_into
 
     let views = Views::open(location.views(), log(), &projections.with(SagasView)).await.unwrap();
     let queries = SagaQueries::new(views.read_side("test", PATIENCE), [older(), outer()]).unwrap();
-    let mut all = queries.watch_sagas(Request::new(WatchSagasRequest::default())).await.unwrap().into_inner();
+    let all = queries.watch_sagas(Request::new(WatchSagasRequest::default())).await.unwrap();
+    let begins: i64 = all.metadata().get(READ_POSITION).unwrap().to_str().unwrap().parse().unwrap();
     tokio::spawn(views.run());
-    let seen = timeout(PATIENCE, all.next()).await.expect("it is told").unwrap().unwrap();
+    let seen = timeout(PATIENCE, all.into_inner().next()).await.expect("it is told").unwrap().unwrap();
+    assert!(begins < seen.position, "who goes on after {begins} is not told");
     assert_eq!(seen.saga.unwrap().phase(), SagaPhase::Completed);
 }
 

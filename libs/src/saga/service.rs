@@ -19,7 +19,7 @@ use super::{
     shape::{DefinitionError, LONGEST},
 };
 use crate::{
-    cqrs::{Changes, Column, CommandSide, Outgoing, PageOrder, PageQuery, ReadSide},
+    cqrs::{Changes, Column, CommandSide, Outgoing, PageOrder, PageQuery, READ_POSITION, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
     rpc::verdict::{LONGEST_NAME, Op, is_name},
@@ -74,8 +74,11 @@ impl SagaQueries {
         Ok(None)
     }
 
-    /// The transitions of all sagas, or of one until it has ended.
-    fn changes(read: &ReadSide, request: pb::WatchSagasRequest) -> Result<Changes<pb::WatchSagasResponse>, Refusal> {
+    /// The transitions of all sagas, or of one until it has ended; and of all from now on, after which position that is.
+    fn changes(
+        read: &ReadSide,
+        request: pb::WatchSagasRequest,
+    ) -> Result<(Changes<pb::WatchSagasResponse>, Option<i64>), Refusal> {
         let pb::WatchSagasRequest { saga_id, after_position } = request;
         let mut violations = Violations::default();
         violations.require(after_position >= 0, "after_position", "must not be negative");
@@ -86,8 +89,9 @@ impl SagaQueries {
         let read = read.clone();
         let response = |(position, view): (i64, SagaView)| pb::WatchSagasResponse { saga: view.saga, position };
         if saga_id.is_empty() {
-            let after = if after_position == 0 { read.position_of(&SAGA_VIEWS) } else { after_position };
-            return Ok(read.follow::<SagaView>(&SAGA_VIEWS, Vec::new(), after).map_ok(response).boxed());
+            let now = (after_position == 0).then(|| read.position_of(&SAGA_VIEWS));
+            let all = read.follow::<SagaView>(&SAGA_VIEWS, Vec::new(), now.unwrap_or(after_position));
+            return Ok((all.map_ok(response).boxed(), now));
         }
         let one = async_stream::try_stream! {
             read.wait_for_position(after_position).await?;
@@ -101,7 +105,7 @@ impl SagaQueries {
                 yield response((position, view));
             }
         };
-        Ok(one.boxed())
+        Ok((one.boxed(), None))
     }
 }
 
@@ -163,7 +167,18 @@ impl pb::saga_query_service_server::SagaQueryService for SagaQueries {
         &self,
         request: Request<pb::WatchSagasRequest>,
     ) -> Result<Response<Self::WatchSagasStream>, Status> {
-        self.read.stream(request, Self::changes).await
+        let mut now = None;
+        let changes = |read: &ReadSide, request| {
+            let (changes, after) = Self::changes(read, request)?;
+            now = after;
+            Ok(changes)
+        };
+        let mut response = self.read.stream(request, changes).await?;
+        if let Some(position) = now {
+            // Of a view that stands still this is less than what the others have come to.
+            response.metadata_mut().insert(READ_POSITION, position.into());
+        }
+        Ok(response)
     }
 
     async fn describe_saga(
