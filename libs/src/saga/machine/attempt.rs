@@ -6,7 +6,12 @@ use bytes::Bytes;
 use proto::saga::v1::{StepKind, StepState};
 
 use super::{Line, Turn, later};
-use crate::{refusal::Refusal, rpc::verdict::Op, saga::reply::Ruling, time::timestamp};
+use crate::{
+    refusal::Refusal,
+    rpc::verdict::Op,
+    saga::{record::shorten, reply::Ruling},
+    time::timestamp,
+};
 
 /// How long to wait before asking again about what is pending, when the participant doesn't say.
 const POLL: Duration = Duration::from_secs(1);
@@ -87,7 +92,7 @@ impl Turn<'_> {
 
     /// What the participant says can't be settled by calling again.
     fn hold(&mut self, attempt: &Attempt) {
-        self.record.step_mut(attempt.step).last_error.clone_from(&attempt.refusal.message);
+        self.record.step_mut(attempt.step).last_error = shorten(&attempt.refusal.message);
         self.get_stuck(Some(attempt.step), &attempt.refusal);
     }
 
@@ -143,9 +148,8 @@ impl Turn<'_> {
         let Attempt { step, refusal, roll, .. } = attempt;
         let wait = refusal.retry_after.unwrap_or(POLL).mul_f64(1.0 + roll / 2.0);
         self.tell_if_long(attempt, wait);
-        let known = self.record.saga.steps[*step].last_error == refusal.message;
-        self.wait(*step, wait, &refusal.message);
-        self.moved.changed |= !known;
+        let is_news = self.wait(*step, wait, &refusal.message);
+        self.moved.changed |= is_news;
     }
 
     /// Has somebody told, once each time that so long has gone by since the operation began.
@@ -161,10 +165,12 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn wait(&mut self, step: usize, wait: Duration, error: &str) {
+    /// True if it waits for another reason than it did.
+    pub(super) fn wait(&mut self, step: usize, wait: Duration, error: &str) -> bool {
         let shown = self.record.step_mut(step);
         shown.next_attempt_time = Some(timestamp(later(self.moment.now, wait)));
-        error.clone_into(&mut shown.last_error);
+        let before = std::mem::replace(&mut shown.last_error, shorten(error));
+        shown.last_error != before
     }
 
     fn uncount(&mut self, attempt: &Attempt) {
@@ -184,13 +190,16 @@ pub(super) fn is_long(begun: i64, now: i64, wait: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tonic::Code;
 
     use super::*;
     use crate::saga::{
         Definition,
-        machine::{Input, Moment, advance, leaves, outlook::Due},
+        machine::{Input, Moment, Moved, advance, leaves, outlook::Due},
         operation::operations,
+        record::Record,
     };
 
     operations! { Ship; }
@@ -219,5 +228,44 @@ mod tests {
             }
             assert_eq!(told, [10, 20, 30], "{ruling:?}");
         }
+    }
+
+    fn called(record: &mut Record, definition: &Definition, ruling: Option<Ruling>, refusal: Refusal) -> Moved {
+        let due = Due { step: 0, op: Op::Action };
+        leaves(record, due);
+        let attempt = Attempt { step: 0, op: Op::Action, ruling, reply: Bytes::new(), refusal, roll: 0.0 };
+        advance(definition, record, Input::Attempted(attempt), Moment::at(1)).expect("its answer counts")
+    }
+
+    fn begun() -> (Arc<Definition>, Record) {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        saga.pivot::<Ship>("ship", |input, _| Ok(*input));
+        let definition = saga.build().expect("a definition");
+        let mut record = definition.plan.new_record("s", Vec::new(), 0, 0);
+        advance(&definition, &mut record, Input::Tick, Moment::at(0)).expect("begun");
+        (definition, record)
+    }
+
+    /// As many sagas as there is room for may wait for the same participant.
+    #[test]
+    fn of_what_a_participant_says_a_saga_keeps_a_few_words_and_somebody_is_told_as_many() {
+        let refusal = || Refusal::new(Code::Unavailable, "X".repeat(10_000), "x".repeat(10_000));
+        let rulings = [Ruling::Retry, Ruling::RetrySlowly, Ruling::Conflict, Ruling::GiveUp, Ruling::Rejected];
+        for ruling in rulings.map(Some).into_iter().chain([None]) {
+            let (definition, mut record) = begun();
+            let moved = called(&mut record, &definition, ruling, refusal());
+            assert_eq!(record.saga.steps[0].last_error, "x".repeat(512), "{ruling:?}");
+            let (transition, stored) = record.encode();
+            assert!(transition.len() + stored.len() < 8192, "{ruling:?}");
+            assert!(moved.alert.is_none_or(|alert| alert.error.len() <= 512), "{ruling:?}");
+        }
+    }
+
+    #[test]
+    fn what_holds_calls_back_is_written_down_once_however_long_it_is() {
+        let (definition, mut record) = begun();
+        let refusal = || Refusal::new(Code::Unavailable, "CIRCUIT_OPEN", "x".repeat(10_000));
+        let written = [0, 1].map(|_| called(&mut record, &definition, None, refusal()).changed);
+        assert_eq!(written, [true, false]);
     }
 }

@@ -28,9 +28,8 @@ impl Turn<'_> {
             *begun = self.moment.now;
         }
         let begun = *begun;
-        let known = self.record.saga.steps[step].last_error == refusal.message;
-        self.wait(step, wait, &refusal.message);
-        self.moved.changed |= !known && !self.moment.draining;
+        let is_news = self.wait(step, wait, &refusal.message);
+        self.moved.changed |= is_news && !self.moment.draining;
         self.tell_of_refusals(begun, wait, Some(step), refusal);
     }
 
@@ -135,5 +134,20 @@ mod tests {
         assert!(local.is_none(), "{local:?}");
         assert_eq!(record.saga.steps[3].state(), StepState::Started);
         assert_eq!(record.kept.steps[3].started_micros, 4_000_000);
+    }
+
+    #[test]
+    fn why_a_steps_own_work_is_refused_is_written_down_once_however_long_it_is() {
+        let definition = definition();
+        let mut record = definition.plan.new_record("s", Vec::new(), 0, 0);
+        record.saga.set_phase(SagaPhase::Forward);
+        record.step_mut(0).set_state(StepState::Done);
+        let written = [0, 1].map(|now| {
+            let refusal = Refusal::exhausted("FULL", "x".repeat(10_000), Duration::from_secs(1));
+            let input = Input::LocalRefused { local: Local::Step(1), refusal, roll: 0.0 };
+            advance(&definition, &mut record, input, Moment::at(now)).expect("it waits").changed
+        });
+        assert_eq!(written, [true, false]);
+        assert_eq!(record.saga.steps[1].last_error, "x".repeat(512));
     }
 }

@@ -37,7 +37,7 @@ pub(super) use self::{
 use super::{
     Definition,
     plan::{Plan, StepPlan, each},
-    record::{Line, Record, STUCK, changed_at, is_final, next_attempt, reason},
+    record::{Line, Record, STUCK, changed_at, is_final, next_attempt, reason, shorten},
 };
 use crate::{refusal::Refusal, rpc::verdict::Op, time::timestamp};
 
@@ -221,7 +221,7 @@ impl Turn<'_> {
 
     fn alert(&mut self, what: &'static str, step: Option<usize>, refusal: &Refusal) {
         let step = step.map(|step| self.plan.steps[step].name).unwrap_or_default();
-        self.moved.alert = Some(Alert { what, step, error: refusal.message.clone() });
+        self.moved.alert = Some(Alert { what, step, error: shorten(&refusal.message) });
     }
 
     /// True while the saga may still turn back: its pivot has not begun, or was refused.

@@ -21,7 +21,7 @@ use crate::{
 
 /// The history's length in a saga: what found no room there is in the journal's events.
 const MOST_HISTORY: usize = 64;
-/// How many characters of a detail a history keeps: all of what an operator may say.
+/// How many characters of what others say a saga keeps: all of what an operator may say.
 const MOST_DETAIL: usize = 512;
 
 /// How many bytes of requests and replies a saga keeps at the most before it starts one more step that it could do without: what is kept
@@ -270,7 +270,7 @@ pub(super) const fn is_final(phase: SagaPhase) -> bool {
 pub(super) fn reason(step: &str, refusal: &Refusal) -> Reason {
     Reason {
         step: step.to_owned(),
-        reason: refusal.reason.to_string(),
+        reason: shorten(&refusal.reason),
         message: shorten(&refusal.message),
         code: refusal.code.into(),
     }
@@ -303,7 +303,7 @@ pub(super) const fn operation(op: Op) -> Operation {
     }
 }
 
-/// A text as long as a history keeps it at the most, so that a page of them is a message: 2 KiB each in the widest script.
+/// A text as long as a saga keeps it at the most, so that many have room and a page of them is a message: 2 KiB in the widest script.
 pub(super) fn shorten(text: &str) -> String {
     let end = text.char_indices().nth(MOST_DETAIL).map_or(text.len(), |(at, _)| at);
     text[..end].to_owned()
