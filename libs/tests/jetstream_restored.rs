@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use async_nats::jetstream::message::PublishMessage;
 use broker::Broker;
 use desk::made_anew;
 use futures::TryStreamExt as _;
@@ -320,7 +321,9 @@ async fn who_had_passed_over_what_the_broker_has_lost_as_well_goes_on_from_where
     let context = operator(&broker).await;
     for (position, kind) in (1..).zip(LOST).skip(RESTORED.len()) {
         let event = pb::Event { position, kind: (*kind).to_owned(), ..pb::Event::default() };
-        context.publish(format!("trellis.source.{kind}"), event.encode_to_vec().into()).await.unwrap().await.unwrap();
+        let message =
+            PublishMessage::build().message_id(format!("source:{position}")).payload(event.encode_to_vec().into());
+        context.send_publish(format!("trellis.source.{kind}"), message).await.unwrap().await.unwrap();
     }
     let (read, _, _runs) = followed(&source, &broker).await;
     passed(&broker).await;

@@ -25,7 +25,7 @@ use super::{
     },
     BrokerError, JetStream, LOOK, PAUSE, UnknownEnd,
     forms::{self, Forms},
-    position, stream_name,
+    is_own, position, stream_name,
 };
 use crate::journal::Event;
 
@@ -374,9 +374,10 @@ impl Consumer {
             }
             return Err(format!("after {reached} came {position}").into());
         }
+        let is_own = message.headers.as_ref().is_some_and(|headers| is_own(headers, self.service.source(), position));
         let form = forms::of_message(message.headers.as_ref());
         match pb::Event::decode(message.payload) {
-            Ok(event) if event.position == position => {
+            Ok(event) if is_own && event.position == position => {
                 if !self.service.wants(&event.kind) {
                     self.inbox.pass(position);
                     return Ok(());
@@ -392,7 +393,7 @@ impl Consumer {
                 }
             }
             // Too large to be published, unreadable then, or somebody else's. The service has it.
-            _ => self.leave_out(position, "the message holds no event that can be read".to_owned()),
+            _ => self.leave_out(position, "the message is no event of the service's that can be read".to_owned()),
         }
         Ok(())
     }

@@ -12,7 +12,8 @@ mod relay;
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
-    ConnectOptions, Event as Connection, ServerAddr,
+    ConnectOptions, Event as Connection, HeaderMap, HeaderValue, ServerAddr,
+    header::NATS_MESSAGE_ID,
     jetstream::{self, stream},
 };
 use parking_lot::Mutex;
@@ -132,6 +133,12 @@ fn subject(service: &str, kind: &str) -> String {
 /// A message's `Nats-Msg-Id`, by which the server knows a repetition.
 fn message_id(service: &str, position: i64) -> String {
     format!("{service}:{position}")
+}
+
+/// Whether a service says of a message that it is its own, at that position.
+fn is_own(headers: &HeaderMap, service: &str, position: i64) -> bool {
+    let own = |id: &HeaderValue| id.as_str().strip_prefix(service)?.strip_prefix(':')?.parse().ok();
+    headers.get(NATS_MESSAGE_ID).and_then(own) == Some(position)
 }
 
 fn tell(recurring: &Mutex<Recurring>, event: Connection) {

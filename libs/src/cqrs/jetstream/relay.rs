@@ -17,7 +17,7 @@ use super::{
     super::{Board, Log, board::Standing, envelope, log::News, upcast::is_unreadable},
     BrokerError, JetStream, LOOK, PAUSE,
     forms::{FORM, Forms},
-    message_id, position, subject,
+    is_own, message_id, position, subject,
 };
 use crate::journal::{Event, sql};
 
@@ -186,8 +186,7 @@ impl Relay {
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok((last, head)),
                 message => message?,
             };
-            let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned());
-            if id.as_deref() != Some(&*message_id(self.service, last)) {
+            if !is_own(&message.headers, self.service, last) {
                 return Err(foreign(format!("somebody else published message {last}")).into());
             }
             // After a restored backup other events may have taken the places of those that were published. What was too large or unreadable is empty.
