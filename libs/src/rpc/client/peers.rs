@@ -97,10 +97,16 @@ impl Peers {
         self
     }
 
-    /// Adds to the headers of every call, such as the trace context.
+    /// Adds to the headers of every call, such as the trace context. May be given more than once: each adds to what those before it did.
     #[must_use]
     pub fn on_request(mut self, hook: OnRequest) -> Self {
-        self.on_request = Some(hook);
+        self.on_request = Some(match self.on_request.take() {
+            None => hook,
+            Some(before) => Arc::new(move |headers: &mut HeaderMap| {
+                before(headers);
+                hook(headers);
+            }),
+        });
         self
     }
 
@@ -283,5 +289,27 @@ fn connector(
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.addresses.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    /// The first is the trace context's: a service's own comes beside it.
+    #[test]
+    fn each_hook_adds_its_headers() {
+        let hook = |name: &'static str| -> OnRequest {
+            Arc::new(move |headers| {
+                headers.insert(name, HeaderValue::from_static("here"));
+            })
+        };
+        let peers = Peers::new(Registry::new(), &[], Vec::new()).expect("none is wrong");
+        let peers = peers.on_request(hook("traceparent")).on_request(hook("x-tenant"));
+        let mut headers = HeaderMap::new();
+        peers.on_request.expect("two hooks")(&mut headers);
+        assert_eq!((headers.contains_key("traceparent"), headers.contains_key("x-tenant")), (true, true));
     }
 }
