@@ -101,6 +101,14 @@ impl Screen {
 /// A text without anything that a terminal would obey: what it says may be a stranger's words.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let shown = |letter: char| if letter.is_control() { letter.escape_default().collect() } else { letter.to_string() };
+    let shown = |letter: char| if is_obeyed(letter) { letter.escape_default().collect() } else { letter.to_string() };
     text.chars().map(shown).collect()
+}
+
+/// What moves the cursor or begins a line, and what turns the letters around it: they would stand in another order than they are read in.
+fn is_obeyed(letter: char) -> bool {
+    let breaks = matches!(letter, '\u{2028}' | '\u{2029}');
+    let turns =
+        matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    letter.is_control() || breaks || turns
 }

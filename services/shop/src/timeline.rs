@@ -134,11 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_words_are_no_line_of_their_own_and_move_no_cursor() {
+    fn a_strangers_words_are_no_line_of_their_own_move_no_cursor_and_turn_no_text_round() {
+        let obeyed = "\n\u{1b}\u{7}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}";
         let mut asked = entry(1, 100_000, "cancel asked");
-        asked.detail = "nice\n   +1.0 ms  saga  completed\n\u{1b}[2J\u{7}".to_owned();
+        asked.detail = format!("nice{obeyed}   +1.0 ms  saga  completed\n\u{1b}[2J");
         let lines = Timeline::default().news(&saga(vec![asked]), Screen::plain());
-        assert!(lines.len() == 1 && !lines[0].contains(char::is_control), "{lines:?}");
+        assert!(lines.len() == 1 && !lines[0].contains(|letter| obeyed.contains(letter)), "{lines:?}");
     }
 
     #[test]
