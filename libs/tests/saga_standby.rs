@@ -81,6 +81,23 @@ async fn a_step_whose_saga_a_standby_has_yet_to_replay_is_waited_for() {
     assert_eq!(process.finished("rome").await.phase(), SagaPhase::Completed);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saga_that_a_standby_has_yet_to_replay_is_not_unknown() {
+    let Some(pair) = Pair::start().await else { return };
+    let world = World::new();
+    let (process, mut primary) = (process(&world, &pair).await, session(pair.primary).await);
+    reads_at_standby(&pair, &process, &mut primary).await;
+    pair.lead_to(pair.primary);
+    process.place("tea").await.unwrap();
+    // Its task tells of the end once, and then what is stored.
+    for _ in 0..2 {
+        assert_eq!(process.finished("tea").await.phase(), SagaPhase::Completed);
+    }
+    let refused = process.coordinator.cancel("tea", "ann", "changed my mind").await.expect_err("it has ended");
+    assert_eq!(refused.reason, "SAGA_CLOSED");
+    assert_eq!(process.coordinator.finished("milk").await.unwrap_err().reason, "UNKNOWN_SAGA");
+}
+
 /// What it has called since would count as never called.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_saga_is_not_taken_up_from_where_a_standby_has_it_that_lags() {

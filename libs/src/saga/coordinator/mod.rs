@@ -413,13 +413,20 @@ impl Shared {
 
     /// A saga as it is shown, or why its record is none. It may have gone on since.
     async fn loaded(&self, saga_id: &str) -> Result<Stored, Refusal> {
-        found(saga_id, store::load(&self.journal, saga_id).await)
+        match store::load(&self.journal, saga_id).await {
+            // A standby may have yet to replay it.
+            Ok(None) => self.newest(saga_id).await,
+            read => found(saga_id, read),
+        }
     }
 }
 
 fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stored, Refusal> {
     let read = read.map_err(|error| {
-        tell_unreadable(saga_id, &error);
+        // Of a primary that is out it is told elsewhere.
+        if !matches!(error, sql::Error::Standby) {
+            tell_unreadable(saga_id, &error);
+        }
         error.refusal()
     })?;
     read.ok_or_else(|| unknown(saga_id))

@@ -86,11 +86,8 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 }
             }
             Err(refusal) if refusal.code == Code::NotFound => {
-                // A standby may have yet to replay it.
-                if matches!(store::load_newest(&shared.journal, &saga_id).await, Ok(None)) {
-                    tracing::error!(saga.id = saga_id, "a step's saga is not there");
-                    return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
-                }
+                tracing::error!(saga.id = saga_id, "a step's saga is not there");
+                return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
             }
             // What can't be read is parked, and that was said once.
             Ok(Err(_)) | Err(_) => {}
