@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::future::{join_all, pending};
-use libs::journal::{Journal, Location, OpenError, Outcome, SubmitError};
+use libs::journal::{Journal, Location, OpenError, Outcome, SubmitError, Table};
 use lines::Lines;
 use link::Cut;
 use schema::{PATIENCE, Schema, note};
@@ -265,4 +265,61 @@ async fn a_turn_to_make_tables_is_waited_for_however_long_another_has_it() {
     timeout(PATIENCE, twice).await.expect("it is asked for again");
     other.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
     timeout(PATIENCE, opened).await.expect("an end").unwrap().unwrap();
+}
+
+/// As a `pg_restore --single-transaction` is in its midst.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gives_up_on_a_table_that_another_makes_keeps_nobody_else_waiting() {
+    let Some(schema) = Schema::new() else { return };
+    let (mut other, mut next) = (schema.connect().await, schema.connect().await);
+    other.execute(AssertSqlSafe(format!("CREATE SCHEMA {}", schema.name))).await.unwrap();
+    other.execute("BEGIN; CREATE TABLE events (position BIGINT)").await.unwrap();
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let opened = timeout(PATIENCE, Journal::open(location, &[])).await.expect("an end");
+    let Err(OpenError::Database { source, .. }) = opened else { panic!("{opened:?}") };
+    assert!(source.is_in_the_way(), "{source:?}");
+    let turn = format!("hashtextextended('trellis/{}/create', 0)", schema.name);
+    let turn = next.execute(AssertSqlSafe(format!("SELECT pg_advisory_lock({turn})")));
+    timeout(PATIENCE, turn).await.expect("nobody has the turn any more").unwrap();
+}
+
+/// One with an index that those who wrote it did not make, and one that comes after it.
+static NOTES: Table = Table {
+    name: "notes",
+    create: &[
+        "CREATE TABLE IF NOT EXISTS notes (id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS notes_by_id ON notes (id)",
+    ],
+    columns: &["id"],
+    key: 1,
+    fixed: &[],
+};
+static TAGS: Table = Table {
+    name: "tags",
+    create: &["CREATE TABLE IF NOT EXISTS tags (id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID"],
+    ..NOTES
+};
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn an_index_is_waited_for_longer_than_a_table_that_comes_after_it() {
+    let Some(schema) = Schema::new() else { return };
+    let (lines, _keeping) = Lines::keep();
+    let (mut writer, mut maker) = (schema.connect().await, schema.connect().await);
+    let before = "CREATE TABLE notes (id TEXT COLLATE \"C\" PRIMARY KEY)";
+    writer.execute(AssertSqlSafe(format!("CREATE SCHEMA {}; {before}", schema.name))).await.unwrap();
+    writer.execute("BEGIN; INSERT INTO notes VALUES ('a')").await.unwrap();
+    maker.execute("BEGIN; CREATE TABLE tags (id TEXT)").await.unwrap();
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let opened = tokio::spawn(async move { Journal::open(location, &[&NOTES, &TAGS]).await.map(drop) });
+    let waits = async {
+        while lines.that_say("this takes long").is_empty() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, waits).await.expect("the index is waited for");
+    writer.execute("COMMIT").await.unwrap();
+    let opened = timeout(PATIENCE, opened).await.expect("an end").unwrap();
+    let Err(OpenError::Database { source, .. }) = opened else { panic!("{opened:?}") };
+    assert!(source.is_in_the_way(), "{source:?}");
 }

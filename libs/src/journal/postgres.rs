@@ -165,14 +165,18 @@ impl Server {
             let is_there = there.contains_key(&table.name.to_lowercase());
             for statement in table.create.iter().filter(missing) {
                 let statement = translate(statement);
-                let made = postgres::execute(connection, &statement, &[]);
-                // An index on all that a table has by now takes as long as it does.
-                if is_there {
-                    let tell = || tracing::info!(schema = self.schema, statement, "this takes long");
-                    postgres::patiently(made, tell).await?;
-                } else {
-                    postgres::answered(made).await?;
+                if !is_there {
+                    // Whoever makes one of that name is waited for no longer than for an answer: the server would go on, and have the turn.
+                    postgres::answered(postgres::execute(connection, &statement, &[])).await?;
+                    continue;
                 }
+                // An index on all that a table has by now takes as long as it does, and those who write to the table are waited for.
+                let tell = || tracing::info!(schema = self.schema, statement, "this takes long");
+                let set = "SET LOCAL lock_timeout = 0";
+                postgres::answered(postgres::execute(connection, set, &[])).await?;
+                postgres::patiently(postgres::execute(connection, &statement, &[]), tell).await?;
+                let set = "SET LOCAL lock_timeout TO DEFAULT";
+                postgres::answered(postgres::execute(connection, set, &[])).await?;
             }
         }
         Ok(())

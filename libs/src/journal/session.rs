@@ -88,22 +88,18 @@ impl Sessions {
         }
     }
 
-    /// Begins a transaction for what may take long, such as making an index, and waits for a turn in it as long as that takes. It is asked
-    /// for again and again: a server that is gone without a word would be waited for, too.
+    /// The same for a turn that others may have for long, as while they make an index: it is waited for as long as that takes, and asked for
+    /// again and again. A server that is gone without a word would be waited for, too.
     ///
     /// # Errors
     /// When the server can't be reached.
     pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
         loop {
             match self.begin(turn_name).await {
-                Ok(mut transaction) => {
-                    answered(sqlx::raw_sql("SET LOCAL lock_timeout = 0").execute(&mut *transaction)).await?;
-                    return Ok(transaction);
-                }
                 Err(error) if is_anothers(&error) => {
                     tracing::info!("waiting for another process that makes tables here")
                 }
-                Err(error) => return Err(error),
+                begun => return begun,
             }
         }
     }
