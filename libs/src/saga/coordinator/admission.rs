@@ -151,9 +151,13 @@ impl Admission {
     /// Has its saga count as so many bytes from now on.
     pub(super) fn keeps(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.bytes, bytes);
-        if let Some(more) = bytes.checked_sub(before).filter(|more| *more > 0) {
+        // As most transitions leave it: all drivers count in one place.
+        if bytes == before {
+            return;
+        }
+        if let Some(more) = bytes.checked_sub(before) {
             self.among.bytes.fetch_add(more, Ordering::AcqRel);
-        } else if bytes < before {
+        } else {
             self.among.bytes.fetch_sub(before - bytes, Ordering::AcqRel);
         }
     }
