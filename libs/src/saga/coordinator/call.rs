@@ -30,7 +30,7 @@ use crate::{
 
 /// How long after its timeout a call is dropped here, should nothing below have ended it.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long to wait where a participant asks for no more calls at all, and the longest that it may ask for.
+/// How long to wait where a participant asks for no more calls at all, and the longest that it may ask for, where the first wait isn't longer.
 const NO_MORE: Duration = Duration::from_secs(60);
 /// Why a call has not left.
 const CROWDED: &str = "too many calls are under way in this process: a participant is slow";
@@ -203,7 +203,8 @@ pub(super) fn judge(due: Due, plan: &StepPlan, answer: Result<(Bytes, MetadataMa
                 None => refusal.retry_after.or_else(|| pushback(&status)),
             };
             // Who asks to be called at once is called as soon as one who doesn't. A circuit's word may be a participant's, too.
-            refusal.retry_after = asked.map(|asked| asked.max(plan.options.retry.initial).min(NO_MORE));
+            let first = plan.options.retry.initial.min(plan.options.retry.most);
+            refusal.retry_after = asked.map(|asked| asked.min(NO_MORE).max(first));
             let ruling = not_sent.is_none().then_some(ruling);
             Attempt { step, op, ruling, reply: Bytes::new(), refusal, roll }
         }
@@ -229,7 +230,7 @@ mod tests {
     use super::*;
     use crate::{
         breaker::Reason,
-        saga::{Definition, Operation},
+        saga::{Definition, Operation, Retry},
     };
 
     struct Pay;
@@ -242,8 +243,13 @@ mod tests {
     }
 
     fn judged(status: Status) -> Attempt {
+        judged_by(Retry::default(), status)
+    }
+
+    fn judged_by(retry: Retry, status: Status) -> Attempt {
         let mut saga = Definition::builder::<i64>("test", 1);
         saga.pivot::<Pay>("pay", |input, _| Ok(*input));
+        saga.retry(retry);
         let definition = saga.build().expect("a definition");
         judge(Due { step: 0, op: Op::Action }, &definition.plan.steps[0], Err(status), 0.5)
     }
@@ -302,5 +308,19 @@ mod tests {
         for never in ["-1", "soon", "+5", "2147483648"] {
             assert_eq!(pushing(never), Some(NO_MORE), "{never}");
         }
+    }
+
+    #[test]
+    fn who_is_to_be_called_rarely_is_called_no_sooner_for_asking_for_it() {
+        let wait = Duration::from_secs(300);
+        let retry = Retry { initial: wait, most: wait, ..Retry::default() };
+        for asked in [1, 300, 86_400] {
+            let status = Refusal::unavailable("BUSY", "not now", Duration::from_secs(asked)).into_status("payment");
+            assert_eq!(judged_by(retry, status).refusal.retry_after, Some(wait), "{asked}");
+        }
+        // Whose longest wait is shorter waits no longer at first either.
+        let retry = Retry { initial: wait, ..Retry::default() };
+        let status = Refusal::unavailable("BUSY", "not now", Duration::from_secs(1)).into_status("payment");
+        assert_eq!(judged_by(retry, status).refusal.retry_after, Some(retry.most));
     }
 }

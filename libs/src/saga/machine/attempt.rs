@@ -119,7 +119,7 @@ impl Turn<'_> {
         }
         let wait = match refusal.retry_after {
             // As long as it asks, and a little more, so that not all come back at once.
-            Some(asked) => asked.mul_f64(1.0 + roll / 10.0),
+            Some(asked) => longer(asked, roll / 10.0),
             None if slowly => retry.delay(u32::MAX, *roll),
             None => retry.delay(calls, *roll),
         };
@@ -146,7 +146,7 @@ impl Turn<'_> {
     fn not_sent(&mut self, attempt: &Attempt) {
         self.uncount(attempt);
         let Attempt { step, refusal, roll, .. } = attempt;
-        let wait = refusal.retry_after.unwrap_or(POLL).mul_f64(1.0 + roll / 2.0);
+        let wait = longer(refusal.retry_after.unwrap_or(POLL), roll / 2.0);
         self.tell_if_long(attempt, wait);
         let is_news = self.wait(*step, wait, &refusal.message);
         self.moved.changed |= is_news;
@@ -186,6 +186,11 @@ impl Turn<'_> {
 pub(super) fn is_long(begun: i64, now: i64, wait: Duration) -> bool {
     let times = |at: i64| at.saturating_sub(begun).max(0).unsigned_abs() / LONG.as_micros() as u64;
     times(later(now, wait)) > times(now)
+}
+
+/// A little longer, by a share of it.
+fn longer(wait: Duration, share: f64) -> Duration {
+    Duration::try_from_secs_f64(wait.as_secs_f64() * (1.0 + share)).unwrap_or(wait)
 }
 
 #[cfg(test)]
