@@ -14,10 +14,11 @@ use futures::future::BoxFuture;
 use libs::{
     journal::{Journal, Location},
     rpc::verdict::Op,
-    saga::{Attempt, Definition, Operation as _, Options, TABLES, Transport, testing::Participants},
+    saga::{Attempt, Coordinator, Definition, Operation as _, Options, TABLES, Transport, testing::Participants},
 };
 use link::Cut;
-use saga_world::{Charge, Process, Ship, World, becomes};
+use proto::saga::v1::SagaPhase;
+use saga_world::{Charge, PATIENCE, Process, Ship, World, becomes};
 use schema::Schema;
 use tokio::sync::{oneshot, watch};
 use tonic::{Status, metadata::MetadataMap};
@@ -85,4 +86,36 @@ async fn what_an_operator_settles_elsewhere_is_not_called_once_there_is_a_connec
     connect.send_replace(true);
     becomes("without a call", async || connect.receiver_count() == 1).await;
     assert_eq!(world.participants.done_for("tea"), ["pay"], "it was sent by hand");
+}
+
+/// Its clock is put back by as long as the call waits for its turn: by that one no time has passed since the saga was its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_settles_elsewhere_is_not_called_once_there_is_a_turn() {
+    let Some(schema) = Schema::new() else { return };
+    let mut saga = Definition::builder::<String>("place-order", 1);
+    saga.pivot::<Charge>("pay", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(Duration::from_millis(300));
+    saga.retriable::<Ship>("send", |order, _| Ok(order.clone()));
+    saga.attempt_timeout(PATIENCE);
+    let world = World::with(saga.build().unwrap());
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let (connect, connected) = watch::channel(false);
+    let transport = Connecting { participants: world.participants.clone(), connected };
+    let journal = Journal::open(&location, TABLES).await.unwrap();
+    let (options, clock) = (Options { most_calls: 1, ..Options::default() }, Arc::new(|| 1_700_000_000_000_000));
+    let definitions = vec![Arc::clone(&world.definition)];
+    let coordinator = Coordinator::with_clock(journal.clone(), definitions, transport, options, clock).unwrap();
+    let one = Process { journal, coordinator };
+    one.coordinator.recover().await.unwrap();
+    one.place("rum").await.unwrap();
+    becomes("the only one that is called", async || connect.receiver_count() == 2).await;
+    one.place("tea").await.unwrap();
+
+    let two = process(&world, location, world.participants.clone()).await;
+    two.coordinator.pause("tea", "ann", "the bank is closed").await.unwrap();
+    two.settle("tea", "pay", Op::Action, true).await.unwrap();
+    connect.send_replace(true);
+    assert_eq!(one.finished("rum").await.phase(), SagaPhase::Completed);
+    becomes("without a saga", async || one.coordinator.live() == 0).await;
+    assert_eq!(world.participants.done_for("tea"), Vec::<String>::new(), "it was paid in cash");
 }

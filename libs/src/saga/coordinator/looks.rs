@@ -35,11 +35,11 @@ pub(super) struct Unread;
 
 impl Shared {
     /// Whether a call with this timeout must not leave before somebody has looked whose its saga is: it was known to be this process's at
-    /// that time, and another may have it by now.
-    pub(super) fn must_look(&self, known_micros: i64, timeout: Duration) -> bool {
-        // A clock that was put back since tells nothing.
+    /// that time, and another may have it by now. So long, at the least, a call has waited to leave since then.
+    pub(super) fn must_look(&self, known_micros: i64, waited: Duration, timeout: Duration) -> bool {
+        // A clock that was put back since tells nothing, and doesn't show it where more time has passed than that.
         let known = known_micros..=later(known_micros, timeout);
-        self.member.get().is_some() && !known.contains(&self.now())
+        self.member.get().is_some() && (waited > timeout || !known.contains(&self.now()))
     }
 
     /// After a saga was taken up, until when calls with this timeout may come from whoever drove it before. On a database of one's own that

@@ -63,7 +63,7 @@ impl Driver {
             let step = &self.program.plan.steps[due.step];
             if now > machine::later(changed, counts) || machine::is_given_more(&self.program.plan, &self.record, due) {
                 Age::OfRecord
-            } else if step.is_remote() && self.shared.must_look(known, step.options.attempt_timeout) {
+            } else if step.is_remote() && self.shared.must_look(known, Duration::ZERO, step.options.attempt_timeout) {
                 Age::OfOwner
             } else {
                 Age::Young
