@@ -733,7 +733,7 @@ async fn of_large_sagas_fewer_may_be_under_way_than_of_small_ones() {
     world.participants.on_call(|_| Fault::LoseRequest);
     let options = Options { most_live: 4, ..Options::default() };
     let process = world.open_with(vec![Arc::clone(&world.definition)], options).await;
-    let (large, full) = ("x".repeat(10 << 10), "TOO_MANY_SAGAS");
+    let (large, full) = ("x".repeat(5 << 10), "TOO_MANY_SAGAS");
     for saga in ["a", "b"] {
         process.try_place(saga, &large).await.unwrap();
     }

@@ -135,8 +135,8 @@ pub struct Limits {
     pub max_calls: u32,
 
     /// The most sagas under way in a process that drives some, and with 8 KiB for each of them the most that they keep of messages, all
-    /// together, where each counts as twice its input at the least; what would start one more is refused with RESOURCE_EXHAUSTED, and what
-    /// another process leaves is taken over as places become free.
+    /// together, where each counts as four times its input at the least, and goes past it with what it comes to keep beyond that; what would
+    /// start one more is refused with RESOURCE_EXHAUSTED, and what another process leaves is taken over as places become free.
     #[arg(long, env = "MAX_SAGAS", value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sagas: u32,
 

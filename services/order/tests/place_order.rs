@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +14,8 @@ use std::{
 use libs::{
     cqrs::CommandSide,
     journal::Journal,
+    refusal::Refusal,
+    rpc::verdict::Op,
     saga::{
         Coordinator, Options, TABLES,
         testing::{Begun, Fault, Participants, Rig, crash_every_point, fail_every_step, repeat_every_operation},
@@ -23,6 +26,7 @@ use order::{
     sagas::place_order,
     steps::{inventory::ReserveStock, payment::ChargeCustomer, shipping::CreateShipment},
 };
+use prost::Message as _;
 use proto::{
     google::r#type::{Money, PostalAddress},
     inventory::v1::ReserveStockResponse,
@@ -129,4 +133,52 @@ async fn it_goes_on_when_whoever_waits_for_its_end_has_left() {
     assert_eq!(ended.phase(), SagaPhase::Completed);
     let order = surface.place_order(Request::new(request(true))).await.unwrap().into_inner().order.unwrap();
     assert_eq!(order.state(), OrderState::Completed);
+}
+
+/// Sagas that begin while inventory is out and turn back while it is out once more keep what they may keep by then.
+#[tokio::test]
+async fn large_orders_that_are_accepted_find_room_for_all_that_they_come_to_keep() {
+    const PLACES: usize = 16;
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(&folder.path().join("order.db"), TABLES).await.unwrap();
+    let (participants, is_back) = (participants(), Arc::new(AtomicBool::new(false)));
+    let back = Arc::clone(&is_back);
+    participants.on_call(move |call| match (&*call.step, call.op) {
+        ("reserve_inventory", Op::Action) if back.load(Ordering::SeqCst) => Fault::None,
+        ("reserve_inventory", _) => Fault::Pending,
+        ("ship_order", _) => Fault::Reject(Refusal::precondition("ADDRESS", "nobody ships there")),
+        _ => Fault::None,
+    });
+    let definitions = [place_order::definition().unwrap()];
+    let options = Options { most_live: PLACES, ..Options::default() };
+    let coordinator = Coordinator::new(journal.clone(), definitions, participants.clone(), options).unwrap();
+    let surface = Completion::new(CommandSide::new("order", journal), coordinator);
+    let item = |at| OrderItem { sku: format!("leaves-of-green-tea-from-uji-{at:02}"), quantity: 2 };
+    let mut inputs = Vec::new();
+    let refused = loop {
+        let id = format!("order-{}", inputs.len());
+        let items = (0..100).map(item).collect();
+        let request = PlaceOrderRequest { request_id: id.clone(), order_id: id, items, ..request(false) };
+        match surface.place_order(Request::new(request)).await {
+            Ok(placed) => inputs.push(placed.into_inner().order.unwrap().encoded_len()),
+            Err(refused) => break Refusal::from_status(&refused),
+        }
+    };
+    assert_eq!(refused.reason, "TOO_MANY_SAGAS");
+    is_back.store(true, Ordering::SeqCst);
+    let requests = || {
+        let calls = participants.calls().into_iter();
+        calls.map(|call| (call.call.key(call.call.op), call.message)).collect::<HashMap<_, _>>()
+    };
+    let turned_back = async {
+        // What it reserves, charges and ships, and what it refunds and releases.
+        while requests().len() < 5 * inputs.len() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, turned_back).await.expect("all are to release what they have reserved");
+    let bytes = inputs.iter().sum::<usize>() + requests().values().map(|message| message.len()).sum::<usize>();
+    // The last one is taken where any room is left.
+    let most = PLACES * (8 << 10) + bytes / inputs.len();
+    assert!(bytes <= most, "{} keep {bytes} bytes, and may keep {most}", inputs.len());
 }

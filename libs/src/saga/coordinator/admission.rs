@@ -13,9 +13,10 @@ use crate::saga::record::Record;
 
 /// How many bytes of messages the sagas under way may keep for each place that there is. Of larger ones there is room for fewer.
 const BYTES_A_PLACE: usize = 8 << 10;
-/// How many times what it begins with a saga counts from its beginning on: what it asks of others repeats most of that. Else those that
-/// were admitted while the first participant was out had no room once they go on.
-const GROWTH: usize = 2;
+/// How many times what it begins with a saga counts from its beginning on: what it asks of others repeats most of that, as what is ordered
+/// is reserved, shipped, and released once nobody ships it. Else those that were admitted while the first participant was out had no room
+/// once they go on. What repeats it more often goes past the bound by that.
+const GROWTH: usize = 4;
 
 /// As how many bytes a saga counts: those of the messages that it keeps, or is to keep.
 pub(super) fn bytes(record: &Record) -> usize {

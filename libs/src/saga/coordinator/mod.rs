@@ -81,7 +81,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The most sagas under way, and with 8 KiB for each of them the most that they keep of messages; past it new ones are refused, and of
-    /// what other processes leave only that is taken over for which those here wait. What the own work of another starts is never refused
+    /// what other processes leave only that is taken over for which those here wait. Each counts as what it keeps, and as four times its
+    /// input at the least: what those under way come to keep beyond that goes past it. What the own work of another starts is never refused
     /// for it, however many that are.
     pub most_live: usize,
     /// The most calls under way; past it they wait their turn.
