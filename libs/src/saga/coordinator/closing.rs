@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use proto::saga::v1::Saga;
 
-use super::{Coordinator, Shared, closed, fence::Decide, locks, not_driven, spawn, sub_sagas};
+use super::{
+    Coordinator, Shared, closed,
+    fence::{Decide, Found},
+    locks, not_driven, spawn, sub_sagas,
+};
 use crate::{
     cqrs::not_submitted,
     journal::{Cause, Entry, Loaded},
@@ -101,7 +105,7 @@ impl Shared {
         let cause = Cause { request: format!("saga/{saga_id}"), traceparent, ..Cause::default() };
         let entry = Entry { request: None, aggregates, cause, decide, size };
         self.journal.submit_admitted(entry).await.map_err(not_submitted)?;
-        if fence.is_some_and(|fence| fence.was_taken() || fence.was_lost()) {
+        if fence.is_some_and(|fence| fence.found() != Found::Mine) {
             return Err(not_driven(&saga_id));
         }
         record.saved();

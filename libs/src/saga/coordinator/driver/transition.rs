@@ -16,7 +16,7 @@ use crate::{
         coordinator::{
             PAUSE,
             admission::{self, Admissions},
-            fence::{Decide, Fence},
+            fence::{Decide, Found},
             locks,
             looks::Unread,
             sub_sagas,
@@ -198,18 +198,9 @@ impl Driver {
             }
         };
         let entry = Entry { request: None, aggregates, cause, decide, size };
-        match self.shared.journal.submit_admitted(entry).await {
-            // What was called and decided since stands with others. Only here it is not known any more: it is told with this transition.
-            Ok(_) if fence.as_ref().is_some_and(Fence::was_lost) => {
-                self.told = self.shared.journal.losses().count();
-                self.tells_all = true;
-                Err(Stopped::Unavailable)
-            }
-            Ok(_) if fence.as_ref().is_some_and(Fence::was_taken) => {
-                // It was another's in between, and nothing of what that one did is known here: it is read anew.
-                Err(Stopped::End(End::Taken { mine_again: fence.is_some_and(|fence| fence.is_mine_again()) }))
-            }
-            Ok(committed) => {
+        let committed = self.shared.journal.submit_admitted(entry).await;
+        match (committed, fence.map_or(Found::Mine, |fence| fence.found())) {
+            (Ok(committed), Found::Mine) => {
                 if committed.outcome != Outcome::Rejected {
                     self.record.saved();
                     self.admission.keeps(admission::bytes(&self.record));
@@ -218,9 +209,17 @@ impl Driver {
                 }
                 Ok(committed.outcome)
             }
-            Err(SubmitError::Unavailable) => Err(Stopped::Unavailable),
-            Err(SubmitError::Closed) => Err(Stopped::End(End::Leaving)),
-            Err(error) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
+            // What was called and decided since stands with others. Only here it is not known any more: it is told with this transition.
+            (Ok(_), Found::Untold) => {
+                self.told = self.shared.journal.losses().count();
+                self.tells_all = true;
+                Err(Stopped::Unavailable)
+            }
+            // It was another's in between, and nothing of what that one did is known here: it is read anew.
+            (Ok(_), Found::Elsewhere { mine_again }) => Err(Stopped::End(End::Taken { mine_again })),
+            (Err(SubmitError::Unavailable), _) => Err(Stopped::Unavailable),
+            (Err(SubmitError::Closed), _) => Err(Stopped::End(End::Leaving)),
+            (Err(error), _) => Err(Stopped::End(End::Parked(format!("its transition can't be stored: {error}")))),
         }
     }
 
