@@ -23,7 +23,7 @@ pub(crate) async fn start(program: &str, shop: Shop) -> anyhow::Result<Result<Su
     let peer = peer::start(program, "restate", &store, &shop).await?.beside(child);
     let front = Endpoint::from_shared(format!("http://{}", ingress.address()))?.tcp_nodelay(true).connect_lazy();
     let about = format!(
-        "{version}, restate-sdk 0.13.0, calls journaled by ctx.run; RocksDB, WAL synced (its default); \
+        "{version}, restate-sdk 0.13.0 behind TCP_NODELAY, calls journaled by ctx.run; RocksDB, WAL synced (its default); \
          participants: ours on SQLite FULL"
     );
     Ok(Ok(Subject::new(about, Front::Restate(front), shop).with_peer(peer)))
