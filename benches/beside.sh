@@ -7,16 +7,16 @@ set -eu
 target=$1 name=$2
 shift 2
 build() {
-    cargo build --release --quiet --locked --manifest-path "benches/$1/Cargo.toml" --target-dir "$target/$1"
+    cargo build --release --quiet --locked --manifest-path benches/peers/Cargo.toml --target-dir "$target/peers" --package "$1"
 }
 case $name in all | cqrs)
-    build peers
+    build cqrs-peers
     export CQRS_PEERS="$target/peers/release/cqrs-peers"
     ;;
 esac
 case $name in all | saga)
     build saga-peers
-    export SAGA_PEERS="$target/saga-peers/release/saga-peers"
+    export SAGA_PEERS="$target/peers/release/saga-peers"
     set -- benches/restate.sh "$@"
     ;;
 esac
