@@ -35,11 +35,12 @@ async fn main() -> anyhow::Result<()> {
     views::table(&journal, sqlite.views()).await;
     match env::var("BENCH_POSTGRES") {
         Ok(url) => {
+            // Before ours: of what ours leaves there the server still has to clean up.
+            peers::table(&url).await?;
             let postgres = Location::Postgres { url: url.clone(), schema: "bench".to_owned() };
             let journal = Journal::open(&postgres, &[]).await?;
             commands::table("PostgreSQL, fsync on (read back)", &journal, &commands::POSTGRES).await;
             views::table(&journal, postgres.views()).await;
-            peers::table(&url).await?;
         }
         Err(_) => println!("\nPostgreSQL: not measured, BENCH_POSTGRES names no server (./just bench cqrs starts one)"),
     }

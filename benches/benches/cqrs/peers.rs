@@ -18,8 +18,9 @@ pub(crate) async fn table(url: &str) -> anyhow::Result<()> {
         return Ok(());
     };
     println!(
-        "\nother crates there, commands/s, 10,000 ids, medians of {ROUNDS}; without keys for repetitions and stored replies"
+        "\nother crates on PostgreSQL, commands/s, a new id each, medians of {ROUNDS}; no keys for repetitions, no stored replies"
     );
+    println!("a number in a function of disintegrate's is in decimal: PostgreSQL reads it in hexadecimal since 16");
     println!("{:>10} {:>12} {:>12}", "in flight", CRATES[0], CRATES[1]);
     for (in_flight, commands) in ROWS {
         let mut figures = Vec::new();
@@ -27,7 +28,7 @@ pub(crate) async fn table(url: &str) -> anyhow::Result<()> {
             let mut rounds = Vec::new();
             for _ in 0..ROUNDS {
                 let mut command = Command::new(&program);
-                command.args([url, name, &in_flight.to_string(), &commands.to_string(), "10000"]);
+                command.args([url, name, &in_flight.to_string(), &commands.to_string()]);
                 let ended = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().await?;
                 ensure!(ended.status.success(), "{name} failed");
                 rounds.push(String::from_utf8(ended.stdout)?.trim().parse().context("not a rate")?);

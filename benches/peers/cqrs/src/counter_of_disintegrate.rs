@@ -9,22 +9,9 @@ use sqlx::PgPool;
 
 use crate::Run;
 
-/// What is left to do where setting up stops: one of the crate's functions has a number in a form that PostgreSQL reads since 16. It marks the transaction by
-/// the log's end at its begin, in three advisory locks.
-const BEFORE_POSTGRES_16: &str = "
-CREATE OR REPLACE FUNCTION event_store_begin_epoch() RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    last BIGINT := (SELECT last_value FROM seq_event_event_id);
-    base INT := (SELECT oid FROM pg_database WHERE datname = current_database());
-BEGIN
-    PERFORM pg_try_advisory_xact_lock_shared(base, 0);
-    PERFORM pg_try_advisory_xact_lock_shared(1, (last & 4294967295)::bit(32)::integer);
-    PERFORM pg_try_advisory_xact_lock_shared(2, (last >> 32)::bit(32)::integer);
-END
-$$;
-ALTER TABLE event ADD COLUMN IF NOT EXISTS counter_id TEXT;
-CREATE INDEX IF NOT EXISTS idx_event_counter_id_btree ON event (counter_id) WHERE counter_id IS NOT NULL;
-";
+/// One of the crate's functions has a number in hexadecimal, which PostgreSQL reads since 16: the same function, with the number in decimal.
+const IN_DECIMAL: &str =
+    "SELECT replace(pg_get_functiondef('event_store_begin_epoch'::regproc), '0xFFFFFFFF', '4294967295')";
 
 #[derive(Clone, Debug, PartialEq, Eq, Event, Serialize, Deserialize)]
 #[stream(CounterEvent, [Counted])]
@@ -69,13 +56,9 @@ impl Decision for Count {
 }
 
 pub(crate) async fn rate(pool: PgPool, run: Run) -> anyhow::Result<f64> {
-    let store = match PgEventStore::try_new(pool.clone(), Json::<DomainEvent>::default()).await {
-        Ok(store) => store,
-        Err(_) => {
-            sqlx::raw_sql(BEFORE_POSTGRES_16).execute(&pool).await?;
-            PgEventStore::new_uninitialized(pool, Json::default())
-        }
-    };
+    let store = PgEventStore::try_new(pool.clone(), Json::<DomainEvent>::default()).await?;
+    let (in_decimal,): (String,) = sqlx::query_as(IN_DECIMAL).fetch_one(&pool).await?;
+    sqlx::raw_sql(&in_decimal).execute(&pool).await?;
     let decisions = decision_maker(store, NoSnapshot);
     let decisions = &decisions;
     run.rate(|counter_id| async move {
