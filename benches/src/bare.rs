@@ -1,8 +1,6 @@
 //! The ceiling: the same messages between as many processes over tonic alone, with nothing stored and nothing guarded.
 
-use std::{net::SocketAddr, process::Stdio};
-
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use proto::{
     google::r#type::Money,
     inventory::v1::{
@@ -27,25 +25,23 @@ use proto::{
         shipping_command_service_server::{ShippingCommandService, ShippingCommandServiceServer},
     },
 };
-use tests::port::Port;
-use tokio::process::{Child, Command};
 use tonic::{
     Request, Response, Status,
     transport::{Channel, Endpoint, Server},
 };
 
-/// The four bare processes; they end with this.
+use crate::again::Again;
+
+/// The four bare processes, of which orders are placed with the last; they end with this.
 #[derive(Debug)]
-pub struct Bare {
-    channel: Channel,
-    _processes: Vec<(Child, Port)>,
-}
+pub struct Bare([Again; 4]);
 
 impl Bare {
     /// A channel to the one that orders are placed with.
     #[must_use]
     pub fn channel(&self) -> Channel {
-        self.channel.clone()
+        let [.., order] = &self.0;
+        order.channel()
     }
 }
 
@@ -54,37 +50,24 @@ impl Bare {
 /// # Errors
 /// When one can't be started.
 pub async fn start() -> anyhow::Result<Bare> {
-    let mut processes = Vec::new();
-    let mut peers: Vec<String> = Vec::new();
-    for name in ["inventory", "payment", "shipping", "order"] {
-        let port = Port::free()?;
-        let address = port.address().to_string();
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bare", name, &address]).args(&peers).stdin(Stdio::null()).kill_on_drop(true);
-        processes.push((command.spawn().context("a bare server can't be started")?, port));
-        peers.push(address);
-    }
-    let order = peers.last().context("there are four")?;
-    let endpoint = Endpoint::from_shared(format!("http://{order}"))?.tcp_nodelay(true);
-    let channel = loop {
-        match endpoint.connect().await {
-            Ok(channel) => break channel,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    Ok(Bare { channel, _processes: processes })
+    let inventory = Again::start(["bare", "inventory"], &[]).await?;
+    let payment = Again::start(["bare", "payment"], &[]).await?;
+    let shipping = Again::start(["bare", "shipping"], &[]).await?;
+    let [first, second, third] = [&inventory, &payment, &shipping].map(Again::address);
+    let order = Again::start(["bare", "order", &first, &second, &third], &[]).await?;
+    Ok(Bare([inventory, payment, shipping, order]))
 }
 
-/// Serves one of the four: `NAME ADDRESS [PEER …]`.
+/// Serves one of the four: `NAME [INVENTORY PAYMENT SHIPPING] ADDRESS`.
 ///
 /// # Errors
 /// When a word is missing or wrong, or the address is taken.
-pub async fn serve(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
-    let name = arguments.next().context("no name")?;
-    let address: SocketAddr = arguments.next().context("no address")?.parse()?;
-    let mut peers = arguments.map(|peer| Endpoint::from_shared(format!("http://{peer}")));
-    let mut peer = || {
-        peers.next().context("no peer")?.map(|peer| peer.tcp_nodelay(true).connect_lazy()).map_err(anyhow::Error::from)
+pub async fn serve(arguments: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let words: Vec<String> = arguments.collect();
+    let [name, peers @ .., address] = &words[..] else { bail!("no name, or no address") };
+    let peer = |at: usize| {
+        let address = peers.get(at).context("no peer")?;
+        anyhow::Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect_lazy())
     };
     let mut server = Server::builder();
     let router = match name.as_str() {
@@ -92,12 +75,12 @@ pub async fn serve(mut arguments: impl Iterator<Item = String>) -> anyhow::Resul
         "payment" => server.add_service(PaymentCommandServiceServer::new(Participant)),
         "shipping" => server.add_service(ShippingCommandServiceServer::new(Participant)),
         _ => server.add_service(OrderCommandServiceServer::new(Orders {
-            inventory: InventoryCommandServiceClient::new(peer()?),
-            payment: PaymentCommandServiceClient::new(peer()?),
-            shipping: ShippingCommandServiceClient::new(peer()?),
+            inventory: InventoryCommandServiceClient::new(peer(0)?),
+            payment: PaymentCommandServiceClient::new(peer(1)?),
+            shipping: ShippingCommandServiceClient::new(peer(2)?),
         })),
     };
-    Ok(router.serve(address).await?)
+    Ok(router.serve(address.parse()?).await?)
 }
 
 struct Participant;

@@ -1,5 +1,7 @@
-//! What several benchmarks share: orders and queries under load, the same calls bare, what a sync takes, and how many processes ask for.
+//! What several benchmarks share: orders and queries under load, the same calls bare, what a sync takes, how many processes ask for, and
+//! how this program is started again as a server.
 
+pub mod again;
 pub mod bare;
 pub mod disk;
 pub mod load;

@@ -1,10 +1,13 @@
 //! Queries over gRPC: the inventory service on SQLite, beside a bare tonic server that answers the same; and how long a query waits
 //! for the command before it.
 
-use std::{process::Stdio, time::Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
-use benches::stock::{SKUS, ask};
+use benches::{
+    again::Again,
+    stock::{SKUS, ask},
+};
 use hdrhistogram::Histogram;
 use proto::{
     google::r#type::Money,
@@ -13,12 +16,8 @@ use proto::{
         inventory_query_service_client::InventoryQueryServiceClient,
     },
 };
-use tests::{Server, port::Port};
-use tokio::process::Command;
-use tonic::{
-    Request,
-    transport::{Channel, Endpoint},
-};
+use tests::Server;
+use tonic::{Request, transport::Channel};
 
 use crate::median;
 
@@ -31,24 +30,14 @@ pub(crate) async fn table() -> anyhow::Result<()> {
     let mut inventory = Server::new("inventory", folder.path())?;
     inventory.start().await?;
     prepare(inventory.channel()).await?;
-    let port = Port::free()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bare", &port.address().to_string()]).stdin(Stdio::null()).kill_on_drop(true);
-    let _bare = command.spawn().context("the bare server can't be started")?;
-    let endpoint = Endpoint::from_shared(format!("http://{}", port.address()))?.tcp_nodelay(true);
-    let bare = loop {
-        match endpoint.connect().await {
-            Ok(channel) => break channel,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
+    let bare = Again::start(["bare"], &[]).await?;
     println!("\nqueries/s, GetStock over gRPC, medians of {ROUNDS} rounds in turn");
     println!("{:>10} {:>12} {:>12} {:>8}", "in flight", "inventory", "bare tonic", "ratio");
     for (in_flight, queries) in ROWS {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             ours.push(ask(&inventory.channel(), in_flight, queries).await?);
-            theirs.push(ask(&bare, in_flight, queries).await?);
+            theirs.push(ask(&bare.channel(), in_flight, queries).await?);
         }
         let (ours, theirs) = (median(ours), median(theirs));
         println!("{in_flight:>10} {ours:>12.0} {theirs:>12.0} {:>8.2}", ours / theirs);

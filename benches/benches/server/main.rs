@@ -4,19 +4,20 @@
 
 mod start;
 
-use std::{process::ExitCode, process::Stdio};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use benches::stock::{self, Bare, ask};
+use benches::{
+    again::Again,
+    stock::{self, Bare, ask},
+};
 use libs::{
     cli::{BoxError, Program, Serve, Store},
     service::App,
 };
 use mimalloc::MiMalloc;
 use proto::inventory::v1::inventory_query_service_server::InventoryQueryServiceServer;
-use tests::{collector::Collector, port::Port};
-use tokio::process::{Child, Command};
-use tonic::transport::{Channel, Endpoint};
+use tests::collector::Collector;
 
 /// The services' own, for the bare one too.
 #[global_allocator]
@@ -50,29 +51,6 @@ impl Program for Stack {
     }
 }
 
-/// A process of this program, and how to reach it.
-struct Server {
-    channel: Channel,
-    _process: (Child, Port),
-}
-
-async fn server(words: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Server> {
-    let port = Port::free()?;
-    let address = port.address().to_string();
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(words).arg(&address).env_clear().envs(environment.iter().copied());
-    command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let process = command.spawn().context("a server can't be started")?;
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-    let channel = loop {
-        match endpoint.connect().await {
-            Ok(channel) => break channel,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    Ok(Server { channel, _process: (process, port) })
-}
-
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let first = words.next();
@@ -100,11 +78,13 @@ fn main() -> ExitCode {
 
 async fn stacks() -> anyhow::Result<()> {
     let collector = Collector::start().await?;
-    let told = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri())];
-    let bare = server(&["bare"], &[]).await?;
-    let whole = server(&["serve", "--listen"], &[]).await?;
-    let metrics = server(&["serve", "--listen"], &[told[0], ("OTEL_TRACES_EXPORTER", "none")]).await?;
-    let traced = server(&["serve", "--listen"], &told).await?;
+    // But for the spans of calls, which cost what they cost in a service.
+    let quiet = ("RUST_LOG", "warn,libs::rpc=info");
+    let told = [quiet, ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.uri())];
+    let bare = Again::start(["bare"], &[]).await?;
+    let whole = Again::start(["serve", "--listen"], &[quiet]).await?;
+    let metrics = Again::start(["serve", "--listen"], &[told[0], told[1], ("OTEL_TRACES_EXPORTER", "none")]).await?;
+    let traced = Again::start(["serve", "--listen"], &told).await?;
     let subjects = [("bare tonic", &bare), ("the stack", &whole), ("metrics", &metrics), ("and traces", &traced)];
     println!(
         "unary calls a second over gRPC, 2 processors, caller and collector included; medians of {ROUNDS} rounds in turn"
@@ -118,7 +98,7 @@ async fn stacks() -> anyhow::Result<()> {
         let mut rates = subjects.map(|_| Vec::new());
         for _ in 0..ROUNDS {
             for ((_, server), rates) in subjects.iter().zip(&mut rates) {
-                rates.push(ask(&server.channel, in_flight, calls).await?);
+                rates.push(ask(&server.channel(), in_flight, calls).await?);
             }
         }
         let rates = rates.map(|mut rates| {
