@@ -1,9 +1,10 @@
-//! What several benchmarks share: orders and queries under load, the same calls bare, what a sync takes, how many processes ask for, and
-//! how this program is started again as a server.
+//! What several benchmarks share: orders and queries under load, the same calls bare, what a sync takes, how many processes ask for and
+//! what memory they hold, and how this program is started again as a server.
 
 pub mod again;
 pub mod bare;
 pub mod disk;
 pub mod load;
+pub mod memory;
 pub mod stock;
 pub mod syncs;

@@ -2,12 +2,11 @@
 
 use std::{
     collections::HashSet,
-    fs,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use benches::load;
+use benches::{load, memory::resident};
 use futures::TryStreamExt as _;
 use proto::events::v1::{SubscribeRequest, event_service_client::EventServiceClient};
 use tests::{Shop, facts::Facts, invariants};
@@ -56,11 +55,7 @@ pub(crate) async fn measure(sagas: u64) -> anyhow::Result<()> {
 
 /// The resident memory of the order service, in bytes.
 fn memory(shop: &mut Shop) -> anyhow::Result<u64> {
-    let process = shop.order().id().context("order is not running")?;
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kilobytes * 1024)
+    resident(shop.order().id().context("order is not running")?)
 }
 
 /// Waits until the sagas write nothing any more, and answers the log's end.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use benches::memory::resident;
 use tests::{Server, Shop, shop};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -60,10 +61,7 @@ async fn begin(server: &mut Server) -> anyhow::Result<Duration> {
 fn memory(shop: &mut Shop) -> anyhow::Result<[f64; Shop::NAMES.len()]> {
     let mut all = [0.0; Shop::NAMES.len()];
     for (server, memory) in shop.servers_mut().iter().zip(&mut all) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.id().context("it runs")?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its memory")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        *memory = kib * 1_024.0 / 1e6;
+        *memory = resident(server.id().context("it runs")?)? as f64 / 1e6;
     }
     Ok(all)
 }
