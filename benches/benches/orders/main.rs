@@ -6,15 +6,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use benches::{
-    bare, disk,
+    bare, books, disk,
     load::{self, End, Front},
     syncs,
 };
 use mimalloc::MiMalloc;
-use tests::{Shop, facts::Facts, invariants};
-use tokio::time::{Instant, sleep};
+use tests::{Shop, facts::Facts};
+use tokio::time::sleep;
 
 /// The services' own, for the bare ones too.
 #[global_allocator]
@@ -60,26 +60,10 @@ async fn main() -> anyhow::Result<()> {
         );
     }
     drop(bare);
-    verify(&durable, placed).await?;
+    let clients = durable.clients();
+    books::balance(Duration::from_secs(20), placed, 0, async || Facts::read(&clients).await).await?;
     println!("\nend states: {placed} of {placed} orders COMPLETED, sagas too, and the books balance");
     report(durable, placed).await
-}
-
-/// Reads everything back from the query side, which follows the last order's end a moment later.
-async fn verify(shop: &Shop, placed: u64) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let facts = Facts::read(&shop.clients()).await?;
-        let completed = facts.orders.iter().filter(|order| order.state() == proto::order::v1::OrderState::Completed);
-        let completed = u64::try_from(completed.count())?;
-        let differences = invariants::differences(&facts);
-        if completed == placed && differences.is_empty() {
-            return Ok(());
-        }
-        let some = differences.iter().take(10).map(String::as_str).collect::<Vec<_>>().join("\n");
-        ensure!(Instant::now() < deadline, "{completed} of {placed} orders are COMPLETED; the books:\n{some}");
-        sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// What it cost: commits from the services' own last words, syncs from the kernel.

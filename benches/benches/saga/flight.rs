@@ -6,11 +6,11 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use benches::{load, memory::resident};
+use benches::{books, load, memory::resident};
 use futures::TryStreamExt as _;
 use proto::events::v1::{SubscribeRequest, event_service_client::EventServiceClient};
-use tests::{Shop, facts::Facts, invariants};
-use tokio::time::{sleep, timeout};
+use tests::{Shop, facts::Facts};
+use tokio::time::timeout;
 use tonic::transport::Channel;
 
 /// How many orders are placed at a time.
@@ -50,7 +50,10 @@ pub(crate) async fn measure(sagas: u64) -> anyhow::Result<()> {
     timeout(PATIENCE, follow(shop.clients().order, position, sagas, begin)).await.context("they don't end")??;
     let peak = memory(&mut shop)?;
     println!("memory of order then: {:.0} MB", peak as f64 / 1e6);
-    verify(&shop, sagas).await
+    let clients = shop.clients();
+    books::balance(PATIENCE, sagas, 0, async || Facts::read(&clients).await).await?;
+    println!("end states: {sagas} of {sagas} orders COMPLETED, sagas too, and the books balance");
+    Ok(())
 }
 
 /// The resident memory of the order service, in bytes.
@@ -95,20 +98,4 @@ async fn events(
 ) -> anyhow::Result<tonic::Streaming<proto::events::v1::SubscribeResponse>> {
     let wanted = SubscribeRequest { after_position, kinds: vec!["saga".to_owned()] };
     Ok(EventServiceClient::new(order).subscribe(wanted).await?.into_inner())
-}
-
-/// Reads everything back from the query side.
-async fn verify(shop: &Shop, sagas: u64) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let facts = Facts::read(&shop.clients()).await?;
-        let differences = invariants::differences(&facts);
-        if facts.orders.len() as u64 == sagas && differences.is_empty() {
-            println!("end states: {sagas} of {sagas} orders COMPLETED, sagas too, and the books balance");
-            return Ok(());
-        }
-        let some = differences.iter().take(10).map(String::as_str).collect::<Vec<_>>().join("\n");
-        ensure!(Instant::now() < deadline, "{} of {sagas} orders; the books:\n{some}", facts.orders.len());
-        sleep(Duration::from_millis(500)).await;
-    }
 }

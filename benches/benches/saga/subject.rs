@@ -3,13 +3,15 @@
 use std::{ops::Range, time::Duration};
 
 use anyhow::ensure;
-use benches::load::{self, End, Figures, Front};
+use benches::{
+    books,
+    load::{self, End, Figures, Front},
+};
 use proto::{
-    order::v1::{Order, OrderState, Rejection},
+    order::v1::{Order, Rejection},
     saga::v1::{Saga, SagaPhase},
 };
-use tests::{Shop, facts::Facts, invariants};
-use tokio::time::{Instant, sleep};
+use tests::{Shop, facts::Facts};
 
 use crate::{peer::Peer, postgres};
 
@@ -71,32 +73,16 @@ impl Subject {
             let expected = format!("COMPLETED {completed}, REJECTED {rejected}");
             ensure!(told == expected, "its store has {told}, not {expected}");
         }
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.verify(by_peer, completed, rejected).await {
-            ensure!(Instant::now() < deadline, error);
-            sleep(Duration::from_millis(200)).await;
-        }
-        Ok(format!("{completed} COMPLETED, {rejected} REJECTED, by its own store and by the participants' books"))
-    }
-
-    async fn verify(&self, by_peer: bool, completed: u64, rejected: u64) -> anyhow::Result<()> {
         let clients = self.shop.clients();
-        let facts = match by_peer {
-            true => {
-                let (orders, sagas) = self.expected();
-                Facts::beside(&clients, orders, sagas).await?
+        let read = async || {
+            if !by_peer {
+                return Facts::read(&clients).await;
             }
-            false => Facts::read(&clients).await?,
+            let (orders, sagas) = self.expected();
+            Facts::beside(&clients, orders, sagas).await
         };
-        let ended = |state| facts.orders.iter().filter(|order| order.state() == state).count() as u64;
-        let (told, refused) = (ended(OrderState::Completed), ended(OrderState::Rejected));
-        let differences = invariants::differences(&facts);
-        let some = differences.iter().take(10).map(String::as_str).collect::<Vec<_>>().join("\n");
-        ensure!(
-            (told, refused) == (completed, rejected) && differences.is_empty(),
-            "{told} of {completed} COMPLETED, {refused} of {rejected} REJECTED; the books:\n{some}"
-        );
-        Ok(())
+        books::balance(PATIENCE, completed, rejected, read).await?;
+        Ok(format!("{completed} COMPLETED, {rejected} REJECTED, by its own store and by the participants' books"))
     }
 
     /// The orders and sagas of another engine: as its callers were answered, and its store has counted.
