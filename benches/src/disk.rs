@@ -10,7 +10,7 @@ use std::{
 use hdrhistogram::Histogram;
 use tokio::task::spawn_blocking;
 
-use crate::load::told;
+use crate::figures::latencies;
 
 /// What a small commit writes to SQLite's log: four pages.
 const COMMIT: usize = 4 * 4096;
@@ -43,5 +43,5 @@ pub async fn sync() -> anyhow::Result<String> {
         }
         anyhow::Ok(latency)
     });
-    Ok(told(&latency.await??))
+    Ok(latencies(&latency.await??))
 }

@@ -21,6 +21,8 @@ use tests::Shop;
 use tonic::transport::Channel;
 use tower::{Service as _, ServiceExt as _};
 
+use crate::figures;
+
 /// How many SKUs, and how many customers of each kind.
 const EACH: u64 = 100;
 
@@ -56,21 +58,14 @@ impl Figures {
     /// `p50/p99` in milliseconds.
     #[must_use]
     pub fn latencies(&self) -> String {
-        told(&self.latency)
+        figures::latencies(&self.latency)
     }
 }
 
-/// `p50/p99` in milliseconds of what was recorded in microseconds.
-pub(crate) fn told(latency: &Histogram<u64>) -> String {
-    let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1_000.0;
-    format!("{:.2}/{:.2} ms", at(0.5), at(0.99))
-}
-
-/// The round in the middle.
+/// The round in the middle, by its rate.
 #[must_use]
-pub fn median(mut rounds: Vec<Figures>) -> Figures {
-    rounds.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-    rounds.swap_remove(rounds.len() / 2)
+pub fn median(rounds: Vec<Figures>) -> Figures {
+    figures::median(rounds, |round| round.rate)
 }
 
 /// Stock for everybody, money for those whose orders are to complete, and too little for the others.

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use benches::figures::median;
 use futures::{StreamExt as _, stream};
 use libs::journal::{AggregateId, Cause, Change, Decided, Entry, Journal, Loaded, NewEvent, Outcome, RequestKey, Role};
 
-use crate::{ROUNDS, median};
+use crate::ROUNDS;
 
 /// How many are in flight, and how many are done for a figure.
 pub(crate) const SQLITE: [(usize, usize); 4] = [(1, 1_000), (8, 8_000), (32, 20_000), (256, 40_000)];
@@ -58,7 +59,7 @@ pub(crate) async fn table(store: &str, journal: &Journal, rows: &[(usize, usize)
         }
         let after = journal.stats();
         let batch = (after.entries - before.entries) as f64 / (after.commits - before.commits) as f64;
-        let (spread, hot) = (median(spread), median(hot));
+        let (spread, hot) = (median(spread, |rate| *rate), median(hot, |rate| *rate));
         println!("{in_flight:>10} {spread:>12.0} {hot:>12.0} {:>8.2} {batch:>16.1}", hot / spread);
     }
 }

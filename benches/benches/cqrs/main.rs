@@ -46,8 +46,3 @@ async fn main() -> anyhow::Result<()> {
     }
     queries::table().await
 }
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}

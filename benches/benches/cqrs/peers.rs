@@ -3,9 +3,8 @@
 use std::{env, process::Stdio};
 
 use anyhow::{Context as _, ensure};
+use benches::figures::median;
 use tokio::process::Command;
-
-use crate::median;
 
 /// As [`crate::commands::POSTGRES`], but fewer: they take longer.
 const ROWS: [(usize, usize); 4] = [(1, 300), (8, 1_000), (32, 2_000), (256, 2_000)];
@@ -25,7 +24,7 @@ pub(crate) async fn table(url: &str) -> anyhow::Result<()> {
     for (in_flight, commands) in ROWS {
         let mut figures = Vec::new();
         for name in CRATES {
-            let mut rounds = Vec::new();
+            let mut rounds: Vec<f64> = Vec::new();
             for _ in 0..ROUNDS {
                 let mut command = Command::new(&program);
                 command.args([url, name, &in_flight.to_string(), &commands.to_string()]);
@@ -33,7 +32,7 @@ pub(crate) async fn table(url: &str) -> anyhow::Result<()> {
                 ensure!(ended.status.success(), "{name} failed");
                 rounds.push(String::from_utf8(ended.stdout)?.trim().parse().context("not a rate")?);
             }
-            figures.push(median(rounds));
+            figures.push(median(rounds, |rate| *rate));
         }
         println!("{in_flight:>10} {:>12.0} {:>12.0}", figures[0], figures[1]);
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use benches::{
     again::Again,
+    figures::{latencies, median},
     stock::{SKUS, ask},
 };
 use hdrhistogram::Histogram;
@@ -18,8 +19,6 @@ use proto::{
 };
 use tests::Server;
 use tonic::{Request, transport::Channel};
-
-use crate::median;
 
 const ROWS: [(usize, usize); 3] = [(1, 2_000), (16, 20_000), (64, 40_000)];
 const ROUNDS: usize = 5;
@@ -39,7 +38,7 @@ pub(crate) async fn table() -> anyhow::Result<()> {
             ours.push(ask(&inventory.channel(), in_flight, queries).await?);
             theirs.push(ask(&bare.channel(), in_flight, queries).await?);
         }
-        let (ours, theirs) = (median(ours), median(theirs));
+        let (ours, theirs) = (median(ours, |rate| *rate), median(theirs, |rate| *rate));
         println!("{in_flight:>10} {ours:>12.0} {theirs:>12.0} {:>8.2}", ours / theirs);
     }
     read_ones_own_writes(inventory.channel()).await
@@ -79,7 +78,6 @@ async fn read_ones_own_writes(channel: Channel) -> anyhow::Result<()> {
         waited.record(u64::try_from(begin.elapsed().as_micros())?)?;
         anyhow::ensure!(stock.available == 2, "it does not show what was written: {stock:?}");
     }
-    let at = |quantile| waited.value_at_quantile(quantile) as f64 / 1_000.0;
-    println!("\na query for one's own write, alone: p50 {:.2} ms, p99 {:.2} ms", at(0.5), at(0.99));
+    println!("\na query for one's own write, alone, p50/p99: {}", latencies(&waited));
     Ok(())
 }

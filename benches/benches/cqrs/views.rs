@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use benches::figures::latencies;
 use futures::{StreamExt as _, stream};
 use hdrhistogram::Histogram;
 use libs::{
@@ -84,6 +85,5 @@ pub(crate) async fn table(journal: &Journal, location: Location) {
         lag.record(u64::try_from(folded.saturating_duration_since(at).as_micros()).unwrap()).unwrap();
     }
     projector.abort();
-    let at = |quantile| lag.value_at_quantile(quantile) as f64 / 1_000.0;
-    println!("lag behind {rate:.0} commands/s: p50 {:.0} ms, p99 {:.0} ms", at(0.5), at(0.99));
+    println!("lag behind {rate:.0} commands/s, p50/p99: {}", latencies(&lag));
 }

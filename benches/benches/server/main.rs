@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use benches::{
     again::Again,
+    figures::median,
     stock::{self, Bare, ask},
 };
 use libs::{
@@ -101,10 +102,7 @@ async fn stacks() -> anyhow::Result<()> {
                 rates.push(ask(&server.channel(), in_flight, calls).await?);
             }
         }
-        let rates = rates.map(|mut rates| {
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() / 2]
-        });
+        let rates = rates.map(|rates| median(rates, |rate| *rate));
         print!("{in_flight:>9}");
         for rate in rates {
             print!(" {rate:>12.0} {:>5.2}", rate / rates[0]);

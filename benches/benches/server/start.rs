@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use benches::memory::resident;
+use benches::{figures::median, memory::resident};
 use tests::{Server, Shop, shop};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -35,9 +35,8 @@ pub(crate) async fn table() -> anyhow::Result<()> {
         "memory",
         format!("after {ORDERS} orders")
     );
-    for (at, name) in Shop::NAMES.into_iter().enumerate() {
-        starts[at].sort();
-        let start = starts[at][ROUNDS / 2].as_secs_f64() * 1_000.0;
+    for (at, (name, starts)) in Shop::NAMES.into_iter().zip(starts).enumerate() {
+        let start = median(starts, Duration::as_secs_f64).as_secs_f64() * 1_000.0;
         println!("{name:>10} {start:>15.0} ms {:>11.1} MB {:>19.1} MB", rest[at], after[at]);
     }
     Ok(())
