@@ -24,13 +24,16 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const ROWS: [(usize, u64); 4] = [(1, 400), (16, 4_000), (64, 10_000), (256, 20_000)];
 const ROUNDS: usize = 3;
 
-#[tokio::main(worker_threads = 2)]
+#[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = std::env::args().skip(1);
     if std::env::args().nth(1).as_deref() == Some("bare") {
         return bare::serve(arguments.skip(1)).await;
     }
-    println!("orders a second: reserve, charge, ship, complete; 4 processes, medians of {ROUNDS} rounds in turn");
+    let processors = std::thread::available_parallelism()?;
+    println!(
+        "orders a second: reserve, charge, ship, complete; 4 processes on {processors} processors, medians of {ROUNDS} rounds in turn"
+    );
     println!("an order is seven commits, one after the other; a sync of this disk alone: {}\n", disk::sync().await?);
     let (durable, bare) = (Shop::start_quietly().await?, bare::start().await?);
     load::prepare(&durable).await?;

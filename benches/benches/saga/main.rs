@@ -51,7 +51,7 @@ impl Words {
     }
 }
 
-#[tokio::main(worker_threads = 2)]
+#[tokio::main]
 async fn main() -> anyhow::Result<()> {
     if env::args().nth(1).as_deref() == Some("bare") {
         return bare::serve(env::args().skip(2)).await;

@@ -19,6 +19,7 @@ use libs::{
 use mimalloc::MiMalloc;
 use proto::inventory::v1::inventory_query_service_server::InventoryQueryServiceServer;
 use tests::collector::Collector;
+use tokio::runtime::Runtime;
 
 /// The services' own, for the bare one too.
 #[global_allocator]
@@ -58,8 +59,7 @@ fn main() -> ExitCode {
     if first.as_deref() == Some("serve") {
         return libs::cli::run::<Stack>();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let ended = runtime.context("a runtime").and_then(|runtime| {
+    let ended = Runtime::new().context("a runtime").and_then(|runtime| {
         runtime.block_on(async {
             if first.as_deref() == Some("bare") {
                 return stock::serve_bare(words).await;
@@ -87,8 +87,9 @@ async fn stacks() -> anyhow::Result<()> {
     let metrics = Again::start(["serve", "--listen"], &[told[0], told[1], ("OTEL_TRACES_EXPORTER", "none")]).await?;
     let traced = Again::start(["serve", "--listen"], &told).await?;
     let subjects = [("bare tonic", &bare), ("the stack", &whole), ("metrics", &metrics), ("and traces", &traced)];
+    let processors = std::thread::available_parallelism()?;
     println!(
-        "unary calls a second over gRPC, 2 processors, caller and collector included; medians of {ROUNDS} rounds in turn"
+        "unary calls a second over gRPC, {processors} processors, caller and collector included; medians of {ROUNDS} rounds in turn"
     );
     print!("{:>9}", "in flight");
     for (name, _) in subjects {

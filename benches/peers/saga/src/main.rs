@@ -27,7 +27,7 @@ use crate::{order::Counts, participants::Participants};
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-#[tokio::main(worker_threads = 2)]
+#[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
     let [engine, listen, store, inventory, payment, shipping] = &words[..] else {
