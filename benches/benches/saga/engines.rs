@@ -82,7 +82,9 @@ impl Engine {
         let shop = participants().await?;
         let (name, about) = match self {
             Self::Restate => return restate::start(&program, shop).await,
-            Self::Dtmrs | Self::DtmrsOnPostgres => ("dtmrs", "dtmrs 0.13.0, in its process, inline submit"),
+            Self::Dtmrs | Self::DtmrsOnPostgres => {
+                ("dtmrs", "dtmrs 0.13.0, in its process, inline submit, answered before its end is stored")
+            }
             _ => ("durare", "durare 0.5.0, in its process"),
         };
         let (store, durability) = match &url {

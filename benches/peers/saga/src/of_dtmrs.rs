@@ -1,5 +1,6 @@
 //! dtmrs: its coordinator as a library, driving each saga as soon as it is submitted, as its server does by default. Its gRPC branches
-//! carry no request, so the branches are functions of this process that call the participants.
+//! carry no request, so the branches are functions of this process that call the participants. It tells nobody of a saga's end, so who waits
+//! is answered by the last branch, before that one's end and the saga's are stored.
 
 use std::{
     collections::HashMap,
