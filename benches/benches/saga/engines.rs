@@ -11,9 +11,10 @@ use crate::{peer, postgres, restate, subject::Subject};
 /// How many orders are under way, and how many are placed for a figure.
 pub(crate) type Rows = [(usize, u64); 3];
 
-/// As many as take a second or so.
-const FAST: Rows = [(1, 300), (64, 5_000), (256, 10_000)];
-const SLOW: Rows = [(1, 60), (64, 800), (256, 1_600)];
+/// As many as take a second or so, which is what is placed bare beside every engine.
+pub(crate) const FAST: Rows = [(1, 300), (64, 5_000), (256, 10_000)];
+/// As many as take some seconds.
+const SLOW: Rows = [(1, 300), (64, 1_600), (256, 4_000)];
 
 /// An engine with a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,10 @@ use benches::{
     syncs,
 };
 
-use crate::{engines::Rows, subject::Subject};
+use crate::{
+    engines::{FAST, Rows},
+    subject::Subject,
+};
 
 pub(crate) const ROUNDS: usize = 3;
 
@@ -31,13 +34,13 @@ impl Rounds {
         );
         let mut told = Vec::new();
         let (mut alone, mut refused) = (String::new(), 0.0);
-        for (in_flight, orders) in rows {
-            let orders = (orders / fewer).max(in_flight as u64);
+        for ((in_flight, orders), (_, bare)) in rows.into_iter().zip(FAST) {
+            let [orders, bare] = [orders, bare].map(|orders| (orders / fewer).max(in_flight as u64));
             let saturated = in_flight == rows[rows.len() - 1].0;
             let (mut ours, mut theirs, mut turned) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 ours.push(subject.place(End::Completed, in_flight, orders).await?);
-                theirs.push(load::place(&to_bare, End::Completed, in_flight, orders).await?);
+                theirs.push(load::place(&to_bare, End::Completed, in_flight, bare).await?);
                 if saturated {
                     turned.push(subject.place(End::Rejected, in_flight, orders).await?);
                 }
