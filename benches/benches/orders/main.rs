@@ -12,6 +12,10 @@ use benches::{
     load::{self, End, Front},
     syncs,
 };
+use clap::{
+    Parser,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use mimalloc::MiMalloc;
 use tests::{Shop, facts::Facts};
 use tokio::time::sleep;
@@ -24,12 +28,27 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const ROWS: [(usize, u64); 4] = [(1, 400), (16, 4_000), (64, 10_000), (256, 20_000)];
 const ROUNDS: usize = 3;
 
+/// Durable orders a second, beside the same calls bare.
+#[derive(Debug, Parser)]
+struct Words {
+    /// Only the rows with so many in flight.
+    #[arg(value_parser = rows())]
+    only: Vec<usize>,
+    /// What `cargo bench` says to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn rows() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(ROWS.map(|(row, _)| row.to_string())).try_map(|row| row.parse())
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = std::env::args().skip(1);
     if std::env::args().nth(1).as_deref() == Some("bare") {
-        return bare::serve(arguments.skip(1)).await;
+        return bare::serve(std::env::args().skip(2)).await;
     }
+    let words = Words::parse();
     let processors = std::thread::available_parallelism()?;
     println!(
         "orders a second: reserve, charge, ship, complete; 4 processes on {processors} processors, medians of {ROUNDS} rounds in turn"
@@ -42,10 +61,8 @@ async fn main() -> anyhow::Result<()> {
         "{:>9} {:>11} {:>9} {:>6} {:>17} {:>17}",
         "in flight", "durable/s", "bare/s", "ratio", "durable p50/p99", "bare p50/p99"
     );
-    // `cargo bench --bench orders -- 256` for that row alone.
-    let asked: Vec<usize> = arguments.filter_map(|argument| argument.parse().ok()).collect();
     let mut placed = 0;
-    for (in_flight, orders) in ROWS.into_iter().filter(|(row, _)| asked.is_empty() || asked.contains(row)) {
+    for (in_flight, orders) in ROWS.into_iter().filter(|(row, _)| words.only.is_empty() || words.only.contains(row)) {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             ours.push(load::place(&to_durable, End::Completed, in_flight, orders).await?);

@@ -19,7 +19,7 @@ use std::env;
 
 use anyhow::bail;
 use benches::{bare, disk};
-use clap::Parser;
+use clap::{Parser, builder::PossibleValuesParser};
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,7 +32,8 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// Sagas a second, and what becomes of those under way when the process is killed.
 #[derive(Debug, Parser)]
 struct Words {
-    /// Only these: sqlite, postgres, restate, dtmrs-sqlite, dtmrs-postgres, durare-sqlite, durare-postgres, flight.
+    /// Only these.
+    #[arg(value_parser = PossibleValuesParser::new(Engine::ALL.map(Engine::name).into_iter().chain([FLIGHT])))]
     only: Vec<String>,
     /// So many times fewer orders: to see that it runs, not to measure.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -50,6 +51,9 @@ impl Words {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 }
+
+/// What is measured of ours alone: sagas under way when the process is killed.
+const FLIGHT: &str = "flight";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -95,7 +99,7 @@ async fn run(words: &Words) -> anyhow::Result<()> {
         println!("in one look, sagas/s at 64 and 256 in flight (÷ bare)\n{}", Rounds::HEADING);
         told.iter().for_each(|line| println!("{line}"));
     }
-    if words.asks_for("flight") {
+    if words.asks_for(FLIGHT) {
         println!();
         flight::measure(words.flight).await?;
     }
