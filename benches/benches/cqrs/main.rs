@@ -1,8 +1,8 @@
 //! The write side and the read side: commands a second by how many wait together, one hot aggregate beside ten thousand, on SQLite and
 //! on PostgreSQL, beside what other crates do there; how fast a projection folds, how far it lags under full load; queries over gRPC beside bare tonic.
 //!
-//! Every figure is the median of the rounds; each round checks what it wrote. PostgreSQL is the server that `BENCH_POSTGRES` names, and
-//! the other crates run in the program that `CQRS_PEERS` names: `./just bench cqrs` sets both.
+//! Rates of commands and queries are medians of rounds, each of which checks what it wrote; a fold, a lag and a wait are of one. PostgreSQL
+//! is the server that `BENCH_POSTGRES` names, and the other crates run in the program that `CQRS_PEERS` names: `./just bench cqrs` sets both.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark: its output is its purpose")]
 
 mod commands;
