@@ -1,6 +1,6 @@
 //! Our rows.
 
-use std::{sync::Arc, time::Duration};
+use std::{hint::black_box, sync::Arc, time::Duration};
 
 use libs::breaker::{
     Breaker, Class, Clock, CoarseClock, Config, ConfigBuilder, MonotonicClock, Rate, SlowCalls, State,
@@ -41,6 +41,18 @@ pub(super) fn closed() -> Vec<Row> {
         ),
         row("ours: count window, slow calls, coarse clock", count().slow_calls(slow()), Arc::new(CoarseClock::new())),
     ]
+}
+
+/// What a reading of each clock costs, which is part of a call.
+pub(super) fn clocks() -> Vec<Row> {
+    fn row(name: &'static str, clock: impl Clock) -> Row {
+        let read = move |_| {
+            black_box(clock.now());
+            true
+        };
+        Row { name, call: Box::new(read) }
+    }
+    vec![row("ours: coarse", CoarseClock::new()), row("the operating system's: fine", MonotonicClock::new())]
 }
 
 pub(super) fn open() -> Vec<Row> {

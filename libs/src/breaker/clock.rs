@@ -37,7 +37,7 @@ impl Clock for TokioClock {
 }
 
 /// A clock that is read by loading a word, and right to 4 ms: a thread of the process's own keeps that word. Good for windows,
-/// and for slow-call thresholds of 50 ms and more. Reading the operating system's coarse clock costs six times as much.
+/// and for slow-call thresholds of 50 ms and more.
 ///
 /// While nobody asks, nothing ticks: the thread rests, and who asks first reads the fine clock and wakes it.
 #[derive(Clone, Copy, Debug, Default)]
