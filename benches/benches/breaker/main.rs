@@ -9,12 +9,12 @@ mod ours;
 
 use std::{
     hint::black_box,
-    sync::{Arc, Barrier},
+    sync::Barrier,
     time::{Duration, Instant},
 };
 
 use allocation_counter::measure;
-use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use benches::figures::median;
 
 /// How a call ends.
 type Outcome = Result<(), ()>;
@@ -51,37 +51,30 @@ fn calls(row: &Row, failing: Option<u32>) -> impl FnMut() -> bool {
     }
 }
 
-fn one_thread(criterion: &mut Criterion, name: &str, rows: &[Row], failing: Option<u32>, admitted: bool) {
-    let mut group = criterion.benchmark_group(name);
-    for row in rows {
-        let mut call = calls(row, failing);
-        assert_eq!(call(), admitted, "{}", row.name);
-        group.bench_function(row.name, |bencher| bencher.iter(|| black_box(call())));
-        assert_eq!(call(), admitted, "{}", row.name);
-    }
-    group.finish();
-}
-
-/// Several threads at once: the time of the slowest, a call.
-fn many_threads(group: &mut BenchmarkGroup<'_, WallTime>, row: &Arc<Row>, threads: usize) {
+/// Several threads at once: the time from the first one's beginning to the last one's end, a call of one of them, in the round in the middle.
+fn print_median(row: &Row, threads: usize) {
+    const CALLS: u32 = 200_000;
+    const ROUNDS: u32 = 15;
     assert!((row.call)(Ok(())), "{} is closed", row.name);
-    group.bench_function(row.name, |bencher| {
-        bencher.iter_custom(|calls| {
-            let barrier = Arc::new(Barrier::new(threads));
-            let run = move |row: Arc<Row>, barrier: Arc<Barrier>| {
-                barrier.wait();
-                let started = Instant::now();
-                (0..calls).for_each(|_| _ = black_box((row.call)(Ok(()))));
-                started.elapsed()
-            };
-            let handles: Vec<_> = (0..threads)
-                .map(|_| (Arc::clone(row), Arc::clone(&barrier)))
-                .map(|(row, barrier)| std::thread::spawn(move || run(row, barrier)))
-                .collect();
-            handles.into_iter().map(|handle| handle.join().expect("no panic")).max().unwrap_or_default()
-        });
-    });
+    // From when the first begins until the last has ended: where threads take turns, none of them has the others' turns in its own time.
+    let round = |_| {
+        let barrier = Barrier::new(threads);
+        let run = || {
+            barrier.wait();
+            let started = Instant::now();
+            (0..CALLS).for_each(|_| _ = black_box((row.call)(Ok(()))));
+            (started, Instant::now())
+        };
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            let times = handles.into_iter().map(|handle| handle.join().expect("no panic"));
+            let whole = times.reduce(|(first, last), (started, ended)| (first.min(started), last.max(ended)));
+            whole.map_or(Duration::ZERO, |(first, last)| last - first)
+        })
+    };
+    let whole = median((0..ROUNDS).map(round).collect(), Duration::as_secs_f64);
     assert!((row.call)(Ok(())), "{} is closed", row.name);
+    println!("closed, {threads} threads: {:>6.1} ns  {}", whole.as_nanos() as f64 / f64::from(CALLS), row.name);
 }
 
 /// Allocations and time of a call, the best of many short rounds: what it costs when nothing else has the processor.
@@ -118,26 +111,8 @@ fn main() {
     open.iter().for_each(|row| print_best("open", row.name, false, &mut calls(row, None)));
     grpc.iter_mut().for_each(|row| print_best("grpc", row.name, row.admitted, &mut row.call));
 
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(30)
-        .configure_from_args();
-    one_thread(&mut criterion, "closed", &rows, None, true);
-    one_thread(&mut criterion, TENTH, &rows, Some(10), true);
-    one_thread(&mut criterion, "open", &open, None, false);
-    let mut group = criterion.benchmark_group("grpc");
-    for row in &mut grpc {
-        assert_eq!((row.call)(), row.admitted, "{}", row.name);
-        group.bench_function(row.name, |bencher| bencher.iter(|| black_box((row.call)())));
-        assert_eq!((row.call)(), row.admitted, "{}", row.name);
-    }
-    group.finish();
-    let rows: Vec<Arc<Row>> = rows.into_iter().map(Arc::new).collect();
+    println!("several threads, from the first one's beginning to the last one's end, the median of 15 rounds:");
     for threads in [2, 4, 8, 16] {
-        let mut group = criterion.benchmark_group(format!("closed/{threads} threads"));
-        rows.iter().for_each(|row| many_threads(&mut group, row, threads));
-        group.finish();
+        rows.iter().for_each(|row| print_median(row, threads));
     }
-    criterion.final_summary();
 }
