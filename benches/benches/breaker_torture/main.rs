@@ -9,7 +9,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use futures::{FutureExt as _, future::join_all, poll};
@@ -200,7 +199,6 @@ async fn main() {
         for ((_, row), score) in table.iter_mut().zip(scores) {
             row.push(score);
         }
-        sleep(Duration::ZERO).await;
     }
     let names: Vec<&str> = CRATES.iter().map(|of| of.name).collect();
     println!("| | {} |", names.join(" | "));
