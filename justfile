@@ -59,7 +59,7 @@ test: check features loom (build '--workspace' '--bins' '--tests' '--examples')
 [group('develop')]
 check: tools
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --workspace --all-targets --features benches/breakers --locked -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
     tests/contracts.sh
     tests/manifests.sh
