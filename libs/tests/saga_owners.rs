@@ -723,7 +723,8 @@ async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() 
     }
     let mut saga = Definition::builder::<String>("place-order", 1);
     saga.compensatable::<Reserve>("reserve", |order, _| Ok(order.clone()), |undo| undo.request);
-    saga.attempt_timeout(Duration::from_millis(20)).without_barrier().retry(at_once());
+    let timeout = Duration::from_millis(250);
+    saga.attempt_timeout(timeout).without_barrier().retry(at_once());
     let world = World::with(saga.build().unwrap());
     let open = circuit_open();
     let (held_back, mut tried) = tokio::sync::mpsc::unbounded_channel();
@@ -740,8 +741,11 @@ async fn who_waits_for_a_participant_without_barrier_writes_nothing_meanwhile() 
         process.until(id, |saga| !saga.steps[0].last_error.is_empty()).await;
     }
     let before = *process.journal.head().borrow();
-    for _ in 0..10 * sagas.len() {
+    // So long that each has looked whose its saga is.
+    let (since, mut tries) = (Instant::now(), 0);
+    while tries < 10 * sagas.len() || since.elapsed() < 2 * timeout {
         tried.recv().await.unwrap();
+        tries += 1;
     }
     assert_eq!(*process.journal.head().borrow(), before);
 }
