@@ -44,7 +44,13 @@ fn serve(server: &str, ingress: &Port, admin: &Port, shop: &Shop) -> anyhow::Res
     let log = fs::File::create(shop.folder().join("restate.log"))?;
     let mut command = Command::new(server);
     command.args(["--no-logo", "--listen-mode", "tcp", "--node-name", "bench", "--config-file"]).arg(file);
-    command.arg("--base-dir").arg(data).env_clear().current_dir(shop.folder()).stdin(Stdio::null());
+    command
+        .arg("--base-dir")
+        .arg(data)
+        .env_clear()
+        .env("TMPDIR", shop.folder())
+        .current_dir(shop.folder())
+        .stdin(Stdio::null());
     command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(command.spawn()?)
 }
