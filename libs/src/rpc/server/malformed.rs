@@ -25,6 +25,9 @@ use crate::{breaker::layer::grpc_status, refusal::Refusal, rpc::shed::is_exempt}
 const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error: received message with"];
 /// What tonic says where a request has no message, or ends within it.
 const UNFINISHED: [&str; 2] = ["Missing request message", "Unexpected EOF decoding stream"];
+/// What a body says in place of whatever it ends with where its caller has gone: a reset, or a connection that broke. Not CANCELLED,
+/// which tonic takes for the end of the messages. A reset with NO_ERROR is none: hyper takes it for the request's end.
+const LEFT: &str = "the caller left before the request's end";
 /// The bytes before a message: a flag and how long it is.
 const PREFIX: usize = 5;
 /// The most bytes of a message for a service that is anybody's, however many call: nobody counts those, and they ask for a name. What a
@@ -141,9 +144,7 @@ impl Reached {
         match self.0.load(Relaxed) {
             Self::WITHIN if says(&UNREADABLE) => Some(malformed(status.message())),
             Self::SHORT if says(&UNFINISHED) => Some(malformed("the request ends before its message does")),
-            Self::LEFT if says(&UNFINISHED) => {
-                Some(Refusal::new(Code::Cancelled, "CANCELLED", "the caller left before the request's end"))
-            }
+            Self::LEFT if says(&[LEFT]) => Some(Refusal::new(Code::Cancelled, "CANCELLED", LEFT)),
             // A unary surface is asked once the request is at its end: what it says then is about something else, such as another
             // service's answer that it couldn't read.
             _ => None,
@@ -212,11 +213,10 @@ impl Reading {
     /// Where a body ends whose last word this is.
     fn end(&self, last: &Option<Result<Frame<Bytes>, Status>>) -> u8 {
         match last {
-            Some(Err(status)) if status.code() == Code::Cancelled => return Reached::LEFT,
-            Some(Err(_)) => return Reached::END,
-            Some(Ok(_)) | None => {}
+            Some(Err(_)) => Reached::LEFT,
+            _ if self.messages.is_short() => Reached::SHORT,
+            _ => Reached::END,
         }
-        if self.messages.is_short() { Reached::SHORT } else { Reached::END }
     }
 }
 
@@ -236,7 +236,7 @@ impl http_body::Body for Reading {
         } else {
             self.reached.0.store(self.end(&frame), Relaxed);
             // A request of gRPC has no trailers, and tonic would have them replace headers that were looked at.
-            frame = frame.filter(Result::is_err);
+            frame = frame.filter(Result::is_err).map(|_| Err(Status::internal(LEFT)));
         }
         Poll::Ready(frame)
     }
@@ -303,10 +303,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_who_leaves_before_the_requests_end_has_cancelled() {
-        let left = || Err(Status::cancelled("h2 protocol error: stream no longer needed"));
         let cancelled = (Code::Cancelled, "CANCELLED".to_owned());
-        assert_eq!(answered(vec![left()]).await, cancelled);
-        assert_eq!(answered(vec![Ok(b"\0\0\0\0\x05\x0a\x03"), left()]).await, cancelled);
+        // What tonic makes of a stream's CANCEL, of its other resets, and of a connection that breaks.
+        for code in [Code::Cancelled, Code::Internal, Code::Unavailable, Code::ResourceExhausted, Code::Unknown] {
+            let left = || Err(Status::new(code, "h2 protocol error: error reading a body from connection"));
+            assert_eq!(answered(vec![left()]).await, cancelled, "{code:?}");
+            assert_eq!(answered(vec![Ok(b"\0\0\0\0\x05\x0a\x03"), left()]).await, cancelled, "{code:?}");
+            assert_eq!(answered(vec![Ok(b"\0\0\0\0\x05\x0a\x03tea"), left()]).await, cancelled, "{code:?}");
+        }
     }
 
     /// What a surface sees of `saga-id`, where a request's headers and its trailers say these.
