@@ -9,7 +9,7 @@ use std::{
 
 use futures::Stream;
 use proto::breaker::v1 as pb;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -106,10 +106,23 @@ impl pb::breaker_query_service_server::BreakerQueryService for BreakerService {
                         (_, None) => {}
                     },
                     Ok(_) => {}
-                    // Too slow to see each change: see where all stand now, and how many were not seen.
+                    // Too slow to see each change: see where all stand now, and how many were not seen. Those that are kept are
+                    // among them: after what is shown now they would lead back.
                     Err(RecvError::Lagged(mut skipped)) => {
+                        for _ in 0..changes.len() {
+                            skipped += match changes.try_recv() {
+                                Ok(_) => 1,
+                                Err(TryRecvError::Lagged(more)) => more,
+                                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                            };
+                        }
+                        // As all stand now, also where the one who watches takes its time over them.
+                        let mut all = Vec::new();
                         for breaker in registry.list(&prefix) {
-                            yield Ok(shown(&breaker, None, std::mem::take(&mut skipped)));
+                            all.push(shown(&breaker, None, std::mem::take(&mut skipped)));
+                        }
+                        for breaker in all {
+                            yield Ok(breaker);
                         }
                         // None is left to say it with.
                         if skipped > 0 {
