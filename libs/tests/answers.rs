@@ -179,7 +179,7 @@ async fn a_journal_that_is_closed_ends_the_walks() {
 #[tokio::test]
 async fn the_steps_that_are_named_are_forgotten_and_no_others() {
     let world = World::new().await;
-    let all = [("a", "b"), ("a", "b/action"), ("a/b", "c"), ("a", "bc"), ("A", "b")];
+    let all = [("a", "b"), ("a/b", "action"), ("a/b", "c"), ("a", "bc"), ("A", "b")];
     for (saga_id, step) in all {
         world.saga(saga_id, step, Op::Action).await;
         world.saga(saga_id, step, Op::Compensation).await;
@@ -204,11 +204,12 @@ async fn a_wish_to_forget_that_is_wrong_is_refused_whole() {
     let world = World::new().await;
     world.saga("s", "reserve", Op::Action).await;
     let long = "x".repeat(129);
-    let refused =
-        world.forget(&[("s", "reserve"), ("", "reserve"), ("s", &long), ("s s", "reserve")]).await.unwrap_err();
+    // That of "s", "a/b" would be that of "s/a", "b".
+    let wrong = [("s", "reserve"), ("", "reserve"), ("s", &long), ("s s", "reserve"), ("s", "a/b")];
+    let refused = world.forget(&wrong).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let fields: Vec<String> = Refusal::from_status(&refused).violations.into_iter().map(|wrong| wrong.field).collect();
-    assert_eq!(fields, ["steps[1].saga_id", "steps[2].step", "steps[3].saga_id"]);
+    assert_eq!(fields, ["steps[1].saga_id", "steps[2].step", "steps[3].saga_id", "steps[4].step"]);
     for steps in [0, 1_001] {
         let refused = world.forget(&vec![("s", "reserve"); steps]).await.unwrap_err();
         assert_eq!(Refusal::from_status(&refused).violations[0].field, "steps");

@@ -47,6 +47,10 @@ impl Barrier {
                     violations.add(format!("steps[{at}].{name}"), "must be 1 to 128 visible ASCII characters");
                 }
             }
+            // Such a key is that of another saga's step. A # there may be: before a round.
+            if step.contains('/') {
+                violations.add(format!("steps[{at}].step"), "must have no /");
+            }
         }
         violations.refuse()?;
         for steps in steps.chunks(STEPS) {

@@ -153,6 +153,8 @@ impl SagaCall {
             value
         };
         let (saga_id, saga_type, step, op) = (text(&SAGA_ID), text(&SAGA_TYPE), text(&SAGA_STEP), text(&SAGA_OP));
+        // Else what is asked for by one name could be another operation's in a key.
+        violations.require(!step.contains(['/', '#']), SAGA_STEP.as_str(), "must have no / and no #");
         let known = matches!(op, "action" | "compensation");
         violations.require(known, SAGA_OP.as_str(), "must be action or compensation");
         let mut number = |key: &'static HeaderName| {
@@ -327,6 +329,19 @@ mod tests {
         metadata.as_mut().insert(&SAGA_REQUEST, HeaderValue::from_str(&"aF".repeat(32)).expect("visible"));
         let read = SagaCall::from_metadata(&metadata).expect("right").and_then(|call| call.request);
         assert_eq!(read, Some([0xaf; 32]));
+    }
+
+    #[test]
+    fn two_operations_never_share_a_key() {
+        for step in ["b/s", "b#2", "/", "#"] {
+            let mut metadata = MetadataMap::new();
+            SagaCall { step: step.to_owned(), ..call() }.write_to(&mut metadata);
+            let refusal = SagaCall::from_metadata(&metadata).expect_err(step);
+            assert_eq!(refusal.violations[0].field, SAGA_STEP.as_str(), "{step}");
+        }
+        let mut metadata = MetadataMap::new();
+        SagaCall { saga_id: "a/b#2".to_owned(), ..call() }.write_to(&mut metadata);
+        assert!(SagaCall::from_metadata(&metadata).is_ok(), "what follows it in a key has neither");
     }
 
     #[test]
