@@ -121,7 +121,7 @@ pub struct Limits {
     pub max_message_bytes: usize,
 
     /// The largest header list of a call, in bytes, 4096 at the least: a saga's call has some 2000 with its trace. A larger one is refused
-    /// with RESOURCE_EXHAUSTED, and one of more than twice as many with HTTP 431 and no gRPC status.
+    /// with OUT_OF_RANGE, and one of more than twice as many with HTTP 431 and no gRPC status.
     #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(4 << 10..))]
     pub max_header_bytes: u32,
 

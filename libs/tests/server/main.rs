@@ -196,7 +196,7 @@ async fn headers_that_are_too_long_are_refused_with_their_limit() {
     };
     served.client().get_stock(with(15 << 10)).await.expect("short enough");
     let refused = served.client().get_stock(with(17 << 10)).await.expect_err("too long");
-    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "HEADERS_TOO_LARGE"));
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::OutOfRange, "HEADERS_TOO_LARGE"));
     assert_eq!(Refusal::from_status(&refused).metadata["limit_bytes"], "16384");
 }
 

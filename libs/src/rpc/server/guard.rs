@@ -10,7 +10,7 @@ use std::{
 
 use futures::future::Either;
 use http::{Request, Response, request::Parts};
-use tonic::{Code, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 
 use crate::refusal::Refusal;
@@ -40,8 +40,7 @@ impl GuardLayer {
                 return Ok(());
             }
             let message = format!("the call's headers have {bytes} bytes, and {most} are allowed");
-            let refusal = Refusal::new(Code::ResourceExhausted, "HEADERS_TOO_LARGE", message);
-            Err(refusal.with("limit_bytes", most.to_string()))
+            Err(Refusal::out_of_range("HEADERS_TOO_LARGE", message).with("limit_bytes", most.to_string()))
         })
     }
 }

@@ -6,7 +6,7 @@
 //!         │          │        │          │       │           └ who may not call is refused: what `App::guard` was given
 //!         │          │        │          │       └ ends what takes too long with DEADLINE_EXCEEDED, and hands its deadline down
 //!         │          │        │          └ what finds no place is RESOURCE_EXHAUSTED at once, with when to come back
-//!         │          │        └ a header list that is too long is RESOURCE_EXHAUSTED
+//!         │          │        └ a header list that is too long is OUT_OF_RANGE
 //!         │          └ a panic is INTERNAL, and only this call's
 //!         └ trace, request id, log, metric; details on every error; ends endless streams when the server drains
 //! ```
