@@ -53,7 +53,9 @@ pub enum ServeError {
 
 fn why_not(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "another process listens there; stop it, or give another --listen".to_owned(),
+        io::ErrorKind::AddrInUse => {
+            "another process listens there, or calls from that port: stop it, or give another --listen".to_owned()
+        }
         io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; give another --listen".to_owned(),
         _ => error.to_string(),
     }

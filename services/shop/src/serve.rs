@@ -47,7 +47,9 @@ fn advised(error: anyhow::Error) -> anyhow::Error {
         if let Some(StartError::Listen { address, source }) = cause.downcast_ref()
             && source.kind() == io::ErrorKind::AddrInUse
         {
-            return Some(anyhow!("another process listens on {address}: stop it, or give another --host"));
+            return Some(anyhow!(
+                "another process listens on {address}, or calls from it: stop it, or give another --host"
+            ));
         }
         let Some(OpenError::InUse { path }) = cause.downcast_ref() else { return None };
         Some(anyhow!("another process has {} open: stop it, or give another --data-dir", path.display()))
