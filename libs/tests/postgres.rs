@@ -11,14 +11,14 @@ use std::time::Duration;
 use libs::{
     cqrs::{CommandSide, Decision, Method, State},
     journal::{
-        AggregateId, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome, RequestKey, Role,
-        SubmitError, Table, events_after,
+        AggregateId, Beside, Cause, Change, Decided, Entry, Journal, Location, NewEvent, OpenError, Outcome,
+        RequestKey, Role, SubmitError, Table, events_after,
     },
     refusal::Violations,
 };
 use link::Cut;
 use schema::Schema;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, metadata::MetadataMap};
@@ -333,4 +333,64 @@ async fn a_way_that_loses_the_schema_is_named_where_it_leads_to_one_in_which_not
     sqlx::raw_sql(AssertSqlSafe(drop_role)).execute(&mut session).await.unwrap();
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("a pooler") && !refused.contains('\n'), "{refused}");
+}
+
+/// Makes the schema of a place beside a database, and answers its name.
+async fn filled(place: &Beside, session: &mut PgConnection) -> String {
+    let Location::Postgres { schema, .. } = place.location() else { panic!("a server") };
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(session).await.unwrap();
+    schema.clone()
+}
+
+/// How the session is that keeps a place, once it is in the midst of nothing. None where the server has ended it.
+async fn rests(place: &str, session: &mut PgConnection) -> Option<String> {
+    let state = "SELECT state FROM pg_stat_activity WHERE application_name = $1";
+    let rests = async {
+        loop {
+            let name = format!("trellis {place}");
+            let state = sqlx::query_scalar::<_, String>(state).bind(name).fetch_optional(&mut *session).await.unwrap();
+            if !state.as_deref().is_some_and(|state| state == "active" || state.starts_with("idle in transaction")) {
+                break state;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, rests).await.expect("an end")
+}
+
+/// Else the server ends the session that keeps it, as that of one who is stopped in its turn, and whoever comes next removes what is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_beside_a_database_is_kept_whatever_else_was_found_there() {
+    let Some(schema) = Schema::new() else { return };
+    let (name, role) = (&schema.name, format!("{}_clerk", schema.name));
+    let mut session = schema.connect().await;
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE ROLE {role}"))).execute(&mut session).await.unwrap();
+    let and = if schema.url.contains('?') { '&' } else { '?' };
+    let owner = Location::Postgres { url: schema.url.clone(), schema: name.clone() };
+    let url = format!("{}{and}options=-c%20role%3D{role}", schema.url);
+    let clerk = Location::Postgres { url, schema: name.clone() };
+
+    let first = Beside::make(&owner).await.unwrap();
+    filled(&first, &mut session).await;
+    // At work beside another.
+    let second = Beside::make(&owner).await.unwrap();
+    let second_name = filled(&second, &mut session).await;
+    assert_eq!(rests(&second_name, &mut session).await.as_deref(), Some("idle"));
+    first.remove().await.unwrap();
+    second.remove().await.unwrap();
+    // Beside what it may not remove.
+    let left = format!("CREATE SCHEMA {name}_anew_left");
+    sqlx::raw_sql(AssertSqlSafe(left)).execute(&mut session).await.unwrap();
+    let third = Beside::make(&clerk).await.unwrap();
+    let third_name = filled(&third, &mut session).await;
+    assert_eq!(rests(&third_name, &mut session).await.as_deref(), Some("idle"));
+
+    let fourth = Beside::make(&owner).await.unwrap();
+    let there = "SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)";
+    let there = sqlx::query_scalar::<_, String>(there).bind(format!("{name}_anew"));
+    assert_eq!(there.fetch_all(&mut session).await.unwrap(), std::slice::from_ref(&third_name));
+    fourth.remove().await.unwrap();
+    drop(third);
+    let drop_all = format!("DROP SCHEMA {third_name}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(drop_all)).execute(&mut session).await.unwrap();
 }

@@ -114,6 +114,8 @@ impl Server {
             ("tcp_keepalives_interval", "10"),
             // Sooner than it is given up here: the server knows nothing of that, and one who waits for a lock would stay.
             ("lock_timeout", LOCK),
+            // A session that keeps a place for others' work says nothing for as long as that takes.
+            ("idle_session_timeout", "0"),
         ]);
         let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
         Ok(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() })
@@ -212,6 +214,8 @@ impl Server {
             let free = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))::int";
             let free = postgres::query(&mut transaction, free, &[turn_of(&schema, OCCUPIED).into()]).await?;
             if !free.first().is_some_and(|free| matches!(free.int(0), Ok(1))) {
+                // Dropped, it would stay open until the session is asked for something again, and the server ends that after a turn.
+                postgres::answered(transaction.rollback()).await?;
                 continue;
             }
             match postgres::answered(Self::remove(&mut transaction, &schema)).await {
@@ -221,7 +225,10 @@ impl Server {
                 }
                 // Nothing is to be asked of this session any more.
                 Err(error @ Error::Postgres(sqlx::Error::Io(_))) => return Err(error),
-                Err(error) => tracing::warn!(schema, %error, "what was left there can't be removed"),
+                Err(error) => {
+                    tracing::warn!(schema, %error, "what was left there can't be removed");
+                    postgres::answered(transaction.rollback()).await?;
+                }
             }
         }
         Ok(())
