@@ -17,7 +17,11 @@ use std::{
 };
 
 use futures::future::{join_all, pending};
-use libs::journal::{Journal, Location, OpenError, Outcome, SubmitError, Table};
+use libs::journal::{
+    Journal, Location, OpenError, Outcome, SubmitError, Table,
+    sql::{Error, Reader, Record},
+    store,
+};
 use lines::Lines;
 use link::Cut;
 use schema::{PATIENCE, Schema, note};
@@ -28,6 +32,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use tonic::Code;
 
 /// How whoever comes by a way fares, from when it is said.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -322,4 +327,65 @@ async fn an_index_is_waited_for_longer_than_a_table_that_comes_after_it() {
     let opened = timeout(PATIENCE, opened).await.expect("an end").unwrap();
     let Err(OpenError::Database { source, .. }) = opened else { panic!("{opened:?}") };
     assert!(source.is_in_the_way(), "{source:?}");
+}
+
+/// What somebody who reads gets of a server.
+fn reader(schema: &Schema, url: String) -> Reader {
+    store::readers(&Location::Postgres { url, schema: schema.name.clone() }, 1).unwrap()
+}
+
+async fn read(reader: &Reader) -> Result<Vec<Record>, Error> {
+    reader.fetch("SELECT COUNT(*) FROM aggregates", Vec::new()).await
+}
+
+/// Answers why it is that a caller is to try again.
+fn unavailable(error: &Error) -> String {
+    let refusal = error.refusal();
+    assert_eq!((refusal.code, &*refusal.reason), (Code::Unavailable, "DATABASE_UNAVAILABLE"), "{error}");
+    assert!(refusal.retry_after.is_some() && error.is_passing(), "{error}");
+    error.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_is_told_to_try_again_while_the_server_lets_nobody_in_or_has_no_such_database() {
+    let Some(schema) = Schema::new() else { return };
+    drop(schema.open().await);
+    let (name, role) = (&schema.name, format!("{}_clerk", schema.name));
+    let mut session = schema.connect().await;
+    let grant = format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'known'; GRANT USAGE ON SCHEMA {name} TO {role};
+        GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {role}"
+    );
+    session.execute(AssertSqlSafe(grant)).await.unwrap();
+    let (_, server) = schema.url.split_once('@').unwrap();
+    let clerk = reader(&schema, format!("postgres://{role}:known@{server}"));
+    read(&clerk).await.unwrap();
+    session.execute(AssertSqlSafe(format!("ALTER ROLE {role} NOLOGIN"))).await.unwrap();
+    let end = format!("SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'");
+    let ended = async {
+        while sqlx::query_scalar::<_, i64>(AssertSqlSafe(end.as_str())).fetch_one(&mut session).await.unwrap() > 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("its sessions end");
+    let why = unavailable(&read(&clerk).await.unwrap_err());
+    assert!(why.contains("not permitted to log in"), "{why}");
+    session.execute(AssertSqlSafe(format!("DROP OWNED BY {role}; DROP ROLE {role}"))).await.unwrap();
+
+    let (at, _) = schema.url.rsplit_once('/').unwrap();
+    let why = unavailable(&read(&reader(&schema, format!("{at}/{name}_gone"))).await.unwrap_err());
+    assert!(why.contains("does not exist"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_is_told_to_try_again_while_another_has_locked_the_table() {
+    let Some(schema) = Schema::new() else { return };
+    drop(schema.open().await);
+    let (mut session, reader) = (schema.connect().await, reader(&schema, schema.url.clone()));
+    session.execute("BEGIN; LOCK TABLE aggregates IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let why = unavailable(&timeout(PATIENCE, read(&reader)).await.expect("an end").unwrap_err());
+    assert!(why.contains("lock timeout"), "{why}");
+    session.execute("ROLLBACK").await.unwrap();
+    let wrong = reader.fetch("SELECT nothing FROM aggregates", Vec::new()).await.unwrap_err();
+    assert_eq!((wrong.refusal().code, wrong.is_passing()), (Code::Internal, false), "{wrong}");
 }

@@ -203,18 +203,19 @@ fn in_full(error: &rusqlite::Error) -> String {
 }
 
 impl Error {
-    /// What a caller is told: UNAVAILABLE while a server is out of reach or has no more to give, else INTERNAL, with nothing of the inside.
+    /// What a caller is told: UNAVAILABLE while the [database can't do anything](Self::is_passing), as a command is, else INTERNAL, with
+    /// nothing of the inside.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
-        // Operator intervention, a broken connection, insufficient resources.
-        if !self.is_of_the_server(&["57", "08", "53"]) {
+        if !self.is_passing() {
             return Refusal::internal();
         }
-        let message = "the database can't be reached: try again";
+        let message = "the database can't be reached or can't answer now: try again";
         Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
     }
 
-    /// True where the database can't do anything just now, whatever it is asked: it is out of reach or room, or others are in the way.
+    /// True where the database can't do anything just now, whatever it is asked: it is out of reach or room, lets nobody in, or others are in
+    /// the way.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         use rusqlite::ErrorCode::{
@@ -228,9 +229,16 @@ impl Error {
                 in_the_way || of_the_disk || matches!(said.code, CannotOpen | PermissionDenied | ReadOnly)
             }
             Self::Gone(_) => true,
-            // A transaction turned down for others' sake, a lock, the system, a right that is yet to be granted, a standby that is yet to be
-            // promoted or a server that takes no writes for a while: these too.
-            _ => self.is_of_the_server(&["57", "08", "53", "40", "55", "58", "42501", "25006"]),
+            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)
+            | Self::Standby => true,
+            // Operator intervention, a broken connection, insufficient resources; a transaction turned down for others' sake, a lock, the
+            // system; a login or a database that is yet to be there, a right that is yet to be granted, a standby that is yet to be promoted
+            // or a server that takes no writes for a while.
+            Self::Postgres(sqlx::Error::Database(said)) => {
+                let passing = ["57", "08", "53", "40", "55", "58", "28", "3D", "42501", "25006"];
+                said.code().is_some_and(|code| passing.iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
         }
     }
 
@@ -244,18 +252,6 @@ impl Error {
                 said.contains("no such column") || said.contains(" has no column named ")
             }
             Self::Postgres(sqlx::Error::Database(said)) => said.code().as_deref() == Some("42703"),
-            _ => false,
-        }
-    }
-
-    /// True for PostgreSQL's error of one of these classes, and where it can't be reached, or only a standby.
-    fn is_of_the_server(&self, classes: &[&str]) -> bool {
-        match self {
-            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)
-            | Self::Standby => true,
-            Self::Postgres(sqlx::Error::Database(said)) => {
-                said.code().is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
-            }
             _ => false,
         }
     }
@@ -327,5 +323,19 @@ mod tests {
         assert!(records[0].text(0).is_err() && records[0].blob(0).is_err() && records[0].int(1).is_err());
         assert!(query(&connection, "SELECT 1.5", []).is_err());
         assert!(query(&connection, "SELECT CAST(x'ff' AS TEXT)", []).is_err());
+    }
+
+    #[test]
+    fn who_reads_is_told_to_try_again_where_that_helps() {
+        use rusqlite::ffi;
+        let refused = |code| Error::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).refusal();
+        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_CANTOPEN, ffi::SQLITE_IOERR_READ] {
+            let refusal = refused(code);
+            assert_eq!(&*refusal.reason, "DATABASE_UNAVAILABLE", "{code}");
+            assert!(refusal.retry_after.is_some(), "{code}");
+        }
+        for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_ERROR, ffi::SQLITE_NOTADB] {
+            assert_eq!(&*refused(code).reason, "INTERNAL", "{code}");
+        }
     }
 }
