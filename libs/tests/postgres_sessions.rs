@@ -389,3 +389,25 @@ async fn who_reads_is_told_to_try_again_while_another_has_locked_the_table() {
     let wrong = reader.fetch("SELECT nothing FROM aggregates", Vec::new()).await.unwrap_err();
     assert_eq!((wrong.refusal().code, wrong.is_passing()), (Code::Internal, false), "{wrong}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gets_no_session_is_told_whether_all_are_at_work_or_none_can_be_begun() {
+    let Some(schema) = Schema::new() else { return };
+    drop(schema.open().await);
+    let way = Way::to(&schema).await;
+    let Location::Postgres { url, .. } = way.location.clone() else { panic!("a server") };
+    let (mut session, only) = (schema.connect().await, reader(&schema, url.clone()));
+    session.execute("BEGIN; LOCK TABLE aggregates IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let waits = async {
+        let why = unavailable(&read(&only).await.unwrap_err());
+        session.execute("ROLLBACK").await.unwrap();
+        why
+    };
+    let (first, why) = tokio::join!(read(&only), waits);
+    first.unwrap();
+    assert!(why.contains("all are at work"), "{why}");
+
+    way.manner.send_replace(Manner::Silent);
+    let why = unavailable(&read(&reader(&schema, url)).await.unwrap_err());
+    assert!(why.contains("lets nobody in") && !why.contains("at work"), "{why}");
+}

@@ -192,7 +192,7 @@ impl Server {
         let failed = |source| OpenError::Database { location: location.clone(), source };
         let server = Self::connect(location, 1, false)?;
         let mut session = match &server.way {
-            Way::Postgres(sessions) => sessions.connect().await.map_err(|error| failed(error.into()))?,
+            Way::Postgres(sessions) => sessions.connect().await.map_err(failed)?,
             #[cfg(test)]
             Way::Simulated(_) => return Err(failed(Error::Closed)),
         };
@@ -263,7 +263,7 @@ impl Server {
     /// Begins a transaction in which nobody else of this schema has the same turn.
     pub(super) async fn begin(&self, turn: &str) -> Result<Transaction, Error> {
         match &self.way {
-            Way::Postgres(sessions) => Ok(sessions.begin(&turn_of(&self.schema, turn)).await?),
+            Way::Postgres(sessions) => sessions.begin(&turn_of(&self.schema, turn)).await,
             #[cfg(test)]
             Way::Simulated(_) => Err(Error::Closed),
         }
@@ -272,7 +272,7 @@ impl Server {
     /// The same, for what makes tables and may take long: the turn is waited for as long as that takes.
     async fn begin_to_create(&self) -> Result<Transaction, Error> {
         match &self.way {
-            Way::Postgres(sessions) => Ok(sessions.begin_patiently(&turn_of(&self.schema, "create")).await?),
+            Way::Postgres(sessions) => sessions.begin_patiently(&turn_of(&self.schema, "create")).await,
             #[cfg(test)]
             Way::Simulated(_) => Err(Error::Closed),
         }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{self, timeout, timeout_at},
 };
 
 use super::sql::{Error, postgres::answered};
@@ -56,15 +56,16 @@ impl Sessions {
     ///
     /// # Errors
     /// When the server can't be reached.
-    pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        timeout(WAIT, PgConnection::connect_with(&self.0.options)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+    pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
+        let begun = timeout(WAIT, PgConnection::connect_with(&self.0.options)).await;
+        Ok(begun.map_err(|_| Error::OutOfReach(WAIT))??)
     }
 
     /// Lends a session for a statement.
     ///
     /// # Errors
     /// When the server can't be reached, or all sessions are at work for too long.
-    pub(super) async fn lend(&self) -> Result<Lent, sqlx::Error> {
+    pub(super) async fn lend(&self) -> Result<Lent, Error> {
         let (turn, session, fresh) = self.ready().await?;
         Ok(Lent { session: Some(session), fresh, done: false, of: Arc::clone(&self.0), _turn: turn })
     }
@@ -73,7 +74,7 @@ impl Sessions {
     ///
     /// # Errors
     /// When the server can't be reached.
-    pub(super) async fn begin(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
+    pub(super) async fn begin(&self, turn_name: &str) -> Result<Transaction, Error> {
         let sql = format!("BEGIN; {}", turn(turn_name));
         loop {
             let (turn, mut session, fresh) = self.ready().await?;
@@ -83,7 +84,7 @@ impl Sessions {
                 Err(error) if !fresh && is_lost(&error) && !is_late(&error) => {
                     tracing::info!(%error, "a session was lost: another one");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -93,10 +94,10 @@ impl Sessions {
     ///
     /// # Errors
     /// When the server can't be reached.
-    pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, sqlx::Error> {
+    pub(super) async fn begin_patiently(&self, turn_name: &str) -> Result<Transaction, Error> {
         loop {
             match self.begin(turn_name).await {
-                Err(error) if is_anothers(&error) => {
+                Err(Error::Postgres(error)) if is_anothers(&error) => {
                     tracing::info!("waiting for another process that makes tables here")
                 }
                 begun => return begun,
@@ -105,15 +106,18 @@ impl Sessions {
     }
 
     /// A session that is there, as far as one can know, and true if it was begun for this.
-    async fn ready(&self) -> Result<(OwnedSemaphorePermit, PgConnection, bool), sqlx::Error> {
-        let ready = async {
-            let turn = Arc::clone(&self.0.turns).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+    async fn ready(&self) -> Result<(OwnedSemaphorePermit, PgConnection, bool), Error> {
+        let deadline = time::Instant::now() + WAIT;
+        let turn = timeout_at(deadline, Arc::clone(&self.0.turns).acquire_owned()).await;
+        let turn = turn.map_err(|_| Error::AllAtWork(WAIT))?.map_err(|_| sqlx::Error::PoolClosed)?;
+        let session = async {
             if let Some(session) = self.idle_session().await {
-                return Ok((turn, session, false));
+                return Ok((session, false));
             }
-            Ok((turn, PgConnection::connect_with(&self.0.options).await?, true))
+            Ok::<_, sqlx::Error>((PgConnection::connect_with(&self.0.options).await?, true))
         };
-        timeout(WAIT, ready).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+        let (session, fresh) = timeout_at(deadline, session).await.map_err(|_| Error::OutOfReach(WAIT))??;
+        Ok((turn, session, fresh))
     }
 
     async fn idle_session(&self) -> Option<PgConnection> {

@@ -14,7 +14,7 @@ const STATES: [&str; 2] = ["53", "57P"];
 /// Whether a transaction that failed so may do better the next time.
 pub(super) fn is_passing(error: &Error) -> bool {
     match error {
-        Error::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
+        Error::Postgres(sqlx::Error::Io(_)) | Error::OutOfReach(_) | Error::AllAtWork(_) => true,
         error => code(error).is_some_and(|code| PASSING.contains(&&*code)),
     }
 }

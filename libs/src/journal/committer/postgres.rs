@@ -212,7 +212,7 @@ impl Committer {
         for tried in 1..TRIES {
             let error = match self.begin(named).await {
                 // Who waits is told before they have no time left.
-                Err(error @ Error::Postgres(sqlx::Error::PoolTimedOut)) if tried > 1 => return Err(error),
+                Err(error @ (Error::OutOfReach(_) | Error::AllAtWork(_))) if tried > 1 => return Err(error),
                 Err(error) if is_passing(&error) => error,
                 begun => return begun,
             };

@@ -162,6 +162,12 @@ pub enum Error {
     /// PostgreSQL's word, or that of the way to it.
     #[error(transparent)]
     Postgres(#[from] sqlx::Error),
+    /// For so long no session could be begun.
+    #[error("no session with the server could be begun within {0:?}: it is out of reach, or lets nobody in")]
+    OutOfReach(Duration),
+    /// For so long no session was free.
+    #[error("no session with the server was free within {0:?}: all are at work, or have yet to begin")]
+    AllAtWork(Duration),
     /// What was read is not what was written.
     #[error("the database holds what was never written: {0}")]
     Corrupt(String),
@@ -229,7 +235,9 @@ impl Error {
                 in_the_way || of_the_disk || matches!(said.code, CannotOpen | PermissionDenied | ReadOnly)
             }
             Self::Gone(_) => true,
-            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)
+            Self::Postgres(sqlx::Error::Io(_) | sqlx::Error::PoolClosed)
+            | Self::OutOfReach(_)
+            | Self::AllAtWork(_)
             | Self::Standby => true,
             // Operator intervention, a broken connection, insufficient resources; a transaction turned down for others' sake, a lock, the
             // system; a login or a database that is yet to be there, a right that is yet to be granted, a standby that is yet to be promoted
