@@ -57,3 +57,25 @@ async fn a_line_about_an_undoing_does_not_tell_why_the_saga_turned_back() {
     let told = lines.that_say("doesn't get done");
     assert!(told[0].contains("saga.step=\"reserve\"") && told[0].contains("the connection broke"), "{told:?}");
 }
+
+#[tokio::test]
+async fn that_nobody_is_told_what_to_forget_for_the_want_of_the_own_database_is_one_line_that_names_no_participant() {
+    let (lines, _keeping) = Lines::keep();
+    let world = World::new();
+    let process = world.open().await;
+    let file = rusqlite::Connection::open(world.folder.path().join("order.db")).unwrap();
+    let by_hand = |sql| file.execute_batch(sql).unwrap();
+    let told = || [lines.that_say("what it may forget"), lines.that_say("what participants may forget")].concat();
+    for times in 1..=2 {
+        by_hand("ALTER TABLE aggregates RENAME TO elsewhere");
+        for _ in 0..2 {
+            assert_eq!(process.coordinator.forget_ended().await, 0);
+        }
+        let told = told();
+        assert!(told.len() == times && told.iter().all(|line| line.contains("no such table")), "{told:?}");
+        by_hand("ALTER TABLE elsewhere RENAME TO aggregates");
+        process.coordinator.forget_ended().await;
+    }
+    let told = told();
+    assert!(!["inventory", "payment", "shipping"].iter().any(|peer| told.concat().contains(peer)), "{told:?}");
+}

@@ -10,7 +10,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,9 +27,8 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::{Coordinator, RecoverError, Shared};
 use crate::{
-    cqrs::not_submitted,
-    journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded},
-    refusal::{Refusal, code_name},
+    journal::{Aggregate, AggregateId, Cause, Change, Decided, Entry, Loaded, SubmitError, sql},
+    refusal::code_name,
     rpc::verdict::step_of_round,
     saga::{
         record::{Record, is_final},
@@ -59,7 +61,11 @@ const TOLD: &str = "saga_told";
 
 /// How it stands with each participant.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Telling(Arc<Mutex<BTreeMap<&'static str, Standing>>>);
+pub(super) struct Telling {
+    peers: Arc<Mutex<BTreeMap<&'static str, Standing>>>,
+    /// True since what they are to be told could not be read, or not kept.
+    has_no_database: Arc<AtomicBool>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
@@ -81,7 +87,7 @@ impl Telling {
             .with_unit("{step}")
             .with_description("Steps of ended sagas that this process has told their participants to forget.")
             .with_callback(move |observer| {
-                for (peer, standing) in telling.0.lock().iter() {
+                for (peer, standing) in telling.peers.lock().iter() {
                     observer.observe(standing.steps, &[KeyValue::new("saga.peer", *peer)]);
                 }
             })
@@ -92,7 +98,7 @@ impl Telling {
             .with_unit("s")
             .with_description("For how long a participant could have been told already which sagas have ended.")
             .with_callback(move |observer| {
-                for (peer, standing) in telling.0.lock().iter() {
+                for (peer, standing) in telling.peers.lock().iter() {
                     let late = Duration::from_micros(u64::try_from(standing.late_micros).unwrap_or_default());
                     observer.observe(late.as_secs_f64(), &[KeyValue::new("saga.peer", *peer)]);
                 }
@@ -101,7 +107,7 @@ impl Telling {
     }
 
     fn told(&self, peer: &'static str, steps: usize, late_micros: i64) {
-        let mut standings = self.0.lock();
+        let mut standings = self.peers.lock();
         let standing = standings.entry(peer).or_default();
         standing.steps += steps as u64;
         standing.late_micros = late_micros;
@@ -109,10 +115,24 @@ impl Telling {
 
     /// Notes whether a participant could be told, and answers whether that is news.
     fn is_news(&self, peer: &'static str, is_out: bool) -> bool {
-        let mut standings = self.0.lock();
+        let mut standings = self.peers.lock();
         let standing = standings.entry(peer).or_default();
         std::mem::replace(&mut standing.is_out, is_out) != is_out
     }
+}
+
+/// Why a participant was not told.
+#[derive(Debug, thiserror::Error)]
+enum Untold {
+    /// It says so, or nothing.
+    #[error("{0}")]
+    Peer(#[from] Status),
+    /// What it may forget can't be read here.
+    #[error("{0}")]
+    Unread(#[from] sql::Error),
+    /// How far it was told can't be kept here.
+    #[error("{0}")]
+    Unkept(#[from] SubmitError),
 }
 
 /// How far a participant was told, and the aggregate that says so.
@@ -135,7 +155,7 @@ impl Shared {
     }
 
     /// Tells a participant all that it may forget now, and answers how many steps that is.
-    async fn tell_all(&self, peer: &'static str) -> Result<usize, Refusal> {
+    async fn tell_all(&self, peer: &'static str) -> Result<usize, Untold> {
         let mut told = 0;
         loop {
             let begin = Instant::now();
@@ -144,8 +164,7 @@ impl Shared {
             #[cfg(test)]
             let ended_before =
                 if crate::saga::simulation::Mutant::SweptAtOnce.is_left_out() { self.now() } else { ended_before };
-            let page = store::ended_after(&self.journal, place.position, ended_before, self.now(), PAGE).await;
-            let page = page.map_err(|error| error.refusal())?;
+            let page = store::ended_after(&self.journal, place.position, ended_before, self.now(), PAGE).await?;
             let Some(first_micros) = page.first_micros else {
                 self.telling.told(peer, 0, 0);
                 return Ok(told);
@@ -153,7 +172,7 @@ impl Shared {
             self.telling.told(peer, 0, ended_before.saturating_sub(first_micros));
             let steps = self.steps(peer, &page.ended).await?;
             for steps in steps.chunks(MOST_TOLD) {
-                self.tell(peer, steps).await.map_err(|status| Refusal::from_status(&status))?;
+                self.tell(peer, steps).await?;
                 self.telling.told(peer, steps.len(), ended_before.saturating_sub(first_micros));
                 told += steps.len();
             }
@@ -162,15 +181,15 @@ impl Shared {
         }
     }
 
-    async fn place(&self, peer: &'static str) -> Result<Place, Refusal> {
+    async fn place(&self, peer: &'static str) -> Result<Place, sql::Error> {
         let id = AggregateId::new(TOLD, peer);
-        let before = self.journal.aggregate(&id).await.map_err(|error| error.refusal())?;
+        let before = self.journal.aggregate(&id).await?;
         let position = std::str::from_utf8(&before.state).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
         Ok(Place { id, before, position })
     }
 
     /// What a participant may know of sagas that have ended.
-    pub(super) async fn steps(&self, peer: &'static str, ended: &[String]) -> Result<Vec<EndedStep>, Refusal> {
+    pub(super) async fn steps(&self, peer: &'static str, ended: &[String]) -> Result<Vec<EndedStep>, sql::Error> {
         let mut steps = Vec::new();
         let read = store::load_each(&self.journal, ended, |saga_id, stored| match stored {
             Ok(record) => steps.extend(called(&record, peer)),
@@ -178,7 +197,7 @@ impl Shared {
                 tracing::warn!(saga.id = saga_id, peer, %error, "a saga can't be read: what is kept of it stays");
             }
         });
-        read.await.map_err(|error| error.refusal())?;
+        read.await?;
         Ok(steps)
     }
 
@@ -191,7 +210,7 @@ impl Shared {
     }
 
     /// Remembers how far a participant was told, unless another process knows better.
-    async fn move_on(&self, place: Place, position: i64) -> Result<(), Refusal> {
+    async fn move_on(&self, place: Place, position: i64) -> Result<(), SubmitError> {
         let Place { id, before, .. } = place;
         let aggregates = vec![id.clone()];
         let decide = move |loaded: &Loaded<'_>| {
@@ -203,7 +222,7 @@ impl Shared {
             Decided { changes: vec![change], ..Decided::default() }
         };
         let entry = Entry { request: None, aggregates, cause: Cause::default(), decide: Box::new(decide), size: 100 };
-        self.journal.submit(entry).await.map(drop).map_err(not_submitted)
+        self.journal.submit(entry).await.map(drop)
     }
 }
 
@@ -223,30 +242,38 @@ impl Coordinator {
     /// Tells participants once which of their answers they may forget: those to sagas that ended as long ago as
     /// [`Options::keep_answers`](super::Options::keep_answers). Answers how many steps they were told.
     pub async fn forget_ended(&self) -> usize {
+        let telling = &self.0.telling;
         let tell = |peer: &'static str| async move {
             let told = self.0.tell_all(peer).await;
-            let is_news = self.0.telling.is_news(peer, told.is_err());
-            match told {
+            match &told {
                 Ok(steps) => {
-                    if steps > 0 {
+                    telling.is_news(peer, false);
+                    if *steps > 0 {
                         tracing::info!(peer, steps, "told what it may forget of sagas that have ended");
                     }
-                    steps
                 }
-                Err(Refusal { code, message, .. }) => {
-                    if is_news {
-                        tracing::warn!(
-                            peer,
-                            code = code_name(code),
-                            error = message,
-                            "can't be told now what it may forget, but later"
-                        );
+                Err(Untold::Peer(status)) => {
+                    if telling.is_news(peer, true) {
+                        let (code, error) = (code_name(status.code()), status.message());
+                        tracing::warn!(peer, code, error, "can't be told now what it may forget, but later");
                     }
-                    0
+                }
+                // This process ends.
+                Err(Untold::Unkept(SubmitError::Closed)) => {}
+                // That is the same for all of them.
+                Err(error) => {
+                    if !telling.has_no_database.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "what participants may forget can't be read or kept now, but later");
+                    }
                 }
             }
+            told
         };
-        futures::future::join_all(self.0.barriers().into_iter().map(tell)).await.into_iter().sum()
+        let all = futures::future::join_all(self.0.barriers().into_iter().map(tell)).await;
+        if all.iter().all(|told| matches!(told, Ok(_) | Err(Untold::Peer(_)))) {
+            telling.has_no_database.store(false, Ordering::Relaxed);
+        }
+        all.into_iter().map(Result::unwrap_or_default).sum()
     }
 }
 
