@@ -1,10 +1,12 @@
-//! Views of a version whose tables have another shape than those that an older version left.
+//! Views of a version whose tables have another shape than those that an older version left, or that can't fold what that one could.
 #![cfg(feature = "cqrs")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod lines;
+mod squeamish;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use libs::{
@@ -14,12 +16,14 @@ use libs::{
         sql::Transaction,
     },
 };
+use lines::Lines;
 use pb::{
     projection_command_service_server::ProjectionCommandService as _,
     projection_query_service_server::ProjectionQueryService as _,
 };
 use proto::projections::v1 as pb;
 use sqlx::{Connection as _, Executor as _};
+use squeamish::Squeamish;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::Request;
@@ -222,4 +226,24 @@ async fn an_index_whose_name_an_older_versions_table_has_is_refused_until_that_i
     views.rebuild(|_, _| {}).await.unwrap();
     let said = refused(Projections::new().with(Shelves::<0>)).await;
     assert!(said.contains("an index on shelves_anew, and is to be an index on shelves"), "the new one has it: {said}");
+}
+
+/// On a server, for in a file it is another thread that folds, and its lines are not kept.
+#[tokio::test]
+async fn that_new_views_do_not_get_past_an_event_is_not_said_of_those_that_are_read() {
+    if !database::has_server() {
+        return;
+    }
+    let (lines, _keeping) = Lines::keep();
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::open(database::location(folder.path(), "test"), &[]).await.unwrap();
+    write(&journal, "poison").await;
+    let before = Projections::new().with(Squeamish { mended: Arc::new(true.into()) });
+    open(&journal, before).await.unwrap().catch_up(|_, _| {}).await.unwrap();
+    let views = open(&journal, Projections::new().with(Squeamish::default())).await.unwrap();
+    views.rebuild(|_, _| {}).await.unwrap_err();
+    assert_eq!((lines.that_say("projection parked"), lines.that_say("ERROR")), (Vec::new(), Vec::new()));
+    let told = lines.that_say("the new views");
+    let event = "projection=\"squeamish\" position=1 error=";
+    assert!(told.len() == 1 && told[0].starts_with("WARN") && told[0].contains(event), "{told:?}");
 }

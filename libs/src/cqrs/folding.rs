@@ -52,7 +52,7 @@ impl Views {
 
     /// Folds one projection's events, at last one by one, and parks it at the event it can't fold.
     async fn fold_alone(&mut self, at: usize, from: i64, events: &[Event], last: i64) -> Result<(), sql::Error> {
-        let Self { writer, projections, .. } = self;
+        let Self { writer, projections, is_beside, .. } = self;
         let shared = writer.is_shared();
         let folded = &mut projections[at];
         if !folded.takes(from) {
@@ -81,14 +81,10 @@ impl Views {
                             tracing::info!(%error, "a fold that failed is not rolled back: its session is over");
                         }
                         if events.len() == 1 && attempt == TRIES {
-                            let (projection, other) = (folded.fold.name(), of_another_version(&error));
-                            let mend = other.unwrap_or("mend it and restart, or have it try again by ResumeProjection");
-                            tracing::error!(
-                                projection,
-                                position = last,
-                                %error,
-                                "projection parked: its view stands still at this event; {mend}"
-                            );
+                            // Tables that are made beside others are this version's.
+                            let other = if *is_beside { None } else { of_another_version(&error) };
+                            let projection = folded.fold.name();
+                            tell_parked(*is_beside, projection, last, &error, other);
                             folded.parked = true;
                             let shown = other.map_or_else(|| error.to_string(), |mend| format!("{error}: {mend}"));
                             folded.standing.park(last, shown);
@@ -102,12 +98,23 @@ impl Views {
     }
 }
 
-/// What to do where a table lacks a column: no restart mends it.
+/// Tells why a projection goes no further. Of views that are made beside others none is read: whoever has them made is told the same.
+fn tell_parked(is_beside: bool, projection: &str, position: i64, error: &ProjectionError, mend: Option<&str>) {
+    if is_beside {
+        tracing::warn!(projection, position, %error, "the new views don't get past this event: those that are there stay as they are");
+        return;
+    }
+    let mend = mend.unwrap_or("mend it and restart, or have it try again by ResumeProjection");
+    tracing::error!(projection, position, %error, "projection parked: its view stands still at this event; {mend}");
+}
+
+/// What to do where a table lacks a column: if it is another version's, no restart mends it.
 fn of_another_version(error: &ProjectionError) -> Option<&'static str> {
     match error {
-        ProjectionError::Database(error) if error.is_unknown_column() => {
-            Some("its table was made by another version of this program: make the views anew by RebuildProjections")
-        }
+        ProjectionError::Database(error) if error.is_unknown_column() => Some(
+            "mend the fold and restart or, if another version of this program made its table, make the views anew by \
+                 RebuildProjections",
+        ),
         _ => None,
     }
 }

@@ -168,7 +168,7 @@ impl Plan {
         let Self { log, followed, projections, old, .. } = self;
         // Before the service is asked: where its log ends then, a copy of it has not come further.
         let (stream, reached) = followed.stream_end().await?.unwrap_or_default();
-        let views = Views::open(place, log, &projections).await?;
+        let views = Views { is_beside: true, ..Views::open(place, log, &projections).await? };
         let head = match views.log.is_remote() {
             // What was folded was wanted; whether there is more will be seen. A stream may be the copy of a log that was lost and that this
             // one has outgrown: it must have nothing left to tell.

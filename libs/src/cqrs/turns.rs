@@ -26,7 +26,8 @@ impl Views {
     /// When the database or the log fails, or an event can't be folded: such views must take nobody's place.
     pub async fn catch_up(self, progress: impl FnMut(i64, i64)) -> Result<(), RebuildError> {
         let all = self.log.head().await?;
-        let Self { writer, reader, .. } = whole(self.fold_to(all, progress).await?)?;
+        let beside = Self { is_beside: true, ..self };
+        let Self { writer, reader, .. } = whole(beside.fold_to(all, progress).await?)?;
         // The last connection to a file is the one that leaves all in it, and nothing beside it.
         drop(reader);
         writer.close().await;

@@ -34,6 +34,8 @@ pub struct Views {
     pub(super) reader: Reader,
     pub(super) log: Log,
     pub(super) projections: Vec<Folded>,
+    /// True of those that are made beside others, which nobody reads yet.
+    pub(super) is_beside: bool,
     /// The most events that a turn takes now.
     pub(super) most: i64,
     pub(super) caught_up: watch::Sender<i64>,
@@ -121,8 +123,21 @@ impl Views {
         }
         let (caught_up, _) = watch::channel(passed(&folded));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));
-        let (projections, most, rebuilding) = (folded, MOST_EVENTS, JoinSet::new());
-        Ok(Self { location, writer, reader, log, projections, most, caught_up, wanted, bell, rebuilds, rebuilding })
+        let (projections, is_beside, most, rebuilding) = (folded, false, MOST_EVENTS, JoinSet::new());
+        Ok(Self {
+            location,
+            writer,
+            reader,
+            log,
+            projections,
+            is_beside,
+            most,
+            caught_up,
+            wanted,
+            bell,
+            rebuilds,
+            rebuilding,
+        })
     }
 
     /// Makes what is missing of views that are not to be fed yet.
