@@ -109,6 +109,24 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
     assert_eq!(shown(&board).await.parked, None);
 }
 
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn that_a_stream_is_of_a_longer_log_is_told_once_however_that_log_grows() {
+    let Some(broker) = Broker::start() else { return };
+    let (lines, _kept) = Lines::keep();
+    let mut source = to_be_lost(&broker).await;
+    source.restore(RESTORED, 100).await;
+    let board = source.publish(&broker).await;
+    for end in 4..=6 {
+        let why = format!("it ends at 10 and the log at {end}");
+        until("it is shown", || async { shown(&board).await.parked.is_some_and(|parked| parked.error.contains(&why)) })
+            .await;
+        source.happen("thing", 100).await;
+    }
+    let told = lines.that_say("it ends at 10");
+    assert!(told.len() == 1 && told[0].contains("events are not published"), "{told:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_are_made_anew_to_where_the_log_ends_and_not_the_stream() {
     let Some(broker) = Broker::start() else { return };

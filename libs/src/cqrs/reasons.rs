@@ -7,17 +7,16 @@ use tokio::time::Instant;
 /// What has not been so for this long is news again.
 const LAPSE: Duration = Duration::from_secs(60);
 
-/// What was told last of why nothing comes, as long as that is so.
+/// What was told last of why nothing comes or goes, as long as that is so.
 #[derive(Debug, Default)]
 pub(super) struct ToldReason(Option<String>);
 
 impl ToldReason {
-    /// True if this is to be told: it was not what was told last.
+    /// True if this is to be told: it was not what was told last. How far a log is by now makes no other reason of it.
     pub(super) fn is_news(&mut self, why: &str) -> bool {
-        let is_news = self.0.as_deref() != Some(why);
-        if is_news {
-            self.0 = Some(why.to_owned());
-        }
+        let why = Some(why.replace(|letter: char| letter.is_ascii_digit(), ""));
+        let is_news = self.0 != why;
+        self.0 = why;
         is_news
     }
 
@@ -26,9 +25,14 @@ impl ToldReason {
         self.0.is_some()
     }
 
+    /// It is over. True if anything was told.
+    pub(super) fn take(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
     /// Tells that it is over, if anything was told.
     pub(super) fn over(&mut self, source: &str) {
-        if self.0.take().is_some() {
+        if self.take() {
             tracing::info!(source, "events come again");
         }
     }

@@ -14,7 +14,7 @@ use proto::events::v1 as pb;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    super::{Board, Log, board::Standing, envelope, log::News, upcast::is_unreadable},
+    super::{Board, Log, board::Standing, envelope, log::News, reasons::ToldReason, upcast::is_unreadable},
     BrokerError, JetStream, LOOK, PAUSE,
     forms::{FORM, Forms},
     is_own, message_id, position, subject,
@@ -78,16 +78,15 @@ impl Relay {
     /// # Errors
     /// Never.
     pub async fn run(mut self) -> Result<(), std::convert::Infallible> {
-        let mut told = String::new();
+        let mut told = ToldReason::default();
         loop {
             match self.publish(&mut told).await {
                 Ok(Ended::Closed) => return Ok(()),
                 Ok(Ended::Moved) => sleep(STAND_BACK).await,
                 Err(error) => {
                     let why = error.to_string();
-                    if why != told {
+                    if told.is_news(&why) {
                         tracing::warn!(service = self.service, why, "events are not published until this is mended");
-                        told.clone_from(&why);
                     }
                     self.standing.park(self.standing.checkpoint() + 1, why);
                     sleep(PAUSE).await;
@@ -99,13 +98,13 @@ impl Relay {
     }
 
     /// Goes on where the stream ends.
-    async fn publish(&mut self, told: &mut String) -> Result<Ended, BrokerError> {
+    async fn publish(&mut self, told: &mut ToldReason) -> Result<Ended, BrokerError> {
         let stream = self.jetstream.stream(self.service).await?;
         let (mut last, head) = self.end_of(&stream).await?;
         // Before there is any message that says so.
         self.jetstream.tell_of(&self.forms, &stream).await?;
         // A stream that can be read need not take anything.
-        if told.is_empty() || last >= head {
+        if !told.is_out() || last >= head {
             self.goes_on(last, told);
         } else {
             self.standing.moved(last);
@@ -143,7 +142,7 @@ impl Relay {
             }
             last = end;
             self.standing.moved(last);
-            if !told.is_empty() {
+            if told.is_out() {
                 self.goes_on(last, told);
             }
             self.look_ahead().await?;
@@ -151,9 +150,9 @@ impl Relay {
     }
 
     /// Shows, and tells where that is news, that nothing is in the way of what comes after this.
-    fn goes_on(&self, last: i64, told: &mut String) {
+    fn goes_on(&self, last: i64, told: &mut ToldReason) {
         self.standing.go_on(last);
-        if !std::mem::take(told).is_empty() {
+        if told.take() {
             tracing::info!(service = self.service, position = last, "events are published again");
         }
     }
