@@ -4,7 +4,7 @@
 //! `grpc-retry-pushback-ms`: a breaker takes it for overload rather than failure and rests as long as it says, and a retry waits
 //! as long. Health and reflection always pass, and operators have places of their own: what they ask for puts right what the others wait
 //! for. A call has its place until its answer is taken: what its client leaves lying is in memory.
-//! A stream has none once it has begun.
+//! A stream has none once it has begun. Who has a place and finds no room behind it, such as in a queue, is told of as who has found none.
 
 use std::{
     future::Future,
@@ -18,18 +18,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Status, metadata::MetadataValue, server::NamedService};
+use tonic::{Code, Status, metadata::MetadataValue, server::NamedService};
 use tower::{Layer, Service};
 
 use super::{
     in_flight::{Flight, InFlight},
     server::{Methods, shown},
 };
-use crate::{refusal::Refusal, told::Told};
+use crate::{breaker::layer::grpc_status, refusal::Refusal, told::Told};
 
 /// An answer as large as this has its place until it was written, which takes an allocation. A smaller one has it until HTTP/2 has taken
 /// it: of a client with little room for each of 256 streams it then holds 2 MiB at the most.
@@ -48,10 +48,12 @@ pub struct ShedLayer {
     operators: Arc<Semaphore>,
     overloaded: Status,
     refused: Arc<Refused>,
+    /// Those that had a place and found no room behind it, such as in a queue.
+    full: Arc<Refused>,
     connection: Option<(Arc<InFlight>, Methods)>,
 }
 
-/// The calls that found no place.
+/// The calls that found no place, or no room.
 #[derive(Debug)]
 struct Refused {
     service: String,
@@ -60,7 +62,7 @@ struct Refused {
     told: Told,
 }
 
-/// Marks an answer that says nothing but that there was no place.
+/// Marks an answer that says nothing but that there was no place, or no room.
 #[derive(Clone, Copy, Debug)]
 struct NoPlace;
 
@@ -72,9 +74,10 @@ impl ShedLayer {
         let calls = calls.clamp(1, Semaphore::MAX_PERMITS);
         let operators = (calls / OTHERS).min(OPERATORS);
         let [places, operators] = [calls - operators, operators].map(|places| Arc::new(Semaphore::new(places)));
-        let refused = Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Told::default() };
+        let none = || Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Told::default() };
+        let [refused, full] = [none(), none()].map(Arc::new);
         let overloaded = overloaded(service, pause);
-        Self { places, operators, overloaded, refused: Arc::new(refused), connection: None }
+        Self { places, operators, overloaded, refused, full, connection: None }
     }
 
     /// The same for one connection, whose calls are counted, and whose answers have their places until they are taken. Without it any may
@@ -97,18 +100,33 @@ impl ShedLayer {
 }
 
 impl Refused {
-    /// Counts a call that is refused, and tells of it, unless one was told of just now.
-    fn count(&self, path: &str) {
+    /// Counts a call that is refused, and answers how many those are if it is to be told: none was just now.
+    fn count(&self) -> Option<u64> {
         let refused = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if !self.told.is_due() {
-            return;
-        }
+        self.told.is_due().then_some(refused)
+    }
+
+    fn no_place(&self, path: &str) {
+        let Some(refused) = self.count() else { return };
         let (service, method) = (&self.service, shown(path.trim_start_matches('/')));
         tracing::warn!(service, method, refused, "too many calls are being worked on: others are refused");
     }
+
+    fn no_room(&self, refusal: &Refusal) {
+        let Some(refused) = self.count() else { return };
+        let (service, reason, why) = (&self.service, &*refusal.reason, &*refusal.message);
+        tracing::warn!(service, reason, why, refused, "there is no room for what calls ask for: they are refused");
+    }
 }
 
-/// Whether an answer says nothing but that there was no place. Such refusals are told of here.
+/// What an answer refuses for want of room behind the places. A stream that has begun is not looked at.
+fn of_room(headers: &HeaderMap) -> Option<Refusal> {
+    grpc_status(headers).filter(|code| *code == Code::ResourceExhausted)?;
+    let refusal = Refusal::from_status(&Status::from_header_map(headers)?);
+    refusal.retry_after.is_some_and(|after| !after.is_zero()).then_some(refusal)
+}
+
+/// Whether an answer says nothing but that there was no place, or no room. Such refusals are told of here.
 pub(super) fn was_shed<B>(response: &Response<B>) -> bool {
     response.extensions().get::<NoPlace>().is_some()
 }
@@ -156,7 +174,7 @@ where
             false => match self.layer.place(path) {
                 Some(place) => Some(place),
                 None => {
-                    self.layer.refused.count(path);
+                    self.layer.refused.no_place(path);
                     let kind = Kind::Refused { status: Some(self.layer.overloaded.clone()) };
                     return ShedFuture { held: None, is_stream: false, kind };
                 }
@@ -165,7 +183,11 @@ where
         let connection = self.layer.connection.as_ref();
         let is_stream = connection.is_none_or(|(_, methods)| methods.may_stream(path.trim_start_matches('/')));
         let held = Held { place, flight: connection.map(|(calls, _)| calls.begin()) };
-        ShedFuture { held: Some(held), is_stream, kind: Kind::Working { call: self.inner.call(request) } }
+        ShedFuture {
+            held: Some(held),
+            is_stream,
+            kind: Kind::Working { call: self.inner.call(request), full: Arc::clone(&self.layer.full) },
+        }
     }
 }
 
@@ -208,7 +230,7 @@ pin_project! {
     #[project = KindProjected]
     #[derive(Debug)]
     enum Kind<F> {
-        Working { #[pin] call: F },
+        Working { #[pin] call: F, full: Arc<Refused> },
         Refused { status: Option<Status> },
     }
 }
@@ -223,8 +245,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         match this.kind.project() {
-            KindProjected::Working { call } => {
-                let answered = ready!(call.poll(cx));
+            KindProjected::Working { call, full } => {
+                let mut answered = ready!(call.poll(cx));
+                if let Ok(response) = &mut answered
+                    && let Some(refusal) = of_room(response.headers())
+                {
+                    full.no_room(&refusal);
+                    response.extensions_mut().insert(NoPlace);
+                }
                 let held = this.held.take();
                 Poll::Ready(answered.map(|response| response.map(|body| ShedBody::new(body, held, *this.is_stream))))
             }

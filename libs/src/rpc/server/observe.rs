@@ -126,7 +126,7 @@ mod tests {
     use tracing_subscriber::layer::{self, SubscriberExt as _};
 
     use super::*;
-    use crate::{breaker::is_draining, rpc::shed::ShedLayer};
+    use crate::{breaker::is_draining, refusal::Refusal, rpc::shed::ShedLayer};
 
     /// Counts warnings.
     #[derive(Clone, Default)]
@@ -233,5 +233,29 @@ mod tests {
         }
         provider.force_flush().expect("exported");
         assert_eq!(methods(&exporter).into_iter().collect::<Vec<_>>(), ["_OTHER", "tea.v1.Tea/Brew"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_calls_that_find_no_room_behind_the_door_floods_no_log_and_others_have_their_lines() {
+        let warnings = Warnings::default();
+        let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+        let (_draining, draining) = watch::channel(false);
+        let brewing = service_fn(|call: Request<Body>| {
+            let refusal = match call.uri().path() {
+                "/tea.v1.Tea/Brew" => Refusal::exhausted("COMMAND_QUEUE_FULL", "try again", Duration::from_millis(250)),
+                _ => Refusal::internal(),
+            };
+            ready(Ok(refusal.into_status("tea").into_http::<Body>()))
+        });
+        let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);
+        let mut server = ObserveLayer::new("tea", None, Methods::new([], []), draining).layer(shed);
+        for second in 1..=2 {
+            for _ in 0..50 {
+                server.call(call("/tea.v1.Tea/Brew")).await.expect("an answer");
+            }
+            server.call(call("/tea.v1.Tea/Spill")).await.expect("an answer");
+            assert_eq!(warnings.0.load(Ordering::Relaxed), second * 2, "one a second, and of each that has failed");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
     }
 }
