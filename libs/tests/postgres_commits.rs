@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod database;
+mod lines;
 mod link;
 mod schema;
 
@@ -13,6 +14,7 @@ use std::{
 };
 
 use libs::journal::{AggregateId, Entry, Journal, Location, Outcome, SubmitError};
+use lines::Lines;
 use link::Cut;
 use schema::{PATIENCE, Schema, When, change, claim, note, noted};
 use sqlx::{Connection as _, Executor as _};
@@ -92,13 +94,18 @@ async fn slow(schema: &Schema, time: Duration) -> Result<Outcome, SubmitError> {
     timeout(PATIENCE, submitted).await.expect("an answer").unwrap().map(|committed| committed.outcome)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// In one thread, so that its lines are kept.
+#[tokio::test]
 async fn a_commit_that_takes_long_is_asked_after_for_as_long_as_there_is_an_answer() {
     let (Some(schema), Some(other)) = (Schema::new(), Schema::new()) else { return };
+    let (lines, _keeping) = Lines::keep();
     // For longer than a server may say nothing at all; and until what it was decided on may have come and gone and come again.
     let ended = tokio::join!(slow(&schema, Duration::from_secs(33)), slow(&other, Duration::from_secs(46)));
     assert_eq!(ended, (Ok(Outcome::Done), Err(SubmitError::Unavailable)), "lost, and made once more while it is young");
     assert_eq!(other.open().await.submit(note("slow")).await.unwrap().outcome, Outcome::Done, "nothing was written");
+    // Of each, and not by each answer.
+    let told = lines.that_say("is still in progress");
+    assert!(told.len() == 2 && told[0] != told[1], "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

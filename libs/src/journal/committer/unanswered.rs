@@ -18,6 +18,10 @@ use crate::journal::{
 
 /// How long a lost commit is asked after before the process gives up.
 const ASK: Duration = Duration::from_secs(30);
+/// From when on to tell that the server has yet to end it: one that never got the COMMIT ends it sooner, with its turn.
+const TELL: Duration = Duration::from_secs(5);
+/// How often to tell that from then on.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Between two such questions.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How a server is asked what became of a transaction. A standby that is to take over may have the commit, and has yet to replay it.
@@ -33,6 +37,7 @@ impl Committer {
     pub(super) async fn is_committed(&self, id: &str, sets: &Sets, error: &sqlx::Error) -> Result<bool, Error> {
         tracing::warn!(transaction = id, %error, "a commit was not answered: asking what became of it");
         let mut deadline = Instant::now() + ASK;
+        let mut next_told = Instant::now() + TELL;
         loop {
             let said = |records: &[Record]| records.first().map_or(Ok(String::new()), |record| record.text(0));
             let is_primary = |records: &[Record]| !said(records).is_ok_and(|said| said == IN_RECOVERY);
@@ -43,6 +48,11 @@ impl Committer {
                 Ok("aborted") => Ok(false),
                 // It waits for the server's disk or for a standby, and there is an answer as long as that takes.
                 Ok("in progress") => {
+                    if Instant::now() >= next_told {
+                        let why = "it waits for the server's disk or for a standby";
+                        tracing::warn!(transaction = id, why, "a commit that was not answered is still in progress");
+                        next_told = Instant::now() + TELL_AGAIN;
+                    }
                     deadline = Instant::now() + ASK;
                     sleep(PAUSE).await;
                     continue;
