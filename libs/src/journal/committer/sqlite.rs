@@ -38,7 +38,7 @@ impl Committer {
     pub(in crate::journal) fn run(mut self) -> Result<(), Error> {
         let runtime = Handle::current();
         let mut batch = Vec::with_capacity(MOST_ENTRIES);
-        let mut gathering = Gathering::default();
+        let mut gathering = Gathering::on_own_thread();
         while let Some(size) = runtime.block_on(gathering.next(&mut self.waiting, &mut batch)) {
             self.counters.waits_no_more(size);
             self.commit(&mut batch)?;
