@@ -39,8 +39,9 @@ const PUT_AWAY: Duration = Duration::from_secs(5);
 const OVERLOAD_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many streams a connection may have reset in its life before it ends: for what comes on them though they are over, as malformed, or
-/// as more than it may have at a time. Each is in memory until its client has taken the reset: those of one that takes none are 3 MiB. Good clients have some as well, where a call is refused
-/// while its request is on its way. Where nobody says how many, tonic has there be no end to them.
+/// as more than it may have at a time. Each is in memory until its client has taken the reset: those of one that takes none are 3 MiB. Good
+/// clients have some as well, where a call is refused while its request is on its way. Where nobody says how many, tonic has there be no
+/// end to them.
 const RESETS: usize = 4_096;
 
 /// A service, being assembled and then run.

@@ -44,11 +44,14 @@ impl Gathering {
         waiting: &mut mpsc::Receiver<Waiting>,
         batch: &mut Vec<Waiting>,
     ) -> Option<usize> {
+        let gives_way = self.gives_way;
         let first = waiting.recv().await?;
         let mut size = first.entry.size;
         batch.push(first);
-        let begin = Instant::now();
-        let gap = if self.gives_way { SHORT_GAP } else { GAP };
+        // Who only gives way moves no clock on that stands still until all sleep, as a test's does: that one waits by the machine's.
+        let (begin, really) = (Instant::now(), std::time::Instant::now());
+        let waited = || if gives_way { really.elapsed() } else { begin.elapsed() };
+        let gap = if gives_way { SHORT_GAP } else { GAP };
         loop {
             let before = batch.len();
             while batch.len() < MOST_ENTRIES
@@ -59,12 +62,12 @@ impl Gathering {
                 batch.push(next);
             }
             let is_full = batch.len() >= MOST_ENTRIES || size >= MOST_BYTES || batch.len() >= self.expected;
-            let none_came = batch.len() == before && begin.elapsed() >= gap;
-            if is_full || none_came || begin.elapsed() >= LINGER {
+            let none_came = batch.len() == before && waited() >= gap;
+            if is_full || none_came || waited() >= LINGER {
                 break;
             }
             // Not for the next entry: being woken for each costs more than all that it brings.
-            if self.gives_way {
+            if gives_way {
                 std::thread::yield_now();
             } else {
                 sleep(GAP).await;
@@ -72,5 +75,31 @@ impl Gathering {
         }
         self.expected = if batch.len() < FEW { 0 } else { batch.len() };
         Some(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::journal::{Cause, Decided, Entry, Loaded};
+
+    /// A committer's thread is on the clock of whoever has opened the journal, and a test may have stopped that.
+    #[test]
+    fn who_gives_way_waits_no_longer_where_a_clock_stands_still() {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            let (submit, mut waiting) = mpsc::channel(1);
+            let decide = Box::new(|_: &Loaded<'_>| Decided::default());
+            let entry = Entry { request: None, aggregates: Vec::new(), cause: Cause::default(), decide, size: 100 };
+            assert!(submit.try_send(Waiting { entry, answer: oneshot::channel().0 }).is_ok());
+            let mut gathering = Gathering { expected: 2 * FEW, ..Gathering::on_own_thread() };
+            let mut batch = Vec::new();
+            let size = runtime.expect("a runtime").block_on(gathering.next(&mut waiting, &mut batch));
+            let _ = tell.send((size, batch.len()));
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok((Some(100), 1)));
     }
 }
