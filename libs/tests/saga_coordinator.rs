@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod clock;
+mod lines;
 mod saga_world;
 
 use std::{
@@ -23,6 +24,7 @@ use libs::{
         testing::{Fault, Participants},
     },
 };
+use lines::Lines;
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::{
     InMemoryMetricExporter, SdkMeterProvider,
@@ -50,6 +52,25 @@ async fn a_saga_takes_its_steps_in_order_and_ends_with_its_own_work_done() {
     assert!(String::from_utf8_lossy(&world.participants.calls()[1].message).contains("charge price of"));
     // One commit to start, and one a participant: the last one completes the order too.
     assert_eq!((saga.version, process.journal.stats().commits), (4, 4));
+}
+
+/// Bytes are the same on the wire as a string is: every step would read them.
+#[tokio::test]
+async fn a_saga_starts_from_no_message_but_its_definitions() {
+    let (lines, _kept) = Lines::keep();
+    let process = World::new().open().await;
+    let (coordinator, bytes) = (&process.coordinator, b"tea".to_vec());
+    let loaded = Loaded::new(&[], None, 1_700_000_000_000_000);
+    let refused = [
+        coordinator.start("place-order", "tea", &bytes, &loaded).map(drop),
+        coordinator.start_at("place-order", "tea", &bytes, &loaded, i64::MAX).map(drop),
+        coordinator.locks("place-order", &bytes).map(drop),
+    ];
+    assert_eq!(refused.map(|refused| refused.map_err(|refusal| refusal.code)), [Err(Code::Internal); 3]);
+    let said = "saga place-order starts from alloc::string::String, and was to start from alloc::vec::Vec<u8>";
+    let said = lines.that_say(said);
+    assert!(said.len() == 3 && said.iter().all(|line| line.starts_with("ERROR")), "{said:?}");
+    assert!(coordinator.start("place-order", "tea", &"tea".to_owned(), &loaded).is_ok());
 }
 
 #[tokio::test]

@@ -95,3 +95,15 @@ async fn a_request_that_cannot_be_made_is_found() {
     let broken = fail_every_step(&rig).await.unwrap_err().to_string();
     assert!(broken.contains("ship refused: no such call was made"), "{broken}");
 }
+
+/// Bytes are the same on the wire as a string is.
+#[tokio::test]
+async fn an_input_that_the_saga_does_not_start_from_is_named() {
+    let folder = TempDir::new().unwrap();
+    let rig = Rig::new(folder.path(), diamond(), b"it".to_vec(), Participants::new);
+    let broken = crash_every_point(&rig).await.unwrap_err().to_string();
+    assert!(
+        broken.contains("diamond starts from alloc::string::String, and was to start from alloc::vec::Vec<u8>"),
+        "{broken}"
+    );
+}

@@ -1,6 +1,12 @@
 //! Building a definition, step by step, each with its types.
 
-use std::{any::TypeId, fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    any::{TypeId, type_name},
+    fmt,
+    marker::PhantomData,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -263,7 +269,7 @@ impl<I: Message + Default + 'static> Builder<I> {
             }
         }
         plan.hash = shape::hash(&plan);
-        Ok(Arc::new(Definition { plan, steps, ending, keys, answer, types }))
+        Ok(Arc::new(Definition { plan, steps, ending, keys, answer, types, input_name: type_name::<I>() }))
     }
 
     fn option(&mut self, name: &'static str, change: impl FnOnce(&mut StepOptions)) -> &mut Self {

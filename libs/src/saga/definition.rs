@@ -1,6 +1,10 @@
 //! A saga's definition as it was built: its plan, and the functions that make each step's request from what came before.
 
-use std::{any::TypeId, fmt, sync::Arc};
+use std::{
+    any::{TypeId, type_name},
+    fmt,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -64,6 +68,8 @@ pub struct Definition {
     /// What a saga that is another one's step answers. None answers an empty message.
     pub(super) answer: Option<MakeRequest>,
     pub(super) types: Types,
+    /// What its sagas start from, for people.
+    pub(super) input_name: &'static str,
 }
 
 /// What a definition's sagas start from, and what they answer.
@@ -71,6 +77,15 @@ pub struct Definition {
 pub(super) struct Types {
     pub(super) input: TypeId,
     pub(super) answer: TypeId,
+}
+
+/// A saga that was to start from another message than its definition says.
+#[derive(Debug, thiserror::Error)]
+#[error("saga {saga} starts from {wanted}, and was to start from {given}")]
+pub(super) struct OtherInput {
+    saga: &'static str,
+    wanted: &'static str,
+    given: &'static str,
 }
 
 impl fmt::Debug for Definition {
@@ -117,6 +132,14 @@ impl Definition {
         peers.sort_unstable();
         peers.dedup();
         peers.into_iter()
+    }
+
+    /// Checks that its sagas start from an `I`: another message may read as one.
+    pub(super) fn check_input<I: 'static>(&self) -> Result<(), OtherInput> {
+        if self.types.input == TypeId::of::<I>() {
+            return Ok(());
+        }
+        Err(OtherInput { saga: self.name(), wanted: self.input_name, given: type_name::<I>() })
     }
 
     /// The steps that sagas take, each with its definition.

@@ -45,6 +45,22 @@ impl Definitions {
         self.newest.get(saga_type)
     }
 
+    /// The one that new sagas of a type are of, which are to start from an `I`.
+    ///
+    /// # Errors
+    /// INTERNAL where there is none, or where it starts from another message; the log says which.
+    pub(super) fn starting_from<I: 'static>(&self, saga_type: &str) -> Result<&Arc<Definition>, Refusal> {
+        let Some(definition) = self.newest(saga_type) else {
+            tracing::error!(saga.r#type = saga_type, "no such saga is defined");
+            return Err(Refusal::internal());
+        };
+        definition.check_input::<I>().map_err(|error| {
+            tracing::error!(saga.r#type = saga_type, %error, "a saga is started from a message that is not its own");
+            Refusal::internal()
+        })?;
+        Ok(definition)
+    }
+
     /// The one of this name and version; of version 0 the newest.
     ///
     /// # Errors

@@ -208,11 +208,13 @@ impl Coordinator {
     /// coordinators call knows a saga by its id alone, so there it must be unique among all of them: put the service's name before it.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo; UNAVAILABLE, SHUTTING_DOWN; ALREADY_EXISTS, SAGA_EXISTS while one of
-    /// this id is under way, or one below one that had it; INVALID_ARGUMENT for an id that is none, that a step's saga could
-    /// have, or that leaves the sagas below it no room for theirs; ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits;
-    /// what the first step's request is refused for. Nothing is written then.
-    pub fn start<I: Message>(
+    /// RESOURCE_EXHAUSTED, TOO_MANY_SAGAS with RetryInfo, or LOCK_QUEUE_FULL with that and the `holder`; UNAVAILABLE, SHUTTING_DOWN;
+    /// ALREADY_EXISTS, SAGA_EXISTS while one of this id is under way, or one below one that had it; INVALID_ARGUMENT for an id that is
+    /// none, that a step's saga could have, or that leaves the sagas below it no room for theirs, and for keys that can't be locked;
+    /// ABORTED, SAGA_LOCKED with RetryInfo and the `holder` where the definition refuses rather than waits; what the first step's request
+    /// is refused for; INTERNAL for a type that is not defined, and for an input of another message than its newest definition was built
+    /// for, where the log names both. Nothing is written then.
+    pub fn start<I: Message + 'static>(
         &self,
         saga_type: &str,
         saga_id: &str,
@@ -226,7 +228,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// As there.
-    pub fn start_at<I: Message>(
+    pub fn start_at<I: Message + 'static>(
         &self,
         saga_type: &str,
         saga_id: &str,
@@ -238,10 +240,7 @@ impl Coordinator {
         if shared.draining.load(Ordering::Acquire) {
             return Err(not_submitted(SubmitError::Closed));
         }
-        let Some(definition) = shared.definitions.newest(saga_type).cloned() else {
-            tracing::error!(saga.r#type = saga_type, "no such saga is defined");
-            return Err(Refusal::internal());
-        };
+        let definition = Arc::clone(shared.definitions.starting_from::<I>(saga_type)?);
         let longest = ids::longest_above(&definition);
         if !is_name(saga_id, longest) {
             return Err(Refusal::invalid("saga_id", format!("must be 1 to {longest} visible ASCII characters")));
@@ -292,12 +291,10 @@ impl Coordinator {
     /// the locks in its own transaction, or is refused in it; another one starts a saga that asks for them by itself.
     ///
     /// # Errors
-    /// INTERNAL for a type that is not defined; INVALID_ARGUMENT for keys that can't be locked.
-    pub fn locks<I: Message>(&self, saga_type: &str, input: &I) -> Result<Vec<AggregateId>, Refusal> {
-        let Some(definition) = self.0.definitions.newest(saga_type) else {
-            tracing::error!(saga.r#type = saga_type, "no such saga is defined");
-            return Err(Refusal::internal());
-        };
+    /// INTERNAL for a type that is not defined, or an input of another message, as for [`start`](Self::start); INVALID_ARGUMENT for keys
+    /// that can't be locked.
+    pub fn locks<I: Message + 'static>(&self, saga_type: &str, input: &I) -> Result<Vec<AggregateId>, Refusal> {
+        let definition = self.0.definitions.starting_from::<I>(saga_type)?;
         Ok(locks::names(&definition.lock_keys(input.encode_to_vec().into())?))
     }
 

@@ -55,6 +55,7 @@ pub(super) struct Ended {
 
 impl Rig {
     /// Runs sagas of a definition from an input, with participants made anew for each run. The journals go into `folder`, one a run.
+    /// Where the definition starts from another message, each run breaks and names both.
     #[must_use]
     pub fn new<I: Message + Clone + 'static>(
         folder: impl Into<PathBuf>,
@@ -62,9 +63,9 @@ impl Rig {
         input: I,
         participants: impl Fn() -> Participants + Send + Sync + 'static,
     ) -> Self {
-        let name = definition.name();
+        let begun = Arc::clone(&definition);
         let begin = move |journal, coordinator| -> BoxFuture<'static, Begun> {
-            Box::pin(begin_alone(journal, coordinator, name, input.clone()))
+            Box::pin(begin_alone(journal, coordinator, Arc::clone(&begun), input.clone()))
         };
         Self {
             definition,
@@ -187,13 +188,15 @@ impl Process {
 async fn begin_alone<I: Message + 'static>(
     journal: Journal,
     coordinator: Coordinator,
-    saga_type: &'static str,
+    definition: Arc<Definition>,
     input: I,
 ) -> Begun {
     const ID: &str = "saga-under-test";
+    // The coordinator says it in the log alone.
+    definition.check_input::<I>()?;
     let refused = Arc::new(Mutex::new(None));
     let slot = Arc::clone(&refused);
-    let decide = move |loaded: &Loaded<'_>| match coordinator.start(saga_type, ID, &input, loaded) {
+    let decide = move |loaded: &Loaded<'_>| match coordinator.start(definition.name(), ID, &input, loaded) {
         Ok(decided) => decided,
         Err(refusal) => {
             *slot.lock() = Some(refusal);
