@@ -15,6 +15,17 @@ operations! {
     Undo "/undo";
     Forever "/forever" undone by Nothing;
     Nothing "";
+    Send "/send" undone by CallBack;
+}
+
+/// What another participant does.
+struct CallBack;
+
+impl Operation for CallBack {
+    const PEER: &'static str = "elsewhere";
+    const PATH: &'static str = "/call-back";
+    type Request = i64;
+    type Reply = i64;
 }
 
 const LONG: &str = "a-name-of-sixty-four-characters-which-is-as-long-as-a-name-may-b";
@@ -190,6 +201,18 @@ fn kinds_stand_on_their_side_of_the_pivot() {
             "a is compensatable and has no compensation",
         ),
     ]);
+}
+
+/// Only its own participant remembers what it did.
+#[test]
+fn a_step_is_undone_where_it_was_done() {
+    all(&[(
+        |saga| {
+            check(saga, "a");
+            saga.compensatable::<Send>("b", |input, _| Ok(*input), |_| 0);
+        },
+        "b is done by peer and would be undone by elsewhere: its compensation must be one of peer too",
+    )]);
 }
 
 #[test]

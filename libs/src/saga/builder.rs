@@ -39,8 +39,8 @@ pub struct Builder<I> {
     types: Types,
     /// What each step that is a saga gives it and wants of it.
     sagas: Vec<(usize, Types)>,
-    /// The first option that was named before there was a step.
-    stray: Option<&'static str>,
+    /// The first thing that was said wrong.
+    fault: Option<Fault>,
     input: PhantomData<fn(I)>,
 }
 
@@ -70,7 +70,7 @@ impl<I: Message + Default + 'static> Builder<I> {
             answer: None,
             types: Types { input: TypeId::of::<I>(), answer: TypeId::of::<()>() },
             sagas: Vec::new(),
-            stray: None,
+            fault: None,
             input: PhantomData,
         }
     }
@@ -88,7 +88,7 @@ impl<I: Message + Default + 'static> Builder<I> {
     ///
     /// `request` makes the action's request from the input and the replies of the steps before; an error turns the saga back
     /// as if the participant had refused. `undo` makes the compensation's; it is asked when the action may have taken effect,
-    /// known or not.
+    /// known or not. Both are called at the action's participant: with a compensation of another one, `build` refuses the step.
     pub fn compensatable<O: Compensated>(
         &mut self,
         name: &'static str,
@@ -97,6 +97,9 @@ impl<I: Message + Default + 'static> Builder<I> {
     ) -> Handle<O::Reply> {
         let handle = self.remote::<O>(name, StepKind::Compensatable, request);
         self.plan.steps[handle.step].compensation = O::Compensation::PATH;
+        if O::Compensation::PEER != O::PEER {
+            self.faulty(Fault::OtherPeer(name, O::PEER, O::Compensation::PEER));
+        }
         if let StepCode::Remote { undo: slot, .. } = &mut self.steps[handle.step] {
             *slot = Some(Box::new(move |replies, step| {
                 let input = input(replies.record)?;
@@ -218,7 +221,7 @@ impl<I: Message + Default + 'static> Builder<I> {
         let names = names.iter().map(ToString::to_string).collect();
         match self.after.last_mut() {
             Some(last) => *last = Some(names),
-            None => self.stray = self.stray.or(Some("after")),
+            None => self.faulty(Fault::Stray("after")),
         }
         self
     }
@@ -256,9 +259,9 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// # Errors
     /// When the shape breaks a rule; the message names the step.
     pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
-        let Self { mut plan, after, steps, ending, keys, answer, types, sagas, stray, .. } = self;
-        if let Some(option) = stray {
-            return Err(DefinitionError { saga: plan.name, fault: Fault::Stray(option) });
+        let Self { mut plan, after, steps, ending, keys, answer, types, sagas, fault, .. } = self;
+        if let Some(fault) = fault {
+            return Err(DefinitionError { saga: plan.name, fault });
         }
         plan.has_ending = ending.is_some();
         shape::check(&mut plan, &after)?;
@@ -272,10 +275,15 @@ impl<I: Message + Default + 'static> Builder<I> {
         Ok(Arc::new(Definition { plan, steps, ending, keys, answer, types, input_name: type_name::<I>() }))
     }
 
+    /// Notes what is wrong, to be told when the definition is built. The first counts.
+    fn faulty(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
     fn option(&mut self, name: &'static str, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
         match self.plan.steps.last_mut() {
             Some(last) => change(&mut last.options),
-            None => self.stray = self.stray.or(Some(name)),
+            None => self.faulty(Fault::Stray(name)),
         }
         self
     }

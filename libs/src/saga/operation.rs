@@ -14,10 +14,10 @@ pub trait Operation: Send + Sync + 'static {
     type Reply: Message + Default;
 }
 
-/// A command that another one undoes. Where a third one does today, a definition of before names the pair by a type of its own that has
-/// this one's `PEER` and `PATH`: open sagas know it by those.
+/// A command that another one of the same participant undoes: it alone remembers whether there is something to undo. Where a third one does
+/// today, a definition of before names the pair by a type of its own that has this one's `PEER` and `PATH`: open sagas know it by those.
 pub trait Compensated: Operation {
-    /// The one that undoes it.
+    /// The one that undoes it. With another `PEER` no definition is built.
     type Compensation: Operation;
 }
 

@@ -68,6 +68,9 @@ pub enum Fault {
     /// A Compensatable that can't be undone.
     #[error("{0} is compensatable and has no compensation")]
     NoCompensation(&'static str),
+    /// A Compensatable that another participant would undo, which remembers nothing of it.
+    #[error("{0} is done by {1} and would be undone by {2}: its compensation must be one of {1} too")]
+    OtherPeer(&'static str, &'static str, &'static str),
     /// Something that turns the saga back, on a step where it can't.
     #[error("{0} is {1} and never turns the saga back: {2} has no meaning there")]
     NeverGivesUp(&'static str, &'static str, &'static str),
