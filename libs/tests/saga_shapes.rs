@@ -297,6 +297,85 @@ fn an_option_says_something_of_a_step() {
 }
 
 #[test]
+fn nothing_is_said_twice() {
+    let of_the_saga: &[Case] = &[
+        (
+            |saga| {
+                saga.lock(|_| vec!["one"]);
+                saga.lock(|_| vec!["two"]);
+            },
+            "lock or lock_or_refuse",
+        ),
+        (
+            |saga| {
+                saga.lock(|_| vec!["one"]);
+                saga.lock_or_refuse(|_| vec!["two"]);
+            },
+            "lock or lock_or_refuse",
+        ),
+        (
+            |saga| {
+                saga.answer(|input, _| Ok(*input));
+                saga.answer(|_, _| Ok(String::new()));
+            },
+            "answer",
+        ),
+        (
+            |saga| {
+                saga.on_compensated(|_, _| Ok(LocalWork::nothing()));
+                saga.on_compensated(|_, _| Ok(LocalWork::nothing()));
+            },
+            "on_compensated",
+        ),
+        (
+            |saga| {
+                saga.deadline(Duration::from_secs(1)).deadline(Duration::from_secs(2));
+            },
+            "deadline",
+        ),
+    ];
+    for (make, what) in of_the_saga {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        check(&mut saga, "a");
+        make(&mut saga);
+        let expected = format!("saga test: {what} is said twice of test: say it once, or one of the two would be lost");
+        assert_eq!(saga.build().unwrap_err().to_string(), expected);
+    }
+    let of_a_step: &[Case] = &[
+        (|saga| _ = saga.after(&["a"]).after(&[]), "after"),
+        (
+            |saga| _ = saga.attempt_timeout(Duration::from_secs(1)).attempt_timeout(Duration::from_secs(2)),
+            "attempt_timeout",
+        ),
+        (|saga| _ = saga.retry(Retry::default()).retry(Retry::default()), "retry"),
+        (|saga| _ = saga.step_deadline(Duration::from_secs(1)).step_deadline(Duration::from_secs(2)), "step_deadline"),
+        (|saga| _ = saga.trusted_codes(&[Code::NotFound]).trusted_codes(&[Code::OutOfRange]), "trusted_codes"),
+        (|saga| _ = saga.without_barrier().without_barrier(), "without_barrier"),
+    ];
+    for (make, what) in of_a_step {
+        let mut saga = Definition::builder::<i64>("test", 1);
+        check(&mut saga, "a");
+        check(&mut saga, "b");
+        make(&mut saga);
+        let expected = format!("saga test: {what} is said twice of b: say it once, or one of the two would be lost");
+        assert_eq!(saga.build().unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn each_step_has_its_own_options() {
+    let definition = built(|saga| {
+        saga.deadline(Duration::from_secs(9));
+        for name in ["a", "b"] {
+            check(saga, name);
+            saga.after(&[]).attempt_timeout(Duration::from_secs(1)).retry(Retry::default());
+            saga.step_deadline(Duration::from_secs(5)).trusted_codes(&[Code::NotFound]).without_barrier();
+        }
+    });
+    assert_eq!(definition.name(), "below");
+}
+
+#[test]
 fn nothing_lasts_no_time() {
     all(&[
         (

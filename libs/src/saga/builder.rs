@@ -27,7 +27,7 @@ const LOCAL: &str = "local";
 const SAGA: &str = "saga";
 
 /// Builds a definition. Each step comes after the one added before it, unless [`after`](Self::after) says otherwise; options are
-/// those of the step added last.
+/// those of the step added last. Each is said once; [`build`](Self::build) refuses a second.
 pub struct Builder<I> {
     plan: Plan,
     /// The names that each step comes after, where they were given.
@@ -39,6 +39,8 @@ pub struct Builder<I> {
     types: Types,
     /// What each step that is a saga gives it and wants of it.
     sagas: Vec<(usize, Types)>,
+    /// What was said so far, of the saga or of a step.
+    said: Vec<(Option<usize>, &'static str)>,
     /// The first thing that was said wrong.
     fault: Option<Fault>,
     input: PhantomData<fn(I)>,
@@ -70,6 +72,7 @@ impl<I: Message + Default + 'static> Builder<I> {
             answer: None,
             types: Types { input: TypeId::of::<I>(), answer: TypeId::of::<()>() },
             sagas: Vec::new(),
+            said: Vec::new(),
             fault: None,
             input: PhantomData,
         }
@@ -179,17 +182,20 @@ impl<I: Message + Default + 'static> Builder<I> {
         &mut self,
         answer: impl Fn(&I, Replies<'_>) -> Result<R, Refusal> + Send + Sync + 'static,
     ) {
+        self.once(None, "answer");
         self.types.answer = TypeId::of::<R>();
         self.answer = Some(made_by(answer));
     }
 
     /// What the coordinator's own service does when everything is undone, in the transaction that makes the saga COMPENSATED.
     pub fn on_compensated(&mut self, work: impl Fn(&I, &Reason) -> Result<LocalWork, Refusal> + Send + Sync + 'static) {
+        self.once(None, "on_compensated");
         self.ending = Some(Box::new(move |record| work(&input(record)?, &record.why_back())));
     }
 
     /// How long a saga may take to its pivot; then it turns back. Participants refuse an action that comes later.
     pub fn deadline(&mut self, deadline: Duration) -> &mut Self {
+        self.once(None, "deadline");
         self.plan.deadline = Some(deadline);
         self
     }
@@ -211,6 +217,7 @@ impl<I: Message + Default + 'static> Builder<I> {
     }
 
     fn locks<K: Into<String>>(&mut self, policy: LockPolicy, keys: impl Fn(&I) -> Vec<K> + Send + Sync + 'static) {
+        self.once(None, "lock or lock_or_refuse");
         self.plan.locks = policy;
         self.keys = Some(Box::new(move |input| Ok(keys(&decoded(input)?).into_iter().map(Into::into).collect())));
     }
@@ -218,10 +225,8 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// The step begins once these are done, rather than after the step added before it; none of them means at once. Steps with
     /// no order between them run side by side.
     pub fn after(&mut self, names: &[&str]) -> &mut Self {
-        let names = names.iter().map(ToString::to_string).collect();
-        match self.after.last_mut() {
-            Some(last) => *last = Some(names),
-            None => self.faulty(Fault::Stray("after")),
+        if let Some(last) = self.last("after") {
+            self.after[last] = Some(names.iter().map(ToString::to_string).collect());
         }
         self
     }
@@ -257,7 +262,7 @@ impl<I: Message + Default + 'static> Builder<I> {
     /// Checks the shape and makes the definition.
     ///
     /// # Errors
-    /// When the shape breaks a rule; the message names the step.
+    /// When the shape breaks a rule, or something is said twice; the message names the step.
     pub fn build(self) -> Result<Arc<Definition>, DefinitionError> {
         let Self { mut plan, after, steps, ending, keys, answer, types, sagas, fault, .. } = self;
         if let Some(fault) = fault {
@@ -281,11 +286,29 @@ impl<I: Message + Default + 'static> Builder<I> {
     }
 
     fn option(&mut self, name: &'static str, change: impl FnOnce(&mut StepOptions)) -> &mut Self {
-        match self.plan.steps.last_mut() {
-            Some(last) => change(&mut last.options),
-            None => self.faulty(Fault::Stray(name)),
+        if let Some(last) = self.last(name) {
+            change(&mut self.plan.steps[last].options);
         }
         self
+    }
+
+    /// The step added last, of which this is said.
+    fn last(&mut self, what: &'static str) -> Option<usize> {
+        let last = self.plan.steps.len().checked_sub(1);
+        match last {
+            Some(_) => self.once(last, what),
+            None => self.faulty(Fault::Stray(what)),
+        }
+        last
+    }
+
+    /// Notes that this is said, of a step or of the saga. Said again it would take the place of what was said before.
+    fn once(&mut self, step: Option<usize>, what: &'static str) {
+        if self.said.contains(&(step, what)) {
+            let of = step.map_or(self.plan.name, |step| self.plan.steps[step].name);
+            self.faulty(Fault::SaidTwice(of, what));
+        }
+        self.said.push((step, what));
     }
 
     fn remote<O: Operation>(

@@ -97,6 +97,9 @@ pub enum Fault {
     /// An option of the step added last, where none is added yet.
     #[error("{0} is said before there is a step: it is said after the step that it is about")]
     Stray(&'static str),
+    /// Something that would take the place of what was said before.
+    #[error("{1} is said twice of {0}: say it once, or one of the two would be lost")]
+    SaidTwice(&'static str, &'static str),
     /// Two definitions of one name and version, which sagas would be of by chance.
     #[error(
         "there are two of version {0}, with other steps, another end or another version of a saga below: raise the version of the newer one"
