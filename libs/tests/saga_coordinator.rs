@@ -1129,6 +1129,7 @@ async fn what_pages_somebody_at_night_is_a_metric() {
         ("stuck", "charge", _) => Fault::Conflict,
         ("tea", "charge", _) if held_back.take().is_some() => Fault::Status(circuit_to("payment")),
         ("tea", "charge", _) if lost.take().is_some() => Fault::LoseReply,
+        ("astray", "charge", _) => Fault::Elsewhere,
         ("milk", "ship", _) => Fault::Reject(no()),
         _ => Fault::None,
     });
@@ -1171,6 +1172,9 @@ async fn what_pages_somebody_at_night_is_a_metric() {
         let told = shown("saga.step.duration", &[step, operation, "sum"]).unwrap();
         assert!((told - seconds.sum::<f64>()).abs() < 1e-6, "{step} {operation}: {told}");
     }
+    // An OK that isn't its participant's is none.
+    process.place("astray").await.unwrap();
+    becomes("saga.call.duration", &["charge", "action", "UNKNOWN"], 1.0).await;
 }
 
 /// What a circuit to a participant says that lets nothing through.

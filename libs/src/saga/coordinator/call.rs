@@ -151,8 +151,9 @@ impl Call {
         let answer = tokio::time::timeout(timeout.saturating_add(GRACE), answer).await;
         let answer =
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within the attempt's timeout")));
-        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
         let attempt = judge(due, plan, answer, shared.roll());
+        // An OK that is not its barrier's counts as what it is noted as, not as OK.
+        let code = attempt.refusal.code;
         // What a circuit held back was no call.
         if attempt.ruling.is_some() {
             spans::answered(&Span::current(), code);
