@@ -141,6 +141,7 @@ impl Call {
             Err(_) => Err(crowded()),
         };
         if let Err(refusal) = may_leave {
+            spans::ended(&Span::current(), refusal.code);
             return not_sent(due, refusal, shared.roll());
         }
         call.write_to(&mut metadata);
@@ -154,9 +155,9 @@ impl Call {
         let attempt = judge(due, plan, answer, shared.roll());
         // An OK that is not its barrier's counts as what it is noted as, not as OK.
         let code = attempt.refusal.code;
+        spans::ended(&Span::current(), code);
         // What a circuit held back was no call.
         if attempt.ruling.is_some() {
-            spans::answered(&Span::current(), code);
             shared.metrics.called(&call, code, begin.elapsed());
         }
         attempt
