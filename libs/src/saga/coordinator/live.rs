@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use proto::saga::v1::Saga;
 use tokio::sync::{Notify, oneshot};
 
-use super::{not_driven, parked::parked};
+use super::{asker::Asker, not_driven, parked::parked};
 use crate::{
     refusal::Refusal,
     saga::{ids, machine::Command},
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Mail {
     /// An operator asks for something.
-    Operator(Command, oneshot::Sender<Result<Saga, Refusal>>),
+    Operator(Command, Asker),
     /// Somebody waits for the end.
     Finished(oneshot::Sender<Saga>),
     /// What it waits for may have come.

@@ -10,6 +10,7 @@
 
 mod admission;
 mod apart;
+mod asker;
 mod call;
 mod closing;
 mod driver;

@@ -1,11 +1,15 @@
 //! What operators may do to a saga. Each says who and why, and is written into the saga's history.
+//!
+//! Each may be answered UNAVAILABLE, DATABASE_UNAVAILABLE, where the database can't be reached or takes no writes: nothing was written
+//! then, nor will be once it is back.
 
 use std::time::Duration;
 
 use proto::saga::v1::{Saga, Step};
-use tokio::sync::oneshot;
 
-use super::{Coordinator, Mail, closed, is_final, live::Unreachable, not_driven, readable, tell_unreadable};
+use super::{
+    Coordinator, Mail, asker::Asker, closed, is_final, live::Unreachable, not_driven, readable, tell_unreadable,
+};
 use crate::{
     refusal::Refusal,
     rpc::verdict::Op,
@@ -78,8 +82,8 @@ impl Coordinator {
 
     pub(super) async fn steer(&self, saga_id: &str, wish: Wish, actor: &str, reason: &str) -> Result<Saga, Refusal> {
         let command = Command { wish, actor: actor.to_owned(), reason: reason.to_owned() };
-        let (answer, answered) = oneshot::channel();
-        let mail = Mail::Operator(command, answer);
+        let (asker, asking) = Asker::new();
+        let mail = Mail::Operator(command, asker);
         match self.0.live.post(saga_id, mail) {
             Ok(()) => {}
             Err(Unreachable::Parked(_, mail @ Mail::Operator(Command { wish: Wish::Retry, .. }, _))) => {
@@ -120,7 +124,7 @@ impl Coordinator {
                 }
             }
         }
-        answered.await.unwrap_or_else(|_| Err(not_driven(saga_id)))
+        asking.answered().await.unwrap_or_else(|| Err(not_driven(saga_id)))
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tonic::Code;
 
 use super::{
-    Coordinator, Driver, LOOK, Shared,
+    Coordinator, Driver, LOOK, PAUSE, Shared,
     admission::Admissions,
     driver::Start,
     live::{Mail, Unreachable},
@@ -81,13 +81,19 @@ pub(super) async fn answered(shared: Arc<Shared>, below: Arc<Definition>, saga_i
                 if let Some(attempt) = judge(&below, &record, due) {
                     return attempt;
                 }
-                if due.op == Op::Compensation && !machine::goes_back(&record) {
-                    shared.withdraw(&record.saga).await;
+                // Its task tells of an end, and one that nobody has told to turn back may never come to any.
+                if due.op == Op::Compensation && !machine::goes_back(&record) && !shared.withdraw(&record.saga).await {
+                    continue;
                 }
             }
             Err(refusal) if refusal.code == Code::NotFound => {
                 tracing::error!(saga.id = saga_id, "a step's saga is not there");
                 return attempt(due, Ruling::Conflict, Ok(Bytes::new()), refusal);
+            }
+            // Whether it is to be told to turn back nobody knows yet.
+            Err(_) if due.op == Op::Compensation => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
             }
             // What can't be read is parked, and that was said once.
             Ok(Err(_)) | Err(_) => {}
@@ -147,14 +153,16 @@ fn attempt(due: Due, ruling: Ruling, reply: Result<Bytes, Refusal>, refusal: Ref
 }
 
 impl Shared {
-    /// Has a step's saga turn back. What is in the way of that is tried again.
-    async fn withdraw(self: &Arc<Self>, saga: &Saga) {
+    /// Has a step's saga turn back. False if its database takes no writes: nobody has told it then.
+    async fn withdraw(self: &Arc<Self>, saga: &Saga) -> bool {
         let (actor, why) = (format!("saga {}", saga.parent_saga_id), "the saga that this one is a step of turns back");
         let told = Coordinator(Arc::clone(self)).steer(&saga.saga_id, Wish::Withdraw, &actor, why).await;
-        if let Err(refusal) = told.map_err(|refusal| refusal.reason) {
-            tracing::debug!(saga.id = saga.saga_id, %refusal, "not told to turn back");
-            tokio::time::sleep(LOOK).await;
-        }
+        let Err(Refusal { reason, .. }) = told else { return true };
+        tracing::debug!(saga.id = saga.saga_id, %reason, "not told to turn back");
+        let is_out = reason == "DATABASE_UNAVAILABLE";
+        // A database that takes no writes says so at once, and is left alone as by whoever else waits for it.
+        tokio::time::sleep(if is_out { PAUSE } else { LOOK }).await;
+        !is_out
     }
 
     /// Waits until it may be worth to look at a saga again, and answers whether its task has told so.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::{Driver, End, Stopped};
 use crate::{
+    cqrs::not_submitted,
+    journal::SubmitError,
     refusal::Refusal,
     rpc::verdict::Op,
     saga::{
@@ -47,30 +49,46 @@ impl Driver {
                 self.ask_parent().await?;
                 self.step(Input::Woken).await?;
             }
-            Mail::Operator(command, answer) => {
-                let reply = match self.obey(command.clone()).await {
-                    Ok(()) => Ok(self.record.saga.clone()),
-                    Err(Stopped::Refused(refusal)) => Err(refusal),
+            Mail::Operator(command, mut asker) => {
+                // Who has left, or was told that the database is out, may have decided otherwise since.
+                if !asker.begin() {
+                    return Ok(());
+                }
+                let goes_on = match self.obey(command.clone()).await {
+                    Ok(goes_on) => {
+                        asker.answer(Ok(self.record.saga.clone()));
+                        goes_on
+                    }
+                    Err(Stopped::Refused(refusal)) => {
+                        asker.answer(Err(refusal));
+                        false
+                    }
+                    Err(Stopped::Unavailable) => {
+                        asker.answer(Err(not_submitted(SubmitError::Unavailable)));
+                        false
+                    }
                     Err(stopped) => {
-                        self.mailbox.post(Mail::Operator(command, answer));
+                        self.mailbox.post(Mail::Operator(command, asker));
                         return Err(stopped);
                     }
                 };
-                // Who asked may have left.
-                let _ = answer.send(reply);
+                if goes_on {
+                    self.step(Input::Tick).await?;
+                }
             }
         }
         Ok(())
     }
 
     /// Does what an operator asks for, if the saga is still this process's. What changes nothing isn't committed, and only a commit would tell.
-    async fn obey(&mut self, command: Command) -> Result<(), Stopped> {
+    /// Where the database is out of reach nothing is done, for whoever asks is told so. True if what that held back may begin now.
+    async fn obey(&mut self, command: Command) -> Result<bool, Stopped> {
         if self.shared.member.get().is_some() {
-            self.look_whose().await?;
+            self.look_once().await?;
         }
         self.heed_clock();
         self.must_have_ended(&command).map_err(Stopped::Refused)?;
-        self.step(Input::Operator(command)).await
+        Box::pin(self.try_step(command)).await
     }
 
     /// Refuses to have an operator settle what a call is under way for. It may have yet to leave, here or in the process that drove the saga

@@ -132,6 +132,8 @@ enum Stopped {
     Refused(Refusal),
     /// The database is out of reach. Nothing was written; the same transition may be committed again.
     Unavailable,
+    /// All of the saga is to be told first. Nothing was written; the same transition may be committed at once.
+    Untold,
     End(End),
 }
 
@@ -209,7 +211,7 @@ impl Driver {
             let begun = if again { Box::pin(self.begin_again()).await } else { Ok(()) };
             match begun {
                 Err(Stopped::End(end)) => end,
-                Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable) => self.drive().await,
+                Ok(()) | Err(Stopped::Refused(_) | Stopped::Unavailable | Stopped::Untold) => self.drive().await,
             }
         };
         // What a transport does, and a layer under it, is not ours. Whoever asks about the saga must not wait for a task that is gone.
@@ -404,9 +406,7 @@ impl Driver {
             match mail {
                 Mail::Finished(answer) => self.waiting.push(answer),
                 Mail::Woken | Mail::Taken | Mail::Settled(_) => {}
-                Mail::Operator(command, answer) => {
-                    let _ = answer.send(Err(end.refusal(&self.saga_id, &command.wish)));
-                }
+                Mail::Operator(command, asker) => asker.answer(Err(end.refusal(&self.saga_id, &command.wish))),
             }
         }
         if over {

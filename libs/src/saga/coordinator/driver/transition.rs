@@ -21,18 +21,22 @@ use crate::{
             looks::Unread,
             sub_sagas,
         },
-        machine::{self, Alert, Input, Local, Moment},
+        machine::{self, Alert, Command, Input, Local, Moment},
         record::Record,
         store,
     },
 };
 
-/// Tries a commit until the database takes it.
+/// Tries what needs the database until that is in reach, or once where somebody waits who can be told that it isn't.
 macro_rules! patiently {
-    ($commit:expr) => {
+    ($tried:expr) => {
+        patiently!(true, $tried)
+    };
+    ($patient:expr, $tried:expr) => {
         loop {
-            match $commit.await {
-                Err(Stopped::Unavailable) => tokio::time::sleep(PAUSE).await,
+            match $tried.await {
+                Err(Stopped::Unavailable) if $patient => tokio::time::sleep(PAUSE).await,
+                Err(Stopped::Untold) => {}
                 ended => break ended,
             }
         }
@@ -42,6 +46,26 @@ macro_rules! patiently {
 impl Driver {
     /// Takes the saga on by what happened, and makes that durable, however long the database is out of reach.
     pub(super) async fn step(&mut self, mut input: Input) -> Result<(), Stopped> {
+        while self.go_on(input, true).await? {
+            input = Input::Tick;
+        }
+        Ok(())
+    }
+
+    /// Takes the saga on by what an operator asks for. Where the database is out of reach the saga is as if nobody had asked. True if what
+    /// that held back may begin now.
+    pub(super) async fn try_step(&mut self, command: Command) -> Result<bool, Stopped> {
+        // With what the clock showed then: that it was put back since is to be found again.
+        let (record, seen_micros) = (Box::new(self.record.clone()), self.seen_micros);
+        let ended = self.go_on(Input::Operator(command), false).await;
+        if let Err(Stopped::Unavailable) = ended {
+            (self.record, self.seen_micros) = (*record, seen_micros);
+        }
+        ended
+    }
+
+    /// Takes the saga on by what happened alone, and waits for the database if it may. True if what that held back may begin now.
+    async fn go_on(&mut self, mut input: Input, patient: bool) -> Result<bool, Stopped> {
         let mut asked = 0;
         loop {
             // From what is committed next on the record says no more that the clock was ahead.
@@ -59,13 +83,12 @@ impl Driver {
                 self.alert(&alert);
             }
             if !moved.changed {
-                return Ok(());
+                return Ok(false);
             }
             match moved.local {
-                None => return patiently!(self.commit(Vec::new(), None)).map(drop),
-                Some((local, before)) => match patiently!(Box::pin(self.commit_with(local, &before)))? {
-                    // What this step holds back may begin now.
-                    Ok(()) => input = Input::Tick,
+                None => return patiently!(patient, self.commit(Vec::new(), None)).map(|_| false),
+                Some((local, before)) => match patiently!(patient, Box::pin(self.commit_with(local, &before)))? {
+                    Ok(()) => return Ok(true),
                     Err(refusal) => {
                         if matches!(local, Local::Step(_) | Local::Ending) {
                             self.shared.heed_holder(&refusal);
@@ -100,19 +123,22 @@ impl Driver {
 
     /// Looks whether the saga is still this process's, however long the database is out of reach.
     pub(super) async fn look_whose(&mut self) -> Result<(), Stopped> {
-        loop {
-            // As of before it is read: who takes the saga over does so after this.
-            let now = self.shared.now();
-            match self.shared.look_whose(&self.saga_id).await {
-                Ok(Some(since)) if since == self.known.since => {
-                    self.known.micros = now;
-                    return Ok(());
-                }
-                Ok(since) => return Err(Stopped::End(End::Taken { mine_again: since.is_some() })),
-                // Nothing is called any more, and the database may never be asked again.
-                Err(Unread) if self.is_draining() => return Err(Stopped::End(End::Leaving)),
-                Err(Unread) => tokio::time::sleep(PAUSE).await,
+        patiently!(self.look_once())
+    }
+
+    /// The same, once.
+    pub(super) async fn look_once(&mut self) -> Result<(), Stopped> {
+        // As of before it is read: who takes the saga over does so after this.
+        let now = self.shared.now();
+        match self.shared.look_whose(&self.saga_id).await {
+            Ok(Some(since)) if since == self.known.since => {
+                self.known.micros = now;
+                Ok(())
             }
+            Ok(since) => Err(Stopped::End(End::Taken { mine_again: since.is_some() })),
+            // Nothing is called any more, and the database may never be asked again.
+            Err(Unread) if self.is_draining() => Err(Stopped::End(End::Leaving)),
+            Err(Unread) => Err(Stopped::Unavailable),
         }
     }
 
@@ -213,7 +239,7 @@ impl Driver {
             (Ok(_), Found::Untold) => {
                 self.told = self.shared.journal.losses().count();
                 self.tells_all = true;
-                Err(Stopped::Unavailable)
+                Err(Stopped::Untold)
             }
             // It was another's in between, and nothing of what that one did is known here: it is read anew.
             (Ok(_), Found::Elsewhere { mine_again }) => Err(Stopped::End(End::Taken { mine_again })),
