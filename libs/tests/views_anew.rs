@@ -286,6 +286,50 @@ async fn who_may_only_read_and_write_goes_on_when_the_owner_has_made_the_views_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_read_or_write_some_columns_may_when_the_views_are_made_anew() {
+    let Some(schema) = Schema::new() else { return };
+    let (name, journal) = (&schema.name, schema.open().await);
+    open(&journal, &Gate::new(1)).await.catch_up(|_, _| {}).await.unwrap();
+    let (mut session, role) = (schema.connect().await, format!("{name}_clerk"));
+    // A column that there is no more has no rights.
+    let grant = format!(
+        "CREATE ROLE {role};
+        GRANT SELECT (id), UPDATE (position) ON seen TO {role};
+        GRANT INSERT (id) ON seen TO {role} WITH GRANT OPTION;
+        GRANT SELECT (position) ON seen TO PUBLIC;
+        ALTER TABLE seen ADD COLUMN former TEXT;
+        GRANT SELECT (former) ON seen TO {role}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut session).await.unwrap();
+    let rights = "SELECT attname || attacl::text FROM pg_attribute
+        WHERE attrelid = 'seen'::regclass AND attacl IS NOT NULL AND attname <> 'former' ORDER BY attname";
+    let before: Vec<String> = sqlx::query_scalar(rights).fetch_all(&mut session).await.unwrap();
+    assert_eq!(before.len(), 2);
+    open(&journal, &Gate::new(1)).await.rebuild(|_, _| {}).await.unwrap();
+    let after: Vec<String> = sqlx::query_scalar(rights).fetch_all(&mut session).await.unwrap();
+    assert_eq!(after, before);
+    let revoke = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sqlx::raw_sql(AssertSqlSafe(revoke)).execute(&mut session).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_whose_rows_are_not_for_everybody_are_not_replaced_by_those_whose_are() {
+    let Some(schema) = Schema::new() else { return };
+    let journal = schema.open().await;
+    open(&journal, &Gate::new(1)).await.catch_up(|_, _| {}).await.unwrap();
+    let mut session = schema.connect().await;
+    let mut secure = async |whether: &str| {
+        let sql = AssertSqlSafe(format!("ALTER TABLE seen {whether} ROW LEVEL SECURITY"));
+        sqlx::raw_sql(sql).execute(&mut session).await.unwrap();
+    };
+    secure("ENABLE").await;
+    let error = open(&journal, &Gate::new(1)).await.rebuild(|_, _| {}).await.expect_err("it is told").to_string();
+    assert!(error.contains("are as they were") && error.contains("seen has row security"), "{error}");
+    secure("DISABLE").await;
+    open(&journal, &Gate::new(1)).await.rebuild(|_, _| {}).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whose_the_views_were_goes_on_when_somebody_else_has_made_them_anew() {
     let Some(schema) = Schema::new() else { return };
     let (name, journal) = (&schema.name, schema.open().await);

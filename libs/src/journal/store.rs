@@ -50,8 +50,9 @@ pub fn name_beside(table: &Table, beside: &Location) -> String {
 }
 
 /// What puts a table that was made at `beside` in the place of the one of its name that is here. On SQLite `beside` is attached; on
-/// PostgreSQL whoever has rights on the old one has them on the new one, and it fails soon where somebody goes on reading either:
-/// [`Error::is_in_the_way`].
+/// PostgreSQL whoever has rights on the old one or on columns of it has them on the new one, and it fails soon where somebody goes on
+/// reading either: [`Error::is_in_the_way`]. Nothing else that was added to the old one comes along: it fails where that has row security,
+/// or anything depends on it as a view in SQL does, and a publication that names it doesn't name the new one.
 #[must_use]
 pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<String> {
     let name = table.name;
@@ -65,7 +66,8 @@ pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<Strin
             let briefly = "SELECT set_config('lock_timeout', LEAST(EXTRACT(EPOCH FROM \
                  current_setting('deadlock_timeout')::interval) * 1000 + 500, 10000)::int::text, true)"
                 .to_owned();
-            vec![briefly, granting(&old, &new), drop, format!("ALTER TABLE {new} SET SCHEMA {here}")]
+            let move_here = format!("ALTER TABLE {new} SET SCHEMA {here}");
+            vec![briefly, refusing_secured(&old), granting(&old, &new), drop, move_here]
         }
         _ => {
             let mut statements = vec![drop];
@@ -77,22 +79,44 @@ pub fn replacing(table: &Table, here: &Location, beside: &Location) -> Vec<Strin
     }
 }
 
-/// What gives everybody the rights on a table that they have on another. A role without a name is everybody. Until anything is granted on
-/// a table its owner's rights are written nowhere.
+/// What fails where the rows of a table are not for everybody who has rights on it: those of one that is made anew would be.
+fn refusing_secured(old: &str) -> String {
+    let old = literal(old);
+    format!(
+        "DO $refusing$ BEGIN
+            IF (SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass({old})) THEN
+                RAISE EXCEPTION '% has row security, which a table that is made anew would lack: disable it (ALTER TABLE % \
+                    DISABLE ROW LEVEL SECURITY), make the views anew, then make its policies and enable it again', {old}, {old};
+            END IF;
+        END $refusing$"
+    )
+}
+
+/// What gives everybody the rights on a table that they have on another, and on columns that both have. A role without a name is everybody.
+/// Until anything is granted on a table its owner's rights are written nowhere.
 fn granting(old: &str, new: &str) -> String {
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let (old, new) = (literal(old), literal(new));
     format!(
         "DO $granting$ DECLARE given text; BEGIN
             FOR given IN
-                SELECT 'GRANT ' || privilege_type || ' ON ' || {new} || ' TO ' || COALESCE(quote_ident(rolname), 'PUBLIC')
+                SELECT 'GRANT ' || privilege_type || columns || ' ON ' || {new} || ' TO ' || COALESCE(quote_ident(rolname), 'PUBLIC')
                     || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
-                FROM pg_class, aclexplode(COALESCE(relacl, acldefault('r', relowner)))
-                    LEFT JOIN pg_roles ON pg_roles.oid = grantee
-                WHERE pg_class.oid = to_regclass({old})
+                FROM (
+                    SELECT '' AS columns, COALESCE(relacl, acldefault('r', relowner)) AS acl
+                    FROM pg_class WHERE oid = to_regclass({old})
+                    UNION ALL
+                    SELECT '(' || quote_ident(attname) || ')', had.attacl
+                    FROM pg_attribute AS had JOIN pg_attribute AS has USING (attname)
+                    WHERE had.attrelid = to_regclass({old}) AND has.attrelid = to_regclass({new})
+                ) AS granted, aclexplode(acl) LEFT JOIN pg_roles ON pg_roles.oid = grantee
             LOOP EXECUTE given; END LOOP;
         END $granting$"
     )
+}
+
+/// A text in a statement.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// The name under which another file is attached.
