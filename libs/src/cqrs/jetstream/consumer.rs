@@ -23,7 +23,7 @@ use super::{
         reasons::{Recurring, ToldReason},
         subscription::Subscription,
     },
-    BrokerError, JetStream, LOOK, PAUSE, UnknownEnd,
+    BrokerError, Found, JetStream, LOOK, PAUSE, UnknownEnd,
     forms::{self, Forms},
     is_own, position, stream_name,
 };
@@ -271,20 +271,23 @@ impl Consumer {
                 Some(None) | None => break,
             }
         }
+        // There may always be something to read. If that is what fails, what comes next tells of it.
+        let _ = self.jetstream.look(self.service.source()).await;
         Ok(())
     }
 
     /// Opens the consumer after what was reached; None if the stream doesn't hold what comes next.
     async fn open(&mut self) -> Result<Option<pull::Stream>, BrokerError> {
-        let stream = self.jetstream.stream(self.service.source()).await?;
-        self.forms = Forms::told_by(stream.cached_info().config.description.as_deref());
-        let made = stream.cached_info().created;
+        let Found { stream, info } = self.jetstream.stream(self.service.source()).await?;
+        self.forms = Forms::told_by(info.config.description.as_deref());
+        let made = info.created;
         if self.made.replace(made).is_some_and(|before| before != made) {
             self.begin_again();
         }
         let next = self.inbox.reached().unsigned_abs() + 1;
-        let first = stream.cached_info().state.first_sequence;
-        if next < first || self.left_out.as_ref().is_some_and(|(position, _)| position.unsigned_abs() == next) {
+        if next < info.state.first_sequence
+            || self.left_out.as_ref().is_some_and(|(position, _)| position.unsigned_abs() == next)
+        {
             return Ok(None);
         }
         let name = self.durable.name();
@@ -317,7 +320,7 @@ impl Consumer {
         let messages = consumer.stream().max_messages_per_batch(BATCH).max_bytes_per_batch(MOST_BYTES.max(largest));
         let messages = messages.heartbeat(HEARTBEAT).messages().await?;
         self.anew = false;
-        if position(stream.cached_info().state.last_sequence) == self.inbox.reached() {
+        if position(info.state.last_sequence) == self.inbox.reached() {
             // All has come that there is: nothing else would tell that it is over.
             self.told.over(self.service.source());
         }

@@ -63,10 +63,14 @@ impl Forms {
         if all == told {
             return None;
         }
-        let text = description.unwrap_or_default();
-        let text = text.rsplit_once(INTRODUCTION).map_or(text, |(text, _)| text).trim_end();
+        let text = Self::left_out_of(description.unwrap_or_default());
         let all: Vec<_> = all.0.iter().map(|Old { kind, name, count }| format!("{kind}.{name}={count}")).collect();
         Some(format!("{text} {INTRODUCTION}{}", all.join(", ")).trim_start().to_owned())
+    }
+
+    /// What else a description says.
+    pub(super) fn left_out_of(description: &str) -> &str {
+        description.rsplit_once(INTRODUCTION).map_or(description, |(text, _)| text).trim_end()
     }
 
     fn raise(&mut self, kind: &str, name: &str, count: usize) {

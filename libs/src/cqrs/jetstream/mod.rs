@@ -8,20 +8,21 @@
 mod consumer;
 mod forms;
 mod relay;
+mod seen;
 
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectOptions, Event as Connection, HeaderMap, HeaderValue, ServerAddr,
     header::NATS_MESSAGE_ID,
-    jetstream::{self, stream},
+    jetstream::{self, ErrorCode, response::Response, stream},
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 pub(super) use self::consumer::{Consumer, Durable};
-use self::forms::Forms;
 pub use self::relay::Relay;
+use self::{forms::Forms, seen::Seen};
 use super::{Log, reasons::Recurring};
 
 /// For how long a stream keeps events, if it wasn't there: who comes later reads older ones from the service.
@@ -48,6 +49,14 @@ pub struct UnknownEnd {
 #[derive(Clone, Debug)]
 pub struct JetStream {
     context: jetstream::Context,
+    seen: Seen,
+}
+
+/// A stream that is there.
+struct Found {
+    stream: stream::Stream<()>,
+    /// What it was like when it was asked for.
+    info: stream::Info,
 }
 
 impl JetStream {
@@ -68,7 +77,7 @@ impl JetStream {
             options = options.add_root_certificates(authority);
         }
         let client = options.connect(servers).await?;
-        Ok(Self { context: jetstream::new(client) })
+        Ok(Self { context: jetstream::new(client), seen: Seen::default() })
     }
 
     /// What publishes the log of `service`.
@@ -78,21 +87,62 @@ impl JetStream {
     }
 
     /// The stream of a service, made now if it isn't there. One that is there is taken as it is: its limits and replicas are the
-    /// operator's.
-    async fn stream(&self, service: &str) -> Result<stream::Stream, BrokerError> {
-        let config = stream::Config {
-            name: stream_name(service),
-            subjects: vec![format!("trellis.{service}.>")],
-            description: Some(format!("The log of {service}: sequence numbers are positions.")),
-            max_age: KEPT,
-            ..stream::Config::default()
+    /// operator's, and those that it had when it was seen last it is made again with.
+    async fn stream(&self, service: &str) -> Result<Found, BrokerError> {
+        let name = stream_name(service);
+        let info = match self.context.request(format!("STREAM.INFO.{name}"), &json!({})).await? {
+            Response::Ok(info) => info,
+            Response::Err { error } if error.code() == 404 => self.make(service, &name).await?,
+            Response::Err { error } => return Err(error.into()),
         };
-        Ok(self.context.get_or_create_stream(config).await?)
+        self.seen.saw(&name, info["config"].clone());
+        Ok(Found { info: serde_json::from_value(info)?, stream: self.context.get_stream_no_info(name).await? })
+    }
+
+    /// Makes a stream, and answers what the server says of it.
+    async fn make(&self, service: &str, name: &str) -> Result<Value, BrokerError> {
+        let config = match self.seen.again(name) {
+            Some(config) => config,
+            None => serde_json::to_value(stream::Config {
+                name: name.to_owned(),
+                subjects: vec![format!("trellis.{service}.>")],
+                description: Some(format!("The log of {service}: sequence numbers are positions.")),
+                max_age: KEPT,
+                ..stream::Config::default()
+            })?,
+        };
+        let info: Value = match self.context.request(format!("STREAM.CREATE.{name}"), &config).await? {
+            Response::Ok(info) => info,
+            // By somebody else in the meantime, and otherwise than here.
+            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+                return self.ask(format!("STREAM.INFO.{name}"), &json!({})).await;
+            }
+            Response::Err { error } => {
+                return Err(format!(
+                    "the broker does not make stream {name}: {error}. Make it as the broker allows (nats stream add {name}), and it is \
+                     taken as it is"
+                )
+                .into());
+            }
+        };
+        let config = &info["config"];
+        let kept = Duration::from_nanos(config["max_age"].as_u64().unwrap_or_default());
+        let replicas = config["num_replicas"].as_u64();
+        tracing::info!(service, stream = name, replicas, ?kept, "the stream is made, as it wasn't there");
+        Ok(info)
+    }
+
+    /// Sees how the stream of a service is by now, if that was not seen of late.
+    async fn look(&self, service: &str) -> Result<(), BrokerError> {
+        if !self.seen.is_fresh(&stream_name(service)) {
+            self.stream(service).await?;
+        }
+        Ok(())
     }
 
     /// Has the description of a stream tell of these forms. Nothing else of it is changed, nor lost that only a newer client knows of.
-    async fn tell_of(&self, forms: &Forms, stream: &stream::Stream) -> Result<(), BrokerError> {
-        let stream::Config { name, description, .. } = &stream.cached_info().config;
+    async fn tell_of(&self, forms: &Forms, info: &stream::Info) -> Result<(), BrokerError> {
+        let stream::Config { name, description, .. } = &info.config;
         if forms.missing_in(description.as_deref()).is_none() {
             return Ok(());
         }
@@ -114,7 +164,7 @@ impl JetStream {
 
     /// Where the stream of a service ends.
     async fn last_position(&self, service: &str) -> Result<i64, BrokerError> {
-        Ok(position(self.stream(service).await?.cached_info().state.last_sequence))
+        Ok(position(self.stream(service).await?.info.state.last_sequence))
     }
 }
 

@@ -6,7 +6,7 @@ use async_nats::jetstream::{
     self,
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
-    stream::{RawMessageErrorKind, Stream},
+    stream::RawMessageErrorKind,
 };
 use bytes::Bytes;
 use prost::Message as _;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     super::{Board, Log, board::Standing, envelope, log::News, reasons::ToldReason, upcast::is_unreadable},
-    BrokerError, JetStream, LOOK, PAUSE,
+    BrokerError, Found, JetStream, LOOK, PAUSE,
     forms::{FORM, Forms},
     is_own, message_id, position, subject,
 };
@@ -99,10 +99,10 @@ impl Relay {
 
     /// Goes on where the stream ends.
     async fn publish(&mut self, told: &mut ToldReason) -> Result<Ended, BrokerError> {
-        let stream = self.jetstream.stream(self.service).await?;
-        let (mut last, head) = self.end_of(&stream).await?;
+        let found = self.jetstream.stream(self.service).await?;
+        let (mut last, head) = self.end_of(&found).await?;
         // Before there is any message that says so.
-        self.jetstream.tell_of(&self.forms, &stream).await?;
+        self.jetstream.tell_of(&self.forms, &found.info).await?;
         // A stream that can be read need not take anything.
         if !told.is_out() || last >= head {
             self.goes_on(last, told);
@@ -113,13 +113,13 @@ impl Relay {
         loop {
             // By time, not by silence: there may always be something to publish.
             if looked.elapsed() >= LOOK {
-                let stream = self.jetstream.stream(self.service).await?;
+                let found = self.jetstream.stream(self.service).await?;
                 // A broker that lost its last messages gets them again.
-                if position(stream.cached_info().state.last_sequence) != last {
+                if position(found.info.state.last_sequence) != last {
                     return Ok(Ended::Moved);
                 }
                 // Somebody else may have described it.
-                self.jetstream.tell_of(&self.forms, &stream).await?;
+                self.jetstream.tell_of(&self.forms, &found.info).await?;
                 looked = Instant::now();
             }
             match timeout_at(looked + LOOK, self.log.news_or_loss(last)).await {
@@ -167,7 +167,7 @@ impl Relay {
     }
 
     /// Where the stream ends, if it is a copy of this log, and where that does.
-    async fn end_of(&mut self, stream: &Stream) -> Result<(i64, i64), BrokerError> {
+    async fn end_of(&mut self, Found { stream, .. }: &Found) -> Result<(i64, i64), BrokerError> {
         let info = stream.get_info().await?;
         let (last, head) = (position(info.state.last_sequence), self.log.head().await?);
         self.standing.ends(head);

@@ -1,0 +1,85 @@
+//! What an operator's stream on a real NATS server takes and what not, and what stays of it when it is deleted to be filled anew. Runs where
+//! `TEST_NATS` names the server's program.
+#![cfg(feature = "cqrs")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod broker;
+mod database;
+mod desk;
+mod lines;
+mod streamed;
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{self, StorageType};
+use broker::Broker;
+use lines::Lines;
+use streamed::{STREAM, Source, at_once, operator, shown, until};
+use tokio::time::{Instant, sleep};
+
+/// How an operator has made the stream.
+fn by_hand() -> stream::Config {
+    let subjects = vec!["trellis.source.>".to_owned()];
+    stream::Config { name: STREAM.to_owned(), subjects, ..stream::Config::default() }
+}
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn a_stream_that_was_deleted_is_made_again_as_it_was() {
+    let Some(broker) = Broker::start() else { return };
+    let (lines, _kept) = Lines::keep();
+    let mut source = Source::start().await;
+    let context = operator(&broker).await;
+    let description = |text: &str| Some(format!("Ask Ann.{text}"));
+    let config = stream::Config {
+        description: description(" Old forms: thing.Happened=9"),
+        max_messages: 1_000,
+        max_age: Duration::from_secs(3_600),
+        storage: StorageType::Memory,
+        ..by_hand()
+    };
+    let made = context.create_stream(config).await.unwrap().cached_info().config.clone();
+    let board = source.publish(&broker).await;
+    source.write(10, 100).await;
+    until("all is published", || async { shown(&board).await.position == 10 }).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    assert_eq!(lines.that_say("the stream is made"), [""; 0]);
+
+    context.delete_stream(STREAM).await.unwrap();
+    source.write(10, 100).await;
+    source.check(&read).await;
+    until("all is published anew", || async {
+        context.get_stream(STREAM).await.is_ok_and(|stream| stream.cached_info().state.last_sequence == 20)
+    })
+    .await;
+    // Of old forms it tells as it is told: those that nobody knows of any more are gone with it.
+    let made = stream::Config { description: description(""), ..made };
+    assert_eq!(context.get_stream(STREAM).await.unwrap().cached_info().config, made);
+    let told = lines.that_say("the stream is made");
+    assert!(told.iter().any(|line| line.contains("replicas=1") && line.contains("kept=3600s")), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_always_has_something_to_read_knows_how_the_stream_was_changed_meanwhile() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.publish(&broker).await;
+    source.write(10, 100).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+    let context = operator(&broker).await;
+    let config = context.get_stream(STREAM).await.unwrap().cached_info().config.clone();
+    context.update_stream(stream::Config { max_messages: 1_000, ..config }).await.unwrap();
+    // Longer than from one look to the next.
+    let changed = Instant::now();
+    while changed.elapsed() < Duration::from_secs(7) {
+        source.write(1, 100).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    source.check(&read).await;
+    source.relay.take().unwrap().abort();
+    context.delete_stream(STREAM).await.unwrap();
+    until("the reader makes it again", || async { context.get_stream(STREAM).await.is_ok() }).await;
+    assert_eq!(context.get_stream(STREAM).await.unwrap().cached_info().config.max_messages, 1_000);
+}
