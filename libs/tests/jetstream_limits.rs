@@ -23,6 +23,28 @@ fn by_hand() -> stream::Config {
     stream::Config { name: STREAM.to_owned(), subjects, ..stream::Config::default() }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_larger_than_a_message_of_the_stream_may_be_is_in_no_later_ones_way() {
+    const MOST: i32 = 64 << 10;
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let config = stream::Config { max_message_size: MOST, ..by_hand() };
+    operator(&broker).await.create_stream(config).await.unwrap();
+    let board = source.publish(&broker).await;
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    // By far, by no more than what comes beside its payload, and not at all.
+    let most = usize::try_from(MOST).unwrap();
+    for size in [100 << 10, most, most - 40, most - 2_000, 100] {
+        source.happen("thing", size).await;
+    }
+    until("all are published", || async { shown(&board).await.position == 5 }).await;
+    assert_eq!(shown(&board).await.parked, None);
+    source.check(&read).await;
+    let stream = operator(&broker).await.get_stream(STREAM).await.unwrap();
+    assert!(stream.get_raw_message(1).await.unwrap().payload.is_empty());
+    assert!(stream.get_raw_message(4).await.unwrap().payload.len() > most - 2_000, "what has room is there");
+}
+
 /// In one thread, so that its lines are kept.
 #[tokio::test]
 async fn a_stream_that_was_deleted_is_made_again_as_it_was() {

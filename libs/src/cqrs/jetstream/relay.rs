@@ -6,7 +6,7 @@ use async_nats::jetstream::{
     self,
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
-    stream::RawMessageErrorKind,
+    stream::{self, RawMessageErrorKind},
 };
 use bytes::Bytes;
 use prost::Message as _;
@@ -99,7 +99,7 @@ impl Relay {
 
     /// Goes on where the stream ends.
     async fn publish(&mut self, told: &mut ToldReason) -> Result<Ended, BrokerError> {
-        let found = self.jetstream.stream(self.service).await?;
+        let mut found = self.jetstream.stream(self.service).await?;
         let (mut last, head) = self.end_of(&found).await?;
         // Before there is any message that says so.
         self.jetstream.tell_of(&self.forms, &found.info).await?;
@@ -113,7 +113,7 @@ impl Relay {
         loop {
             // By time, not by silence: there may always be something to publish.
             if looked.elapsed() >= LOOK {
-                let found = self.jetstream.stream(self.service).await?;
+                found = self.jetstream.stream(self.service).await?;
                 // A broker that lost its last messages gets them again.
                 if position(found.info.state.last_sequence) != last {
                     return Ok(Ended::Moved);
@@ -137,7 +137,7 @@ impl Relay {
                 return Ok(Ended::Moved);
             };
             self.standing.saw(end);
-            if !self.send(events).await? {
+            if !self.send(events, &found.info.config).await? {
                 return Ok(Ended::Moved);
             }
             last = end;
@@ -201,10 +201,11 @@ impl Relay {
         Ok((last, head))
     }
 
-    /// Sends events that belong behind the stream's last one. False if that was another than thought, or somebody else publishes them.
-    async fn send(&self, events: Vec<Event>) -> Result<bool, BrokerError> {
+    /// Sends events that belong behind the stream's last one, which takes messages like this. False if that was another than thought, or
+    /// somebody else publishes them.
+    async fn send(&self, events: Vec<Event>, config: &stream::Config) -> Result<bool, BrokerError> {
         let context = &self.jetstream.context;
-        let most = context.client().server_info().max_payload.saturating_sub(HEADERS);
+        let most = most_bytes(context.client().server_info().max_payload, config);
         let mut sent = Vec::with_capacity(events.len());
         for event in events {
             let (position, subject) = (event.position, subject(self.service, &event.kind));
@@ -233,6 +234,12 @@ impl Relay {
         }
         Ok(goes_on)
     }
+}
+
+/// How large an event may be beside its headers. The broker counts both, and so does a stream that has a limit of its own.
+fn most_bytes(max_payload: usize, config: &stream::Config) -> usize {
+    let of_stream = usize::try_from(config.max_message_size).ok().filter(|most| *most > 0);
+    of_stream.unwrap_or(max_payload).min(max_payload).saturating_sub(HEADERS)
 }
 
 /// Whether two are one event. An upcast may have brought the one into another form since the other was published.
