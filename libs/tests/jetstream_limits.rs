@@ -45,6 +45,19 @@ async fn what_is_larger_than_a_message_of_the_stream_may_be_is_in_no_later_ones_
     assert!(stream.get_raw_message(4).await.unwrap().payload.len() > most - 2_000, "what has room is there");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_what_nobody_here_wants_a_place_without_an_event_holds_nobody_up() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.happen("other", 2 << 20).await;
+    source.happen("thing", 100).await;
+    until("both are published", || async { shown(&board).await.position == 2 }).await;
+    source.desk.is_out();
+    let (read, _runs) = source.views(&broker, "reader", at_once()).await;
+    source.check(&read).await;
+}
+
 /// In one thread, so that its lines are kept.
 #[tokio::test]
 async fn a_stream_that_was_deleted_is_made_again_as_it_was() {

@@ -25,7 +25,7 @@ use super::{
     },
     BrokerError, Found, JetStream, LOOK, PAUSE, UnknownEnd,
     forms::{self, Forms},
-    is_own, position, stream_name,
+    is_own, kind_of, position, stream_name,
 };
 use crate::journal::Event;
 
@@ -378,6 +378,12 @@ impl Consumer {
             return Err(format!("after {reached} came {position}").into());
         }
         let is_own = message.headers.as_ref().is_some_and(|headers| is_own(headers, self.service.source(), position));
+        // Too large to be published, or unreadable then. Who doesn't want its kind need not ask what it was.
+        let kind = kind_of(&message.subject, self.service.source());
+        if is_own && message.payload.is_empty() && kind.is_some_and(|kind| !self.service.wants(kind)) {
+            self.inbox.pass(position);
+            return Ok(());
+        }
         let form = forms::of_message(message.headers.as_ref());
         match pb::Event::decode(message.payload) {
             Ok(event) if is_own && event.position == position => {

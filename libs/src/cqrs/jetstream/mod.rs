@@ -180,6 +180,11 @@ fn subject(service: &str, kind: &str) -> String {
     format!("trellis.{service}.{kind}")
 }
 
+/// The kind of aggregate that a service's subject names.
+fn kind_of<'s>(subject: &'s str, service: &str) -> Option<&'s str> {
+    subject.strip_prefix("trellis.")?.strip_prefix(service)?.strip_prefix('.')
+}
+
 /// A message's `Nats-Msg-Id`, by which the server knows a repetition.
 fn message_id(service: &str, position: i64) -> String {
     format!("{service}:{position}")
