@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tonic::{
     Code, Response, Status,
     metadata::{AsciiMetadataValue, MetadataMap},
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     journal::{
-        self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RequestKey, Role, SubmitError,
-        sql,
+        self, AggregateId, Cause, Committed, Decided, Entry, Journal, Loaded, Outcome, RefusedReads, RequestKey, Role,
+        SubmitError, sql,
     },
     refusal::{Refusal, Violations},
     rpc::carried::CarriedKeys,
@@ -40,6 +40,7 @@ pub struct CommandSide {
     service: &'static str,
     pub(super) journal: Journal,
     carried: CarriedKeys,
+    refused: Arc<RefusedReads>,
 }
 
 /// A request that may be decided.
@@ -78,7 +79,7 @@ impl CommandSide {
     /// The side of `service`, by its bare name such as `inventory`.
     #[must_use]
     pub fn new(service: &'static str, journal: Journal) -> Self {
-        Self { service, journal, carried: CarriedKeys::default() }
+        Self { service, journal, carried: CarriedKeys::default(), refused: Arc::default() }
     }
 
     /// Has this metadata of each request go on with the sagas that it begins.
@@ -98,7 +99,7 @@ impl CommandSide {
     /// # Errors
     /// UNAVAILABLE when the database can't be reached, INTERNAL when the state can't be read.
     pub async fn state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
-        decoded::<A>(id, self.journal.aggregate(&AggregateId::new(A::KIND, id)).await)
+        self.decoded::<A>(id, self.journal.aggregate(&AggregateId::new(A::KIND, id)).await)
     }
 
     /// The state of an aggregate as this process last left it, for somebody who asks just after that. Other processes may have changed it
@@ -107,7 +108,7 @@ impl CommandSide {
     /// # Errors
     /// Those of [`state`](Self::state).
     pub async fn own_state<A: Aggregate>(&self, id: &str) -> Result<A::State, Refusal> {
-        decoded::<A>(id, self.journal.aggregate_as_written(&AggregateId::new(A::KIND, id)).await)
+        self.decoded::<A>(id, self.journal.aggregate_as_written(&AggregateId::new(A::KIND, id)).await)
     }
 
     /// Writes the consistency token of all that is committed now into a reply, whichever process did it, and whether its committer has told
@@ -117,8 +118,7 @@ impl CommandSide {
     /// UNAVAILABLE when the database can't be reached.
     pub async fn stamp(&self, metadata: &mut MetadataMap) -> Result<(), Refusal> {
         let position = journal::head(self.journal.reader()).await.map_err(|error| {
-            tracing::error!(%error, "the log can't be read");
-            error.refusal()
+            self.refused.refusal("the log", &error, || tracing::error!(%error, "the log can't be read"))
         })?;
         self.write_token(position, metadata);
         Ok(())
@@ -296,17 +296,21 @@ impl CommandSide {
         self.write_token(position, response.metadata_mut());
         Ok((response, verdict))
     }
-}
 
-fn decoded<A: Aggregate>(id: &str, stored: Result<journal::Aggregate, sql::Error>) -> Result<A::State, Refusal> {
-    let stored = stored.map_err(|error| {
-        tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
-        error.refusal()
-    })?;
-    A::State::decode(stored.state).map_err(|error| {
-        tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
-        Refusal::internal()
-    })
+    fn decoded<A: Aggregate>(
+        &self,
+        id: &str,
+        stored: Result<journal::Aggregate, sql::Error>,
+    ) -> Result<A::State, Refusal> {
+        let stored = stored.map_err(|error| {
+            let tell = || tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "state can't be read");
+            self.refused.refusal(A::KIND, &error, tell)
+        })?;
+        A::State::decode(stored.state).map_err(|error| {
+            tracing::error!(aggregate.kind = A::KIND, aggregate.id = id, %error, "stored state can't be read");
+            Refusal::internal()
+        })
+    }
 }
 
 /// What a call is answered of which nothing is known any more, if it ever was. A saga that goes on calls again.

@@ -1,5 +1,7 @@
 //! A service's events for other services: its log is the outbox, and this streams it.
 
+use std::sync::Arc;
+
 use futures::StreamExt as _;
 use proto::events::v1::{
     SubscribeRequest, SubscribeResponse,
@@ -13,7 +15,7 @@ use super::{
     log::{News, POLL},
 };
 use crate::{
-    journal::Event,
+    journal::{Event, RefusedReads, sql::Error},
     refusal::{Refusal, Violations},
 };
 
@@ -28,13 +30,14 @@ pub(super) const AHEAD: &str = "AHEAD_OF_LOG";
 pub struct Outbox {
     service: &'static str,
     log: Log,
+    refused: Arc<RefusedReads>,
 }
 
 impl Outbox {
     /// The outbox of `service`, by its bare name, for the domain of its errors.
     #[must_use]
     pub fn new(service: &'static str, log: Log) -> Self {
-        Self { service, log }
+        Self { service, log, refused: Arc::default() }
     }
 
     /// The tonic server.
@@ -51,14 +54,19 @@ impl Outbox {
         let named = request.kinds.iter().all(|kind| (1..=64).contains(&kind.len()));
         violations.require(named, "kinds", "must be 1 to 64 characters each");
         violations.refuse()?;
-        let head = self.log.head().await.map_err(|error| unreadable(&error))?;
+        let head = self.log.head().await.map_err(|error| self.unreadable(&error))?;
         if request.after_position > head
-            && let Some(head) = self.log.lost_to(request.after_position).await.map_err(|error| unreadable(&error))?
+            && let Some(head) =
+                self.log.lost_to(request.after_position).await.map_err(|error| self.unreadable(&error))?
         {
             return Err(ahead(request.after_position, head));
         }
         // A standby may have the rest to replay yet: it is waited for.
         Ok(head)
+    }
+
+    fn unreadable(&self, error: &Error) -> Refusal {
+        self.refused.refusal("the log", error, || tracing::error!(%error, "the log can't be read"))
     }
 }
 
@@ -70,29 +78,29 @@ impl EventService for Outbox {
         let (service, request) = (self.service, request.into_inner());
         let head = self.check(&request).await.map_err(|refusal| refusal.into_status(service))?;
         let SubscribeRequest { after_position, kinds } = request;
-        let mut log = self.log.clone();
+        let (outbox, mut log) = (self.clone(), self.log.clone());
         let stretches = async_stream::try_stream! {
             let mut reached = after_position;
             if head == reached {
                 yield SubscribeResponse { after_position, events: Vec::new(), position: head, head };
             }
             loop {
-                match log.news_or_loss(reached).await.map_err(|error| unreadable(&error))? {
+                match log.news_or_loss(reached).await.map_err(|error| outbox.unreadable(&error))? {
                     News::Come => {}
                     News::Closed => break,
                     News::Lost(head) => Err(ahead(reached, head))?,
                 }
-                let mut events = log.after(reached, STRETCH).await.map_err(|error| unreadable(&error))?;
+                let mut events = log.after(reached, STRETCH).await.map_err(|error| outbox.unreadable(&error))?;
                 events.truncate(that_fit(&events));
                 let Some(position) = events.last().map(|event| event.position) else {
                     // What was told of is lost, as after a failover: the next commit here tells where the log ends now.
-                    if let Some(head) = log.lost_to(reached).await.map_err(|error| unreadable(&error))? {
+                    if let Some(head) = log.lost_to(reached).await.map_err(|error| outbox.unreadable(&error))? {
                         Err(ahead(reached, head))?;
                     }
                     sleep(POLL).await;
                     continue;
                 };
-                let head = log.head().await.map_err(|error| unreadable(&error))?;
+                let head = log.head().await.map_err(|error| outbox.unreadable(&error))?;
                 let is_wanted = |event: &Event| kinds.is_empty() || kinds.iter().any(|kind| *kind == event.kind);
                 let wanted = events.into_iter().filter(is_wanted);
                 let events = wanted.map(envelope::seal).collect();
@@ -123,9 +131,4 @@ fn ahead(reached: i64, head: i64) -> Refusal {
         "the log ends at {head}: it is not the one that was read to {reached}; make what was made of that one anew (RebuildProjections)"
     );
     Refusal::precondition(AHEAD, message).with("head", head.to_string())
-}
-
-fn unreadable(error: &crate::journal::sql::Error) -> Refusal {
-    tracing::error!(%error, "the log can't be read");
-    error.refusal()
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     journal::{
-        Table, head_of_primary,
+        RefusedReads, Table, head_of_primary,
         sql::{self, Reader, Record, Value},
     },
     refusal::Refusal,
@@ -46,6 +46,7 @@ pub struct ReadSide {
     most_wait: Duration,
     page_bytes: usize,
     kept: Arc<[Kept]>,
+    refused: Arc<RefusedReads>,
     /// Up to where the caller's token asks of every view; 0 where none stands still before that.
     asked: i64,
 }
@@ -67,7 +68,8 @@ impl ReadSide {
         most_wait: Duration,
         kept: Arc<[Kept]>,
     ) -> Self {
-        Self { service, reader, log, caught_up, wanted, most_wait, page_bytes: PAGE_BYTES, kept, asked: 0 }
+        let (page_bytes, refused, asked) = (PAGE_BYTES, Arc::default(), 0);
+        Self { service, reader, log, caught_up, wanted, most_wait, page_bytes, kept, refused, asked }
     }
 
     /// The same, for answers of at most so many bytes: pages end in time.
@@ -147,8 +149,7 @@ impl ReadSide {
         }
         if let Some(log) = &self.log {
             let head = head_of_primary(log).await.map_err(|error| {
-                tracing::error!(%error, "the log can't be read");
-                error.refusal()
+                self.refused.refusal("the log", &error, || tracing::error!(%error, "the log can't be read"))
             })?;
             if let Some(head) = head.filter(|head| after_position > *head) {
                 let message = format!(
@@ -207,9 +208,12 @@ impl ReadSide {
     /// read.
     pub async fn document<M: Message + Default>(&self, table: &'static Table, id: &str) -> Result<Option<M>, Refusal> {
         self.has_passed(table)?;
-        let found =
-            self.reader.fetch_keys(table, vec![vec![id.into()]]).await.map_err(|error| unreadable(table, &error))?;
-        found.first().map(|record| decode(table, record, 2)).transpose()
+        let found = self
+            .reader
+            .fetch_keys(table, vec![vec![id.into()]])
+            .await
+            .map_err(|error| self.unreadable(table, &error))?;
+        found.first().map(|record| self.decode(table, record, 2)).transpose()
     }
 
     /// The documents with these ids, by id; one that isn't there is simply missing.
@@ -223,10 +227,10 @@ impl ReadSide {
     ) -> Result<BTreeMap<String, M>, Refusal> {
         self.has_passed(table)?;
         let keys: Vec<Vec<Value>> = ids.into_iter().map(|id| vec![id.into()]).collect();
-        let found = self.reader.fetch_keys(table, keys).await.map_err(|error| unreadable(table, &error))?;
+        let found = self.reader.fetch_keys(table, keys).await.map_err(|error| self.unreadable(table, &error))?;
         let document = |record: &Record| {
-            let id = record.text(0).map_err(|error| unreadable(table, &error))?;
-            Ok((id, decode(table, record, 2)?))
+            let id = record.text(0).map_err(|error| self.unreadable(table, &error))?;
+            Ok((id, self.decode(table, record, 2)?))
         };
         found.iter().map(document).collect()
     }
@@ -256,7 +260,7 @@ impl ReadSide {
             size + 1
         );
         let read = self.reader.fetch(&sql, conditions.values).await;
-        let mut records = read.map_err(|error| unreadable(table, &error))?;
+        let mut records = read.map_err(|error| self.unreadable(table, &error))?;
         let found = records.len();
         records.truncate(usize::try_from(size).unwrap_or_default());
         let documents = records.iter().map(|record| record.blob(1).map_or(0, |document| document.len()));
@@ -265,11 +269,11 @@ impl ReadSide {
         let next_page_token = match records.last() {
             Some(last) if more => {
                 let value = if by_text { last.text(0).map(Value::from) } else { last.int(0).map(Value::from) };
-                query.token(table.name, &value.map_err(|error| unreadable(table, &error))?)
+                query.token(table.name, &value.map_err(|error| self.unreadable(table, &error))?)
             }
             _ => String::new(),
         };
-        let items = records.iter().map(|record| decode(table, record, 1)).collect::<Result<_, _>>()?;
+        let items = records.iter().map(|record| self.decode(table, record, 1)).collect::<Result<_, _>>()?;
         Ok(Page { items, next_page_token })
     }
 
@@ -310,9 +314,9 @@ impl ReadSide {
                         MOST_CHANGES + 1
                     );
                     let found = read.reader.fetch(&sql, conditions.values).await;
-                    let mut records = found.map_err(|error| unreadable(table, &error))?;
+                    let mut records = found.map_err(|error| read.unreadable(table, &error))?;
                     let positions = records.iter().map(|record| record.int(0)).collect::<Result<Vec<_>, _>>();
-                    let positions = positions.map_err(|error| unreadable(table, &error))?;
+                    let positions = positions.map_err(|error| read.unreadable(table, &error))?;
                     let documents = records.iter().map(|record| record.blob(1).map_or(0, |document| document.len()));
                     // Those that don't fit are looked at again; the first of them says whether the event before is told to its end.
                     let fit = that_fit(documents, MOST_CHANGED).min(MOST_CHANGES);
@@ -320,7 +324,7 @@ impl ReadSide {
                     records.truncate(fit);
                     if more && positions.get(fit) == positions.get(fit - 1) {
                         let last = records.last().map_or_else(|| Ok(String::new()), |record| record.text(2));
-                        let last = last.map_err(|error| unreadable(table, &error))?;
+                        let last = last.map_err(|error| read.unreadable(table, &error))?;
                         told = Some((positions[fit], last));
                     }
                     // What is told is let go of: whoever takes it may be slow.
@@ -328,7 +332,7 @@ impl ReadSide {
                         if positions.get(at + 1) != Some(&positions[at]) {
                             position = positions[at];
                         }
-                        yield (position, decode(table, &record, 1)?);
+                        yield (position, read.decode(table, &record, 1)?);
                     }
                     if !more {
                         break;
@@ -340,6 +344,19 @@ impl ReadSide {
                 }
             }
         }
+    }
+
+    fn decode<M: Message + Default>(&self, table: &Table, record: &Record, column: usize) -> Result<M, Refusal> {
+        let document = record.blob(column).map_err(|error| self.unreadable(table, &error))?;
+        M::decode(document).map_err(|error| {
+            tracing::error!(table = table.name, %error, "a view holds what can't be read: rebuild it");
+            Refusal::internal()
+        })
+    }
+
+    fn unreadable(&self, table: &Table, error: &sql::Error) -> Refusal {
+        let tell = || tracing::error!(table = table.name, %error, "a view can't be read");
+        self.refused.refusal(table.name, error, tell)
     }
 }
 
@@ -384,17 +401,4 @@ impl Conditions {
     fn sql(&self) -> String {
         if self.texts.is_empty() { String::new() } else { format!(" WHERE {}", self.texts.join(" AND ")) }
     }
-}
-
-fn decode<M: Message + Default>(table: &Table, record: &Record, column: usize) -> Result<M, Refusal> {
-    let document = record.blob(column).map_err(|error| unreadable(table, &error))?;
-    M::decode(document).map_err(|error| {
-        tracing::error!(table = table.name, %error, "a view holds what can't be read: rebuild it");
-        Refusal::internal()
-    })
-}
-
-fn unreadable(table: &Table, error: &sql::Error) -> Refusal {
-    tracing::error!(table = table.name, %error, "a view can't be read");
-    error.refusal()
 }

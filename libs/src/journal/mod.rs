@@ -15,6 +15,8 @@ mod members;
 mod names;
 mod postgres;
 mod recent;
+#[cfg(feature = "cqrs")]
+mod refused_reads;
 mod requests;
 mod session;
 #[cfg(test)]
@@ -37,8 +39,6 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 
-#[cfg(feature = "cqrs")]
-pub(crate) use self::log::batch_after;
 pub use self::{
     beside::Beside,
     entry::{
@@ -64,6 +64,8 @@ use self::{
     sql::Reader,
     sqlite::{Durability, Writer},
 };
+#[cfg(feature = "cqrs")]
+pub(crate) use self::{log::batch_after, refused_reads::RefusedReads};
 
 /// How many entries may wait for the committer, and about how many bytes.
 const MOST_WAITING: usize = 4096;

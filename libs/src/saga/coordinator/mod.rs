@@ -73,7 +73,7 @@ use super::{
 };
 use crate::{
     cqrs::not_submitted,
-    journal::{AggregateId, Decided, Journal, Loaded, Member, SubmitError, sql},
+    journal::{AggregateId, Decided, Journal, Loaded, Member, RefusedReads, SubmitError, sql},
     refusal::Refusal,
     rpc::{carried::CarriedKeys, verdict::is_name},
 };
@@ -127,6 +127,7 @@ struct Shared {
     /// Sagas that hold a lock for which one here waits, as seen since the last beat.
     holders: Mutex<HashSet<String>>,
     looks: Looks,
+    refused_reads: RefusedReads,
     admissions: Arc<Admissions>,
     /// A turn for each call that may be under way.
     calls: Semaphore,
@@ -186,6 +187,7 @@ impl Coordinator {
             claimed: Mutex::default(),
             holders: Mutex::default(),
             looks: Looks::default(),
+            refused_reads: RefusedReads::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),
@@ -407,7 +409,7 @@ impl Shared {
 
     /// The same, or why its record is none.
     async fn newest(&self, saga_id: &str) -> Result<Stored, Refusal> {
-        found(saga_id, store::load_newest(&self.journal, saga_id).await)
+        self.found(saga_id, store::load_newest(&self.journal, saga_id).await)
     }
 
     /// A saga as it is shown, or why its record is none. It may have gone on since.
@@ -415,20 +417,18 @@ impl Shared {
         match store::load(&self.journal, saga_id).await {
             // A standby may have yet to replay it.
             Ok(None) => self.newest(saga_id).await,
-            read => found(saga_id, read),
+            read => self.found(saga_id, read),
         }
     }
-}
 
-fn found(saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stored, Refusal> {
-    let read = read.map_err(|error| {
-        // Of a primary that is out it is told elsewhere.
-        if !matches!(error, sql::Error::Standby) {
-            tell_unreadable(saga_id, &error);
-        }
-        error.refusal()
-    })?;
-    read.ok_or_else(|| unknown(saga_id))
+    fn found(&self, saga_id: &str, read: Result<Option<Stored>, sql::Error>) -> Result<Stored, Refusal> {
+        let read = read.map_err(|error| match error {
+            // Of a primary that is out it is told elsewhere.
+            sql::Error::Standby => error.refusal(),
+            _ => self.refused_reads.refusal("a saga", &error, || tell_unreadable(saga_id, &error)),
+        })?;
+        read.ok_or_else(|| unknown(saga_id))
+    }
 }
 
 pub(super) fn unknown(saga_id: &str) -> Refusal {
