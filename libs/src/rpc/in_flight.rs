@@ -33,9 +33,15 @@ impl InFlight {
         Flight { of: Arc::clone(self), owed: None }
     }
 
+    /// How many there are now.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.now.load(Relaxed)
+    }
+
     /// Resolves once nothing has been in flight for this long.
     pub async fn idle(&self, long: Duration) {
-        let idle = || (self.now.load(Relaxed) == 0).then(|| self.begun.load(Relaxed));
+        let idle = || (self.now() == 0).then(|| self.begun.load(Relaxed));
         loop {
             let before = idle();
             sleep(long).await;

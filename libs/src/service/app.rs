@@ -1,6 +1,15 @@
 //! A service, being assembled and then run.
 
-use std::{convert::Infallible, fmt, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response, request::Parts};
@@ -248,12 +257,14 @@ impl App {
         routes.add_service(health.server());
         reflection::add(&mut routes, &services)?;
         let (phase, phases) = watch::channel(Phase::Serving);
+        let cut_off = Arc::<AtomicUsize>::default();
         let shared = Connections {
             service: name,
             server,
             entrance,
             routes: routes.routes().prepare(),
             phase: phases,
+            cut_off: Arc::clone(&cut_off),
             metrics: ServerMetrics::new(name),
             methods: reflection::methods(&services)?,
             shed: ShedLayer::new(name, usize::try_from(limits.max_calls).unwrap_or(usize::MAX), OVERLOAD_PAUSE),
@@ -289,7 +300,7 @@ impl App {
         drop(listener);
         let deadline = Instant::now() + limits.drain_timeout;
         let drained = tokio::select! {
-            () = drain(&phase, connections, deadline) => Ok(()),
+            () = drain(name, &phase, &cut_off, connections, deadline) => Ok(()),
             failure = tasks.failed() => Err(failure),
         };
         drained?;
@@ -322,16 +333,24 @@ async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut 
     }
 }
 
-async fn drain(phase: &watch::Sender<Phase>, mut connections: JoinSet<()>, deadline: Instant) {
-    let mut ended = pin!(async { while connections.join_next().await.is_some() {} });
+async fn drain(
+    service: &'static str,
+    phase: &watch::Sender<Phase>,
+    cut_off: &AtomicUsize,
+    mut connections: JoinSet<()>,
+    deadline: Instant,
+) {
+    let all_ended = async |connections: &mut JoinSet<()>| while connections.join_next().await.is_some() {};
     phase.send_replace(Phase::Draining);
-    if timeout_at(deadline, &mut ended).await.is_ok() {
+    if timeout_at(deadline, all_ended(&mut connections)).await.is_ok() {
         return;
     }
-    tracing::warn!("connections whose calls have not ended after --drain-timeout are cut off");
+    let left = connections.len();
     phase.send_replace(Phase::Cut);
     // A cut connection ends as soon as it is next polled.
-    let _ = timeout(Duration::from_secs(1), ended).await;
+    let _ = timeout(Duration::from_secs(1), all_ended(&mut connections)).await;
+    let calls = cut_off.load(Relaxed);
+    tracing::warn!(service, connections = left, calls, "what had not ended after --drain-timeout was cut off");
 }
 
 async fn put_away(hooks: Vec<(String, BoxFuture<'static, ()>)>, deadline: Instant) {

@@ -3,7 +3,16 @@
 //! Each is a tonic server of its own with one connection to accept. Tonic's own limit on age is the same for all connections,
 //! which then all come back at once, and with a grace it cuts calls off instead of asking the client to leave first.
 
-use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt as _, stream};
 use http::Request;
@@ -32,7 +41,7 @@ use crate::{
     rpc::{
         coalesce::Coalesced,
         in_flight::InFlight,
-        server::{CatchLayer, DeadlineLayer, GuardLayer, MalformedLayer, Methods, ObserveLayer},
+        server::{CatchLayer, DeadlineLayer, Ending, GuardLayer, MalformedLayer, Methods, ObserveLayer},
         shed::ShedLayer,
     },
     telemetry::ServerMetrics,
@@ -62,6 +71,8 @@ pub(super) struct Connections {
     pub(super) entrance: Option<Entrance>,
     pub(super) routes: Routes,
     pub(super) phase: watch::Receiver<Phase>,
+    /// How many calls were in flight where that was cut.
+    pub(super) cut_off: Arc<AtomicUsize>,
     pub(super) metrics: Option<ServerMetrics>,
     pub(super) methods: Methods,
     /// The bound on calls, of all connections together.
@@ -88,6 +99,7 @@ impl Connections {
             entrance,
             routes,
             phase,
+            cut_off,
             metrics,
             methods,
             shed,
@@ -112,15 +124,16 @@ impl Connections {
             // An error is a sender that is gone, which is an end as well.
             let _ = left.await;
         };
-        let (end_streams, draining) = watch::channel(false);
+        let (end, ending) = watch::channel(Ending::NotYet);
         let calls = Arc::<InFlight>::default();
         let shed = shed.on(Arc::clone(&calls), methods.clone());
+        let connection = Connection { service, client, calls: &calls, cut_off: &cut_off };
         let bounds = Bounds { age: jittered(max_age), grace, owed };
         let mut server = server
             // By TLS tonic has it within what it knows of that.
             .layer(MapRequestLayer::new(with_tcp_info as fn(Request<Body>) -> Request<Body>))
             // Outermost of what answers, so that whatever becomes of a call is seen.
-            .layer(ObserveLayer::new(service, metrics, methods, draining))
+            .layer(ObserveLayer::new(service, metrics, methods, ending))
             // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
             .layer(CatchLayer::new(service))
             .layer(headers)
@@ -147,7 +160,7 @@ impl Connections {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, greeted, &calls, leave, end_streams, bounds) => {}
+            () = live(phase, cord, greeted, connection, leave, end, bounds) => {}
         }
     }
 }
@@ -166,6 +179,15 @@ fn alone<S>(io: S, greet: oneshot::Sender<()>) -> impl Stream<Item = io::Result<
     stream::iter([Ok(Coalesced::new(Greeted::new(io, greet), false))]).chain(stream::pending())
 }
 
+/// One of them, as it lives.
+#[derive(Clone, Copy, Debug)]
+struct Connection<'a> {
+    service: &'static str,
+    client: SocketAddr,
+    calls: &'a InFlight,
+    cut_off: &'a AtomicUsize,
+}
+
 /// How long things may take on a connection, as for all of them.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
@@ -179,18 +201,20 @@ async fn live(
     phase: watch::Receiver<Phase>,
     cord: Cord,
     greeted: oneshot::Receiver<()>,
-    calls: &InFlight,
+    connection: Connection<'_>,
     leave: oneshot::Sender<()>,
-    end_streams: watch::Sender<bool>,
+    ending: watch::Sender<Ending>,
     bounds: Bounds,
 ) {
     let Cord { cut, gone } = cord;
     tokio::select! {
         _ = gone => return,
-        () = end(phase, greeted, calls, leave, end_streams, bounds) => {}
+        () = end(phase, greeted, connection, leave, ending, bounds) => {}
         // It may go on answering pings for ever.
-        () = calls.owing(bounds.owed) => {
-            tracing::info!("a connection whose client doesn't take what it asked for is cut off");
+        () = connection.calls.owing(bounds.owed) => {
+            let Connection { service, client, calls, .. } = connection;
+            let calls = calls.now();
+            tracing::info!(service, %client, calls, "a connection whose client doesn't take what it asked for is cut off");
         }
     }
     let _ = cut.send(());
@@ -201,9 +225,9 @@ async fn live(
 async fn end(
     mut phase: watch::Receiver<Phase>,
     greeted: oneshot::Receiver<()>,
-    calls: &InFlight,
+    Connection { calls, cut_off, .. }: Connection<'_>,
     leave: oneshot::Sender<()>,
-    end_streams: watch::Sender<bool>,
+    ending: watch::Sender<Ending>,
     Bounds { age, grace, .. }: Bounds,
 ) {
     let (mut is_old, mut is_draining) = (false, false);
@@ -220,9 +244,13 @@ async fn end(
             () = sleep(grace) => {}
         }
     }
-    end_streams.send_replace(true);
+    ending.send_replace(Ending::Streams);
     tokio::select! {
-        () = reached(&mut phase, Phase::Cut) => {}
+        () = reached(&mut phase, Phase::Cut) => {
+            // Who is dropped from now on has not left by itself.
+            ending.send_replace(Ending::Cut);
+            cut_off.fetch_add(calls.now(), Relaxed);
+        }
         // Who greeted too late may call all the same, and never say that it has heard. A server that stops has its own time for that.
         () = sleep(grace), if !is_draining => {}
         () = calls.idle(GOODBYE) => {}
@@ -255,15 +283,15 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(30);
 
     /// How long a connection lives on which this was said, in a server that goes on.
-    async fn lives(greets: bool, calls: bool, owes: bool) -> Duration {
+    async fn lives(greets: bool, works: bool, owes: bool) -> Duration {
         let (cut, was_cut) = oneshot::channel();
         let (_gone, gone) = oneshot::channel();
         let (greet, greeted) = oneshot::channel();
         let (leave, _left) = oneshot::channel();
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let (end_streams, _) = watch::channel(false);
+        let (ending, _) = watch::channel(Ending::NotYet);
         let (start, age, in_flight) = (Instant::now(), Duration::from_secs(900), Arc::<InFlight>::default());
-        let _call = calls.then(|| {
+        let _call = works.then(|| {
             let mut call = in_flight.begin();
             if owes {
                 call.owe();
@@ -272,9 +300,12 @@ mod tests {
         });
         // Not sent is not said; dropped, the socket would be gone.
         let _greet = if greets { greet.send(()).map(|()| None).expect("heard") } else { Some(greet) };
+        let client = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (calls, cut_off) = (&*in_flight, &AtomicUsize::default());
+        let connection = Connection { service: "tea", client, calls, cut_off };
         let (cord, bounds) = (Cord { cut, gone }, Bounds { age, grace: GRACE, owed: GRACE });
         tokio::select! {
-            () = live(phase, cord, greeted, &in_flight, leave, end_streams, bounds) => {}
+            () = live(phase, cord, greeted, connection, leave, ending, bounds) => {}
             _ = was_cut => {}
             () = sleep(4 * age) => {}
         }

@@ -28,7 +28,7 @@ use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
-use clock::{soon, stop_the_clock};
+use clock::{becomes, soon, stop_the_clock};
 use lines::Lines;
 use raw::Raw;
 use shelf::{Served, flags};
@@ -318,8 +318,10 @@ async fn draining_lets_calls_in_flight_end_and_then_puts_away_what_was_opened_la
     assert_eq!(*order.lock(), ["sagas", "journal"]);
 }
 
+/// In one thread, so that its lines are kept.
 #[tokio::test]
-async fn calls_that_do_not_end_in_time_are_cut_off() {
+async fn calls_that_do_not_end_in_time_are_cut_off_and_that_is_told() {
+    let (lines, _keeping) = Lines::keep();
     let mut flags = flags();
     flags.limits.drain_timeout = Duration::from_millis(20);
     let served = Served::start(&flags).await;
@@ -330,6 +332,14 @@ async fn calls_that_do_not_end_in_time_are_cut_off() {
     served.stop().await.expect("no panic").expect("an end all the same");
     let status = call.await.expect("no panic").expect_err("cut off");
     assert_ne!(status.code(), Code::DeadlineExceeded, "cut off, not waited out");
+    let told = lines.that_say("what had not ended after --drain-timeout was cut off");
+    let says = ["WARN", "service=\"shelf\"", "connections=1", "calls=1"];
+    assert!(told.len() == 1 && says.iter().all(|said| told[0].contains(said)), "{told:?}");
+    // Its task hears of it by itself.
+    becomes(|| !lines.that_say("InventoryQueryService/GetStock").is_empty()).await;
+    let told = lines.that_say("InventoryQueryService/GetStock");
+    let says = ["WARN", "code=\"UNAVAILABLE\"", "cut off"];
+    assert!(told.len() == 1 && says.iter().all(|said| told[0].contains(said)), "{told:?}");
 }
 
 #[tokio::test]

@@ -6,14 +6,17 @@ use tonic::Code;
 
 use crate::{
     clock::{soon, stop_the_clock},
+    lines::Lines,
     raw::Raw,
     reason,
     shelf::{Served, flags},
 };
 
+/// In one thread, so that its lines are kept.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_not_taken_keeps_its_place_until_its_connection_is_cut() {
     let stopped = stop_the_clock();
+    let (lines, _keeping) = Lines::keep();
     // With a window of nothing HTTP/2 isn't even given the answer; with any it is, and keeps what doesn't fit.
     for (window, sku) in [(0, "tea".to_owned()), (1, "x".repeat(64 << 10))] {
         let mut flags = flags();
@@ -34,6 +37,10 @@ async fn an_answer_that_is_not_taken_keeps_its_place_until_its_connection_is_cut
         .await;
         soon(deaf.left()).await;
     }
+    let told = lines.that_say("whose client doesn't take what it asked for is cut off");
+    // The stream's and the untaken answer's.
+    let says = ["INFO", "service=\"shelf\"", "client=127.0.0.1:", "calls=2"];
+    assert!(told.len() == 2 && told.iter().all(|told| says.iter().all(|said| told.contains(said))), "{told:?}");
     drop(stopped);
 }
 

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
-use super::call::{Call, Quiet};
+use super::call::{Call, Ending, Quiet};
 use crate::{breaker::DRAINING, refusal::Refusal};
 
 /// An answer's body: its trailers say what became of the call. A stream that waits when its server drains ends UNAVAILABLE,
@@ -53,9 +53,9 @@ impl<B> ServerBody<B> {
     fn must_end(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(call) = &self.call else { return false };
         let draining = self.draining.get_or_insert_with(|| {
-            let mut draining = call.shared.draining.clone();
+            let mut ending = call.shared.ending.clone();
             Box::pin(async move {
-                if draining.wait_for(|draining| *draining).await.is_err() {
+                if ending.wait_for(|ending| *ending >= Ending::Streams).await.is_err() {
                     std::future::pending().await
                 }
             })

@@ -22,8 +22,18 @@ pub(super) struct Shared {
     pub(super) service: &'static str,
     pub(super) metrics: Option<ServerMetrics>,
     pub(super) methods: Methods,
-    /// Becomes true when streams that have no end of their own must end.
-    pub(super) draining: watch::Receiver<bool>,
+    pub(super) ending: watch::Receiver<Ending>,
+}
+
+/// How far the end of a connection has come. It only moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// It is not ending, for all that calls must know.
+    NotYet,
+    /// Streams that have no end of their own must end.
+    Streams,
+    /// The server stops, and cuts off whatever is still in flight.
+    Cut,
 }
 
 /// Why the end of a call is worth no line of its own, though it has failed.
@@ -35,7 +45,7 @@ pub(super) enum Quiet {
     Drained,
 }
 
-/// A call under way. Dropped before it is finished, it was cancelled by its client.
+/// A call under way. Dropped before it is finished, it was cancelled by its client, unless the server has cut its connection.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
@@ -114,8 +124,13 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if !self.finished {
-            self.told(Code::Cancelled, "");
+        if self.finished {
+            return;
+        }
+        let ending = *self.shared.ending.borrow();
+        match ending {
+            Ending::Cut => self.told(Code::Unavailable, "cut off: it had not ended when the server did"),
+            Ending::NotYet | Ending::Streams => self.told(Code::Cancelled, ""),
         }
     }
 }

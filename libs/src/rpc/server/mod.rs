@@ -24,6 +24,7 @@ mod observe;
 pub(super) use self::methods::shown;
 pub use self::{
     body::ServerBody,
+    call::Ending,
     catch::{Catch, CatchFuture, CatchLayer},
     deadline::{Deadline, DeadlineFuture, DeadlineLayer},
     guard::{GuardLayer, Guarded},

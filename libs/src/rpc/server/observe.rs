@@ -15,24 +15,24 @@ use tower::{Layer, Service};
 
 use super::{
     Methods, ServerBody,
-    call::{Call, Quiet, Shared},
+    call::{Call, Ending, Quiet, Shared},
 };
 use crate::{breaker::layer::grpc_status, rpc::shed, telemetry::ServerMetrics};
 
-/// Traces, logs and measures calls, completes their errors, and ends their streams when the server drains.
+/// Traces, logs and measures calls, completes their errors, and ends their streams when their connection does.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer(Arc<Shared>);
 
 impl ObserveLayer {
-    /// A layer for the service of this bare name, which serves these methods. Streams end once `draining` is true.
+    /// A layer for the service of this bare name, which serves these methods on a connection whose end comes as `ending` says.
     #[must_use]
     pub fn new(
         service: &'static str,
         metrics: Option<ServerMetrics>,
         methods: Methods,
-        draining: watch::Receiver<bool>,
+        ending: watch::Receiver<Ending>,
     ) -> Self {
-        Self(Arc::new(Shared { service, metrics, methods, draining }))
+        Self(Arc::new(Shared { service, metrics, methods, ending }))
     }
 }
 
@@ -158,8 +158,8 @@ mod tests {
         request
     }
 
-    /// The methods that calls were counted under.
-    fn methods(exporter: &InMemoryMetricExporter) -> BTreeSet<String> {
+    /// What calls were counted under, by this name.
+    fn attributes(exporter: &InMemoryMetricExporter, name: &str) -> BTreeSet<String> {
         let finished = exporter.get_finished_metrics().expect("kept");
         let metrics = finished.iter().flat_map(|of| of.scope_metrics()).flat_map(|scope| scope.metrics());
         let attributes = metrics.flat_map(|metric| match metric.data() {
@@ -168,19 +168,19 @@ mod tests {
             }
             _ => Vec::new(),
         });
-        attributes.filter(|pair| pair.key.as_str() == "rpc.method").map(|pair| pair.value.to_string()).collect()
+        attributes.filter(|pair| pair.key.as_str() == name).map(|pair| pair.value.to_string()).collect()
     }
 
     #[tokio::test]
     async fn a_stream_that_is_ended_in_order_is_no_failure() {
         let warnings = Warnings::default();
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
-        let (drain, draining) = watch::channel(false);
+        let (drain, draining) = watch::channel(Ending::NotYet);
         let endless = || Body::new(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Status>>()));
         let watching = service_fn(|_: Request<Body>| ready(Ok(Response::new(endless()))));
         let mut server = ObserveLayer::new("tea", None, Methods::new([], []), draining).layer(watching);
         let answer = server.call(call("/tea.v1.Tea/WatchTea")).await.expect("an answer");
-        drain.send_replace(true);
+        drain.send_replace(Ending::Streams);
         let ended = answer.into_body().collect().await.expect("an end").trailers().cloned().expect("trailers");
         let status = Status::from_header_map(&ended).expect("a status");
         assert!(is_draining(&status), "{status:?}");
@@ -188,10 +188,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_that_is_dropped_was_cancelled_by_its_client_unless_the_server_has_cut_it_off() {
+        let exporter = InMemoryMetricExporter::default();
+        let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+        let warnings = Warnings::default();
+        let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+        let metrics = ServerMetrics::of(&provider.meter("tea"));
+        let (end, ending) = watch::channel(Ending::NotYet);
+        let brewing = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
+        let served = Methods::new([("tea.v1.Tea/Brew".to_owned(), false)], []);
+        let mut server = ObserveLayer::new("tea", Some(metrics), served, ending).layer(brewing);
+        for (now, code, told) in
+            [(Ending::NotYet, "CANCELLED", 0), (Ending::Streams, "CANCELLED", 0), (Ending::Cut, "UNAVAILABLE", 1)]
+        {
+            end.send_replace(now);
+            drop(server.call(call("/tea.v1.Tea/Brew")));
+            provider.force_flush().expect("exported");
+            assert!(attributes(&exporter, "rpc.response.status_code").contains(code), "{now:?}");
+            assert_eq!(warnings.0.load(Ordering::Relaxed), told, "{now:?}");
+            exporter.reset();
+        }
+    }
+
+    #[tokio::test]
     async fn a_strangers_path_is_no_longer_in_a_line_than_a_line_is() {
         let named = Named::default();
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(named.clone()));
-        let (_draining, draining) = watch::channel(false);
+        let (_draining, draining) = watch::channel(Ending::NotYet);
         let brewing = service_fn(|call: Request<Body>| async move {
             if call.uri().path().ends_with("Brew") {
                 pending::<()>().await;
@@ -217,7 +240,7 @@ mod tests {
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
         let metrics = ServerMetrics::of(&provider.meter("tea"));
         let served = Methods::new([("tea.v1.Tea/Brew".to_owned(), false)], []);
-        let (_draining, draining) = watch::channel(false);
+        let (_draining, draining) = watch::channel(Ending::NotYet);
         let brewing = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
         let shed = ShedLayer::new("tea", 1, Duration::from_secs(1)).layer(brewing);
         let mut server = ObserveLayer::new("tea", Some(metrics), served, draining).layer(shed);
@@ -232,14 +255,14 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         provider.force_flush().expect("exported");
-        assert_eq!(methods(&exporter).into_iter().collect::<Vec<_>>(), ["_OTHER", "tea.v1.Tea/Brew"]);
+        assert_eq!(attributes(&exporter, "rpc.method").into_iter().collect::<Vec<_>>(), ["_OTHER", "tea.v1.Tea/Brew"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_calls_that_find_no_room_behind_the_door_floods_no_log_and_others_have_their_lines() {
         let warnings = Warnings::default();
         let _lines = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
-        let (_draining, draining) = watch::channel(false);
+        let (_draining, draining) = watch::channel(Ending::NotYet);
         let brewing = service_fn(|call: Request<Body>| {
             let refusal = match call.uri().path() {
                 "/tea.v1.Tea/Brew" => Refusal::exhausted("COMMAND_QUEUE_FULL", "try again", Duration::from_millis(250)),
