@@ -23,6 +23,11 @@ use broker::Broker;
 use futures::StreamExt as _;
 use libs::cqrs::{Board, JetStream, Log};
 use lines::Lines;
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::metrics::{
+    InMemoryMetricExporter, SdkMeterProvider,
+    data::{AggregatedMetrics, MetricData},
+};
 use prost::Message as _;
 use proto::events::v1 as pb;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -365,6 +370,50 @@ async fn how_far_the_log_is_that_another_process_writes_is_shown_before_it_is_pu
     until("the new end is shown", || async { shown(&board).await.head == 1_600 }).await;
     assert_eq!(shown(&board).await.position, 1_000);
     relay.abort();
+}
+
+/// The lags that are observed on a board.
+fn lags(board: &Board) -> Vec<i64> {
+    let exporter = InMemoryMetricExporter::default();
+    let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+    board.observe(&provider.meter("test"));
+    provider.force_flush().unwrap();
+    let exported = exporter.get_finished_metrics().unwrap();
+    let metrics = exported.iter().flat_map(|exported| exported.scope_metrics()).flat_map(|scope| scope.metrics());
+    let lags = metrics.filter(|metric| metric.name() == "projection.lag").flat_map(|metric| match metric.data() {
+        AggregatedMetrics::I64(MetricData::Gauge(lags)) => lags.data_points().map(|point| point.value()).collect(),
+        _ => Vec::new(),
+    });
+    lags.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_begins_to_publish_while_the_broker_is_out_does_not_claim_that_nothing_was() {
+    let Some(mut broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    source.write(100, 10).await;
+    let board = source.publish(&broker).await;
+    until("all is published", || async { shown(&board).await.position == 100 }).await;
+    broker.kill();
+    let board = source.publish(&broker).await;
+    until("it is told, and the log's end is shown", || async {
+        let projection = shown(&board).await;
+        projection.parked.is_some() && projection.head == 100
+    })
+    .await;
+    let projection = shown(&board).await;
+    assert_eq!((projection.position, projection.parked.map(|parked| parked.position)), (0, Some(0)));
+    assert_eq!(lags(&board), [0; 0], "nobody knows how far it is");
+
+    broker.go_on();
+    until("its end is read", || async { shown(&board).await.position == 100 }).await;
+    until("it goes on", || async { shown(&board).await.parked.is_none() }).await;
+    assert_eq!(lags(&board), [0]);
+    broker.kill();
+    source.write(1, 10).await;
+    until("it is out again", || async { shown(&board).await.parked.is_some_and(|parked| parked.position == 101) })
+        .await;
+    until("the new end is shown", || async { lags(&board) == [1] }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

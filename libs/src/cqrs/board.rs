@@ -29,6 +29,8 @@ const MOST_NAME: usize = 256;
 pub(super) struct Standing {
     name: &'static str,
     checkpoint: AtomicI64,
+    /// False until it is known how far it is.
+    is_known: AtomicBool,
     /// How many times it went back.
     times_back: AtomicU64,
     parked: Mutex<Option<ParkedEvent>>,
@@ -47,13 +49,29 @@ impl Standing {
         head: Option<watch::Receiver<i64>>,
         bell: Arc<Notify>,
     ) -> Arc<Self> {
-        let (checkpoint, seen) = (AtomicI64::new(checkpoint), AtomicI64::new(checkpoint));
+        Self::begin(name, checkpoint, true, head, bell)
+    }
+
+    /// One that has to ask somebody else how far it is.
+    pub(super) fn unknown(name: &'static str, head: Option<watch::Receiver<i64>>) -> Arc<Self> {
+        Self::begin(name, 0, false, head, Arc::default())
+    }
+
+    fn begin(
+        name: &'static str,
+        checkpoint: i64,
+        is_known: bool,
+        head: Option<watch::Receiver<i64>>,
+        bell: Arc<Notify>,
+    ) -> Arc<Self> {
+        let (checkpoint, seen, is_known) = (checkpoint.into(), checkpoint.into(), is_known.into());
         let (times_back, parked, wanted) = (AtomicU64::default(), Mutex::default(), AtomicBool::default());
-        Arc::new(Self { name, checkpoint, times_back, parked, head, seen, wanted, bell })
+        Arc::new(Self { name, checkpoint, is_known, times_back, parked, head, seen, wanted, bell })
     }
 
     pub(super) fn moved(&self, checkpoint: i64) {
         self.checkpoint.store(checkpoint, Ordering::Relaxed);
+        self.is_known.store(true, Ordering::Release);
     }
 
     pub(super) fn saw(&self, position: i64) {
@@ -67,6 +85,16 @@ impl Standing {
 
     pub(super) fn park(&self, position: i64, error: String) {
         *self.parked.lock() = Some(ParkedEvent { position, error });
+    }
+
+    /// Parks it at whatever comes next, which is no event's position as long as it is not known how far it is.
+    pub(super) fn park_at_next(&self, error: String) {
+        let next = if self.is_known() { self.checkpoint() + 1 } else { 0 };
+        self.park(next, error);
+    }
+
+    fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Acquire)
     }
 
     pub(super) fn parked(&self) -> Option<ParkedEvent> {
@@ -181,7 +209,7 @@ impl Board {
             .with_unit("{event}")
             .with_description("Events that a projection has not folded yet.")
             .with_callback(move |observer| {
-                for place in board.places.read().iter() {
+                for place in board.places.read().iter().filter(|place| place.standing.is_known()) {
                     let shown = place.shown();
                     observer.observe(shown.head - shown.position, &place.attributes());
                 }

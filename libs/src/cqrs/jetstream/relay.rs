@@ -63,7 +63,7 @@ struct Foreign {
 
 impl Relay {
     pub(super) fn new(jetstream: JetStream, service: &'static str, log: Log) -> Self {
-        let standing = Standing::new("jetstream", 0, log.watched_head(), Arc::default());
+        let standing = Standing::unknown("jetstream", log.watched_head());
         let forms = Forms::of(log.upcasters());
         Self { jetstream, service, log, forms, standing, looked: Instant::now() }
     }
@@ -88,7 +88,7 @@ impl Relay {
                     if told.is_news(&why) {
                         tracing::warn!(service = self.service, why, "events are not published until this is mended");
                     }
-                    self.standing.park(self.standing.checkpoint() + 1, why);
+                    self.standing.park_at_next(why);
                     sleep(PAUSE).await;
                     // If that is what fails, it was told.
                     let _ = self.look_ahead().await;
@@ -101,13 +101,12 @@ impl Relay {
     async fn publish(&mut self, told: &mut ToldReason) -> Result<Ended, BrokerError> {
         let mut found = self.jetstream.stream(self.service).await?;
         let (mut last, head) = self.end_of(&found).await?;
+        self.standing.moved(last);
         // Before there is any message that says so.
         self.jetstream.tell_of(&self.forms, &found.info).await?;
         // A stream that can be read need not take anything.
         if !told.is_out() || last >= head {
             self.goes_on(last, told);
-        } else {
-            self.standing.moved(last);
         }
         let mut looked = Instant::now();
         loop {
