@@ -7,6 +7,7 @@ mod batch;
 mod beside;
 mod cache;
 mod committer;
+mod definition;
 mod entry;
 mod location;
 mod log;

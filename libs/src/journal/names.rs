@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    committer::AGGREGATES, entry::Table, location::Location, log::EVENTS, members::MEMBERS, postgres::made,
+    committer::AGGREGATES, definition::made, entry::Table, location::Location, log::EVENTS, members::MEMBERS,
     requests::REQUESTS, sqlite::OpenError,
 };
 
