@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::{
-    journal::{AggregateId, Change, Decided, Loaded, NewEvent},
+    journal::{self, AggregateId, Change, Decided, Loaded, NewEvent},
     refusal::Refusal,
 };
 
@@ -151,6 +151,11 @@ impl<R: Message> Decision<R> {
         of_kind.filter_map(decoded).collect()
     }
 
+    /// Whether each event is for an aggregate that the command names, as [`into_decided`](Self::into_decided) asks.
+    pub(super) fn check_named(&self, loaded: &Loaded<'_>) -> Result<(), Refusal> {
+        self.events.iter().try_for_each(|pending| named(&pending.aggregate, &pending.event, loaded).map(drop))
+    }
+
     /// Folds the events into new states, in the form the journal commits.
     ///
     /// # Errors
@@ -162,15 +167,7 @@ impl<R: Message> Decision<R> {
             let at = match changes.iter().position(|change| change.aggregate == aggregate) {
                 Some(at) => at,
                 None => {
-                    let Some(stored) = loaded.aggregate(aggregate.kind, &aggregate.id) else {
-                        tracing::error!(
-                            aggregate.kind,
-                            aggregate.id = &*aggregate.id,
-                            event = event.name,
-                            "a decision changed what its command does not name"
-                        );
-                        return Err(Refusal::internal());
-                    };
+                    let stored = named(&aggregate, &event, loaded)?;
                     let (state, version) = (Some(stored.state.clone()), stored.version);
                     changes.push(Change { aggregate, state, version, events: Vec::new() });
                     changes.len() - 1
@@ -201,6 +198,23 @@ impl<R: Message> Decision<R> {
     }
 }
 
+/// The aggregate that an event is for, as it stands.
+fn named<'a>(
+    aggregate: &AggregateId,
+    event: &NewEvent,
+    loaded: &Loaded<'a>,
+) -> Result<&'a journal::Aggregate, Refusal> {
+    loaded.aggregate(aggregate.kind, &aggregate.id).ok_or_else(|| {
+        tracing::error!(
+            aggregate.kind,
+            aggregate.id = &*aggregate.id,
+            event = event.name,
+            "a decision changed what its command does not name"
+        );
+        Refusal::internal()
+    })
+}
+
 fn evolve<A: Aggregate>(state: &[u8], event: &[u8]) -> Result<Vec<u8>, prost::DecodeError> {
     let mut state = A::State::decode(state)?;
     A::evolve(&mut state, &A::Event::decode(event)?);
@@ -210,7 +224,6 @@ fn evolve<A: Aggregate>(state: &[u8], event: &[u8]) -> Result<Vec<u8>, prost::De
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal;
 
     struct Pot;
 

@@ -76,12 +76,16 @@ impl Given {
     /// Lets a decision look at this world.
     ///
     /// # Errors
-    /// The decision's refusal.
-    pub fn when<R>(
+    /// The decision's refusal; INTERNAL, as a service answers, for an event of an aggregate that is not given here by
+    /// [`aggregate`](Self::aggregate) or [`event`](Self::event): the command doesn't name it.
+    pub fn when<R: prost::Message>(
         &self,
         decide: impl FnOnce(&State<'_>) -> Result<Decision<R>, Refusal>,
     ) -> Result<Decision<R>, Refusal> {
-        decide(&State::new(&Loaded::new(&self.aggregates, None, self.now_micros)))
+        let loaded = Loaded::new(&self.aggregates, None, self.now_micros);
+        let decision = decide(&State::new(&loaded))?;
+        decision.check_named(&loaded)?;
+        Ok(decision)
     }
 
     fn slot<A: Aggregate>(&mut self, id: &str) -> &mut journal::Aggregate {
@@ -91,5 +95,35 @@ impl Given {
             self.aggregates.len() - 1
         });
         &mut self.aggregates[at].1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Pot;
+
+    impl Aggregate for Pot {
+        const KIND: &'static str = "pot";
+        type State = i64;
+        type Event = i64;
+
+        fn evolve(state: &mut i64, event: &i64) {
+            *state += event;
+        }
+
+        fn event_name(_: &i64) -> &'static str {
+            "Poured"
+        }
+    }
+
+    #[test]
+    fn what_a_service_always_refuses_is_refused() {
+        let pour = |_: &State<'_>| Ok(Decision::reply(()).event::<Pot>("tea", &1).event::<Pot>("milk", &1));
+        let refusal = given().event::<Pot>("tea", &1).when(pour).unwrap_err();
+        assert_eq!(refusal.code, tonic::Code::Internal);
+        let decision = given().event::<Pot>("tea", &1).aggregate::<Pot>("milk").when(pour).unwrap();
+        assert_eq!(decision.events::<Pot>().len(), 2);
     }
 }
