@@ -102,8 +102,9 @@ impl Server {
             .application_name(&name)
             .disable_statement_logging();
         let turn = TURN.as_millis().to_string();
-        let options =
-            options.options([("search_path", schema.as_str()), ("idle_in_transaction_session_timeout", &turn)]);
+        // Unquoted it would be the schema of that name in small letters.
+        let path = quoted(schema);
+        let options = options.options([("search_path", &path), ("idle_in_transaction_session_timeout", &turn)]);
         let options = options.options(PLANS).options([
             // Or what is read in a turn is as old as the wait for it, where the server's own default is a stricter one.
             ("default_transaction_isolation", "read committed"),
