@@ -764,7 +764,7 @@ impl Projection for Large {
     const TABLES: &'static [&'static Table] = &[&SEEN];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut seen = Documents::<String>::load(transaction, &SEEN, Vec::<String>::new()).await?;
+        let mut seen = Documents::<String>::load(transaction, &SEEN, events.iter().map(|event| &event.id)).await?;
         for event in events {
             let size: usize = std::str::from_utf8(&event.payload).unwrap().parse().unwrap();
             seen.update(&event.id, event.position, |document| *document = "x".repeat(size << 10));
@@ -919,10 +919,11 @@ impl Projection for Many {
     const TABLES: &'static [&'static Table] = &[&SUMS];
 
     async fn project(&self, events: &[Event], transaction: &mut Transaction<'_>) -> Result<(), ProjectionError> {
-        let mut sums = Documents::<i64>::load(transaction, &SUMS, Vec::<String>::new()).await?;
+        let ids = |event: &Event| (0..self.0).map(|at| format!("{} {at}", event.id)).collect::<Vec<_>>();
+        let mut sums = Documents::<i64>::load(transaction, &SUMS, events.iter().flat_map(ids)).await?;
         for event in events {
-            for at in 0..self.0 {
-                sums.update(&format!("{} {at}", event.id), event.position, |sum| *sum = event.position);
+            for id in ids(event) {
+                sums.update(&id, event.position, |sum| *sum = event.position);
             }
         }
         sums.save(transaction, |_| vec![0.into()]).await

@@ -1,6 +1,6 @@
 //! Views that are documents: a row holds one encoded message, and beside it the columns to filter and sort by.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use prost::Message;
 
@@ -15,7 +15,11 @@ use crate::journal::{
 #[derive(Debug)]
 pub struct Documents<M> {
     table: &'static Table,
+    /// The ids that were looked up, in order.
+    looked_up: Vec<Vec<Value>>,
     documents: BTreeMap<String, Document<M>>,
+    /// The first id that was to be changed and had not been looked up.
+    not_loaded: Option<String>,
 }
 
 #[derive(Debug)]
@@ -46,7 +50,7 @@ impl<M: Message + Default> Documents<M> {
                 .map_err(|source| ProjectionError::Decode { what: format!("{} {id}", table.name), source })?;
             documents.insert(id, Document { position: record.int(1)?, message, changed: false });
         }
-        Ok(Self { table, documents })
+        Ok(Self { table, looked_up: keys, documents, not_loaded: None })
     }
 
     /// A document as it stands.
@@ -55,28 +59,48 @@ impl<M: Message + Default> Documents<M> {
         self.documents.get(id).map(|document| &document.message)
     }
 
-    /// Changes a document, which begins as the default, by the event at `position`.
+    /// Changes a document, which begins as the default where there is none, by the event at `position`. Its id must be among those that
+    /// were [loaded](Self::load): of another one nobody knows whether it is there, and what is would be replaced. Such a one is left alone,
+    /// and [`save`](Self::save) refuses.
     pub fn update(&mut self, id: &str, position: i64, change: impl FnOnce(&mut M)) {
         let empty = || Document { position, message: M::default(), changed: true };
         let document = match self.documents.get_mut(id) {
             Some(document) => document,
-            None => self.documents.entry(id.to_owned()).or_insert_with(empty),
+            None => {
+                if !self.is_looked_up(id) {
+                    self.not_loaded.get_or_insert_with(|| id.to_owned());
+                    return;
+                }
+                self.documents.entry(id.to_owned()).or_insert_with(empty)
+            }
         };
         change(&mut document.message);
         document.position = position;
         document.changed = true;
     }
 
+    fn is_looked_up(&self, id: &str) -> bool {
+        let by_id = |key: &Vec<Value>| match key.first() {
+            Some(Value::Text(text)) => (**text).cmp(id),
+            _ => Ordering::Less,
+        };
+        self.looked_up.binary_search_by(by_id).is_ok()
+    }
+
     /// Writes what was changed. `columns` gives the values of the columns after `document`.
     ///
     /// # Errors
-    /// When the database can't be written.
+    /// When the database can't be written, and [`ProjectionError::NotLoaded`] when a document was to be changed that had not been loaded:
+    /// nothing is written then. A projection that answers with that is parked.
     pub async fn save(
         self,
         transaction: &mut Transaction<'_>,
         columns: impl Fn(&M) -> Vec<Value>,
     ) -> Result<(), ProjectionError> {
         let table = self.table;
+        if let Some(id) = self.not_loaded {
+            return Err(ProjectionError::NotLoaded { table: table.name, id });
+        }
         let changed = self.documents.into_iter().filter(|(_, document)| document.changed);
         let row = |(id, document): (String, Document<M>)| {
             let mut values = vec![id.into(), document.position.into(), document.message.encode_to_vec().into()];

@@ -45,6 +45,16 @@ pub enum ProjectionError {
     /// Nothing of an event is known here. Folded into nothing it would be passed for good.
     #[error("{0} was written by a newer version of its service: update this program")]
     Newer(String),
+    /// The fold changes a document that it had not loaded.
+    #[error(
+        "the fold changes {id} in {table}, which it had not loaded, and what is there would be lost: have it load that id"
+    )]
+    NotLoaded {
+        /// Where the document is.
+        table: &'static str,
+        /// Its id.
+        id: String,
+    },
     /// The fold panicked, and said this.
     #[error("the fold panicked: {0}")]
     Panicked(String),
