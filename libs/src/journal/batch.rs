@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,9 @@ use super::{
     requests::{Ending, Judgement, Known, judge},
     unreadable::Unreadable,
 };
-use crate::journal::entry::Role;
+use crate::{journal::entry::Role, told::Told};
+
+static TOLD_OF_ROWS: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// What was read for a batch, then what its decisions made of it.
 #[derive(Debug, Default)]
@@ -127,6 +130,13 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         return Ended { took, ..Ended::refused(SubmitError::Panicked, cause.request) };
     };
     let Decided { rejected, transient, reply, changes, rows, forgotten, on_commit } = decided;
+    // Among the batch's others it would keep all of them from being written.
+    if !rejected && let Err(error) = rows.iter().try_for_each(Row::fit) {
+        if TOLD_OF_ROWS.is_due() {
+            tracing::error!(request = cause.request, %error, "a decision writes what its table can't take");
+        }
+        return Ended { took, ..Ended::refused(SubmitError::Panicked, cause.request) };
+    }
 
     if !rejected {
         for Change { aggregate, state, version, events } in changes {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use super::sql::Value;
+use super::sql::{Error, Value};
 #[cfg(feature = "cqrs")]
 use crate::refusal::Refusal;
 
@@ -265,11 +265,11 @@ pub struct NewEvent {
 pub struct Table {
     /// Its name.
     pub name: &'static str,
-    /// How to make it, each statement safe to repeat.
+    /// How to make it, each statement safe to repeat, its columns of the types INTEGER, TEXT and BLOB.
     pub create: &'static [&'static str],
     /// Its columns, the key first.
     pub columns: &'static [&'static str],
-    /// How many of the columns are the key.
+    /// How many of the columns are the key: at least one.
     pub key: usize,
     /// The columns that stay as they were first written: replacing a row leaves them, and indexes over them alone, untouched.
     pub fixed: &'static [&'static str],
@@ -280,8 +280,24 @@ pub struct Table {
 pub struct Row {
     /// Whose.
     pub table: &'static Table,
-    /// One value a column.
+    /// One value a column. A row of more or fewer is refused.
     pub values: Vec<Value>,
+}
+
+impl Row {
+    /// Makes it one that either database takes, as its [`Table`] says.
+    ///
+    /// # Errors
+    /// When it has more or fewer values than there are columns: a set of rows is bound one value after the other, and they would be another
+    /// row's.
+    pub(super) fn fit(&self) -> Result<(), Error> {
+        let &Table { name: table, columns, .. } = self.table;
+        let (columns, values) = (columns.len(), self.values.len());
+        if values != columns {
+            return Err(Error::Width { table, columns, values });
+        }
+        Ok(())
+    }
 }
 
 /// Stored answers to let go of: a repetition of such a request is decided anew.
@@ -337,7 +353,7 @@ pub enum SubmitError {
     /// The database can't be reached, or didn't take it. It may be tried again.
     #[error("the database can't be reached")]
     Unavailable,
-    /// The decision panicked.
+    /// The decision panicked, or writes a row that its [`Table`] can't take.
     #[error("the decision failed")]
     Panicked,
     /// An aggregate or a stored answer that the entry names is there and can't be read. Another try meets it again.

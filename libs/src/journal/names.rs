@@ -52,9 +52,12 @@ impl Names {
     /// Takes those of tables and of their indexes.
     ///
     /// # Errors
-    /// When one of them is taken.
+    /// When one of them is taken, or a table has no key.
     pub fn take(&mut self, tables: &[&'static Table]) -> Result<(), OpenError> {
         for table in tables {
+            if !(1..=table.columns.len()).contains(&table.key) {
+                return Err(OpenError::NoKey { table: table.name, key: table.key, columns: table.columns.len() });
+            }
             let indexes = table.create.iter().filter_map(|statement| made(statement));
             let indexes = indexes.filter(|name| !name.eq_ignore_ascii_case(table.name));
             for name in std::iter::once(table.name).chain(indexes) {
@@ -93,6 +96,7 @@ mod tests {
         Table { name: "others", create: &["CREATE INDEX IF NOT EXISTS Notes_by_ID ON others (id)"], ..NOTES };
     static EVENTS_TOO: Table = Table { name: "Events", create: &[], ..NOTES };
     static MEMBERS_TOO: Table = Table { name: "members", create: &[], ..NOTES };
+    static NO_KEYS: [Table; 2] = [Table { name: "none", key: 0, ..NOTES }, Table { name: "two", key: 2, ..NOTES }];
 
     #[test]
     fn no_table_or_index_comes_twice() {
@@ -103,6 +107,7 @@ mod tests {
         assert!(refused(&EVENTS_TOO).starts_with("Events is the name"));
         assert!(refused(&MEMBERS_TOO).starts_with("members is the name"), "SQLite has none");
         assert!(Names::of_journal(&[&EVENTS_TOO]).is_err());
+        assert!(NO_KEYS.iter().all(|table| refused(table).contains(" of its 1 columns")));
         names.take_checkpoint("notes").unwrap();
         assert!(names.take_checkpoint("notes").is_err());
     }

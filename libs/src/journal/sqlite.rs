@@ -105,6 +105,16 @@ pub enum OpenError {
         /// The name.
         name: String,
     },
+    /// The key of a table is none of its columns, or more than there are.
+    #[error("the key of {table} is {key} of its {columns} columns: make it the first one, or more of them")]
+    NoKey {
+        /// The table's name.
+        table: &'static str,
+        /// How many columns the key is to be.
+        key: usize,
+        /// How many there are.
+        columns: usize,
+    },
     /// Two projections of a process have one name.
     #[error(
         "two projections are named {projection}, and how far each is would be kept as one: give one of them another name, and make its \

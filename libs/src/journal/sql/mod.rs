@@ -192,6 +192,18 @@ pub enum Error {
         "rows that are written or looked up together have values of several types in one column, or keys without a value"
     )]
     Mixed,
+    /// A row has more or fewer values than its table has columns.
+    #[error(
+        "{table} has {columns} columns, and a row for it has {values} values: give it one for each, in their order"
+    )]
+    Width {
+        /// The table's name.
+        table: &'static str,
+        /// How many columns it has.
+        columns: usize,
+        /// How many values the row has.
+        values: usize,
+    },
     /// What was committed is not there: a server has taken over that had not come so far, or somebody else has begun anew.
     #[error("what was committed is gone: {0}")]
     Gone(String),

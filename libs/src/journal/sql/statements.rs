@@ -185,6 +185,9 @@ pub(super) fn or_replace_sql(table: &Table) -> String {
     let (key, rest) = table.columns.split_at(table.key);
     let changing = rest.iter().filter(|column| !table.fixed.contains(column));
     let set: Vec<String> = changing.map(|column| format!("{column}=excluded.{column}")).collect();
+    if set.is_empty() {
+        return format!("ON CONFLICT({}) DO NOTHING", key.join(","));
+    }
     format!("ON CONFLICT({}) DO UPDATE SET {}", key.join(","), set.join(","))
 }
 
@@ -216,6 +219,7 @@ mod tests {
     };
 
     static DATED: Table = Table { columns: &["a", "b", "c", "made"], key: 1, fixed: &["made"], ..PAIRS };
+    static LASTING: Table = Table { fixed: &["c"], ..PAIRS };
 
     fn row(a: i64, b: i64, c: i64) -> Vec<Value> {
         vec![Value::Int(a), Value::Int(b), Value::Int(c)]
@@ -233,6 +237,7 @@ mod tests {
             "INSERT OR ROLLBACK INTO pairs(a,b,c) VALUES (?,?,?) ON CONFLICT(a,b) DO UPDATE SET c=excluded.c"
         );
         assert!(upsert_sql(&DATED, 1).ends_with("ON CONFLICT(a) DO UPDATE SET b=excluded.b,c=excluded.c"));
+        assert!(upsert_sql(&LASTING, 1).ends_with("ON CONFLICT(a,b) DO NOTHING"));
         assert_eq!((1..=9).map(largest_shape).collect::<Vec<_>>(), [1, 2, 2, 4, 4, 4, 4, 8, 8]);
         assert_eq!(largest_shape(1_000), MOST_ROWS);
         assert_eq!([1, 3, 7, 8, 9, 40, 60, 1_000].map(looked_up), [1, 2, 4, 8, 8, 32, 64, MOST_ROWS]);

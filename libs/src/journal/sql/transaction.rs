@@ -145,8 +145,9 @@ impl<'c> Transaction<'c> {
     /// Inserts rows, or replaces those whose key is there. Of two rows with one key the later stays.
     ///
     /// # Errors
-    /// When a row can't be written. A server may be told, and say so, only later: see [`flush`](Self::flush).
+    /// When a row doesn't fit its [`Table`], or can't be written. A server may be told, and say so, only later: see [`flush`](Self::flush).
     pub async fn upsert(&mut self, rows: Vec<Row>) -> Result<(), Error> {
+        rows.iter().try_for_each(Row::fit)?;
         match &mut self.0 {
             Kind::Sqlite(transaction) => upsert(transaction.connection, &rows),
             Kind::Postgres(postgres) => {
