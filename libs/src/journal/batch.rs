@@ -129,9 +129,9 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let Ok(decided) = decided else {
         return Ended { took, ..Ended::refused(SubmitError::Panicked, cause.request) };
     };
-    let Decided { rejected, transient, reply, changes, rows, forgotten, on_commit } = decided;
+    let Decided { rejected, transient, reply, changes, mut rows, forgotten, on_commit } = decided;
     // Among the batch's others it would keep all of them from being written.
-    if !rejected && let Err(error) = rows.iter().try_for_each(Row::fit) {
+    if !rejected && let Err(error) = rows.iter_mut().try_for_each(Row::fit) {
         if TOLD_OF_ROWS.is_due() {
             tracing::error!(request = cause.request, %error, "a decision writes what its table can't take");
         }

@@ -259,6 +259,9 @@ pub struct NewEvent {
 /// A table that someone else keeps: beside the journal's own, written in the transaction of a decision, or among the views, written in
 /// that of a fold.
 ///
+/// No text in it holds U+0000, which a server's can't: in a column that is no key each is U+FFFD, so that who looks for such a text finds
+/// nothing, and a row with one in its key is refused. It is so on either database.
+///
 /// Only its key is `NOT NULL`: SQLite, which can't know that a replacement never meets a NULL, would else copy every page that one
 /// touches, so that it could be undone by itself.
 #[derive(Debug)]
@@ -289,12 +292,21 @@ impl Row {
     ///
     /// # Errors
     /// When it has more or fewer values than there are columns: a set of rows is bound one value after the other, and they would be another
-    /// row's.
-    pub(super) fn fit(&self) -> Result<(), Error> {
-        let &Table { name: table, columns, .. } = self.table;
+    /// row's. And when its key holds U+0000.
+    pub(super) fn fit(&mut self) -> Result<(), Error> {
+        let &Table { name: table, columns, key, .. } = self.table;
         let (columns, values) = (columns.len(), self.values.len());
         if values != columns {
             return Err(Error::Width { table, columns, values });
+        }
+        for (column, value) in self.values.iter_mut().enumerate() {
+            match value {
+                // Of two keys it could make one.
+                Value::Text(text) if column < key && text.contains('\0') => {
+                    return Err(Error::NulInKey { table, key: text.clone().into_owned() });
+                }
+                value => value.replace_nul(),
+            }
         }
         Ok(())
     }

@@ -73,6 +73,22 @@ impl From<Bytes> for Value {
     }
 }
 
+impl Value {
+    /// Whether it is a text that holds U+0000. A server has none.
+    fn holds_nul(&self) -> bool {
+        matches!(self, Self::Text(text) if text.contains('\0'))
+    }
+
+    /// Puts U+FFFD in the place of each U+0000.
+    pub(super) fn replace_nul(&mut self) {
+        if let Self::Text(text) = self
+            && text.contains('\0')
+        {
+            *text = text.replace('\0', "\u{fffd}").into();
+        }
+    }
+}
+
 impl ToSql for Value {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(match self {
@@ -203,6 +219,14 @@ pub enum Error {
         columns: usize,
         /// How many values the row has.
         values: usize,
+    },
+    /// A key holds U+0000, which is in no text on a server.
+    #[error("{key:?} is to be a key in {table}, and no key can hold U+0000: refuse it where it comes in")]
+    NulInKey {
+        /// The table's name.
+        table: &'static str,
+        /// The key.
+        key: String,
     },
     /// What was committed is not there: a server has taken over that had not come so far, or somebody else has begun anew.
     #[error("what was committed is gone: {0}")]

@@ -162,14 +162,16 @@ pub(in crate::journal) fn upserts(rows: &[Row]) -> Vec<Set<'_>> {
     statements::by_table(rows).into_iter().map(set).collect()
 }
 
-/// Reads the rows with these keys, all columns in the table's order.
+/// Reads the rows with these keys, all columns in the table's order. Those that hold U+0000 have none.
 pub(in crate::journal) async fn fetch_keys(
     connection: &mut PgConnection,
     table: &'static Table,
     keys: &[Vec<Value>],
 ) -> Result<Vec<Record>, Error> {
+    let can_be = |key: &&[Value]| !key.iter().any(Value::holds_nul);
+    let keys: Vec<&[Value]> = keys.iter().map(Vec::as_slice).filter(can_be).collect();
     let Some(first) = keys.first() else { return Ok(Vec::new()) };
-    let types = (0..first.len()).map(|at| type_of(column(keys, at)).ok_or(Error::Mixed));
+    let types = (0..first.len()).map(|at| type_of(column(&keys, at)).ok_or(Error::Mixed));
     let types = types.collect::<Result<Vec<_>, _>>()?;
     let arrays: Vec<String> = types.iter().enumerate().map(|(at, name)| format!("${}::{name}", at + 1)).collect();
     let wanted: Vec<String> = (0..types.len()).map(|at| format!("k{at}")).collect();
@@ -185,7 +187,7 @@ pub(in crate::journal) async fn fetch_keys(
     );
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for at in 0..types.len() {
-        query = bind_array(query, column(keys, at))?;
+        query = bind_array(query, column(&keys, at))?;
     }
     let rows = answered(query.fetch_all(connection)).await?;
     rows.iter().map(read).collect()
@@ -205,8 +207,10 @@ pub(in crate::journal) async fn delete_older(
 
 type Pending<'q> = Query<'q, Postgres, PgArguments>;
 
+/// Binds values to look for. The server takes no text with U+0000, and has none: NULL stands for it, which equals nothing either.
 fn bind<'q>(query: Pending<'q>, values: &'q [Value]) -> Pending<'q> {
     values.iter().fold(query, |query, value| match value {
+        text if text.holds_nul() => query.bind(None::<&str>),
         Value::Null => query.bind(None::<i64>),
         Value::Int(value) => query.bind(*value),
         Value::Text(value) => query.bind(&**value),

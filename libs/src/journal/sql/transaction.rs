@@ -98,11 +98,13 @@ impl<'c> Transaction<'c> {
         }
     }
 
-    /// Runs a statement. A server has as long for it as for any other.
+    /// Runs a statement. A server has as long for it as for any other. In the texts that are bound U+FFFD stands for U+0000, as in a
+    /// [`Table`].
     ///
     /// # Errors
     /// When the statement is wrong or can't be carried out.
-    pub async fn execute(&mut self, sql: &str, values: Vec<Value>) -> Result<(), Error> {
+    pub async fn execute(&mut self, sql: &str, mut values: Vec<Value>) -> Result<(), Error> {
+        values.iter_mut().for_each(Value::replace_nul);
         match &mut self.0 {
             Kind::Sqlite(transaction) => execute(transaction.connection, sql, &values),
             Kind::Postgres(postgres) => {
@@ -146,8 +148,8 @@ impl<'c> Transaction<'c> {
     ///
     /// # Errors
     /// When a row doesn't fit its [`Table`], or can't be written. A server may be told, and say so, only later: see [`flush`](Self::flush).
-    pub async fn upsert(&mut self, rows: Vec<Row>) -> Result<(), Error> {
-        rows.iter().try_for_each(Row::fit)?;
+    pub async fn upsert(&mut self, mut rows: Vec<Row>) -> Result<(), Error> {
+        rows.iter_mut().try_for_each(Row::fit)?;
         match &mut self.0 {
             Kind::Sqlite(transaction) => upsert(transaction.connection, &rows),
             Kind::Postgres(postgres) => {
