@@ -390,6 +390,50 @@ async fn who_reads_is_told_to_try_again_while_another_has_locked_the_table() {
     assert_eq!((wrong.refusal().code, wrong.is_passing()), (Code::Internal, false), "{wrong}");
 }
 
+/// As a deadline that is over drops whoever reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_nobody_waits_for_any_more_has_its_place_until_the_server_has_ended_it() {
+    let Some(schema) = Schema::new() else { return };
+    let (mut session, reader) = (schema.connect().await, reader(&schema, schema.url.clone()));
+    let sleeping = format!(
+        "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE application_name = 'trellis {}' AND state = 'active' AND query LIKE '%pg_sleep%'",
+        schema.name
+    );
+    let mut sleeping =
+        async || sqlx::query_scalar::<_, i64>(AssertSqlSafe(sleeping.as_str())).fetch_one(&mut session).await.unwrap();
+    // On a machine that stalls the server may look a little later: that says nothing.
+    for _ in 0..5 {
+        let begins = async {
+            while sleeping().await == 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            slept = reader.fetch("SELECT pg_sleep(600)::text", Vec::new()) => panic!("{slept:?}"),
+            begun = timeout(PATIENCE, begins) => begun.expect("it is asked for"),
+        }
+        reader.fetch("SELECT 1::bigint", Vec::new()).await.unwrap();
+        if sleeping().await == 0 {
+            return;
+        }
+    }
+    panic!("the server has more at work than there may be");
+}
+
+/// A COMMIT that waits for a standby would be cut off and answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_read_is_cut_off_by_the_server() {
+    let Some(schema) = Schema::new() else { return };
+    let location = Location::Postgres { url: schema.url.clone(), schema: schema.name.clone() };
+    let (mut writer, reader) = (store::Store::open(&location, &[]).await.unwrap(), reader(&schema, schema.url.clone()));
+    let asked = "SELECT current_setting('statement_timeout'), current_setting('client_connection_check_interval')";
+    let reads = reader.fetch(asked, Vec::new()).await.unwrap();
+    let writes = writer.begin().await.unwrap().fetch(asked, Vec::new()).await.unwrap();
+    let set = [reads, writes].map(|set| [set[0].text(0).unwrap(), set[0].text(1).unwrap()]);
+    assert_eq!(set, [["16s", "500ms"], ["0", "500ms"]]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_gets_no_session_is_told_whether_all_are_at_work_or_none_can_be_begun() {
     let Some(schema) = Schema::new() else { return };

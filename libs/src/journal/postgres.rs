@@ -24,6 +24,10 @@ use super::{
 const TURN: Duration = Duration::from_secs(4);
 /// How long a statement waits for a lock or a turn. A little less than anybody here waits for the statement.
 const LOCK: &str = "14s";
+/// How long the server goes on with what somebody reads: a little more than anybody here waits for it, who hears of their own clock. Where
+/// it can't look whether they are there yet, nothing else would end it. Of who writes a COMMIT is a statement, too: cut off while it waits
+/// for a standby, it would be answered as if that had it.
+const READ: &str = "16s";
 /// The turn that is held for as long as somebody is at work in a schema of its own.
 const OCCUPIED: &str = "occupied";
 /// How rows are found. Tables are read by key or in the order of an index, but a plan is made while a table is small, when to read all of it
@@ -119,7 +123,8 @@ impl Server {
             // A session that keeps a place for others' work says nothing for as long as that takes.
             ("idle_session_timeout", "0"),
         ]);
-        let options = if read_only { options.options([("default_transaction_read_only", "on")]) } else { options };
+        let reading = [("default_transaction_read_only", "on"), ("statement_timeout", READ)];
+        let options = if read_only { options.options(reading) } else { options };
         Ok(Self { way: Way::Postgres(Sessions::new(options, connections)), schema: schema.clone() })
     }
 

@@ -14,6 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{self, timeout, timeout_at},
 };
@@ -26,6 +27,11 @@ const WAIT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long it may take to say so: well within [`WAIT`], so that another one can be begun yet.
 const ASK: Duration = Duration::from_secs(1);
+/// Has the server look so often, in the midst of a statement, whether the link to whoever asked is still there: else it finds out when it
+/// answers.
+const LOOKS: &str = "SET client_connection_check_interval = '500ms'";
+/// So long after a link is closed the server has looked, and ended the statement.
+const GONE: Duration = Duration::from_secs(1);
 
 /// Up to so many sessions. Clones share them.
 #[derive(Clone, Debug)]
@@ -42,8 +48,8 @@ struct Shared {
 #[derive(Debug)]
 struct Idle {
     session: PgConnection,
-    /// Since when it has nothing to do. None if it may be in the midst of something.
-    since: Option<Instant>,
+    /// Since when it has nothing to do.
+    since: Instant,
 }
 
 impl Sessions {
@@ -67,7 +73,7 @@ impl Sessions {
     /// When the server can't be reached, or all sessions are at work for too long.
     pub(super) async fn lend(&self) -> Result<Lent, Error> {
         let (turn, session, fresh) = self.ready().await?;
-        Ok(Lent { session: Some(session), fresh, done: false, of: Arc::clone(&self.0), _turn: turn })
+        Ok(Lent { session: Some(session), fresh, done: false, of: Arc::clone(&self.0), turn: Some(turn) })
     }
 
     /// Begins a transaction and waits for a turn in it, by its name.
@@ -114,7 +120,7 @@ impl Sessions {
             if let Some(session) = self.idle_session().await {
                 return Ok((session, false));
             }
-            Ok::<_, sqlx::Error>((PgConnection::connect_with(&self.0.options).await?, true))
+            Ok::<_, sqlx::Error>((self.0.new_session().await?, true))
         };
         let (session, fresh) = timeout_at(deadline, session).await.map_err(|_| Error::OutOfReach(WAIT))??;
         Ok((turn, session, fresh))
@@ -123,11 +129,10 @@ impl Sessions {
     async fn idle_session(&self) -> Option<PgConnection> {
         loop {
             let Idle { mut session, since } = self.0.idle.lock().pop()?;
-            if since.is_some_and(|since| since.elapsed() < SILENCE) {
+            if since.elapsed() < SILENCE {
                 return Some(session);
             }
             let asked = Instant::now();
-            // What is left of a statement that nobody waited for is read on the way.
             match timeout(ASK, session.ping()).await {
                 Ok(Ok(())) => return Some(session),
                 Ok(Err(error)) => tracing::info!(%error, "an idle session was lost"),
@@ -142,10 +147,10 @@ impl Sessions {
         }
     }
 
-    /// Drops those that have come back before, or in the midst of something: what goes silent is a host or a way, and to ask each of them
-    /// would take a second each. Answers how many.
+    /// Drops those that have come back before: what goes silent is a host or a way, and to ask each of them would take a second each. Answers
+    /// how many.
     fn drop_unused_since(&self, time: Instant) -> usize {
-        let suspect = |idle: &mut Idle| idle.since.is_none_or(|since| since < time);
+        let suspect = |idle: &mut Idle| idle.since < time;
         let dropped: Vec<Idle> = self.0.idle.lock().extract_if(.., suspect).collect();
         dropped.len()
     }
@@ -163,14 +168,35 @@ impl Sessions {
 }
 
 impl Shared {
-    fn take_back(&self, session: PgConnection, since: Option<Instant>) {
-        if self.turns.is_closed() {
-            return;
+    /// Begins a session.
+    async fn new_session(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut session = PgConnection::connect_with(&self.options).await?;
+        match sqlx::raw_sql(LOOKS).execute(&mut session).await {
+            // There are systems on which it can't look. Asked for among the options, it would have everybody turned away there.
+            Err(sqlx::Error::Database(said)) if said.code().is_some_and(|code| code == "22023") => Ok(session),
+            set => set.map(|_| session),
         }
-        let mut idle = self.idle.lock();
-        // One that may be in the midst of something is lent last: whoever gets it waits for the rest of that.
-        let place = if since.is_some() { idle.len() } else { 0 };
-        idle.insert(place, Idle { session, since });
+    }
+
+    fn take_back(&self, session: PgConnection) {
+        if !self.turns.is_closed() {
+            self.idle.lock().push(Idle { session, since: Instant::now() });
+        }
+    }
+
+    /// Takes a session back that may be in the midst of a statement once that has ended, or else closes it. Its place is free only then: else
+    /// a server that is slow had one more at work for each that nobody waits for any more, and more than there may be.
+    async fn take_back_from(self: Arc<Self>, mut session: PgConnection, turn: OwnedSemaphorePermit) {
+        // What is left of the statement is read on the way.
+        match timeout(ASK, session.ping()).await {
+            Ok(Ok(())) => self.take_back(session),
+            Ok(Err(error)) => tracing::info!(%error, "a session was lost"),
+            Err(_) => {
+                drop(session);
+                time::sleep(GONE).await;
+            }
+        }
+        drop(turn);
     }
 }
 
@@ -203,7 +229,7 @@ fn is_lost(error: &sqlx::Error) -> bool {
     }
 }
 
-/// A session for a statement. It goes back when this is dropped.
+/// A session for a statement. It goes back when this is dropped, or after that where the statement has yet to end.
 #[derive(Debug)]
 pub(super) struct Lent {
     session: Option<PgConnection>,
@@ -211,7 +237,7 @@ pub(super) struct Lent {
     fresh: bool,
     done: bool,
     of: Arc<Shared>,
-    _turn: OwnedSemaphorePermit,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Lent {
@@ -227,9 +253,11 @@ impl Lent {
     /// another one.
     pub(super) fn ended<T>(mut self, end: Result<T, Error>) -> Option<Result<T, Error>> {
         match &end {
+            // The server may be at work on it yet.
+            Err(Error::Postgres(error)) if is_late(error) => Some(end),
             Err(Error::Postgres(error)) if is_lost(error) => {
                 self.session = None;
-                (self.fresh || is_late(error)).then_some(end)
+                self.fresh.then_some(end)
             }
             _ => {
                 self.done = end.is_ok();
@@ -253,13 +281,19 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            self.of.take_back(session, self.done.then(Instant::now));
+        let Some(session) = self.session.take() else { return };
+        if self.done {
+            return self.of.take_back(session);
+        }
+        // Where there is no runtime any more the process ends.
+        if let (Some(turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {
+            runtime.spawn(Arc::clone(&self.of).take_back_from(session, turn));
         }
     }
 }
 
-/// A transaction, and the session that it is in. Dropped before its end, it ends the session: nothing of it holds.
+/// A transaction, and the session that it is in. Dropped before its end, it ends the session: nothing of it holds, and what the server
+/// is in the midst of ends when it looks.
 #[derive(Debug)]
 pub(super) struct Transaction {
     session: PgConnection,
@@ -286,7 +320,7 @@ impl Transaction {
 
     async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
         answered(sqlx::raw_sql(how).execute(&mut self.session)).await?;
-        self.of.take_back(self.session, Some(Instant::now()));
+        self.of.take_back(self.session);
         Ok(())
     }
 }
