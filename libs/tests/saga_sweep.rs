@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -65,6 +65,8 @@ struct Inner {
     out: Mutex<Vec<&'static str>>,
     /// Whose answer to being told is lost.
     mute: Mutex<Vec<&'static str>>,
+    /// How many such answers are not waited for any more.
+    given_up: AtomicUsize,
     fault: Mutex<Fault>,
 }
 
@@ -76,8 +78,8 @@ impl Services {
             sides.insert(peer, (journal.clone(), CommandSide::new(peer, journal)));
         }
         let fault: Mutex<Fault> = Mutex::new(Box::new(|_| None));
-        let (effects, sent, told, out, mute) = Default::default();
-        Self(Arc::new(Inner { sides, effects, sent, told, out, mute, fault }))
+        let (effects, sent, told, out, mute, given_up) = Default::default();
+        Self(Arc::new(Inner { sides, effects, sent, told, out, mute, given_up, fault }))
     }
 
     fn on_call(&self, fault: impl Fn(&SagaCall) -> Option<Answer> + Send + 'static) {
@@ -121,6 +123,7 @@ impl Services {
         barrier.forget_steps(Request::new(request)).await?;
         self.0.told.lock().push((peer, steps));
         if self.0.mute.lock().contains(&peer) {
+            let _waiting = Waiting(&self.0.given_up);
             return not_answered().await;
         }
         Ok((Bytes::new(), MetadataMap::new()))
@@ -164,6 +167,15 @@ impl Services {
 
     fn effects(&self) -> Vec<String> {
         self.0.effects.lock().clone()
+    }
+}
+
+/// Somebody who waits for an answer.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -433,6 +445,27 @@ async fn a_participant_that_is_out_is_told_later_and_holds_up_nobody() {
     assert_eq!(process.coordinator.forget_ended().await, 1);
     assert_eq!(services.told(), [("payment", 1)]);
     assert!(services.known("tea").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_participant_that_is_slow_holds_up_nobody_else_however_often_they_are_told() {
+    let mut world = World::new(place_order()).await;
+    world.keep = Duration::from_secs(1);
+    let services = &world.services;
+    let process = world.open().await;
+    services.0.mute.lock().push("payment");
+    let sweeping = tokio::spawn(process.coordinator.clone().sweep());
+    for order in ["tea", "coffee"] {
+        run(&process, order).await;
+        let others_forget = async {
+            while services.known(order).await != ["charge/action"] && !services.known(order).await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, others_forget).await.expect("the others are told");
+    }
+    assert_eq!(services.0.given_up.load(Ordering::SeqCst), 0, "until that one has had its time to answer");
+    sweeping.abort();
 }
 
 /// As `docs/operations.md` says under "Putting one back".

@@ -1,8 +1,8 @@
 //! Telling participants which sagas have ended, a while after: only then may they forget what they answered to them.
 //!
 //! The log says in order which sagas ended and when, so each participant has a place in it, up to which it was told: an aggregate of its own,
-//! moved on once it has answered. Who is killed between the two tells it again, and so do several processes at once; who is out is told
-//! later, and holds up nobody else.
+//! moved on once it has answered. Who is killed between the two tells it again, and so do several processes at once. Each is told by a loop
+//! of its own: who is out is told later, and neither that one holds up anybody else nor who is slow, or has a long log to catch up with.
 //!
 //! After that nothing stops an action of such a saga any more but its age: every call says until when it counts, a day at most after the
 //! transition that it was made on, and a participant begins nothing for one that is older. A driver whose last transition is too old for
@@ -10,14 +10,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::join_all;
 use opentelemetry::{KeyValue, metrics::Meter};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -63,8 +61,8 @@ const TOLD: &str = "saga_told";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Telling {
     peers: Arc<Mutex<BTreeMap<&'static str, Standing>>>,
-    /// True since what they are to be told could not be read, or not kept.
-    has_no_database: Arc<AtomicBool>,
+    /// Those for whom what they are to be told could not be read, or not kept, the last time.
+    without_database: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,6 +117,17 @@ impl Telling {
         let standing = standings.entry(peer).or_default();
         std::mem::replace(&mut standing.is_out, is_out) != is_out
     }
+
+    /// Notes that what a participant is to be told could be read and kept.
+    fn has_database(&self, peer: &'static str) {
+        self.without_database.lock().remove(peer);
+    }
+
+    /// Notes that it could not, and answers whether that is news: it is the same for all of them.
+    fn has_no_database(&self, peer: &'static str) -> bool {
+        let mut without = self.without_database.lock();
+        without.insert(peer) && without.len() == 1
+    }
 }
 
 /// Why a participant was not told.
@@ -172,7 +181,7 @@ impl Shared {
             self.telling.told(peer, 0, ended_before.saturating_sub(first_micros));
             let steps = self.steps(peer, &page.ended).await?;
             for steps in steps.chunks(MOST_TOLD) {
-                self.tell(peer, steps).await?;
+                self.send(peer, steps).await?;
                 self.telling.told(peer, steps.len(), ended_before.saturating_sub(first_micros));
                 told += steps.len();
             }
@@ -201,7 +210,7 @@ impl Shared {
         Ok(steps)
     }
 
-    async fn tell(&self, peer: &'static str, steps: &[EndedStep]) -> Result<(), Status> {
+    async fn send(&self, peer: &'static str, steps: &[EndedStep]) -> Result<(), Status> {
         let request = Bytes::from(ForgetStepsRequest { steps: steps.to_vec() }.encode_to_vec());
         let metadata = MetadataMap::new();
         let answer = self.transport.call(transport::Attempt { peer, path: PATH, request, metadata, timeout: TIMEOUT });
@@ -232,48 +241,53 @@ impl Coordinator {
     /// # Errors
     /// None: who is out comes back.
     pub async fn sweep(self) -> Result<(), RecoverError> {
-        while !self.0.draining.load(Ordering::Acquire) {
-            self.forget_ended().await;
-            tokio::time::sleep((self.0.keep_answers / PART).clamp(SHORTEST, LONGEST)).await;
-        }
+        let wait = (self.0.keep_answers / PART).clamp(SHORTEST, LONGEST);
+        let tell_again = async |peer| {
+            while !self.0.draining.load(Ordering::Acquire) {
+                self.tell(peer).await;
+                tokio::time::sleep(wait).await;
+            }
+        };
+        join_all(self.0.barriers().into_iter().map(tell_again)).await;
         Ok(())
     }
 
     /// Tells participants once which of their answers they may forget: those to sagas that ended as long ago as
     /// [`Options::keep_answers`](super::Options::keep_answers). Answers how many steps they were told.
     pub async fn forget_ended(&self) -> usize {
+        join_all(self.0.barriers().into_iter().map(|peer| self.tell(peer))).await.into_iter().sum()
+    }
+
+    /// Tells a participant once all that it may forget now, and says what is new about that.
+    async fn tell(&self, peer: &'static str) -> usize {
         let telling = &self.0.telling;
-        let tell = |peer: &'static str| async move {
-            let told = self.0.tell_all(peer).await;
-            match &told {
-                Ok(steps) => {
-                    telling.is_news(peer, false);
-                    if *steps > 0 {
-                        tracing::info!(peer, steps, "told what it may forget of sagas that have ended");
-                    }
+        let told = self.0.tell_all(peer).await;
+        if matches!(told, Ok(_) | Err(Untold::Peer(_))) {
+            telling.has_database(peer);
+        }
+        match told {
+            Ok(steps) => {
+                telling.is_news(peer, false);
+                if steps > 0 {
+                    tracing::info!(peer, steps, "told what it may forget of sagas that have ended");
                 }
-                Err(Untold::Peer(status)) => {
-                    if telling.is_news(peer, true) {
-                        let (code, error) = (code_name(status.code()), status.message());
-                        tracing::warn!(peer, code, error, "can't be told now what it may forget, but later");
-                    }
-                }
-                // This process ends.
-                Err(Untold::Unkept(SubmitError::Closed)) => {}
-                // That is the same for all of them.
-                Err(error) => {
-                    if !telling.has_no_database.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(%error, "what participants may forget can't be read or kept now, but later");
-                    }
+                return steps;
+            }
+            Err(Untold::Peer(status)) => {
+                if telling.is_news(peer, true) {
+                    let (code, error) = (code_name(status.code()), status.message());
+                    tracing::warn!(peer, code, error, "can't be told now what it may forget, but later");
                 }
             }
-            told
-        };
-        let all = futures::future::join_all(self.0.barriers().into_iter().map(tell)).await;
-        if all.iter().all(|told| matches!(told, Ok(_) | Err(Untold::Peer(_)))) {
-            telling.has_no_database.store(false, Ordering::Relaxed);
+            // This process ends.
+            Err(Untold::Unkept(SubmitError::Closed)) => {}
+            Err(error) => {
+                if telling.has_no_database(peer) {
+                    tracing::warn!(%error, "what participants may forget can't be read or kept now, but later");
+                }
+            }
         }
-        all.into_iter().map(Result::unwrap_or_default).sum()
+        0
     }
 }
 
