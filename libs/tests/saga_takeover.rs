@@ -314,6 +314,52 @@ async fn who_enters_forgets_those_that_are_gone() {
     assert_eq!(names, ["there", entered.name(), stopped.name()]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_is_not_entered_again_by_a_beat_that_is_on_its_way() {
+    let world = World::new();
+    let Location::Postgres { url, schema } = database::location(world.folder.path(), "order") else {
+        database::has_server();
+        return;
+    };
+    let location = Location::Postgres { url: url.clone(), schema: schema.clone() };
+    let journal = Journal::open(location, TABLES).await.unwrap();
+    let member = journal.join().await.unwrap().unwrap();
+    let mut server = PgConnection::connect(&url).await.unwrap();
+    // It holds up whoever enters, before they have anything to do with a row.
+    let sql = format!(
+        "CREATE FUNCTION {schema}.hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock(hashtext('{schema}'));
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER hold BEFORE INSERT ON {schema}.members FOR EACH ROW EXECUTE FUNCTION {schema}.hold();
+        SELECT pg_advisory_lock(hashtext('{schema}'))"
+    );
+    server.execute(AssertSqlSafe(sql)).await.unwrap();
+    let (beats, leaves) = (member.clone(), member.clone());
+    let beat = tokio::spawn(async move { beats.beat().await });
+    let held = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND objid::bigint = hashtext($1)::bigint & 4294967295";
+    let on_its_way = async {
+        while sqlx::query_scalar::<_, i64>(held).bind(&schema).fetch_one(&mut server).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, on_its_way).await.expect("it is on its way");
+    let mut leave = tokio::spawn(async move { leaves.leave().await });
+    // Who doesn't wait for it has left by then.
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut leave).await;
+    server.execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    beat.await.unwrap().unwrap();
+    match early {
+        Ok(left) => left.unwrap().unwrap(),
+        Err(_) => leave.await.unwrap().unwrap(),
+    }
+    member.beat().await.unwrap();
+    let there = format!("SELECT COUNT(*) FROM {schema}.members");
+    let there: i64 = sqlx::query_scalar(AssertSqlSafe(there)).fetch_one(&mut server).await.unwrap();
+    assert_eq!(there, 0);
+}
+
 /// One more process, with room for one saga. Its orders start another saga each with their own work, and all of those lock one key, or
 /// queue for it.
 async fn with_one_key(world: &World, queues: bool) -> Process {

@@ -4,7 +4,9 @@
 //! then try to write. So the only clock in it is the server's, and it need not be right: of whoever said by one that was ahead until when it
 //! is there, nothing is known until its next word.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Mutex;
 
 use super::{
     entry::Table,
@@ -31,6 +33,8 @@ const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 pub struct Member {
     server: Server,
     name: String,
+    /// True once it has left. One word at a time: a beat that is on its way when it leaves would enter it again.
+    has_left: Arc<Mutex<bool>>,
 }
 
 impl Member {
@@ -46,7 +50,7 @@ impl Member {
     /// Enters under a name that nobody had before, and forgets those that are gone: a process that is killed again and again leaves a name
     /// each time, and whose a saga is is looked up among all of them.
     pub(super) async fn enter(server: Server) -> Result<Self, Error> {
-        let member = Self { name: server.new_name(), server };
+        let member = Self { name: server.new_name(), server, has_left: Arc::default() };
         member.beat().await?;
         let sql = format!("DELETE FROM members WHERE seen_until < {NOW} - $1");
         let remembered = i64::try_from(Self::REMEMBERED.as_micros()).unwrap_or(i64::MAX);
@@ -60,11 +64,15 @@ impl Member {
         &self.name
     }
 
-    /// Says that this process is there.
+    /// Says that this process is there, unless it has [left](Self::leave).
     ///
     /// # Errors
     /// When the server can't be asked.
     pub async fn beat(&self) -> Result<(), Error> {
+        let has_left = self.has_left.lock().await;
+        if *has_left {
+            return Ok(());
+        }
         let lease = i64::try_from(Self::LEASE.as_micros()).unwrap_or(i64::MAX);
         let sql = format!(
             "INSERT INTO members (name, seen_until) VALUES ($1, {NOW} + $2)
@@ -73,11 +81,13 @@ impl Member {
         self.server.execute(&sql, &[self.name.as_str().into(), lease.into()]).await
     }
 
-    /// Says that this process is gone.
+    /// Says that this process is gone, for good, once what it says otherwise has been heard.
     ///
     /// # Errors
     /// When the server can't be asked: then the lease runs out by itself.
     pub async fn leave(&self) -> Result<(), Error> {
+        let mut has_left = self.has_left.lock().await;
+        *has_left = true;
         self.server.execute("DELETE FROM members WHERE name = $1", &[Value::from(self.name.as_str())]).await
     }
 
