@@ -102,25 +102,30 @@ async fn once<P: Program>(word: &str, work: impl Future<Output = Result<(), BoxE
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
     flags.check_peers(P::PEERS)?;
     let telemetry = telemetry::init(P::NAME, P::VERSION, &flags.telemetry)?;
-    let mut shutdown = pin!(super::shutdown()?);
-    let assembled = tokio::select! {
-        assembled = assemble::<P>(flags) => Some(assembled?),
-        // A database or a broker may let it wait for long. It has answered nobody yet, so there is nothing to drain.
-        () = &mut shutdown => None,
-    };
-    let ended = match assembled {
-        Some(app) => app.run_until(shutdown).await,
-        None => Ok(()),
-    };
+    let ended = serve_until::<P>(flags, super::shutdown()?).await;
     // Last of all, so that what the draining said goes out too; and whether or not it went well.
     telemetry.flush().await;
-    Ok(ended?)
+    ended
 }
 
-async fn assemble<P: Program>(flags: &Serve) -> Result<App, BoxError> {
-    let mut app = App::bind(P::NAME, flags).await?;
-    P::assemble(&mut app, flags).await?;
-    Ok(app)
+/// Assembles a service and serves until it is told to stop, whichever of the two it is at then.
+async fn serve_until<P: Program>(flags: &Serve, shutdown: impl Future<Output = ()>) -> Result<(), BoxError> {
+    let mut shutdown = pin!(shutdown);
+    // A database or a broker may let it wait for long.
+    let mut app = tokio::select! {
+        bound = App::bind(P::NAME, flags) => bound?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let is_whole = tokio::select! {
+        assembled = P::assemble(&mut app, flags) => assembled.map(|()| true)?,
+        () = &mut shutdown => false,
+    };
+    if is_whole {
+        app.run_until(shutdown).await?
+    } else {
+        app.end_unserved().await?
+    }
+    Ok(())
 }
 
 fn parse<P: Program>(arguments: impl IntoIterator<Item = OsString>) -> Result<Line, clap::Error> {
@@ -221,6 +226,9 @@ fn say(line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+    use tokio::sync::{Notify, oneshot};
+
     use super::*;
     use crate::{
         breaker::Registry,
@@ -246,6 +254,43 @@ mod tests {
         async fn rebuild(_: &Store) -> Result<(), BoxError> {
             Ok(())
         }
+    }
+
+    /// Waits for ever for what it needs, with something to be put away by then.
+    struct Waiting;
+
+    impl Program for Waiting {
+        const NAME: &'static str = "waiting";
+        const VERSION: &'static str = Tea::VERSION;
+        const PORT: u16 = Tea::PORT;
+        const ABOUT: &'static str = Tea::ABOUT;
+
+        async fn assemble(app: &mut App, _: &Serve) -> Result<(), BoxError> {
+            let (close, closed) = oneshot::channel();
+            let close = move || close.send(()).unwrap_or_default();
+            app.task_until_drained("what is shared", async { Ok::<_, BoxError>(closed.await?) }, close);
+            app.on_drain("its share", async { PUT_AWAY.notify_one() });
+            ASSEMBLING.notify_one();
+            std::future::pending().await
+        }
+
+        async fn migrate(_: &Store) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        async fn rebuild(_: &Store) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    static ASSEMBLING: Notify = Notify::const_new();
+    static PUT_AWAY: Notify = Notify::const_new();
+
+    #[tokio::test]
+    async fn what_is_told_to_stop_before_it_is_whole_is_put_away_as_far_as_it_is() {
+        let flags = Serve::new("127.0.0.1:0".parse().expect("an address"), DatabaseUrl::Sqlite("data/tea.db".into()));
+        serve_until::<Waiting>(&flags, ASSEMBLING.notified()).await.expect("it ends well");
+        PUT_AWAY.notified().now_or_never().expect("what was there is put away");
     }
 
     fn typed(words: &[&str]) -> Result<Line, clap::Error> {

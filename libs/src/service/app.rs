@@ -227,7 +227,8 @@ impl App {
         })
     }
 
-    /// Puts something away once no call is in flight: what was asked for last comes first, so that nothing loses what it stands on.
+    /// Puts something away once no call is in flight: what was asked for last comes first, so that nothing loses what it stands on. So it is
+    /// for what was asked for by then where a program is told to stop while it assembles its service.
     pub fn on_drain(&mut self, name: impl Into<String>, hook: impl Future<Output = ()> + Send + 'static) -> &mut Self {
         self.hooks.push((name.into(), Box::pin(hook)));
         self
@@ -304,13 +305,17 @@ impl App {
             failure = tasks.failed() => Err(failure),
         };
         drained?;
-        put_away(hooks, deadline).await;
-        // What failed meanwhile, such as the last commit, has failed all the same.
-        if let Some(failure) = tasks.failed().now_or_never() {
-            return Err(failure);
-        }
-        tracing::info!(service = name, "stopped");
-        Ok(())
+        put_away(name, hooks, tasks, deadline).await
+    }
+
+    /// Puts away what there is of a service that is told to stop while it is assembled. It has answered nobody, but others may count on it
+    /// by now, as those do with whom it shares the sagas.
+    ///
+    /// # Errors
+    /// When a task has failed.
+    pub(crate) async fn end_unserved(self) -> Result<(), ServeError> {
+        let Self { name, limits, hooks, tasks, .. } = self;
+        put_away(name, hooks, tasks, Instant::now() + limits.drain_timeout).await
     }
 }
 
@@ -353,12 +358,23 @@ async fn drain(
     tracing::warn!(service, connections = left, calls, "what had not ended after --drain-timeout was cut off");
 }
 
-async fn put_away(hooks: Vec<(String, BoxFuture<'static, ()>)>, deadline: Instant) {
+async fn put_away(
+    service: &'static str,
+    hooks: Vec<(String, BoxFuture<'static, ()>)>,
+    mut tasks: Tasks,
+    deadline: Instant,
+) -> Result<(), ServeError> {
     for (name, hook) in hooks.into_iter().rev() {
         if timeout_at(deadline.max(Instant::now() + PUT_AWAY), hook).await.is_err() {
             tracing::warn!(name, "took too long to put away");
         }
     }
+    // What failed meanwhile, such as the last commit, has failed all the same.
+    if let Some(failure) = tasks.failed().now_or_never() {
+        return Err(failure);
+    }
+    tracing::info!(service, "stopped");
+    Ok(())
 }
 
 impl fmt::Debug for App {

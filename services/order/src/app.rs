@@ -101,6 +101,11 @@ async fn serve_commands(
     if let Some(meter) = telemetry::meter(Service::NAME) {
         coordinator.observe(&meter);
     }
+    let (left, drained, grace) = (coordinator.clone(), coordinator.clone(), flags.limits.drain_timeout);
+    // A hook of its own, and registered before the other so that it comes after it: calls that take too long to end must not keep the
+    // sagas from the other processes. Both before it takes any: it may be told to stop in the midst of that.
+    app.on_drain("its share of the sagas", async move { left.leave().await });
+    app.on_drain("sagas", async move { drained.drain(grace).await });
     let taken_up = coordinator.recover().await?;
     if taken_up > 0 {
         tracing::info!(sagas = taken_up, "taken up where they stood");
@@ -109,11 +114,6 @@ async fn serve_commands(
     app.task("what participants may forget", coordinator.clone().sweep());
     let side = side.carrying(coordinator.carries());
     let most = flags.limits.max_message_bytes;
-    let (left, drained, grace) = (coordinator.clone(), coordinator.clone(), flags.limits.drain_timeout);
-    // A hook of its own, and registered before the other so that it comes after it: calls that take too long to end must not keep the
-    // sagas from the other processes.
-    app.on_drain("its share of the sagas", async move { left.leave().await });
-    app.on_drain("sagas", async move { drained.drain(grace).await });
     app.add(SagaCommands::new(side.clone(), coordinator.clone()).into_server());
     app.add(ParkedSagas::new(Service::NAME, coordinator.clone()).into_server());
     app.add(OrderCommandServiceServer::new(Completion::new(side, coordinator.clone())).max_encoding_message_size(most));
