@@ -185,6 +185,14 @@ impl Counters {
     }
 }
 
+/// What became of a batch that was to be written.
+enum Written {
+    /// It is durable, and so many stored answers are gone.
+    Durable(u64),
+    /// Nothing of it was written.
+    Nothing(Error),
+}
+
 /// The rows that a batch comes to, a set a table.
 struct Sets {
     aggregates: Vec<Vec<Value>>,

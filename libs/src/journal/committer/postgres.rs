@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting,
+    AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, Written,
     codes::{is_passing, is_state},
     decide_all,
     gather::Gathering,
@@ -65,14 +65,6 @@ pub(in crate::journal) struct Tail {
 
 /// To whom it is told what became of an entry.
 type Answer = oneshot::Sender<Result<Committed, SubmitError>>;
-
-/// What became of a batch that was to be written.
-enum Written {
-    /// It is durable, and so many stored answers are gone.
-    Durable(u64),
-    /// Nothing of it was written.
-    Nothing(Error),
-}
 
 /// A transaction, and all that a batch is decided on.
 struct Turn {
