@@ -389,10 +389,10 @@ pub fn not_submitted(error: SubmitError) -> Refusal {
             "the command is too large: send less at once",
         ),
         SubmitError::Unavailable => {
-            let message = "the database can't be reached or takes no writes, and nothing was written: try again";
+            let message = "the database can't be reached or didn't take it, and nothing was written: try again";
             Refusal::unavailable("DATABASE_UNAVAILABLE", message, Duration::from_secs(1))
         }
-        SubmitError::Panicked | SubmitError::Unreadable => Refusal::internal(),
+        SubmitError::Panicked | SubmitError::Unreadable | SubmitError::Unwritable => Refusal::internal(),
         SubmitError::Closed => {
             let message = "the service is shutting down: try again, another one answers";
             Refusal::unavailable("SHUTTING_DOWN", message, Duration::from_secs(1))

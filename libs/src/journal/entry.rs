@@ -206,7 +206,8 @@ pub struct Decided {
     pub reply: Bytes,
     /// Aggregates that changed, with their events.
     pub changes: Vec<Change>,
-    /// Rows of registered tables, written beside.
+    /// Rows of registered tables, written beside. One that the database refuses, as by a constraint of its table, fails the entry alone:
+    /// it is [`SubmitError::Unwritable`], nothing of it is written, and what waited with it may be told to try again.
     pub rows: Vec<Row>,
     /// Stored answers that nobody will ask for any more.
     pub forgotten: Vec<Forgotten>,
@@ -362,8 +363,9 @@ pub enum SubmitError {
     /// The entry alone is over the limit of a batch.
     #[error("the command is too large")]
     TooLarge,
-    /// The database can't be reached, or didn't take it. It may be tried again.
-    #[error("the database can't be reached")]
+    /// The database can't be reached, or didn't take it: it is in no state to, or refused another entry that was to be committed with this
+    /// one. It may be tried again.
+    #[error("the database can't be reached or didn't take it")]
     Unavailable,
     /// The decision panicked, or writes a row that its [`Table`] can't take.
     #[error("the decision failed")]
@@ -371,6 +373,9 @@ pub enum SubmitError {
     /// An aggregate or a stored answer that the entry names is there and can't be read. Another try meets it again.
     #[error("what the database holds for it can't be read")]
     Unreadable,
+    /// The database refuses what the decision writes, as by a constraint of a table beside. Another try meets it again.
+    #[error("the database refuses what it writes")]
+    Unwritable,
     /// The journal is shutting down.
     #[error("the journal is closed")]
     Closed,

@@ -17,7 +17,8 @@ use crate::{
 /// What a service keeps: tables beside the journal's own, and views.
 #[derive(Debug, Default)]
 pub struct Stores {
-    /// Tables that decisions write to beside their events, such as a coordinator's sagas.
+    /// Tables that decisions write to beside their events, such as a coordinator's sagas. A constraint of theirs that refuses a row is
+    /// INTERNAL to whoever asked, and an ERROR line: what a client may bring about, a decision refuses by what it has loaded.
     pub tables: Vec<&'static Table>,
     /// The folds that make the views.
     pub projections: Projections,

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{MOST_BYTES, MOST_ENTRIES, Waiting};
+use super::{MOST_BYTES, MOST_ENTRIES, Waiting, apart::Suspects};
 
 /// How long a batch waits for as many entries as the one before it had, and how many of those are worth waiting for.
 const LINGER: Duration = Duration::from_millis(5);
@@ -28,6 +28,10 @@ pub(super) struct Gathering {
     expected: usize,
     /// Whether it waits by giving its processor to whoever has something to do.
     gives_way: bool,
+    /// Those who are a batch of their own.
+    pub(super) suspects: Suspects,
+    /// One of them, who is the next.
+    held: Option<Waiting>,
 }
 
 impl Gathering {
@@ -45,9 +49,16 @@ impl Gathering {
         batch: &mut Vec<Waiting>,
     ) -> Option<usize> {
         let gives_way = self.gives_way;
-        let first = waiting.recv().await?;
+        let first = match self.held.take() {
+            Some(held) => held,
+            None => waiting.recv().await?,
+        };
         let mut size = first.entry.size;
+        let is_alone = self.suspects.take(&first.entry);
         batch.push(first);
+        if is_alone {
+            return Some(size);
+        }
         // Who only gives way moves no clock on that stands still until all sleep, as a test's does: that one waits by the machine's.
         let (begin, really) = (Instant::now(), std::time::Instant::now());
         let waited = || if gives_way { really.elapsed() } else { begin.elapsed() };
@@ -58,12 +69,16 @@ impl Gathering {
                 && size < MOST_BYTES
                 && let Ok(next) = waiting.try_recv()
             {
+                if self.suspects.have(&next.entry) {
+                    self.held = Some(next);
+                    break;
+                }
                 size += next.entry.size;
                 batch.push(next);
             }
             let is_full = batch.len() >= MOST_ENTRIES || size >= MOST_BYTES || batch.len() >= self.expected;
             let none_came = batch.len() == before && waited() >= gap;
-            if is_full || none_came || waited() >= LINGER {
+            if is_full || self.held.is_some() || none_came || waited() >= LINGER {
                 break;
             }
             // Not for the next entry: being woken for each costs more than all that it brings.

@@ -3,6 +3,7 @@
 //! It takes all that waits, reads what the batch needs, decides in memory, writes set by set, commits once, then answers
 //! all. What it reads and writes is the same on every database; how is in [`sqlite`] and [`postgres`].
 
+mod apart;
 mod codes;
 mod gather;
 mod postgres;
@@ -74,6 +75,8 @@ pub(super) struct Counters {
     bytes_waiting: AtomicUsize,
     told_of_slow: Told,
     told_of_unreadable: Told,
+    told_of_unwritable: Told,
+    told_of_apart: Told,
     told_of_retry: Told,
     /// Batches that were refused since that was told of.
     refused: AtomicU64,

@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, Written,
-    codes::{is_passing, is_state},
+    apart::Suspects,
+    codes::{is_passing, is_state, is_unwritable},
     decide_all,
     gather::Gathering,
     now_micros,
@@ -131,13 +132,13 @@ impl Committer {
         let mut gathering = Gathering::default();
         while let Some(size) = gathering.next(&mut self.waiting, &mut batch).await {
             self.counters.waits_no_more(size);
-            self.commit(&mut batch).await?;
+            self.commit(&mut batch, &mut gathering.suspects).await?;
         }
         self.counters.told();
         Ok(())
     }
 
-    async fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), Error> {
+    async fn commit(&mut self, batch: &mut Vec<Waiting>, suspects: &mut Suspects) -> Result<(), Error> {
         let named = Named::of(batch, |_| None);
         let begun = self.begin_patiently(&named).await;
         let (turn, mut world) = match begun.and_then(|turn| Ok((turn.seen.world(&named)?, turn))) {
@@ -165,6 +166,11 @@ impl Committer {
                     if head > self.tail.position {
                         self.tail = Tail { position: head, time: now_micros };
                     }
+                }
+                Written::Nothing(error) if is_unwritable(&error) => {
+                    self.is_out = false;
+                    self.counters.unwritable(ended, &error, suspects);
+                    return Ok(());
                 }
                 Written::Nothing(error) => {
                     self.refuse(ended.into_iter().map(|(_, answer)| answer), &error).await;

@@ -8,7 +8,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::{AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, decide_all, gather::Gathering, now_micros};
+use super::{
+    AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, Written, apart::Suspects, codes::is_unwritable,
+    decide_all, gather::Gathering, now_micros,
+};
 use crate::journal::{
     batch::World,
     cache::Cache,
@@ -41,14 +44,14 @@ impl Committer {
         let mut gathering = Gathering::on_own_thread();
         while let Some(size) = runtime.block_on(gathering.next(&mut self.waiting, &mut batch)) {
             self.counters.waits_no_more(size);
-            self.commit(&mut batch)?;
+            self.commit(&mut batch, &mut gathering.suspects)?;
         }
         self.writer.close();
         self.counters.told();
         Ok(())
     }
 
-    fn commit(&mut self, batch: &mut Vec<Waiting>) -> Result<(), Error> {
+    fn commit(&mut self, batch: &mut Vec<Waiting>, suspects: &mut Suspects) -> Result<(), Error> {
         let cache = self.cache.read();
         let named = Named::of(batch, |id| cache.get(id));
         drop(cache);
@@ -59,7 +62,13 @@ impl Committer {
         if !writes.is_empty() {
             let events: Vec<Event> = writes.events.iter().map(|event| event.event(now_micros)).collect();
             let sets = Sets::of(&world, writes, now_micros);
-            let forgotten = self.write(&sets)?;
+            let forgotten = match self.write(&sets)? {
+                Written::Durable(forgotten) => forgotten,
+                Written::Nothing(error) => {
+                    self.counters.unwritable(ended, &error, suspects);
+                    return Ok(());
+                }
+            };
             self.writer.will_be_found()?;
             // Whoever sees the new states finds the new head, too: a token that is made of both is never older than what it stands for.
             let mut cache = self.cache.write();
@@ -88,19 +97,35 @@ impl Committer {
         Ok(world)
     }
 
-    /// Writes and commits: durable when it returns. Answers how many stored answers are gone.
-    fn write(&self, sets: &Sets) -> Result<u64, Error> {
+    /// Writes and commits, unless rows beside the journal's own are refused: those of its own tables are as this process left them, or it
+    /// must end.
+    fn write(&self, sets: &Sets) -> Result<Written, Error> {
         let connection = &self.writer.connection;
         sql::begin(connection)?;
         sql::write(connection, &AGGREGATES, Write::Upsert, &sets.aggregates)?;
         sql::write(connection, &EVENTS, Write::Insert, &sets.events)?;
         sql::write(connection, &REQUESTS, Write::Insert, &sets.requests)?;
-        sql::upsert(connection, &sets.rows)?;
+        if let Err(error) = sql::upsert(connection, &sets.rows) {
+            return self.roll_back(error);
+        }
         let mut forgotten = 0;
         for Forgotten { keys, stored_before_micros } in &sets.forgotten {
             forgotten += sql::delete_older(connection, &REQUESTS, keys, *stored_before_micros)?;
         }
-        sql::commit(connection)?;
-        Ok(forgotten)
+        match sql::commit(connection) {
+            Ok(()) => Ok(Written::Durable(forgotten)),
+            // What a constraint that is checked at the end refuses is not begun to be committed: the transaction is open yet.
+            Err(error) if !connection.is_autocommit() => self.roll_back(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes nothing, if it is what was to be written that is refused.
+    fn roll_back(&self, error: Error) -> Result<Written, Error> {
+        if !is_unwritable(&error) {
+            return Err(error);
+        }
+        sql::roll_back(&self.writer.connection)?;
+        Ok(Written::Nothing(error))
     }
 }

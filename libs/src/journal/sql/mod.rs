@@ -15,8 +15,11 @@ use rusqlite::{
 
 use crate::refusal::Refusal;
 
-pub(super) use self::statements::{Write, delete_older, fetch_keys, upsert, write};
 pub use self::{reader::Reader, transaction::Transaction};
+pub(super) use self::{
+    statements::{Write, delete_older, fetch_keys, upsert, write},
+    transaction::roll_back,
+};
 
 /// A value to bind, or one that was read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

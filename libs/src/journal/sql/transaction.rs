@@ -170,7 +170,8 @@ impl Drop for Sqlite<'_> {
     }
 }
 
-fn roll_back(connection: &Connection) -> Result<(), Error> {
+/// Undoes what was written since the transaction began.
+pub(in crate::journal) fn roll_back(connection: &Connection) -> Result<(), Error> {
     // Some errors, such as a full disk, have ended it already.
     if connection.is_autocommit() { Ok(()) } else { execute(connection, "ROLLBACK", []) }
 }
