@@ -249,7 +249,7 @@ async fn a_decision_whose_row_no_table_takes_fails_alone() {
     ];
     let ended: Vec<_> =
         submit(&journal, entries).await.into_iter().map(|ended| ended.map(|done| done.position)).collect();
-    let failed = Err(SubmitError::Panicked);
+    let failed = Err(SubmitError::Unwritable);
     assert_eq!(ended, [failed, Ok(1), failed, failed, Ok(2)]);
     assert_eq!(texts(journal.reader(), "words").await, ["e", "x\u{fffd}y"]);
 }

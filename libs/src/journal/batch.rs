@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -20,9 +19,7 @@ use super::{
     requests::{Ending, Judgement, Known, judge},
     unreadable::Unreadable,
 };
-use crate::{journal::entry::Role, told::Told};
-
-static TOLD_OF_ROWS: LazyLock<Told> = LazyLock::new(Told::default);
+use crate::journal::{entry::Role, sql::Error};
 
 /// What was read for a batch, then what its decisions made of it.
 #[derive(Debug, Default)]
@@ -70,12 +67,14 @@ pub(super) struct Ended {
     pub(super) request: String,
     /// How long the decision held up the others.
     pub(super) took: Duration,
+    /// Why it can't be written, where that is known by now.
+    pub(super) unfit: Option<Box<Error>>,
 }
 
 impl Ended {
     /// It could not be decided.
     pub(super) fn refused(error: SubmitError, request: String) -> Self {
-        Self { result: Err(error), on_commit: Vec::new(), request, took: Duration::ZERO }
+        Self { result: Err(error), on_commit: Vec::new(), request, took: Duration::ZERO, unfit: None }
     }
 }
 
@@ -94,6 +93,7 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         on_commit: Vec::new(),
         request: String::new(),
         took: Duration::ZERO,
+        unfit: None,
     };
     let action_reply = match judgement {
         None => None,
@@ -132,10 +132,8 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
     let Decided { rejected, transient, reply, changes, mut rows, forgotten, on_commit } = decided;
     // Among the batch's others it would keep all of them from being written.
     if !rejected && let Err(error) = rows.iter_mut().try_for_each(Row::fit) {
-        if TOLD_OF_ROWS.is_due() {
-            tracing::error!(request = cause.request, %error, "a decision writes what its table can't take");
-        }
-        return Ended { took, ..Ended::refused(SubmitError::Panicked, cause.request) };
+        let unfit = Some(Box::new(error));
+        return Ended { took, unfit, ..Ended::refused(SubmitError::Unwritable, cause.request) };
     }
 
     if !rejected {
@@ -160,7 +158,8 @@ pub(super) fn decide(world: &mut World, writes: &mut Writes, head: &mut i64, now
         remember(world, writes, request.key, Known { hash: request.hash, ending, reply: reply.clone() });
     }
     let (outcome, on_commit) = if rejected { (Outcome::Rejected, Vec::new()) } else { (Outcome::Done, on_commit) };
-    Ended { result: Ok(Committed { outcome, reply, position: *head }), on_commit, request: cause.request, took }
+    let result = Ok(Committed { outcome, reply, position: *head });
+    Ended { result, on_commit, request: cause.request, took, unfit: None }
 }
 
 fn remember(world: &mut World, writes: &mut Writes, key: String, known: Known) {

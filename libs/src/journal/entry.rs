@@ -367,7 +367,7 @@ pub enum SubmitError {
     /// one. It may be tried again.
     #[error("the database can't be reached or didn't take it")]
     Unavailable,
-    /// The decision panicked, or writes a row that its [`Table`] can't take.
+    /// The decision panicked.
     #[error("the decision failed")]
     Panicked,
     /// An aggregate or a stored answer that the entry names is there and can't be read. Another try meets it again.

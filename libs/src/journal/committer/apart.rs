@@ -67,22 +67,24 @@ impl Counters {
         }
     }
 
+    /// Tells a person of a decision that can't be written, unless one was told of just now.
+    pub(super) fn could_not_write(&self, error: &Error, request: &str) {
+        if self.told_of_unwritable.is_due() {
+            tracing::error!(
+                %error,
+                request,
+                "what a decision writes is refused: its request fails each time. Mend the decision, or the table that it writes to"
+            );
+        }
+    }
+
+    /// The same of a batch that others were in.
     fn set_apart(&self, error: &Error, entries: usize) {
         if self.told_of_apart.is_due() {
             tracing::warn!(
                 %error,
                 entries,
                 "the database refuses what a batch writes; nothing of it was written, and each of it is told to try again, alone then"
-            );
-        }
-    }
-
-    fn could_not_write(&self, error: &Error, request: &str) {
-        if self.told_of_unwritable.is_due() {
-            tracing::error!(
-                %error,
-                request,
-                "the database refuses what a decision writes: its request fails each time. Mend the decision, or the table that it writes to"
             );
         }
     }

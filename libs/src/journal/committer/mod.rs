@@ -98,6 +98,9 @@ fn decide_all(
             return (Ended::refused(SubmitError::Unreadable, entry.cause.request), answer);
         }
         let ended = batch::decide(world, &mut writes, head, now_micros, entry);
+        if let Some(error) = &ended.unfit {
+            counters.could_not_write(error, &ended.request);
+        }
         if ended.took >= SLOW {
             counters.was_slow(&ended);
         }
