@@ -109,6 +109,24 @@ async fn a_log_that_went_another_way_after_a_restored_backup_is_not_published_be
     assert_eq!(shown(&board).await.parked, None);
 }
 
+/// Who wants one of the two kinds would pass over the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_was_left_empty_stands_for_no_event_of_another_kind() {
+    let Some(broker) = Broker::start() else { return };
+    let mut source = Source::start().await;
+    let board = source.publish(&broker).await;
+    source.happen("thing", 100).await;
+    source.happen("other", 2 << 20).await;
+    until("all is published", || async { shown(&board).await.position == 2 }).await;
+    source.restore(&["thing"], 100).await;
+    source.happen("thing", 100).await;
+    source.happen("thing", 100).await;
+    let board = source.publish(&broker).await;
+    until("it is told", || async { shown(&board).await.parked.is_some() }).await;
+    let parked = shown(&board).await.parked.unwrap();
+    assert!(parked.error.contains("message 2 is another event than the log's"), "{}", parked.error);
+}
+
 /// In one thread, so that its lines are kept.
 #[tokio::test]
 async fn that_a_stream_is_of_a_longer_log_is_told_once_however_that_log_grows() {

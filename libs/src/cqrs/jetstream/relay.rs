@@ -17,7 +17,7 @@ use super::{
     super::{Board, Log, board::Standing, envelope, log::News, reasons::ToldReason, upcast::is_unreadable},
     BrokerError, Found, JetStream, LOOK, PAUSE,
     forms::{FORM, Forms},
-    is_own, message_id, position, subject,
+    is_own, kind_of, message_id, position, subject,
 };
 use crate::journal::{Event, sql};
 
@@ -27,8 +27,10 @@ const STRETCH: i64 = 256;
 const STAND_BACK: Duration = Duration::from_secs(1);
 /// How often to look how far the log is that is not published yet.
 const LOOK_AHEAD: Duration = Duration::from_secs(1);
-/// Of a message's allowance, what its headers and the protocol may take.
-const HEADERS: usize = 1024;
+/// Of what the broker takes at a time, what a message's headers and the protocol may take.
+const PROTOCOL: usize = 1024;
+/// Of what a stream takes, its headers alone.
+const HEADERS: usize = 256;
 
 /// Publishes a service's log to its stream. Several may: the stream takes each event once and in order, and who comes second stands back.
 #[derive(Debug)]
@@ -189,8 +191,15 @@ impl Relay {
             }
             // After a restored backup other events may have taken the places of those that were published. What was too large or unreadable is empty.
             let ours = self.log.after(last - 1, 1).await?.pop().map(envelope::seal);
-            let theirs = pb::Event::decode(message.payload.clone()).ok();
-            if !message.payload.is_empty() && !ours.zip(theirs).is_some_and(|(ours, theirs)| is_same(&ours, &theirs)) {
+            let is_ours = if message.payload.is_empty() {
+                // Who doesn't want its kind goes by that alone.
+                let kind = kind_of(&message.subject, self.service);
+                kind.is_none_or(|kind| ours.is_some_and(|ours| ours.kind == kind))
+            } else {
+                let theirs = pb::Event::decode(message.payload.clone()).ok();
+                ours.zip(theirs).is_some_and(|(ours, theirs)| is_same(&ours, &theirs))
+            };
+            if !is_ours {
                 return Err(foreign(format!(
                     "message {last} is another event than the log's, as after a restored backup"
                 ))
@@ -238,7 +247,8 @@ impl Relay {
 /// How large an event may be beside its headers. The broker counts both, and so does a stream that has a limit of its own.
 fn most_bytes(max_payload: usize, config: &stream::Config) -> usize {
     let of_stream = usize::try_from(config.max_message_size).ok().filter(|most| *most > 0);
-    of_stream.unwrap_or(max_payload).min(max_payload).saturating_sub(HEADERS)
+    let of_broker = max_payload.saturating_sub(PROTOCOL);
+    of_stream.map_or(of_broker, |most| of_broker.min(most.saturating_sub(HEADERS)))
 }
 
 /// Whether two are one event. An upcast may have brought the one into another form since the other was published.
