@@ -271,8 +271,8 @@ impl Consumer {
                 Some(None) | None => break,
             }
         }
-        // There may always be something to read. If that is what fails, what comes next tells of it.
-        let _ = self.jetstream.look(self.service.source()).await;
+        // There may always be something to read, and then nothing else asks.
+        self.jetstream.look(self.service.source());
         Ok(())
     }
 

@@ -132,12 +132,12 @@ impl JetStream {
         Ok(info)
     }
 
-    /// Sees how the stream of a service is by now, if that was not seen of late.
-    async fn look(&self, service: &str) -> Result<(), BrokerError> {
-        if !self.seen.is_fresh(&stream_name(service)) {
-            self.stream(service).await?;
+    /// Has somebody see how the stream of a service is by now, if nobody was to of late. If that fails, whoever reads it will hear of that.
+    fn look(&self, service: &str) {
+        if self.seen.is_due(&stream_name(service)) {
+            let (jetstream, service) = (self.clone(), service.to_owned());
+            tokio::spawn(async move { jetstream.stream(&service).await.map(drop) });
         }
-        Ok(())
     }
 
     /// Has the description of a stream tell of these forms. Nothing else of it is changed, nor lost that only a newer client knows of.

@@ -10,25 +10,49 @@ use super::{LOOK, forms::Forms};
 
 /// What was seen of each stream, by its name. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen(Arc<Mutex<HashMap<String, (Instant, Value)>>>);
+pub(super) struct Seen(Arc<Mutex<HashMap<String, Last>>>);
+
+/// What was seen last.
+#[derive(Debug)]
+struct Last {
+    /// When that was, or was asked.
+    time: Instant,
+    config: Option<Value>,
+}
 
 impl Seen {
-    /// Remembers a stream's configuration, with what only a newer client knows of.
+    /// Remembers a stream's configuration, with what only a newer client knows of. As sealed it is none to go on with: then it stays how it
+    /// was before.
     pub(super) fn saw(&self, name: &str, config: Value) {
-        self.0.lock().insert(name.to_owned(), (Instant::now(), config));
+        let is_sealed = config.get("sealed").and_then(Value::as_bool).unwrap_or_default();
+        let config = Some(config).filter(|_| !is_sealed);
+        let mut seen = self.0.lock();
+        let before = seen.remove(name).and_then(|last| last.config);
+        seen.insert(name.to_owned(), Last { time: Instant::now(), config: config.or(before) });
     }
 
-    /// Whether it was seen of late.
-    pub(super) fn is_fresh(&self, name: &str) -> bool {
-        self.0.lock().get(name).is_some_and(|(seen, _)| seen.elapsed() < LOOK)
+    /// Whether it is to be looked at, as nobody has of late. From now on somebody does.
+    pub(super) fn is_due(&self, name: &str) -> bool {
+        let mut seen = self.0.lock();
+        let time = Instant::now();
+        match seen.get_mut(name) {
+            Some(last) if time.duration_since(last.time) < LOOK => false,
+            Some(last) => {
+                last.time = time;
+                true
+            }
+            None => {
+                seen.insert(name.to_owned(), Last { time, config: None });
+                true
+            }
+        }
     }
 
     /// The configuration by which a stream is to be made again; None if it was never seen.
     pub(super) fn again(&self, name: &str) -> Option<Value> {
-        let mut config = self.0.lock().get(name).map(|(_, config)| config.clone())?;
+        let mut config = self.0.lock().get(name)?.config.clone()?;
         let fields = config.as_object_mut()?;
         // It is filled from the log's first event on, by who tells of the old forms that there are by then.
-        fields.remove("sealed");
         fields.remove("first_seq");
         if let Some(Value::String(description)) = fields.get_mut("description") {
             *description = Forms::left_out_of(description).to_owned();
@@ -46,16 +70,16 @@ mod tests {
     #[test]
     fn a_stream_is_made_again_with_all_but_what_was_of_its_messages() {
         let seen = Seen::default();
-        assert_eq!((seen.again("a"), seen.is_fresh("a")), (None, false));
-        let mut config = json!({"name": "a", "num_replicas": 3, "compression": "s2", "sealed": true, "first_seq": 7,
+        assert_eq!((seen.again("a"), seen.is_due("a"), seen.is_due("a")), (None, true, false));
+        let mut config = json!({"name": "a", "num_replicas": 3, "compression": "s2", "sealed": false, "first_seq": 7,
             "description": "Ask Ann. Old forms: thing.Said=1"});
         seen.saw("a", json!({"name": "a", "num_replicas": 1}));
         seen.saw("a", config.clone());
-        for of_messages in ["sealed", "first_seq"] {
-            config.as_object_mut().unwrap().remove(of_messages);
-        }
+        // The server changes more of one that is sealed.
+        seen.saw("a", json!({"name": "a", "num_replicas": 3, "sealed": true, "max_age": 0, "deny_purge": true}));
+        config.as_object_mut().unwrap().remove("first_seq");
         config["description"] = "Ask Ann.".into();
-        assert_eq!((seen.again("a"), seen.is_fresh("a")), (Some(config), true));
+        assert_eq!((seen.again("a"), seen.is_due("a")), (Some(config), false));
         assert_eq!(seen.again("b"), None);
     }
 }
