@@ -85,8 +85,9 @@ fn refusing_secured(old: &str) -> String {
     format!(
         "DO $refusing$ BEGIN
             IF (SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass({old})) THEN
-                RAISE EXCEPTION '% has row security, which a table that is made anew would lack: disable it (ALTER TABLE % \
-                    DISABLE ROW LEVEL SECURITY), make the views anew, then make its policies and enable it again', {old}, {old};
+                RAISE EXCEPTION '% has row security, which a table that is made anew would lack: revoke the rights of those whom its \
+                    policies are for, disable it (ALTER TABLE % DISABLE ROW LEVEL SECURITY), make the views anew, then make the policies, \
+                    enable it and grant those rights again', {old}, {old};
             END IF;
         END $refusing$"
     )
