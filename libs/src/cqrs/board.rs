@@ -71,7 +71,11 @@ impl Standing {
 
     pub(super) fn moved(&self, checkpoint: i64) {
         self.checkpoint.store(checkpoint, Ordering::Relaxed);
-        self.is_known.store(true, Ordering::Release);
+        if !self.is_known.swap(true, Ordering::Release)
+            && let Some(parked) = &mut *self.parked.lock()
+        {
+            parked.position = checkpoint + 1;
+        }
     }
 
     pub(super) fn saw(&self, position: i64) {
