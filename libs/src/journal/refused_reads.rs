@@ -1,4 +1,5 @@
-//! Reads that come to nothing while their database can't do anything: they are told of together, or a flood of calls were one of lines.
+//! Reads that come to nothing while their database can't do anything: they are told of together, beside the line of
+//! each call that is refused so.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

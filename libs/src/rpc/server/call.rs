@@ -45,7 +45,8 @@ pub(super) enum Quiet {
     Drained,
 }
 
-/// A call under way. Dropped before it is finished, it was cancelled by its client, unless the server has cut its connection.
+/// A call under way. Dropped before it is finished, it was cancelled by its client, unless the server stops and has cut
+/// its connection.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
