@@ -229,22 +229,21 @@ async fn a_batch_that_the_server_turns_down_for_a_moment_is_committed_once_more(
 async fn a_batch_that_the_server_turns_down_for_good_is_not_written_and_the_next_one_is() {
     let Some(schema) = Schema::new() else { return };
     let journal = schema.open().await;
-    let (its_own, anothers) = (SubmitError::Unwritable, SubmitError::Unavailable);
-    for (when, times, what, says) in [
-        (When::Written, 1, "RAISE EXCEPTION 'no' USING ERRCODE = '23514'", its_own),
-        (When::Committed, 1, "RAISE EXCEPTION 'no' USING ERRCODE = '23514'", its_own),
-        (When::Written, 1, "RAISE EXCEPTION 'no'", its_own),
-        (When::Written, 1, "RAISE EXCEPTION 'too long' USING ERRCODE = '22001'", its_own),
-        (When::Written, 1, "RAISE EXCEPTION 'too large' USING ERRCODE = '54000'", its_own),
-        (When::Written, 1, "RAISE EXCEPTION 'no right' USING ERRCODE = '42501'", anothers),
-        (When::Written, 1, "RAISE EXCEPTION 'no room' USING ERRCODE = '53100'", anothers),
-        (When::Written, 3, "RAISE EXCEPTION 'again' USING ERRCODE = '40001'", anothers),
-        (When::Committed, 3, "PERFORM pg_terminate_backend(pg_backend_pid())", anothers),
+    // No decision writes a row of its own here: whatever the journal's tables are refused for, nobody who asks is to blame.
+    for (when, times, what) in [
+        (When::Written, 1, "RAISE EXCEPTION 'no' USING ERRCODE = '23514'"),
+        (When::Committed, 1, "RAISE EXCEPTION 'no' USING ERRCODE = '23514'"),
+        (When::Written, 1, "RAISE EXCEPTION 'no'"),
+        (When::Written, 1, "RAISE EXCEPTION 'too long' USING ERRCODE = '22001'"),
+        (When::Written, 1, "RAISE EXCEPTION 'no right' USING ERRCODE = '42501'"),
+        (When::Written, 1, "RAISE EXCEPTION 'no room' USING ERRCODE = '53100'"),
+        (When::Written, 3, "RAISE EXCEPTION 'again' USING ERRCODE = '40001'"),
+        (When::Committed, 3, "PERFORM pg_terminate_backend(pg_backend_pid())"),
     ] {
         schema.trouble(when, times, what).await;
         let before = noted(&journal).await;
         let key = format!("note {}", before.len());
-        assert_eq!(journal.submit(note(&key)).await, Err(says), "{what}");
+        assert_eq!(journal.submit(note(&key)).await, Err(SubmitError::Unavailable), "{what}");
         assert_eq!(noted(&journal).await, before, "{what}");
         assert_eq!(journal.submit(note(&key)).await.unwrap().outcome, Outcome::Done, "{what}");
     }

@@ -235,7 +235,8 @@ async fn who_is_to_blame_is_told_to_a_person_with_the_databases_word() {
         assert_eq!(submit(&journal, registers("eve", "a@x")).await, REFUSED);
     }
     let blamed = lines.that_say("what a decision writes is refused");
-    assert!(blamed.len() == 1 && blamed[0].starts_with("ERROR") && blamed[0].contains("request=\"eve\""), "{blamed:?}");
+    assert!((1..11).contains(&blamed.len()), "a line a second: {blamed:?}");
+    assert!(blamed[0].starts_with("ERROR") && blamed[0].contains("request=\"eve\""), "{blamed:?}");
     assert!(blamed[0].contains("users_by_email") && blamed[0].contains("Mend the decision"), "{blamed:?}");
 }
 

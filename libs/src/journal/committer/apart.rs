@@ -56,8 +56,10 @@ impl Counters {
             }
             let said = match result {
                 Ok(_) if is_alone => SubmitError::Unwritable,
-                Ok(_) => SubmitError::Unavailable,
-                Err(error) => error,
+                // Nobody decided anything before these: all others may have been refused for what never was.
+                Err(error @ SubmitError::Unreadable) => error,
+                Err(error) if is_alone => error,
+                Ok(_) | Err(_) => SubmitError::Unavailable,
             };
             // Who has failed may try again all the same.
             if matches!(result, Ok(Committed { outcome: Outcome::Done, .. })) {

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use rusqlite::{ErrorCode, ffi::SQLITE_ERROR};
 
-use crate::journal::sql::Error;
+use super::AGGREGATES;
+use crate::journal::{log::EVENTS, requests::REQUESTS, sql::Error};
 
 /// What the server says of a transaction that may do better the next time: it was in another's way, or its session was ended.
 const PASSING: [&str; 6] = ["40001", "40P01", "55P03", "57P01", "57P02", "25P03"];
@@ -44,6 +45,12 @@ pub(super) fn is_unwritable(error: &Error) -> bool {
         Error::Mixed | Error::Postgres(sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_)) => true,
         error => code(error).is_some_and(|code| UNWRITABLE.iter().any(|class| code.starts_with(class))),
     }
+}
+
+/// Whether a server names one of the journal's own tables. What somebody has added to it is to blame then, and no decision.
+pub(super) fn is_of_own_table(error: &Error) -> bool {
+    let Error::Postgres(sqlx::Error::Database(said)) = error else { return false };
+    said.table().is_some_and(|table| [AGGREGATES.name, EVENTS.name, REQUESTS.name].contains(&table))
 }
 
 /// The server's own code of what is wrong.

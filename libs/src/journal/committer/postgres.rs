@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     AGGREGATES, Counters, MOST_ENTRIES, Named, Sets, Waiting, Written,
     apart::Suspects,
-    codes::{is_passing, is_state, is_unwritable},
+    codes::{is_of_own_table, is_passing, is_state, is_unwritable},
     decide_all,
     gather::Gathering,
     now_micros,
@@ -167,7 +167,9 @@ impl Committer {
                         self.tail = Tail { position: head, time: now_micros };
                     }
                 }
-                Written::Nothing(error) if is_unwritable(&error) => {
+                Written::Nothing(error)
+                    if is_unwritable(&error) && !sets.rows.is_empty() && !is_of_own_table(&error) =>
+                {
                     self.is_out = false;
                     self.counters.unwritable(ended, &error, suspects);
                     return Ok(());
