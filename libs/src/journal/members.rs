@@ -69,7 +69,7 @@ impl Member {
     /// # Errors
     /// When the server can't be asked.
     pub async fn beat(&self) -> Result<(), Error> {
-        let has_left = self.has_left.lock().await;
+        let has_left = Arc::clone(&self.has_left).lock_owned().await;
         if *has_left {
             return Ok(());
         }
@@ -78,7 +78,14 @@ impl Member {
             "INSERT INTO members (name, seen_until) VALUES ($1, {NOW} + $2)
              ON CONFLICT (name) DO UPDATE SET seen_until = excluded.seen_until"
         );
-        self.server.execute(&sql, &[self.name.as_str().into(), lease.into()]).await
+        let (server, values) = (self.server.clone(), [self.name.as_str().into(), lease.into()]);
+        // Who beats may leave off in its midst, and the server does it all the same: until that is heard nobody leaves.
+        let beat = tokio::spawn(async move {
+            let told = server.execute(&sql, &values).await;
+            drop(has_left);
+            told
+        });
+        beat.await.unwrap_or(Err(Error::Closed))
     }
 
     /// Says that this process is gone, for good, once what it says otherwise has been heard.

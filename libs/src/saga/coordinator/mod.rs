@@ -356,7 +356,13 @@ impl Coordinator {
     pub async fn drain(&self, grace: Duration) {
         self.0.draining.store(true, Ordering::Release);
         self.0.live.ring_all();
-        if tokio::time::timeout(grace, self.0.admissions.none_left()).await.is_err() {
+        let ended = tokio::time::timeout(grace, self.0.admissions.none_left());
+        // Whoever shares the sagas may have been told to leave off already, or have yet to begin.
+        let ended = match self.0.member.get() {
+            Some(member) => ownership::beating(&self.0, member, ended).await,
+            None => ended.await,
+        };
+        if ended.is_err() {
             tracing::info!(sagas = self.0.admissions.count(), "calls were cut off; the next start makes them again");
         }
     }
