@@ -65,8 +65,13 @@ fn words(statement: &str) -> impl Iterator<Item = (&str, &str)> {
 /// How much of a statement's rest is space and comments, before its next word.
 fn space(rest: &str) -> usize {
     let mut words = rest.trim_start();
-    while words.starts_with("--") {
-        words = words.split_once('\n').map_or("", |(_, after)| after).trim_start();
+    loop {
+        let end = match words {
+            _ if words.starts_with("--") => "\n",
+            _ if words.starts_with("/*") => "*/",
+            _ => break,
+        };
+        words = words.split_once(end).map_or("", |(_, after)| after).trim_start();
     }
     rest.len() - words.len()
 }
@@ -110,8 +115,8 @@ mod tests {
                 "CREATE TABLE t (a TEXT COLLATE \"C\" DEFAULT 'an INTEGER, a BLOB')",
             ),
             (
-                "CREATE TABLE t ( -- it's one\n  a BLOB, -- and\n  -- another's\n  b INTEGER)",
-                "CREATE TABLE t ( -- it's one\n  a BYTEA, -- and\n  -- another's\n  b BIGINT)",
+                "CREATE TABLE t ( -- it's one\n  a BLOB, -- and\n  -- another's\n  b /* , it's */ INTEGER)",
+                "CREATE TABLE t ( -- it's one\n  a BYTEA, -- and\n  -- another's\n  b /* , it's */ BIGINT)",
             ),
             (
                 "CREATE INDEX i ON t (CAST(a AS INTEGER), text) WHERE text > ''",

@@ -45,7 +45,7 @@ impl Error {
 /// Waits for what a server was asked, within bounds.
 ///
 /// # Errors
-/// As where the link is cut, when there is no answer. The session must not be used again.
+/// As where the link is cut, when there is no answer. Until what is left of that was read the session must not be used again.
 pub(in crate::journal) async fn answered<T, E: From<sqlx::Error>>(
     asked: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {

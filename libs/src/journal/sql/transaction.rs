@@ -99,7 +99,7 @@ impl<'c> Transaction<'c> {
     }
 
     /// Runs a statement. A server has as long for it as for any other. In the texts that are bound U+FFFD stands for U+0000, as in a
-    /// [`Table`].
+    /// [`Table`]: a key that may hold it is for [`upsert`](Self::upsert), which refuses it.
     ///
     /// # Errors
     /// When the statement is wrong or can't be carried out.
