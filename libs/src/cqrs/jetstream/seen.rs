@@ -1,12 +1,12 @@
 //! How streams were when they were seen last. A stream is deleted to be filled anew; its operator's replicas and limits are not to go with it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{LOOK, forms::Forms};
+use super::{KEPT, LOOK, forms::Forms};
 
 /// What was seen of each stream, by its name. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -22,13 +22,19 @@ struct Last {
 
 impl Seen {
     /// Remembers a stream's configuration, with what only a newer client knows of. As sealed it is none to go on with: then it stays how it
-    /// was before.
-    pub(super) fn saw(&self, name: &str, config: Value) {
+    /// was before, or as it is but for what the server changes as it seals one.
+    pub(super) fn saw(&self, name: &str, mut config: Value) {
+        const BY_SEALING: [&str; 6] =
+            ["sealed", "max_age", "discard", "deny_delete", "deny_purge", "allow_rollup_hdrs"];
         let is_sealed = config.get("sealed").and_then(Value::as_bool).unwrap_or_default();
-        let config = Some(config).filter(|_| !is_sealed);
         let mut seen = self.0.lock();
-        let before = seen.remove(name).and_then(|last| last.config);
-        seen.insert(name.to_owned(), Last { time: Instant::now(), config: config.or(before) });
+        let before = seen.remove(name).and_then(|last| last.config).filter(|_| is_sealed);
+        if let Some(fields) = config.as_object_mut().filter(|_| is_sealed) {
+            fields.retain(|field, _| !BY_SEALING.contains(&field.as_str()));
+            // How long it was to keep what it takes nobody knows any more.
+            fields.insert("max_age".to_owned(), nanos(KEPT).into());
+        }
+        seen.insert(name.to_owned(), Last { time: Instant::now(), config: before.or(Some(config)) });
     }
 
     /// Whether it is to be looked at, as nobody has of late. From now on somebody does.
@@ -61,6 +67,10 @@ impl Seen {
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -81,5 +91,7 @@ mod tests {
         config["description"] = "Ask Ann.".into();
         assert_eq!((seen.again("a"), seen.is_due("a")), (Some(config), false));
         assert_eq!(seen.again("b"), None);
+        seen.saw("b", json!({"name": "b", "num_replicas": 3, "sealed": true, "max_age": 0, "deny_purge": true}));
+        assert_eq!(seen.again("b"), Some(json!({"name": "b", "num_replicas": 3, "max_age": 604_800_000_000_000_u64})));
     }
 }
