@@ -56,7 +56,7 @@ impl Counters {
             }
             let said = match result {
                 Ok(_) if is_alone => SubmitError::Unwritable,
-                // Nobody decided anything before these: all others may have been refused for what never was.
+                // What can't be read is so whatever was decided before it; any other may have failed by what is rolled back.
                 Err(error @ SubmitError::Unreadable) => error,
                 Err(error) if is_alone => error,
                 Ok(_) | Err(_) => SubmitError::Unavailable,
