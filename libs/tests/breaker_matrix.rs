@@ -11,7 +11,7 @@ use breaker_support::{PATIENCE, eager, serve};
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use libs::{
-    breaker::{Class, Classes, Config, Registry},
+    breaker::{Class, Classes, Config, Fallback, Registry},
     rpc::client::{Peer, PeerOptions, Peers},
 };
 use tokio::net::TcpListener;
@@ -173,6 +173,8 @@ enum Ending {
     Gibberish,
     /// A call left without a word, by the end of the connection.
     Gone,
+    /// Headers and a message, then the end of the connection.
+    Cut,
     /// An overload that asks for a pause.
     Pushback,
     /// An error whose details are not base64, in the headers or in trailers.
@@ -186,11 +188,16 @@ async fn raw_server(ending: Ending) -> std::net::SocketAddr {
         while let Ok((socket, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(socket).await.unwrap();
+                let mut pings = connection.ping_pong().unwrap();
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
                     if matches!(ending, Ending::Gone) {
                         return;
                     }
                     end(&mut respond, ending);
+                    if matches!(ending, Ending::Cut) {
+                        // What was said is on its way when a ping comes back.
+                        tokio::select! { _ = pings.ping(h2::Ping::opaque()) => return, _ = connection.accept() => return }
+                    }
                 }
             });
         }
@@ -240,6 +247,7 @@ async fn what_no_server_should_do_counts_against_it() {
         Ending::TrailersWithoutStatus,
         Ending::Gibberish,
         Ending::Gone,
+        Ending::Cut,
         Ending::Http(StatusCode::NOT_FOUND),
         Ending::Http(StatusCode::BAD_GATEWAY),
         Ending::Http(StatusCode::SERVICE_UNAVAILABLE),
@@ -260,6 +268,34 @@ async fn what_no_server_should_do_counts_against_it() {
             let totals = peer.breaker().snapshot().totals;
             assert_eq!((totals.success, totals.failure), (0, 1), "{ending:?} {kind:?}: {result:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_off_is_unavailable_and_a_fallback_stands_in() {
+    let fallback = Fallback::on_open().or_on(&[Code::Unavailable]);
+    for ending in [Ending::Gone, Ending::Cut, Ending::ResetAtOnce(h2::Reason::CANCEL)] {
+        for options in [eager(), breaker_support::patient(PeerOptions::query())] {
+            for kind in [Kind::Unary, Kind::ServerStreaming] {
+                let peer = peer(raw_server(ending).await, &options);
+                let status = call(&peer, kind, "/some.Service/Method").await.unwrap_err();
+                assert_eq!(status.code(), Code::Unavailable, "{ending:?} {kind:?}: {status:?}");
+                assert!(fallback.applies_to(&status), "{ending:?} {kind:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_reset_says_of_one_call_is_said_as_grpc_has_it() {
+    for (reason, code) in [
+        (h2::Reason::INTERNAL_ERROR, Code::Internal),
+        (h2::Reason::ENHANCE_YOUR_CALM, Code::ResourceExhausted),
+        (h2::Reason::REFUSED_STREAM, Code::Unavailable),
+    ] {
+        let peer = peer(raw_server(Ending::ResetAtOnce(reason)).await, &eager());
+        let status = call(&peer, Kind::Unary, "/some.Service/Method").await.unwrap_err();
+        assert_eq!(status.code(), code, "{reason:?}: {status:?}");
     }
 }
 

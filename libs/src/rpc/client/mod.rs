@@ -13,6 +13,7 @@
 mod address;
 mod attempts;
 mod bulkhead;
+mod cut_off;
 mod endpoints;
 mod follow;
 mod http_status;

@@ -32,7 +32,7 @@ pub type PeerFuture = Measured<TimeoutFuture<Attempts>>;
 ///
 /// Every call has a deadline, the earliest of its own timeout (or the peer's default) and the one inherited from the call
 /// being served. It covers connecting, queueing and the whole body, travels on as `grpc-timeout`, and ends a call as
-/// DEADLINE_EXCEEDED.
+/// DEADLINE_EXCEEDED. A call whose connection breaks, or doesn't come about, ends as UNAVAILABLE.
 #[derive(Clone)]
 pub struct Peer {
     name: Arc<str>,

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,15 +17,32 @@ use tokio::{
 };
 use tonic::{Code, Status, TimeoutExpired};
 
-use crate::breaker::layer::{BoxError, drop_unreadable_details, grpc_status};
+use super::cut_off::{was_cut_off, was_let_go};
+use crate::{
+    breaker::layer::{BoxError, drop_unreadable_details, grpc_status},
+    rpc::cause,
+};
 
 fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline passed before the call was done")
 }
 
-/// An error as a status. tonic's own timer says CANCELLED, which it is not.
+/// An error as a status. tonic's own timer says CANCELLED, which it is not, and of what the transport cut off it says many things.
 pub(super) fn into_status(error: BoxError) -> Status {
-    if is_by_the_channel(&*error) { deadline_exceeded() } else { Status::from_error(error) }
+    if is_by_the_channel(&*error) {
+        return deadline_exceeded();
+    }
+    let why = was_cut_off(&*error).then(|| cause::root(&*error).to_string());
+    let status = Status::from_error(error);
+    match why {
+        // Of a connection that never came about tonic says so, too.
+        Some(why) if status.code() != Code::Unavailable => {
+            let mut cut_off = Status::unavailable(format!("the call was cut off: {why}"));
+            cut_off.set_source(Arc::new(status));
+            cut_off
+        }
+        _ => status,
+    }
 }
 
 /// Whether the channel's own timer ended a call: it reads what is sent along as the server does, and may be first.
@@ -123,6 +141,9 @@ where
                 let body = |body| TimeoutBody { body: Some(body), place, timer: Timer::new(deadline), begun: false };
                 Poll::Ready(Ok(response.map(body)))
             }
+            Poll::Ready(Err(error)) if was_let_go(&*error) && is_near(this.timer.deadline) => {
+                Poll::Ready(Err(deadline_exceeded()))
+            }
             Poll::Ready(Err(error)) => Poll::Ready(Err(into_status(error))),
             Poll::Pending if this.timer.poll_over(cx) => {
                 this.call.set(None);
@@ -135,9 +156,13 @@ where
 
 /// Whether the status is a server's word for our deadline, which is CANCELLED too.
 fn says_late(headers: &HeaderMap, deadline: Option<Instant>) -> bool {
+    grpc_status(headers) == Some(Code::Cancelled) && is_near(deadline)
+}
+
+/// Whether the deadline is there by the server's clock, which may be ahead.
+fn is_near(deadline: Option<Instant>) -> bool {
     const MARGIN: Duration = Duration::from_millis(5);
-    grpc_status(headers) == Some(Code::Cancelled)
-        && deadline.is_some_and(|deadline| Instant::now() + MARGIN >= deadline)
+    deadline.is_some_and(|deadline| Instant::now() + MARGIN >= deadline)
 }
 
 pin_project! {
@@ -235,6 +260,21 @@ mod tests {
         for in_headers in [true, false] {
             assert_eq!(cancelled_after(SECOND / 2, in_headers).await, Code::Cancelled);
             assert_eq!(cancelled_after(SECOND - Duration::from_millis(1), in_headers).await, Code::DeadlineExceeded);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_lets_go_of_a_call_at_the_deadline_means_the_deadline() {
+        let milliseconds = Duration::from_millis;
+        for (after, code) in [(milliseconds(500), Code::Unavailable), (milliseconds(999), Code::DeadlineExceeded)] {
+            let call = async move {
+                sleep(after).await;
+                Err::<Response<StreamBody<futures::stream::Empty<Result<Frame<Bytes>, BoxError>>>>, BoxError>(
+                    h2::Error::from(h2::Reason::CANCEL).into(),
+                )
+            };
+            let status = TimeoutFuture::new(call, Some(Instant::now() + SECOND), None).await.expect_err("let go");
+            assert_eq!(status.code(), code);
         }
     }
 
