@@ -377,6 +377,22 @@ fn it_says_how_long_it_was_open_and_whom_it_refused_why() {
 }
 
 #[test]
+fn whoever_finds_the_probes_out_is_told_to_ask_again_soon() {
+    let (breaker, clock) = breaker(quick());
+    trip(&breaker);
+    clock.advance(SECOND);
+    let _probe = Breaker::admit_by(&*breaker, Some(SECOND * 5)).expect("the probe");
+    // The first one looks, the second is told what that one saw. Probes come back long before they must.
+    for _ in 0..2 {
+        let refused = breaker.admit().expect_err("its probe is out");
+        assert_eq!((refused.reason, refused.retry_after), (Reason::HalfOpenSaturated, SECOND));
+    }
+    clock.advance(SECOND * 5);
+    let refused = breaker.admit().expect_err("its probe is out");
+    assert_eq!((refused.reason, refused.retry_after), (Reason::HalfOpenSaturated, MS * 250));
+}
+
+#[test]
 fn t15_a_herd_of_callers_comes_back_spread_out() {
     let open_times: Vec<Duration> = (0..1000)
         .map(|seed| {

@@ -320,7 +320,7 @@ impl Model {
                     return call(self, Role::Probe(self.next_lease));
                 }
                 let first = self.leases.iter().map(|lease| lease.ends).min().expect("all permits are out");
-                (Reason::HalfOpenSaturated, first - self.now)
+                (Reason::HalfOpenSaturated, (first - self.now).min(SECOND))
             }
             State::Recovering => {
                 let share = ((u128::from(self.now - self.ramp_from) << 32) / u128::from(self.settings.ramp)) as u64;

@@ -41,7 +41,7 @@ pub struct Rejected {
 
 /// No deadline, or no start.
 pub(super) const NEVER: u64 = u64::MAX;
-/// While an operator holds the circuit, or a ramp lets a share pass, asking again soon is all one can do.
+/// While an operator holds the circuit, probes are out or a ramp lets a share pass, asking again soon is all one can do.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Breaker {
@@ -220,7 +220,10 @@ impl Breaker {
             return Ok(Ticket::shadow(word.generation(), now, deadline));
         }
         self.counters.reject(reason);
-        Err(rejected(reason, Duration::from_nanos(left), word))
+        let left = Duration::from_nanos(left);
+        // A lease ends when its probe must be back. Most are long before, and may close the circuit.
+        let wait = if reason == Reason::HalfOpenSaturated { left.min(ASK_AGAIN) } else { left };
+        Err(rejected(reason, wait, word))
     }
 
     /// Whether a throttle refuses this request, which is noted: what is refused was asked for all the same.
