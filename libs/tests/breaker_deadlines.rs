@@ -5,14 +5,18 @@
 mod breaker_support;
 mod clock;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use breaker_support::{Moody, PATIENCE, eager, list, patient, peer_at};
+use breaker_support::{HANG, Moody, PATIENCE, eager, list, patient, peer_at};
 use bytes::Bytes;
-use clock::{soon, stop_the_clock};
+use clock::{becomes, soon, stop_the_clock};
 use http::{HeaderMap, Response};
 use libs::{
-    breaker::Registry,
+    breaker::{Registry, State},
     rpc::{
         client::{PeerOptions, Peers, Retry},
         deadline,
@@ -91,6 +95,25 @@ async fn a_connection_that_never_comes_about_is_given_up_at_the_deadline() {
         assert_eq!(peer.breaker().snapshot().totals.failure, 1, "and its breaker knows");
     }
     drop((held, stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_was_stopped_itself_does_not_blame_its_peer() {
+    let stopped = stop_the_clock();
+    for (slept, state) in [(600 * SECOND, State::Closed), (9 * SECOND, State::Open)] {
+        let moody = Moody::serve().await;
+        moody.set(HANG);
+        let peer = peer_at(&moody.uri, &PeerOptions::saga().timeout(5 * SECOND));
+        let sleeps = async {
+            becomes(|| moody.calls.load(Ordering::SeqCst) == 20).await;
+            advance(slept).await;
+        };
+        let calls = futures::future::join_all((0..20).map(|_| list(&peer)));
+        let (ended, ()) = soon(async { tokio::join!(calls, sleeps) }).await;
+        assert!(ended.iter().all(Result::is_err));
+        assert_eq!(peer.breaker().state(), state, "{slept:?}");
+    }
+    drop(stopped);
 }
 
 #[tokio::test]

@@ -63,6 +63,13 @@ impl Ticket {
         }
         now >= self.deadline - margin(self.deadline.saturating_sub(self.started))
     }
+
+    /// Whether the deadline is over by as much again as there was until it, and by a second at least.
+    fn overslept(&self, now: u64) -> bool {
+        const LEAST: u64 = 1_000_000_000;
+        let budget = self.deadline.saturating_sub(self.started);
+        self.deadline != NEVER && now > self.deadline.saturating_add(budget.max(LEAST))
+    }
 }
 
 /// How far apart this clock and that of whoever enforces a deadline may be about it, with so much time for the call.
@@ -142,6 +149,12 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     /// Whether the call is a half-open circuit's probe.
     pub fn is_probe(&self) -> bool {
         self.ticket.role == Role::Probe
+    }
+
+    /// Whether the call's deadline is over by as much time again as it had, and by a second at least. Who gives calls up when their deadlines
+    /// come was stopped meanwhile, and how they ended says nothing of the peer.
+    pub fn is_overslept(&self) -> bool {
+        self.ticket.overslept(self.breaker.clock.now())
     }
 
     /// For how long the call has been under way, if it is timed.

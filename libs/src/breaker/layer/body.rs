@@ -39,7 +39,9 @@ pin_project! {
                 // It may have been quiet since its first message, and worked all the same.
                 commit_if_old(this.watch, this.messages);
                 // The caller had what it wanted, or left. That is no fault unless the deadline came.
-                this.watch.take().into_iter().for_each(Watch::finish_left);
+                this.watch.take().into_iter().for_each(ending::left);
+            } else {
+                this.watch.take().into_iter().for_each(ending::abandoned);
             }
         }
     }

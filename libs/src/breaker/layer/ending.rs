@@ -61,6 +61,7 @@ fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
     let class = rules(&watch).classes.of(code);
     let usual = Classes::default().of(code) == class;
     match code {
+        Code::Cancelled | Code::DeadlineExceeded if usual && overslept(&watch) => watch.finish(Class::Neutral),
         // Somebody's deadline, whoever's clock it was.
         Code::Cancelled if usual => watch.finish_cancelled(),
         Code::DeadlineExceeded if usual => watch.finish_late(),
@@ -107,7 +108,7 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.is::<TimeoutExpired>() {
-            return watch.finish_late();
+            return late(watch);
         }
         if let Some(status) = error.downcast_ref::<Status>() {
             if is_our_refusal(status) {
@@ -124,13 +125,42 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
         }
         next = error.source();
     }
-    watch.finish(Class::Failure);
+    cut_off(watch);
 }
 
 /// Ends a call whose stream ended as if well, but without a status: it was cut short.
 #[cold]
 pub(super) fn truncated(watch: Watch) {
-    watch.finish(Class::Failure);
+    cut_off(watch);
+}
+
+/// Ends a call that nobody waits for any more.
+#[cold]
+pub(super) fn abandoned(watch: Watch) {
+    if overslept(&watch) {
+        watch.finish(Class::Neutral);
+    }
+    // Else its permit, which is dropped, says so.
+}
+
+/// Ends a call whose caller left when an answer had begun.
+#[cold]
+pub(super) fn left(watch: Watch) {
+    if overslept(&watch) { watch.finish(Class::Neutral) } else { watch.finish_left() }
+}
+
+fn late(watch: Watch) {
+    if overslept(&watch) { watch.finish(Class::Neutral) } else { watch.finish_late() }
+}
+
+fn cut_off(watch: Watch) {
+    let class = if overslept(&watch) { Class::Neutral } else { Class::Failure };
+    watch.finish(class);
+}
+
+/// Whether this process was stopped until long after the call's deadline: what it finds then was not waited for, and nobody is to blame.
+fn overslept(watch: &Watch) -> bool {
+    rules(watch).punctual && watch.is_overslept()
 }
 
 /// The pause that the peer asks for.
@@ -176,10 +206,69 @@ fn details(headers: &HeaderMap) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-    use proptest::prelude::*;
+    use std::{
+        future::{pending, ready},
+        sync::Arc,
+    };
 
-    use super::*;
+    use futures::FutureExt as _;
+    use http::{HeaderValue, Request, Response};
+    use http_body_util::Empty;
+    use proptest::prelude::*;
+    use tonic::TimeoutExpired;
+
+    use super::{
+        super::{BoxError, BreakerLayer},
+        *,
+    };
+    use crate::breaker::{Breaker, Config, ManualClock, State};
+
+    type Answer = Result<Response<Empty<Bytes>>, BoxError>;
+
+    fn answered(status: Option<&'static str>) -> Response<Empty<Bytes>> {
+        let mut answer = Response::new(Empty::new());
+        answer.headers_mut().extend(status.map(|status| (STATUS.clone(), HeaderValue::from_static(status))));
+        answer
+    }
+
+    /// How a breaker stands after twenty calls with five seconds each, which ended so once they had slept for that long.
+    fn after(slept: u64, punctual: bool, end: fn() -> Option<Answer>) -> State {
+        let clock = Arc::new(ManualClock::default());
+        let breaker = Arc::new(Breaker::with_clock("peer", Config::default(), clock.clone()));
+        let layer = BreakerLayer::new(Arc::clone(&breaker));
+        let layer = if punctual { layer.punctual() } else { layer };
+        let call = |_| {
+            let request = Request::builder().header("grpc-timeout", "5S").body(()).expect("a request");
+            layer.call(request, |_| async move {
+                match end() {
+                    Some(answer) => ready(answer).await,
+                    None => pending().await,
+                }
+            })
+        };
+        let calls: Vec<_> = (0..20).map(call).collect();
+        clock.advance(Duration::from_secs(slept));
+        // What is answered is dropped: a body before its end.
+        calls.into_iter().for_each(|call| drop(call.now_or_never()));
+        breaker.state()
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_itself_does_not_blame_its_peer() {
+        let ends: [fn() -> Option<Answer>; 6] = [
+            || None,
+            || Some(Err("gone".into())),
+            || Some(Err(TimeoutExpired(()).into())),
+            || Some(Ok(answered(Some("1")))),
+            || Some(Ok(answered(Some("4")))),
+            || Some(Ok(answered(None))),
+        ];
+        for (number, end) in ends.into_iter().enumerate() {
+            assert_eq!(after(600, true, end), State::Closed, "{number}");
+            assert_eq!(after(9, true, end), State::Open, "{number}: late, as what hangs is");
+            assert_eq!(after(600, false, end), State::Open, "{number}: whoever gave it up may have waited for so long");
+        }
+    }
 
     proptest! {
         #[test]

@@ -19,6 +19,14 @@ pin_project! {
         #[pin]
         state: State<F>,
     }
+
+    impl<F> PinnedDrop for ResponseFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let StateProjected::UnderWay { watch, .. } = this.project().state.project() {
+                watch.take().into_iter().for_each(ending::abandoned);
+            }
+        }
+    }
 }
 
 pin_project! {

@@ -24,7 +24,7 @@ impl BreakerLayer {
     /// A layer on this breaker, with the usual classes.
     #[must_use]
     pub fn new(breaker: Arc<Breaker>) -> Self {
-        Self::with(breaker, Rules { classes: Classes::default(), judge: None })
+        Self::with(breaker, Rules { classes: Classes::default(), judge: None, punctual: false })
     }
 
     fn with(breaker: Arc<Breaker>, rules: Rules) -> Self {
@@ -84,6 +84,12 @@ impl BreakerLayer {
 
     pub(crate) fn judge_by(self, judge: Judge) -> Self {
         self.changed(|rules| rules.judge = Some(judge))
+    }
+
+    /// Counts on its calls being given up when their deadlines come: one that ends long after shows that this process was stopped.
+    #[cfg(any(test, feature = "rpc"))]
+    pub(crate) fn punctual(self) -> Self {
+        self.changed(|rules| rules.punctual = true)
     }
 }
 

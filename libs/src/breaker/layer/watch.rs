@@ -19,6 +19,8 @@ pub(super) struct Shared {
 pub(super) struct Rules {
     pub(super) classes: Classes,
     pub(super) judge: Option<Judge>,
+    /// Whether calls are given up when their deadlines come, unless whoever makes them is stopped.
+    pub(super) punctual: bool,
 }
 
 /// Looks closer at an error than its code, and may know better.

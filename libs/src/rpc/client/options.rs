@@ -132,6 +132,9 @@ impl PeerOptions {
     /// A layer that judges calls as these options say.
     pub(super) fn judged(&self, layer: BreakerLayer) -> BreakerLayer {
         let layer = layer.classes(self.classes);
+        // An attempt's own time is kept until its answer begins, and not to its end.
+        let own_time = self.retry.as_ref().is_some_and(|retry| retry.attempt_timeout.is_some());
+        let layer = if own_time { layer } else { layer.punctual() };
         match self.judge.clone() {
             Some(judge) => layer.judge_by(judge),
             None => layer,
