@@ -16,7 +16,7 @@ use bytes::Bytes;
 use clock::{becomes, soon, stop_the_clock};
 use http::{HeaderMap, Response};
 use libs::{
-    breaker::{Registry, State},
+    breaker::{Class, Classes, Registry, State},
     rpc::{
         client::{PeerOptions, Peers, Retry},
         deadline,
@@ -30,7 +30,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, advance, timeout},
 };
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,6 +95,37 @@ async fn a_connection_that_never_comes_about_is_given_up_at_the_deadline() {
         assert_eq!(peer.breaker().snapshot().totals.failure, 1, "and its breaker knows");
     }
     drop((held, stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_its_caller_keeps_is_judged_as_one_that_the_server_tells_of() {
+    let stopped = stop_the_clock();
+    let moody = Moody::serve().await;
+    moody.set(HANG);
+    let well = Classes::default().with(Code::DeadlineExceeded, Class::Success);
+    let says = |status: &Status| (status.code() == Code::DeadlineExceeded).then_some(Class::Success);
+    for options in [eager().classes(well), eager().judge(says)] {
+        let peer = peer_at(&moody.uri, &options.timeout(100 * MS));
+        // Connected by then, and so asked before the deadline.
+        for calls in 1..=5 {
+            let before = moody.calls.load(Ordering::SeqCst);
+            let passes = async {
+                becomes(|| moody.calls.load(Ordering::SeqCst) > before).await;
+                advance(100 * MS).await;
+            };
+            let (ended, ()) = soon(async { tokio::join!(list(&peer), passes) }).await;
+            assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+            let totals = peer.breaker().snapshot().totals;
+            assert_eq!((totals.success, totals.failure), (calls, 0));
+        }
+        let mut stream = BreakerQueryServiceClient::new(peer.clone());
+        let mut stream = soon(stream.watch_breakers(WatchBreakersRequest::default())).await.unwrap().into_inner();
+        soon(stream.message()).await.unwrap().unwrap();
+        advance(100 * MS).await;
+        assert_eq!(soon(stream.message()).await.unwrap_err().code(), Code::DeadlineExceeded);
+        assert_eq!(peer.breaker().snapshot().totals.success, 6, "a stream's end, too");
+    }
+    drop(stopped);
 }
 
 #[tokio::test(start_paused = true)]

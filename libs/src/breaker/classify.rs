@@ -9,7 +9,8 @@ use super::Class;
 /// A class for each of the seventeen codes, as one word.
 ///
 /// A refusal that arrives in time (INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION…) shows a healthy peer. CANCELLED and
-/// DEADLINE_EXCEEDED are judged by the deadline before this table is asked.
+/// DEADLINE_EXCEEDED are judged by the deadline as well while they have their usual classes here. A call that its caller gives up at its
+/// deadline has ended with DEADLINE_EXCEEDED, as one has of which its server says so.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Classes(u64);
 

@@ -151,6 +151,11 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         self.ticket.role == Role::Probe
     }
 
+    /// Whether the call's deadline has come, but for a small margin: whoever keeps it may have a finer clock.
+    pub fn is_late(&self) -> bool {
+        self.ticket.outlived(self.breaker.clock.now())
+    }
+
     /// Whether the call's deadline is over by as much time again as it had, and by a second at least. Who gives calls up when their deadlines
     /// come was stopped meanwhile, and how they ended says nothing of the peer.
     pub fn is_overslept(&self) -> bool {

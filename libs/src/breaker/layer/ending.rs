@@ -18,6 +18,8 @@ use super::{
 
 static STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+/// What a judge is told of a deadline that was kept here.
+const LATE: &str = "the deadline passed before the call was done";
 
 /// The code that headers or trailers carry, if they carry one. A number nobody knows is UNKNOWN.
 #[inline]
@@ -63,6 +65,7 @@ fn finish(watch: Watch, code: Code, pause: impl FnOnce() -> Option<Duration>) {
     match code {
         Code::Cancelled | Code::DeadlineExceeded if usual && overslept(&watch) => watch.finish(Class::Neutral),
         // Somebody's deadline, whoever's clock it was.
+        Code::Cancelled if usual && watch.is_late() => late(watch),
         Code::Cancelled if usual => watch.finish_cancelled(),
         Code::DeadlineExceeded if usual => watch.finish_late(),
         _ => finish_as(watch, class, pause),
@@ -134,23 +137,50 @@ pub(super) fn truncated(watch: Watch) {
     cut_off(watch);
 }
 
-/// Ends a call that nobody waits for any more.
+/// Ends a call that nobody waits for any more. Unless something else is known its permit, which is dropped, judges it.
 #[cold]
 pub(super) fn abandoned(watch: Watch) {
-    if overslept(&watch) {
-        watch.finish(Class::Neutral);
-    }
-    // Else its permit, which is dropped, says so.
+    drop(by_deadline(watch));
 }
 
 /// Ends a call whose caller left when an answer had begun.
 #[cold]
 pub(super) fn left(watch: Watch) {
-    if overslept(&watch) { watch.finish(Class::Neutral) } else { watch.finish_left() }
+    by_deadline(watch).into_iter().for_each(Watch::finish_left);
 }
 
+/// Ends a call that its caller dropped if that says something of its deadline, and gives it back otherwise.
+fn by_deadline(watch: Watch) -> Option<Watch> {
+    // A judge that panics would end the process.
+    if std::thread::panicking() {
+        return Some(watch);
+    }
+    match if watch.is_late() { missed(&watch) } else { None } {
+        None => Some(watch),
+        Some(class) => {
+            watch.finish(class);
+            None
+        }
+    }
+}
+
+/// Ends a call whose deadline came, by whoever's clock.
 fn late(watch: Watch) {
-    if overslept(&watch) { watch.finish(Class::Neutral) } else { watch.finish_late() }
+    match missed(&watch) {
+        Some(class) => watch.finish(class),
+        None => watch.finish_late(),
+    }
+}
+
+/// What a deadline that was missed says, if that is not the usual: the rules are asked about DEADLINE_EXCEEDED whoever kept the time.
+fn missed(watch: &Watch) -> Option<Class> {
+    if overslept(watch) {
+        return Some(Class::Neutral);
+    }
+    let rules = rules(watch);
+    let class = rules.classes.of(Code::DeadlineExceeded);
+    let changed = class != Classes::default().of(Code::DeadlineExceeded);
+    rules.judged(|| Some(Status::deadline_exceeded(LATE))).or(changed.then_some(class))
 }
 
 fn cut_off(watch: Watch) {
