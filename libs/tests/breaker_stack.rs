@@ -20,6 +20,7 @@ use bytes::Bytes;
 use clock::{becomes, soon, stop_the_clock};
 use libs::{
     breaker::{CircuitOpen, Class, Classes, Config, Override, Reason, Registry, State},
+    refusal::Refusal,
     rpc::{
         client::{PeerOptions, Retry},
         shed::ShedLayer,
@@ -120,6 +121,32 @@ async fn a_refusal_passed_on_by_a_peer_is_final_and_not_the_peers_fault() {
         let totals = peer.breaker().snapshot().totals;
         assert_eq!((totals.neutral, totals.failure, totals.overload), (1, 0, 0), "{status:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_one_request_alone_says_nothing_of_the_peer_and_is_not_tried_again() {
+    let behind = Refusal::unavailable("NOT_CAUGHT_UP", "the views are at 5 and the token is at 9: try again", MS);
+    let crowded = Refusal::exhausted("LOCK_QUEUE_FULL", "too many sagas wait for sku/tea: try again", MS);
+    for refusal in [behind, crowded] {
+        let moody = Moody::serve().await;
+        moody.fail_next(60, refusal.code);
+        *moody.failure.lock() = Some(refusal.clone().into_status("moody"));
+        let peer = peer_at(&moody.uri, &trying(quick_retry()));
+        for _ in 0..60 {
+            assert_eq!(list(&peer).await.unwrap_err().code(), refusal.code);
+        }
+        let shown = peer.breaker().snapshot();
+        assert_eq!((shown.state, shown.totals.neutral), (State::Closed, 60), "{refusal:?}");
+        assert_eq!(moody.calls.load(Ordering::SeqCst), 60, "{refusal:?}");
+    }
+    // Of others nobody knows what they mean by it.
+    let moody = Moody::serve().await;
+    let foreign = ErrorDetails::with_error_info("NOT_CAUGHT_UP", "example.org", HashMap::new());
+    moody.fail_next(3, Code::Unavailable);
+    *moody.failure.lock() = Some(Status::with_error_details(Code::Unavailable, "", foreign));
+    let peer = peer_at(&moody.uri, &trying(quick_retry()));
+    list(&peer).await.unwrap_err();
+    assert_eq!(peer.breaker().snapshot().totals.failure, 3);
 }
 
 /// A raw HTTP/2 server that turns the first calls away unseen, then answers well.

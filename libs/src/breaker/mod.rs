@@ -13,6 +13,10 @@ mod rejection;
 pub mod service;
 mod window;
 
+#[cfg(feature = "saga")]
+pub(crate) use self::rejection::LOCK_QUEUE_FULL;
+#[cfg(feature = "cqrs")]
+pub(crate) use self::rejection::NOT_CAUGHT_UP;
 #[cfg(feature = "rpc")]
 pub(crate) use self::rejection::{DRAINING, is_draining};
 pub use self::{

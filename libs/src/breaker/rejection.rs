@@ -14,6 +14,12 @@ pub const DOMAIN: &str = "trellis.breaker";
 /// The ErrorInfo reason by which a server that is about to stop ends streams, stable for ever.
 pub(crate) const DRAINING: &str = "DRAINING";
 
+/// The ErrorInfo reason of a query that asks for more than the views know, though they were waited for. Stable for ever.
+pub(crate) const NOT_CAUGHT_UP: &str = "NOT_CAUGHT_UP";
+
+/// The ErrorInfo reason of a saga that wants a lock for which too many wait. Stable for ever.
+pub(crate) const LOCK_QUEUE_FULL: &str = "LOCK_QUEUE_FULL";
+
 /// A call was refused by a circuit breaker and never sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("circuit open: {breaker}")]
@@ -123,10 +129,26 @@ pub(crate) fn is_our_refusal(status: &Status) -> bool {
 
 /// Whether a server says this that ends its streams in order, to stop or to have them made anew: it works as it should.
 pub(crate) fn is_draining(status: &Status) -> bool {
-    status.code() == Code::Unavailable
+    says(status, Code::Unavailable, DRAINING)
+}
+
+/// Whether a server says this of a query that asks for more than its views know: it has waited for them as long as it may, and others have
+/// their answers.
+pub(crate) fn is_behind(status: &Status) -> bool {
+    says(status, Code::Unavailable, NOT_CAUGHT_UP)
+}
+
+/// Whether a server that works as it should says this: it ends a stream in order, or what was asked for is at fault, and nothing else.
+pub(crate) fn is_no_fault(status: &Status) -> bool {
+    is_draining(status) || is_behind(status) || says(status, Code::ResourceExhausted, LOCK_QUEUE_FULL)
+}
+
+/// Whether one of our servers gives this reason.
+fn says(status: &Status, code: Code, reason: &str) -> bool {
+    status.code() == code
         && status
             .get_details_error_info()
-            .is_some_and(|info| info.reason == DRAINING && info.domain.starts_with("trellis."))
+            .is_some_and(|info| info.reason == reason && info.domain.starts_with("trellis."))
 }
 
 /// Makes statuses of refusals, and encodes each kind once: a circuit that refuses thousands says the same to all for a while.

@@ -21,7 +21,7 @@ use crate::{
         sql::{self, Reader, Record, Value},
     },
     refusal::Refusal,
-    rpc::deadline,
+    rpc::{client::NOT_CAUGHT_UP, deadline},
 };
 
 /// How many changes a watcher is read at a time.
@@ -134,7 +134,7 @@ impl ReadSide {
             "the view {name} is {stands} at {at} and the token is at {asked}: ask without a token for what it showed then, and see \
              ListProjections for how it stands"
         );
-        Err(Refusal::unavailable("NOT_CAUGHT_UP", message, BEHIND))
+        Err(Refusal::unavailable(NOT_CAUGHT_UP, message, BEHIND))
     }
 
     /// Waits, as for a token, until the views have passed the position after which a caller goes on: another replica, whose
@@ -198,7 +198,7 @@ impl ReadSide {
 
     fn behind(&self, wanted: &str) -> Refusal {
         let message = format!("the views are at {} and {wanted}", self.position());
-        Refusal::unavailable("NOT_CAUGHT_UP", message, Duration::from_millis(100))
+        Refusal::unavailable(NOT_CAUGHT_UP, message, Duration::from_millis(100))
     }
 
     /// One document.

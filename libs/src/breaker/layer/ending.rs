@@ -9,7 +9,7 @@ use tonic_types::StatusExt as _;
 
 use super::super::{
     Class, Classes,
-    rejection::{is_draining, is_our_refusal},
+    rejection::{is_no_fault, is_our_refusal},
 };
 use super::{
     pushback::Pushback,
@@ -54,7 +54,7 @@ fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
     }
     match rules(&watch).judged(|| whole_status(headers)) {
         Some(class) => finish_as(watch, class, || pause(headers)),
-        None if ends_streams_in_order(code, headers) => watch.finish(Class::Neutral),
+        None if is_nobodys_fault(code, headers) => watch.finish(Class::Neutral),
         None => finish(watch, code, || pause(headers)),
     }
 }
@@ -121,7 +121,7 @@ pub(super) fn by_error(watch: Watch, error: &(dyn Error + 'static)) {
             if status.source().is_none() {
                 return match rules(&watch).judged(|| Some(status.clone())) {
                     Some(class) => finish_as(watch, class, || pause_of(status)),
-                    None if is_draining(status) => watch.finish(Class::Neutral),
+                    None if is_no_fault(status) => watch.finish(Class::Neutral),
                     None => finish(watch, status.code(), || pause_of(status)),
                 };
             }
@@ -212,8 +212,17 @@ pub(crate) fn was_refused_on_the_way(code: Code, headers: &HeaderMap) -> bool {
         && status_with_details(headers).is_some_and(|status| is_our_refusal(&status))
 }
 
-fn ends_streams_in_order(code: Code, headers: &HeaderMap) -> bool {
-    code == Code::Unavailable && status_with_details(headers).is_some_and(|status| is_draining(&status))
+/// Whether the server works as it should, whatever its code says.
+fn is_nobodys_fault(code: Code, headers: &HeaderMap) -> bool {
+    matches!(code, Code::Unavailable | Code::ResourceExhausted)
+        && status_with_details(headers).is_some_and(|status| is_no_fault(&status))
+}
+
+/// Whether a server has waited for its views as long as it may, for a query that asks for more than they know.
+#[cfg(feature = "rpc")]
+pub(crate) fn has_waited(code: Code, headers: &HeaderMap) -> bool {
+    code == Code::Unavailable
+        && status_with_details(headers).is_some_and(|status| crate::breaker::rejection::is_behind(&status))
 }
 
 /// The status with all it says.

@@ -14,7 +14,11 @@ mod service;
 mod watch;
 
 #[cfg(feature = "rpc")]
-pub(crate) use self::{ending::was_refused_on_the_way, pushback::Pushback, watch::Judge};
+pub(crate) use self::{
+    ending::{has_waited, was_refused_on_the_way},
+    pushback::Pushback,
+    watch::Judge,
+};
 
 pub use self::{
     body::CircuitBody,

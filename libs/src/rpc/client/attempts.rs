@@ -187,11 +187,13 @@ fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Ins
 fn worth_another<B>(retry: &Retry, answer: &Result<Response<B>, BoxError>) -> Option<Pushback> {
     match answer {
         Ok(response) => {
-            let code = layer::grpc_status(response.headers())?;
-            if layer::was_refused_on_the_way(code, response.headers()) {
+            let headers = response.headers();
+            let code = layer::grpc_status(headers)?;
+            // What a server has waited for in vain comes no sooner for waiting again.
+            if layer::was_refused_on_the_way(code, headers) || layer::has_waited(code, headers) {
                 return None;
             }
-            retry.codes.contains(&code).then(|| Pushback::of(response.headers()))
+            retry.codes.contains(&code).then(|| Pushback::of(headers))
         }
         Err(error) => match error.downcast_ref::<Status>() {
             // A breaker's refusal is final: asking again at once is what it is there to prevent.

@@ -42,4 +42,4 @@ pub use self::{
 };
 /// What a call to a peer may end with that says nothing of the peer.
 #[cfg(feature = "cqrs")]
-pub(crate) use crate::breaker::{CircuitOpen, is_draining};
+pub(crate) use crate::breaker::{CircuitOpen, NOT_CAUGHT_UP, is_draining};

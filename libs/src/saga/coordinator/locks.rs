@@ -12,6 +12,7 @@ use tonic::Code;
 
 use super::{Mail, Shared};
 use crate::{
+    breaker::LOCK_QUEUE_FULL,
     journal::{AggregateId, Change, Decided, Journal, Loaded},
     refusal::Refusal,
     saga::{
@@ -122,7 +123,7 @@ fn enter(keys: &[String], saga_id: &str, loaded: &Loaded<'_>) -> Result<Vec<Chan
         }
         if let Some(holder) = queue.saga_ids.first().filter(|_| queue.saga_ids.len() >= MOST_QUEUED) {
             let message = format!("too many sagas wait for {key}: try again");
-            let refusal = Refusal::exhausted("LOCK_QUEUE_FULL", message, TRY_AGAIN);
+            let refusal = Refusal::exhausted(LOCK_QUEUE_FULL, message, TRY_AGAIN);
             return Err(refusal.with("key", key).with(HOLDER, holder));
         }
         queue.saga_ids.push(saga_id.to_owned());
