@@ -149,6 +149,31 @@ async fn what_is_wrong_with_one_request_alone_says_nothing_of_the_peer_and_is_no
     assert_eq!(peer.breaker().snapshot().totals.failure, 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_when_to_try_again_is_not_asked_sooner() {
+    let stopped = stop_the_clock();
+    let moody = Moody::serve().await;
+    moody.fail_next(1, Code::Unavailable);
+    let away = Refusal::unavailable("DATABASE_UNAVAILABLE", "the database can't be reached", 1_000 * MS);
+    *moody.failure.lock() = Some(away.into_status("moody"));
+    let peer = peer_at(&moody.uri, &trying(quick_retry()));
+    let begun = tokio::time::Instant::now();
+    let waits = async {
+        becomes(|| peer.breaker().snapshot().totals.failure == 1).await;
+        while moody.calls.load(Ordering::SeqCst) < 2 {
+            advance(100 * MS).await;
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+        }
+        begun.elapsed()
+    };
+    let (answer, second) = soon(async { tokio::join!(list(&peer), waits) }).await;
+    answer.unwrap();
+    assert!(second >= 1_000 * MS, "{second:?}");
+    drop(stopped);
+}
+
 /// A raw HTTP/2 server that turns the first calls away unseen, then answers well.
 async fn turning_away(calls: usize, how: Unseen) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -225,6 +225,12 @@ pub(crate) fn has_waited(code: Code, headers: &HeaderMap) -> bool {
         && status_with_details(headers).is_some_and(|status| crate::breaker::rejection::is_behind(&status))
 }
 
+/// The least time after which the server says that trying again may help, by RetryInfo.
+#[cfg(feature = "rpc")]
+pub(crate) fn retry_info(headers: &HeaderMap) -> Option<Duration> {
+    pause_of(&status_with_details(headers)?)
+}
+
 /// The status with all it says.
 fn whole_status(headers: &HeaderMap) -> Option<Status> {
     let mut headers = headers.clone();

@@ -15,7 +15,7 @@ mod watch;
 
 #[cfg(feature = "rpc")]
 pub(crate) use self::{
-    ending::{has_waited, was_refused_on_the_way},
+    ending::{has_waited, retry_info, was_refused_on_the_way},
     pushback::Pushback,
     watch::Judge,
 };

@@ -114,6 +114,12 @@ pub struct Circuit<S> {
 }
 
 impl<S: Clone> Circuit<S> {
+    /// The channel itself.
+    #[cfg(feature = "rpc")]
+    pub(crate) const fn inner(&self) -> &S {
+        &self.inner
+    }
+
     /// The same channel with another breaker before it.
     #[must_use]
     pub fn behind(&self, layer: BreakerLayer) -> Self {

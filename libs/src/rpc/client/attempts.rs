@@ -70,7 +70,8 @@ impl Attempts {
         request: Request<Body>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { kind: Kind::More { call: Box::pin(call(circuit, retry, request, deadline)) } }
+        let several = circuit.inner().are_several();
+        Self { kind: Kind::More { call: Box::pin(call(circuit, retry, request, deadline, several)) } }
     }
 }
 
@@ -85,12 +86,13 @@ impl Future for Attempts {
     }
 }
 
-/// A call, in the attempts that it may have.
+/// A call, in the attempts that it may have; with several addresses the second one mostly goes to another.
 pub(super) async fn call<S, B>(
     mut circuit: S,
     retry: Arc<Retry>,
     request: Request<Body>,
     deadline: Option<Instant>,
+    several: bool,
 ) -> Result<Response<B>, BoxError>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
@@ -111,7 +113,8 @@ where
             sent_again = true;
             continue;
         }
-        let worth = if late { Some(Pushback::None) } else { worth_another(&retry, &answer) };
+        let elsewhere = several && attempt == 1;
+        let worth = if late { Some(Pushback::None) } else { worth_another(&retry, attempt, elsewhere, &answer) };
         let Some(pushback) = worth else {
             if answer.as_ref().is_ok_and(|response| layer::grpc_status(response.headers()).is_none()) {
                 retry.succeeded();
@@ -184,7 +187,12 @@ fn request_again(parts: &Parts, body: &Bytes, attempt: u32, deadline: Option<Ins
 
 /// Whether another attempt may end better, and what the server says about it. Once headers come without a status the call is
 /// under way and is not made again.
-fn worth_another<B>(retry: &Retry, answer: &Result<Response<B>, BoxError>) -> Option<Pushback> {
+fn worth_another<B>(
+    retry: &Retry,
+    attempt: u32,
+    elsewhere: bool,
+    answer: &Result<Response<B>, BoxError>,
+) -> Option<Pushback> {
     match answer {
         Ok(response) => {
             let headers = response.headers();
@@ -193,7 +201,12 @@ fn worth_another<B>(retry: &Retry, answer: &Result<Response<B>, BoxError>) -> Op
             if layer::was_refused_on_the_way(code, headers) || layer::has_waited(code, headers) {
                 return None;
             }
-            retry.codes.contains(&code).then(|| Pushback::of(headers))
+            retry.codes.contains(&code).then(|| match Pushback::of(headers) {
+                // What one server says of itself is no word of another's.
+                Pushback::None if !elsewhere => layer::retry_info(headers)
+                    .map_or(Pushback::None, |least| Pushback::After(least.max(retry.pause(attempt)))),
+                said => said,
+            })
         }
         Err(error) => match error.downcast_ref::<Status>() {
             // A breaker's refusal is final: asking again at once is what it is there to prevent.
@@ -256,6 +269,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
+    use crate::refusal::Refusal;
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_too_large_to_hold_is_sent_once() {
@@ -266,8 +280,29 @@ mod tests {
                 std::future::ready(Err::<Response<()>, BoxError>(Status::unavailable("out").into()))
             });
             let request = Request::new(Body::new(Full::new(Bytes::from(vec![0; bytes]))));
-            call(server, Arc::new(Retry::new()), request, None).await.expect_err("it is out");
+            call(server, Arc::new(Retry::new()), request, None, false).await.expect_err("it is out");
             assert_eq!(sent.into_inner().expect("no panic"), attempts, "{bytes} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_when_to_try_again_is_not_asked_sooner_but_another_is() {
+        let second = Duration::from_secs(1);
+        for (several, waits) in [(false, [second, second]), (true, [Duration::ZERO, second])] {
+            let asked = Mutex::new(Vec::new());
+            let server = service_fn(|_: Request<Body>| {
+                asked.lock().expect("no panic").push(Instant::now());
+                let away = Refusal::unavailable("DATABASE_UNAVAILABLE", "the database can't be reached", second);
+                std::future::ready(Ok::<_, BoxError>(away.into_status("tea").into_http::<()>()))
+            });
+            let request = Request::new(Body::new(Full::new(Bytes::new())));
+            let answer = call(server, Arc::new(Retry::new()), request, None, several).await.expect("answered");
+            assert_eq!(layer::grpc_status(answer.headers()), Some(Code::Unavailable));
+            let asked = asked.into_inner().expect("no panic");
+            let [first, second, third] = *asked else { panic!("{asked:?}") };
+            for (waited, told) in [second - first, third - second].into_iter().zip(waits) {
+                assert!((told..told + Duration::from_millis(200)).contains(&waited), "{several}: {waited:?}");
+            }
         }
     }
 
@@ -287,7 +322,7 @@ mod tests {
             });
             let request = Request::new(Body::new(Full::new(Bytes::new())));
             let (retry, deadline) = (Retry::new().attempt_timeout(half), Instant::now() + half * 10);
-            let answer: Result<_, BoxError> = call(server, Arc::new(retry), request, Some(deadline)).await;
+            let answer: Result<_, BoxError> = call(server, Arc::new(retry), request, Some(deadline), false).await;
             assert_eq!(layer::grpc_status(answer.expect("the second is answered").headers()), Some(Code::Ok));
         }
     }
@@ -329,7 +364,7 @@ mod tests {
         // Not what a transport's failure is taken for.
         let retry = Retry::new().codes([Code::Aborted]).attempt_timeout(half);
         let answer: Result<_, BoxError> =
-            call(server, Arc::new(retry), request, Some(Instant::now() + half * 10)).await;
+            call(server, Arc::new(retry), request, Some(Instant::now() + half * 10), false).await;
         answer.expect("the second is answered");
     }
 
@@ -344,7 +379,7 @@ mod tests {
             let mut silent = to_a_silent_server();
             std::future::poll_fn(|cx| silent.poll_ready(cx)).await.expect("it listens");
             let silent = silent.map_err(BoxError::from);
-            let error = call(silent, Arc::clone(&retry), request, Some(Instant::now() + half)).await;
+            let error = call(silent, Arc::clone(&retry), request, Some(Instant::now() + half), false).await;
             assert!(timeout::is_by_the_channel(&*error.expect_err("nobody answers")));
         }
         let sent = Mutex::new(0);
@@ -357,7 +392,7 @@ mod tests {
             ))
         });
         let request = Request::new(Body::new(Full::new(Bytes::new())));
-        let answer = call(server, retry, request, None).await.expect("answered");
+        let answer = call(server, retry, request, None, false).await.expect("answered");
         assert_eq!(layer::grpc_status(answer.headers()), Some(Code::Ok));
     }
 
@@ -376,7 +411,7 @@ mod tests {
         let mut request = Request::new(Body::new(Full::new(Bytes::new())));
         request.headers_mut().insert(GRPC_TIMEOUT, format_grpc_timeout(Duration::from_secs(5)));
         let deadline = Instant::now() + Duration::from_secs(5);
-        let answer: Result<_, BoxError> = call(server, Arc::new(Retry::new()), request, Some(deadline)).await;
+        let answer: Result<_, BoxError> = call(server, Arc::new(Retry::new()), request, Some(deadline), false).await;
         answer.expect("the second is answered");
         let carried = carried.into_inner().expect("no panic");
         assert!(carried.iter().flatten().all(HeaderValue::is_sensitive), "in no table of HPACK's");

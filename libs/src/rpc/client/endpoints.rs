@@ -59,6 +59,11 @@ impl Endpoints {
         &self.0
     }
 
+    /// Whether there are several.
+    pub(super) fn are_several(&self) -> bool {
+        self.0.all().len() > 1
+    }
+
     fn is_out(endpoint: &Endpoint) -> bool {
         endpoint.ejection.breaker().refuses_now()
     }

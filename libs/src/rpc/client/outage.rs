@@ -142,7 +142,7 @@ impl Client {
             return self.insist().await;
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        let answer = call(self.circuit, self.retry, Request::new(Body::empty()), Some(deadline)).await;
+        let answer = call(self.circuit, self.retry, Request::new(Body::empty()), Some(deadline), false).await;
         is_well(answer).await
     }
 

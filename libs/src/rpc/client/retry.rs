@@ -57,7 +57,7 @@ impl Retry {
     /// A request larger than this is sent once.
     pub(super) const MOST_BUFFERED: usize = 64 * 1024;
 
-    /// Up to three attempts at what ended as UNAVAILABLE, 50 ms to 1 s apart.
+    /// Up to three attempts at what ended as UNAVAILABLE, 50 ms to 1 s apart, or as far as the server says.
     pub fn new() -> Self {
         Self {
             attempts: 3,
@@ -127,7 +127,8 @@ impl Retry {
         (left.is_none_or(|left| pause < left) && self.budget.share.withdraw()).then_some(pause)
     }
 
-    fn pause(&self, attempt: u32) -> Duration {
+    /// How long to wait after so many attempts when nobody says.
+    pub(super) fn pause(&self, attempt: u32) -> Duration {
         let grown = self.base.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX)).min(self.cap);
         grown.mul_f64(rand::random_range(0.8..1.2))
     }
