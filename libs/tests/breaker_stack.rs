@@ -174,6 +174,13 @@ async fn a_server_that_says_when_to_try_again_is_not_asked_sooner() {
     drop(stopped);
 }
 
+#[tokio::test]
+async fn an_attempt_may_take_for_ever() {
+    let moody = Moody::serve().await;
+    let peer = peer_at(&moody.uri, &trying(quick_retry().attempt_timeout(Duration::MAX)));
+    list(&peer).await.unwrap();
+}
+
 /// A raw HTTP/2 server that turns the first calls away unseen, then answers well.
 async fn turning_away(calls: usize, how: Unseen) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -149,8 +149,7 @@ async fn one_attempt<S, B>(
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
 {
-    let until = retry.attempt_timeout.map(|timeout| Instant::now() + timeout);
-    let ends = until.filter(|until| deadline.is_none_or(|deadline| *until < deadline));
+    let ends = retry.attempt_ends().filter(|ends| deadline.is_none_or(|deadline| *ends < deadline));
     // What is sent first carries the whole call's timeout already.
     let timeout = if sent.before { ends.or(deadline) } else { ends };
     let call = circuit.call(request_again(parts, body, sent.attempt, timeout));

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tonic::Code;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
@@ -130,7 +131,13 @@ impl Retry {
     /// How long to wait after so many attempts when nobody says.
     pub(super) fn pause(&self, attempt: u32) -> Duration {
         let grown = self.base.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX)).min(self.cap);
-        grown.mul_f64(rand::random_range(0.8..1.2))
+        let seconds = grown.as_secs_f64() * rand::random_range(0.8..1.2);
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// When an attempt that begins now is given up, if it has a time of its own that ends at all.
+    pub(super) fn attempt_ends(&self) -> Option<Instant> {
+        self.attempt_timeout.and_then(|timeout| Instant::now().checked_add(timeout))
     }
 }
 
@@ -171,6 +178,16 @@ mod tests {
         assert_eq!(retry.failed(1, Pushback::After(Duration::from_secs(2)), None), Some(Duration::from_secs(2)));
         assert_eq!(retry.failed(1, Pushback::Never, None), None);
         assert_eq!(retry.failed(3, Pushback::None, None), None, "three attempts are enough");
+    }
+
+    #[test]
+    fn whoever_waits_for_ever_doesnt_wait_for_longer_than_there_is() {
+        let retry = Retry::new().backoff(Duration::MAX, Duration::MAX);
+        // A fifth longer or shorter, by chance.
+        for _ in 0..100 {
+            assert!(retry.pause(1) >= Duration::MAX / 10 * 7);
+        }
+        assert_eq!(retry.attempt_timeout(Duration::MAX).attempt_ends(), None);
     }
 
     #[test]
