@@ -208,6 +208,42 @@ fn t11_a_clock_that_goes_back_stands_still() {
 }
 
 #[test]
+fn what_an_excused_call_ends_badly_with_does_not_count() {
+    let slow = libs::breaker::SlowCalls { threshold: SECOND, rate: Rate::percent(1) };
+    let (breaker, clock) = breaker(quick().slow_calls(slow).min_calls(1).failure_rate(Rate::percent(1)));
+    let excused = || {
+        let mut permit = Breaker::admit_by(&*breaker, Some(SECOND * 60)).expect("let through");
+        permit.excuse();
+        permit
+    };
+    for class in [Class::Failure, Class::Overload] {
+        excused().finish_with_pause(class, SECOND * 60);
+    }
+    let hangs = excused();
+    let takes_long = excused();
+    clock.advance(SECOND * 2);
+    drop(hangs);
+    takes_long.finish(Class::Success);
+    let shown = breaker.snapshot();
+    assert_eq!((shown.state, shown.window_total, shown.window_slow), (State::Closed, 1, 0));
+    assert_eq!((shown.totals.neutral, shown.totals.abandoned_neutral), (3, 1));
+
+    finish(&breaker, Class::Failure, 1);
+    clock.advance(SECOND);
+    let probe = excused();
+    assert!(probe.is_probe());
+    probe.finish(Class::Failure);
+    let hangs = excused();
+    clock.advance(SECOND * 20);
+    let takes_long = excused();
+    assert_eq!(breaker.state(), State::HalfOpen, "nobody is blamed for what hangs");
+    clock.advance(SECOND * 2);
+    takes_long.finish(Class::Success);
+    assert_eq!(breaker.state(), State::Closed);
+    drop(hangs);
+}
+
+#[test]
 fn t12_what_is_forgotten_is_never_what_fails() {
     let clock = Arc::new(ManualClock::default());
     let registry = Registry::with_clock(clock.clone());

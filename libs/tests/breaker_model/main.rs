@@ -20,6 +20,7 @@ enum Step {
     Wait(u64),
     Admit(Option<u64>),
     End(usize, End),
+    Excuse(usize),
     /// Admitted and ended at once, so many times: what windows are made of.
     Calls(Class, u8),
     Override(Override),
@@ -61,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => wait.prop_map(Step::Wait),
         8 => prop_oneof![Just(None), (0..3_000 * MS).prop_map(Some)].prop_map(Step::Admit),
         8 => (any::<usize>(), end()).prop_map(|(which, end)| Step::End(which, end)),
+        2 => any::<usize>().prop_map(Step::Excuse),
         8 => (class(), 1..12_u8).prop_map(|(class, times)| Step::Calls(class, times)),
         1 => over.prop_map(Step::Override),
         1 => Just(Step::Reset),
@@ -161,6 +163,14 @@ impl Pair {
         }
     }
 
+    fn excuse(&mut self, which: usize) {
+        let calls = self.calls.len().max(1);
+        if let Some((permit, call)) = self.calls.get_mut(which % calls) {
+            self.model.excuse(call);
+            permit.excuse();
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
             Step::Wait(time) => {
@@ -169,6 +179,7 @@ impl Pair {
             }
             Step::Admit(budget) => drop(self.admit(budget)?),
             Step::End(which, end) => self.end(which, end),
+            Step::Excuse(which) => self.excuse(which),
             Step::Calls(class, times) => {
                 for _ in 0..times {
                     if self.admit(None)? {

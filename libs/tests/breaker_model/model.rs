@@ -75,6 +75,8 @@ pub(crate) struct Call {
     pub(crate) generation: u32,
     pub(crate) started: u64,
     pub(crate) deadline: Option<u64>,
+    /// Nothing that it ends badly with counts.
+    excused: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -283,7 +285,9 @@ impl Model {
 
     pub(crate) fn admit(&mut self, budget: Option<u64>) -> Result<Call, (Reason, u64)> {
         let deadline = budget.map(|budget| self.now + budget);
-        let call = |model: &Self, role| Ok(Call { role, generation: model.generation, started: model.now, deadline });
+        let call = |model: &Self, role| {
+            Ok(Call { role, generation: model.generation, started: model.now, deadline, excused: false })
+        };
         match self.over {
             Override::ForcedOpen => {
                 return Err(self.reject((Reason::ForcedOpen, SECOND)));
@@ -384,6 +388,12 @@ impl Model {
         }
     }
 
+    pub(crate) fn excuse(&mut self, call: &mut Call) {
+        call.excused = matches!(call.role, Role::Counted | Role::Probe(_));
+        let probe = self.leases.iter_mut().find(|lease| call.role == Role::Probe(lease.id));
+        probe.into_iter().for_each(|lease| lease.blames = false);
+    }
+
     pub(crate) fn finish(&mut self, call: Call, end: End) {
         let budget = call.deadline.map(|deadline| deadline - call.started);
         let blameless = budget.is_some_and(|budget| budget < self.settings.min_blame);
@@ -399,10 +409,15 @@ impl Model {
                     return;
                 }
                 let hung = matches!(end, End::Dropped) && self.now - call.started >= self.settings.abandon_after;
-                let failed = !blameless && (outlived || hung);
+                let failed = !blameless && !call.excused && (outlived || hung);
                 *if failed { &mut self.totals.abandoned_failure } else { &mut self.totals.abandoned_neutral } += 1;
                 (failure_if(failed), 0)
             }
+        };
+        let (class, pause) = match class {
+            Class::Failure | Class::Overload if call.excused => (Class::Neutral, 0),
+            Class::Neutral if call.excused => (class, 0),
+            class => (class, pause),
         };
         match call.role {
             Role::Unseen => {}
@@ -472,7 +487,7 @@ impl Model {
     }
 
     fn is_slow(&self, call: Call) -> bool {
-        self.settings.slow.is_some_and(|(threshold, _)| self.now - call.started >= threshold)
+        !call.excused && self.settings.slow.is_some_and(|(threshold, _)| self.now - call.started >= threshold)
     }
 
     fn count(&mut self, class: Class) {

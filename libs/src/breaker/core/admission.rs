@@ -83,6 +83,17 @@ impl Breaker {
         }
     }
 
+    /// Whether it takes whoever is called for well, as of the last call, or an operator does: what is asked then is more than a few probes.
+    #[must_use]
+    pub fn trusts(&self) -> bool {
+        let word = self.word();
+        match word.over() {
+            Override::None => matches!(word.state(), State::Closed | State::Recovering),
+            Override::ForcedOpen => false,
+            Override::ForcedClosed | Override::MetricsOnly | Override::Shadow => true,
+        }
+    }
+
     /// Whether an operator keeps calls away from it. A balancer that has nobody left but those it passes over asks none of these either.
     #[must_use]
     pub fn is_forced_open(&self) -> bool {

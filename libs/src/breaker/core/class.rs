@@ -19,4 +19,9 @@ impl Class {
     pub(crate) const fn counts_against(self) -> bool {
         matches!(self, Self::Failure | Self::Overload)
     }
+
+    /// What is left of it where nothing counts against the peer.
+    pub(super) const fn excused(self) -> Self {
+        if self.counts_against() { Self::Neutral } else { self }
+    }
 }

@@ -70,6 +70,11 @@ impl HalfOpen {
         Ok(self.next_id)
     }
 
+    /// Blames nobody for the end of this lease.
+    pub(crate) fn excuse(&mut self, id: u32) {
+        self.out.iter_mut().filter(|lease| lease.id == id).for_each(|lease| lease.blames = false);
+    }
+
     /// Takes a lease back with what its probe said: it went well, badly, or nothing. `None` if the lease is not known.
     pub(crate) fn give_back(&mut self, config: &Config, id: u32, went_well: Option<bool>) -> Option<Verdict> {
         let at = self.out.iter().position(|lease| lease.id == id)?;

@@ -11,10 +11,14 @@ use super::{admission::NEVER, breaker::Breaker, class::Class, clock::nanos};
 pub(super) enum Role {
     /// The window.
     Counted,
+    /// The window, but for what ends badly.
+    Excused,
     /// The window once more, after a commit: how long that which goes on takes says nothing.
     Committed,
     /// The half-open verdict.
     Probe,
+    /// The half-open verdict, but for what ends badly.
+    ExcusedProbe,
     /// The totals only: it would have been refused.
     Shadow,
     /// Nothing.
@@ -103,6 +107,19 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         self.tell(class, None);
     }
 
+    /// Has nothing count that the call ends badly with: no failure, no overload, and not how long it took. For a call that goes where
+    /// calls do not go at present, such as to an address that is passed over while another one answers. That it went well counts.
+    pub fn excuse(&mut self) {
+        match self.ticket.role {
+            Role::Counted => self.ticket.role = Role::Excused,
+            Role::Probe => {
+                self.breaker.excuse(&self.ticket);
+                self.ticket.role = Role::ExcusedProbe;
+            }
+            _ => {}
+        }
+    }
+
     /// Tells how the call went, and how long the peer asked callers to stay away.
     pub fn finish_with_pause(mut self, class: Class, pause: Duration) {
         self.tell(class, Some(pause));
@@ -125,7 +142,7 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     pub fn finish_left(mut self) {
         let class = self.cancelled();
         if !matches!(self.ticket.role, Role::Spent | Role::Unseen) {
-            self.breaker.count_abandoned(class);
+            self.count_abandoned(class);
         }
         self.tell(class, None);
     }
@@ -141,14 +158,14 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     pub fn commit(&mut self, class: Class) {
         let role = std::mem::replace(&mut self.ticket.role, Role::Spent);
         self.breaker.record(role, &self.ticket.untimed(), class, 0);
-        if matches!(role, Role::Counted | Role::Committed) {
+        if matches!(role, Role::Counted | Role::Excused | Role::Committed) {
             self.ticket.role = Role::Committed;
         }
     }
 
     /// Whether the call is a half-open circuit's probe.
     pub fn is_probe(&self) -> bool {
-        self.ticket.role == Role::Probe
+        matches!(self.ticket.role, Role::Probe | Role::ExcusedProbe)
     }
 
     /// Whether the call's deadline has come, but for a small margin: whoever keeps it may have a finer clock.
@@ -195,8 +212,13 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
             let hung = elapsed >= self.breaker.abandon_nanos();
             if hung || self.ticket.outlived(now) { Class::Failure } else { Class::Neutral }
         };
-        self.breaker.count_abandoned(class);
+        self.count_abandoned(class);
         self.tell(class, None);
+    }
+
+    fn count_abandoned(&self, class: Class) {
+        let excused = matches!(self.ticket.role, Role::Excused | Role::ExcusedProbe);
+        self.breaker.count_abandoned(if excused { class.excused() } else { class });
     }
 }
 

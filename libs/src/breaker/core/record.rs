@@ -29,11 +29,13 @@ impl Breaker {
         match role {
             Role::Counted if class != Class::Neutral => self.record_counted(ticket, class, pause),
             Role::Committed if class != Class::Neutral => self.record_counted(&ticket.untimed(), class, pause),
-            Role::Counted | Role::Committed if self.word().generation() == ticket.generation => {
+            Role::Excused if class == Class::Success => self.record_counted(&ticket.untimed(), class, pause),
+            Role::Counted | Role::Excused | Role::Committed if self.word().generation() == ticket.generation => {
                 self.counters.neutral.add(1);
             }
-            Role::Counted | Role::Committed => self.counters.stale.add(1),
+            Role::Counted | Role::Excused | Role::Committed => self.counters.stale.add(1),
             Role::Probe => self.record_probe(ticket, class, pause),
+            Role::ExcusedProbe => self.record_probe(&ticket.untimed(), class.excused(), 0),
             Role::Shadow => self.count(class, true),
             Role::Unseen | Role::Spent => {}
         }
@@ -157,6 +159,15 @@ impl Breaker {
             self.obey(&mut cold, verdict, now)
         };
         transition.into_iter().for_each(|transition| self.announce(transition));
+    }
+
+    /// Has nobody blamed if a probe never comes back.
+    #[cold]
+    pub(super) fn excuse(&self, ticket: &Ticket) {
+        let mut cold = lock(&self.cold);
+        if self.word().generation() == ticket.generation {
+            cold.half_open.excuse(ticket.lease);
+        }
     }
 
     /// Counts a result for the totals. Successes in a window are counted there.

@@ -13,7 +13,7 @@ use super::{
     super::{Breaker, Class, Classes, rejection::Refusals},
     BoxError, CircuitBody, ResponseFuture,
     grpc_timeout::grpc_timeout,
-    watch::{Handle, Judge, Rules, Shared},
+    watch::{Handle, Judge, Rules, Shared, Watch},
 };
 
 /// Puts a breaker before a channel.
@@ -52,9 +52,19 @@ impl BreakerLayer {
     /// Makes a call if the breaker lets it, and refuses it otherwise.
     #[inline]
     pub fn call<B, F>(&self, request: Request<B>, call: impl FnOnce(Request<B>) -> F) -> ResponseFuture<F> {
+        self.call_with_permit(request, |request, _| call(request))
+    }
+
+    /// Makes a call if the breaker lets it, by its permit: whoever finds the way may have to [excuse](super::super::Permit::excuse) it.
+    #[inline]
+    pub(crate) fn call_with_permit<B, F>(
+        &self,
+        request: Request<B>,
+        call: impl FnOnce(Request<B>, &mut Watch) -> F,
+    ) -> ResponseFuture<F> {
         let Self(handle) = self;
         match Breaker::admit_by(handle.clone(), grpc_timeout(request.headers())) {
-            Ok(watch) => ResponseFuture::new(call(request), watch),
+            Ok(mut watch) => ResponseFuture::new(call(request, &mut watch), watch),
             Err(rejected) => ResponseFuture::refused(handle.0.refusals.status(handle, rejected)),
         }
     }
@@ -111,20 +121,6 @@ impl<S> Layer<S> for BreakerLayer {
 pub struct Circuit<S> {
     inner: S,
     layer: BreakerLayer,
-}
-
-impl<S: Clone> Circuit<S> {
-    /// The channel itself.
-    #[cfg(feature = "rpc")]
-    pub(crate) const fn inner(&self) -> &S {
-        &self.inner
-    }
-
-    /// The same channel with another breaker before it.
-    #[must_use]
-    pub fn behind(&self, layer: BreakerLayer) -> Self {
-        Self { inner: self.inner.clone(), layer }
-    }
 }
 
 impl<S, RequestBody, ResponseBody> Service<Request<RequestBody>> for Circuit<S>

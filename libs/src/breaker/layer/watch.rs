@@ -51,7 +51,7 @@ impl Rules {
 
 /// A pointer to it, which stands for its breaker.
 #[derive(Clone, Debug)]
-pub(super) struct Handle(pub(super) Arc<Shared>);
+pub(crate) struct Handle(pub(super) Arc<Shared>);
 
 impl Deref for Handle {
     type Target = Breaker;
@@ -63,7 +63,7 @@ impl Deref for Handle {
 }
 
 /// A call under way.
-pub(super) type Watch = Permit<Handle>;
+pub(crate) type Watch = Permit<Handle>;
 
 /// How its result is judged.
 #[inline]

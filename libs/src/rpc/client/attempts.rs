@@ -19,15 +19,12 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use super::{
-    endpoints::{EndpointFuture, Endpoints},
-    http_status::in_grpc,
-    retry::Retry,
-    timeout,
+    endpoints::EndpointFuture, guarded::Guarded, http_status::in_grpc, retry::Retry, timeout,
     unprocessed::was_not_processed,
 };
 use crate::{
     breaker::{
-        Circuit, CircuitOpen,
+        CircuitOpen,
         layer::{self, BoxError, CircuitBody, Pushback},
     },
     rpc::deadline::{GRPC_TIMEOUT, format_grpc_timeout},
@@ -60,17 +57,12 @@ impl std::fmt::Debug for Attempts {
 }
 
 impl Attempts {
-    pub(super) fn once(mut circuit: Circuit<Endpoints>, request: Request<Body>) -> Self {
+    pub(super) fn once(mut circuit: Guarded, request: Request<Body>) -> Self {
         Self { kind: Kind::Once { call: circuit.call(request) } }
     }
 
-    pub(super) fn more(
-        circuit: Circuit<Endpoints>,
-        retry: Arc<Retry>,
-        request: Request<Body>,
-        deadline: Option<Instant>,
-    ) -> Self {
-        let several = circuit.inner().are_several();
+    pub(super) fn more(circuit: Guarded, retry: Arc<Retry>, request: Request<Body>, deadline: Option<Instant>) -> Self {
+        let several = circuit.are_several();
         Self { kind: Kind::More { call: Box::pin(call(circuit, retry, request, deadline, several)) } }
     }
 }

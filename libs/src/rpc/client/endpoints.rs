@@ -2,24 +2,22 @@
 
 use std::{
     fmt,
+    ops::Deref,
+    ptr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::Request;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 use tonic::transport::Channel;
-use tower::{Service, util::Oneshot};
+use tower::util::Oneshot;
 
 use super::place::Place;
-use crate::breaker::{
-    Methods,
-    layer::{BoxError, CircuitBody, ResponseFuture},
-};
+use crate::breaker::{Breaker, Methods, Permit, State, layer::ResponseFuture};
 
 type Body = tonic::body::Body;
 /// A call to one address.
@@ -64,16 +62,12 @@ impl Endpoints {
         self.0.all().len() > 1
     }
 
-    fn is_out(endpoint: &Endpoint) -> bool {
-        endpoint.ejection.breaker().refuses_now()
-    }
-
-    /// Whether an operator keeps calls away from it.
-    fn is_forced(endpoint: &Endpoint) -> bool {
-        endpoint.ejection.breaker().is_forced_open()
-    }
-
-    fn pick(&self, request: Request<Body>) -> EndpointFuture {
+    /// Calls the next one that is in, by the peer's permit. What ends badly at an address that is out counts against that one alone while
+    /// another may answer.
+    pub(super) fn call<B>(&self, request: Request<Body>, permit: &mut Permit<B>) -> EndpointFuture
+    where
+        B: Deref<Target = Breaker>,
+    {
         let all = self.0.all();
         let turn = self.0.next.fetch_add(1, Ordering::Relaxed);
         let connect = |endpoint: &Endpoint, request| Oneshot::new(endpoint.channel.clone(), request);
@@ -81,8 +75,8 @@ impl Endpoints {
             return ResponseFuture::unwatched(connect(only, request));
         }
         let (mut out, mut forced) = (0, 0);
-        for endpoint in all.iter().filter(|endpoint| Self::is_out(endpoint)) {
-            if Self::is_forced(endpoint) { forced += 1 } else { out += 1 }
+        for endpoint in all.iter().filter(|endpoint| endpoint.is_out()) {
+            if endpoint.is_forced() { forced += 1 } else { out += 1 }
         }
         if out > 0 {
             self.0.doubts.notify_one();
@@ -93,25 +87,57 @@ impl Endpoints {
         let mut request = Some(request);
         for step in 0..all.len() {
             let endpoint = &all[turn.wrapping_add(step) % all.len()];
-            if panic || Self::is_out(endpoint) {
+            if panic || endpoint.is_out() {
                 continue;
             }
             let layer = request.as_ref().map(|request| endpoint.ejection.shared(request.uri().path()));
             let call = layer.and_then(|layer| layer.try_call(&mut request, |request| connect(endpoint, request)));
             if let Some(call) = call {
+                excuse(permit, &all, endpoint);
                 return call;
             }
         }
         let request = request.unwrap_or_default();
         // Nobody is in, or too few are: everybody takes part who may.
-        match all.iter().filter(|endpoint| !Self::is_forced(endpoint)).nth(turn % left.max(1)) {
-            Some(endpoint) => ResponseFuture::unwatched(connect(endpoint, request)),
+        match all.iter().filter(|endpoint| !endpoint.is_forced()).nth(turn % left.max(1)) {
+            Some(endpoint) => {
+                excuse(permit, &all, endpoint);
+                ResponseFuture::unwatched(connect(endpoint, request))
+            }
             None => {
                 let endpoint = &all[turn % all.len()];
                 let layer = endpoint.ejection.shared(request.uri().path());
                 layer.call(request, |request| connect(endpoint, request))
             }
         }
+    }
+}
+
+impl Endpoint {
+    /// Whether it is passed over.
+    fn is_out(&self) -> bool {
+        self.ejection.breaker().refuses_now()
+    }
+
+    /// Whether an operator keeps calls away from it.
+    fn is_forced(&self) -> bool {
+        self.ejection.breaker().is_forced_open()
+    }
+
+    /// Whether it may answer: it is not known to be out, or is asked just now.
+    fn may_answer(&self) -> bool {
+        let breaker = self.ejection.breaker();
+        !self.is_forced() && (breaker.state() == State::HalfOpen || !breaker.refuses_now())
+    }
+}
+
+/// Keeps what is asked of an address that is not in from counting against the peer: calls go to others. The peer's own probes look for
+/// one that answers, and so fail by none while another is left to ask.
+fn excuse<B: Deref<Target = Breaker>>(permit: &mut Permit<B>, all: &[Endpoint], called: &Endpoint) {
+    let probes = permit.is_probe();
+    let well = |other: &Endpoint| if probes { other.may_answer() } else { other.ejection.breaker().trusts() };
+    if !called.ejection.breaker().trusts() && all.iter().any(|other| !ptr::eq(other, called) && well(other)) {
+        permit.excuse();
     }
 }
 
@@ -140,20 +166,6 @@ impl fmt::Debug for Endpoints {
     }
 }
 
-impl Service<Request<Body>> for Endpoints {
-    type Response = Response<CircuitBody<Body>>;
-    type Error = BoxError;
-    type Future = EndpointFuture;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> EndpointFuture {
-        self.pick(request)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io, time::Duration};
@@ -166,7 +178,7 @@ mod tests {
     use tonic::transport::{self, Server};
 
     use super::*;
-    use crate::breaker::{Breaker, BreakerLayer, Class, Registry, State, TokioClock, service::BreakerService};
+    use crate::breaker::{BreakerLayer, Class, Config, Registry, TokioClock, service::BreakerService};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -197,11 +209,13 @@ mod tests {
         }
     }
 
-    async fn call(endpoints: &mut Endpoints) {
+    async fn call(endpoints: &Endpoints) {
+        let peer = Breaker::new("peer", Config::default());
         let path = "/breaker.v1.BreakerQueryService/ListBreakers";
         let body = http_body_util::Full::new(bytes::Bytes::from_static(b"\0\0\0\0\0"));
         let request = Request::post(path).body(Body::new(body)).expect("a request");
-        if let Ok(answer) = endpoints.call(request).await {
+        let mut permit = peer.admit().expect("closed");
+        if let Ok(answer) = endpoints.call(request, &mut permit).await {
             drop(http_body_util::BodyExt::collect(answer.into_body()).await);
         }
     }
@@ -210,13 +224,13 @@ mod tests {
     async fn an_address_is_back_though_a_connection_to_it_was_left_before_it_came_about() {
         let (away, well) = (endpoint(1), endpoint(0));
         let ejection = Arc::clone(away.ejection.breaker());
-        let mut endpoints = Endpoints::new(vec![away, well]);
+        let endpoints = Endpoints::new(vec![away, well]);
         // Its caller waits for less than connecting takes.
-        timeout(SECOND / 2, call(&mut endpoints)).await.expect_err("nobody answers");
+        timeout(SECOND / 2, call(&endpoints)).await.expect_err("nobody answers");
         (0..3).for_each(|_| ejection.admit().expect("closed").finish(Class::Failure));
         sleep(6 * SECOND).await;
         for _ in 0..4 {
-            call(&mut endpoints).await;
+            call(&endpoints).await;
         }
         assert_eq!((ejection.state(), ejection.snapshot().totals.opened), (State::Closed, 1));
     }

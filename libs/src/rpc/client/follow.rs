@@ -135,7 +135,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::breaker::{Class, Override, Registry};
+    use crate::breaker::{Breaker, Class, Config, Override, Registry};
 
     type Answer = io::Result<Vec<SocketAddr>>;
 
@@ -257,13 +257,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_that_is_out_has_the_name_looked_up_soon() {
         let answer = Arc::new(Mutex::new(Some(vec![1, 2])));
-        let (mut endpoints, registry) = followed(&answer);
+        let (endpoints, registry) = followed(&answer);
         assert_eq!(after(2 * SOON, &endpoints).await, "[10.0.0.1:1, 10.0.0.2:1]");
         let first = registry.get("pod/10.0.0.1:1").expect("shown");
         (0..3).for_each(|_| first.admit().expect("closed").finish(Class::Failure));
         *answer.lock() = Some(vec![2, 3]);
         // It is found out when a call is to go somewhere, and what has not opened yet is told before it is next asked.
-        drop(tower::Service::call(&mut endpoints, http::Request::default()));
+        let peer = Breaker::new("pod", Config::default());
+        drop(endpoints.call(http::Request::default(), &mut peer.admit().expect("closed")));
         assert_eq!(after(2 * SOON, &endpoints).await, "[10.0.0.2:1, 10.0.0.3:1]");
     }
 }

@@ -16,6 +16,7 @@ mod bulkhead;
 mod cut_off;
 mod endpoints;
 mod follow;
+mod guarded;
 mod http_status;
 mod measured;
 mod options;

@@ -10,14 +10,14 @@ use std::{
 use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::Status;
-use tower::{Layer as _, Service};
+use tower::Service;
 
 use super::{
     Measured, OnRequest, PeerOptions, Retry, TimeoutBody, TimeoutFuture, attempts::Attempts, bulkhead::Bulkhead,
-    endpoints::Endpoints,
+    endpoints::Endpoints, guarded::Guarded,
 };
 use crate::{
-    breaker::{Breaker, BreakerLayer, Circuit, Methods, layer::CircuitBody},
+    breaker::{Breaker, BreakerLayer, Methods, layer::CircuitBody},
     rpc::deadline::{self, GRPC_TIMEOUT, format_grpc_timeout, grpc_timeout},
     telemetry::ClientMetrics,
 };
@@ -36,7 +36,7 @@ pub type PeerFuture = Measured<TimeoutFuture<Attempts>>;
 #[derive(Clone)]
 pub struct Peer {
     name: Arc<str>,
-    circuit: Circuit<Endpoints>,
+    circuit: Guarded,
     methods: Option<Methods>,
     bulkhead: Option<Bulkhead>,
     retry: Option<Arc<Retry>>,
@@ -58,7 +58,7 @@ impl Peer {
     ) -> Self {
         let name: Arc<str> = name.into();
         Self {
-            circuit: layer.layer(endpoints),
+            circuit: Guarded::new(layer.clone(), endpoints),
             methods,
             bulkhead: options.most_calls.map(|calls| Bulkhead::new(Arc::clone(&name), calls)),
             retry: options.retry.as_ref().map(|retry| Arc::new(retry.of_its_own())),
