@@ -82,6 +82,25 @@ async fn a_peer_that_is_well_again_is_called_though_some_of_its_addresses_stay_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn addresses_that_are_dead_take_no_calls_from_the_one_that_is_well() {
+    let stopped = stop_the_clock();
+    let pods = Pods::serve(2, 1).await;
+    let peer = peer_at(&pods.uris, &patient(PeerOptions::saga()));
+    // Three for each that is dead.
+    assert_eq!(failures(&peer, 200).await, 6);
+    assert_eq!(peer.breaker().state(), State::Closed);
+    // A minute's calls: each of the two is asked now and then whether it is back.
+    let mut failed = 0;
+    for _ in 0..600 {
+        advance(100 * MS).await;
+        failed += failures(&peer, 1).await;
+    }
+    assert!((4..=20).contains(&failed), "{failed}");
+    assert_eq!(peer.breaker().snapshot().totals.opened, 0);
+    drop(stopped);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_none_of_whose_addresses_answers_is_left_alone_again_after_a_few_probes() {
     let stopped = stop_the_clock();
     for dead in [2, 3, 20] {

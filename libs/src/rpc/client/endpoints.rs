@@ -44,10 +44,6 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoints {
-    /// With more of the addresses than this out, in per cent, being out means nothing: the fault is not theirs alone, and
-    /// those left must not take all the load.
-    const PANIC: usize = 50;
-
     pub(super) fn new(all: Vec<Endpoint>) -> Self {
         Self(Arc::new(Shared { all: RwLock::new(all.into()), next: AtomicUsize::new(0), doubts: Notify::new() }))
     }
@@ -74,20 +70,13 @@ impl Endpoints {
         if let [only] = &*all {
             return ResponseFuture::unwatched(connect(only, request));
         }
-        let (mut out, mut forced) = (0, 0);
-        for endpoint in all.iter().filter(|endpoint| endpoint.is_out()) {
-            if endpoint.is_forced() { forced += 1 } else { out += 1 }
-        }
-        if out > 0 {
+        if all.iter().any(|endpoint| endpoint.is_out() && !endpoint.is_forced()) {
             self.0.doubts.notify_one();
         }
-        // Of those that an operator leaves.
-        let left = all.len() - forced;
-        let panic = out * 100 > left * Self::PANIC;
         let mut request = Some(request);
         for step in 0..all.len() {
             let endpoint = &all[turn.wrapping_add(step) % all.len()];
-            if panic || endpoint.is_out() {
+            if endpoint.is_out() {
                 continue;
             }
             let layer = request.as_ref().map(|request| endpoint.ejection.shared(request.uri().path()));
@@ -98,8 +87,9 @@ impl Endpoints {
             }
         }
         let request = request.unwrap_or_default();
-        // Nobody is in, or too few are: everybody takes part who may.
-        match all.iter().filter(|endpoint| !endpoint.is_forced()).nth(turn % left.max(1)) {
+        // Nobody is in: everybody takes part who may.
+        let left = all.iter().filter(|endpoint| !endpoint.is_forced());
+        match left.clone().nth(turn % left.count().max(1)) {
             Some(endpoint) => {
                 excuse(permit, &all, endpoint);
                 ResponseFuture::unwatched(connect(endpoint, request))
