@@ -101,6 +101,17 @@ async fn addresses_that_are_dead_take_no_calls_from_the_one_that_is_well() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_others_share_what_an_address_that_is_out_would_have_taken() {
+    let stopped = stop_the_clock();
+    let pods = Pods::serve(1, 2).await;
+    let peer = peer_at(&pods.uris, &patient(PeerOptions::saga()));
+    assert_eq!(failures(&peer, 300).await, 3);
+    let [one, other] = [0, 1].map(|at: usize| pods.live[at].calls.load(Ordering::SeqCst));
+    assert!(one.abs_diff(other) < 15, "{one} and {other}");
+    drop(stopped);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_none_of_whose_addresses_answers_is_left_alone_again_after_a_few_probes() {
     let stopped = stop_the_clock();
     for dead in [2, 3, 20] {

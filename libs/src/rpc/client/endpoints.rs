@@ -74,11 +74,7 @@ impl Endpoints {
             self.0.doubts.notify_one();
         }
         let mut request = Some(request);
-        for step in 0..all.len() {
-            let endpoint = &all[turn.wrapping_add(step) % all.len()];
-            if endpoint.is_out() {
-                continue;
-            }
+        for endpoint in in_turn(&all, turn, |endpoint| !endpoint.is_out()) {
             let layer = request.as_ref().map(|request| endpoint.ejection.shared(request.uri().path()));
             let call = layer.and_then(|layer| layer.try_call(&mut request, |request| connect(endpoint, request)));
             if let Some(call) = call {
@@ -88,8 +84,7 @@ impl Endpoints {
         }
         let request = request.unwrap_or_default();
         // Nobody is in: everybody takes part who may.
-        let left = all.iter().filter(|endpoint| !endpoint.is_forced());
-        match left.clone().nth(turn % left.count().max(1)) {
+        match in_turn(&all, turn, |endpoint| !endpoint.is_forced()).next() {
             Some(endpoint) => {
                 excuse(permit, &all, endpoint);
                 ResponseFuture::unwatched(connect(endpoint, request))
@@ -119,6 +114,17 @@ impl Endpoint {
         let breaker = self.ejection.breaker();
         !self.is_forced() && (breaker.state() == State::HalfOpen || !breaker.refuses_now())
     }
+}
+
+/// Those of the addresses, each once, of which the one whose turn it is comes first.
+fn in_turn<'a>(
+    all: &'a [Endpoint],
+    turn: usize,
+    those: impl Fn(&Endpoint) -> bool + Clone + 'a,
+) -> impl Iterator<Item = &'a Endpoint> {
+    let those = all.iter().filter(move |endpoint| those(endpoint));
+    let count = those.clone().count();
+    those.cycle().skip(turn % count.max(1)).take(count)
 }
 
 /// Keeps what is asked of an address that is not in from counting against the peer: calls go to others. The peer's own probes look for
