@@ -82,6 +82,25 @@ async fn a_peer_that_is_well_again_is_called_though_some_of_its_addresses_stay_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_is_probed_asks_its_addresses_however_long_they_were_to_rest() {
+    let stopped = stop_the_clock();
+    for (dead, live) in [(1, 1), (2, 1)] {
+        let pods = Pods::serve(dead, live).await;
+        pods.set(Code::Unavailable as i32);
+        let ejection = resting(60 * SECOND).consecutive_failures(3).probes(2, 1).build().unwrap();
+        let options = PeerOptions::saga().breaker(resting(5 * SECOND).build().unwrap()).ejection(ejection);
+        let peer = peer_at(&pods.uris, &patient(options));
+        failures(&peer, 40).await;
+        pods.set(0);
+        advance(5 * SECOND).await;
+        let failed = failures(&peer, 20).await;
+        let opened = peer.breaker().snapshot().totals.opened;
+        assert_eq!((peer.breaker().state(), opened), (State::Closed, 1), "{dead} dead: {failed} failed");
+    }
+    drop(stopped);
+}
+
+#[tokio::test(start_paused = true)]
 async fn addresses_that_are_dead_take_no_calls_from_the_one_that_is_well() {
     let stopped = stop_the_clock();
     let pods = Pods::serve(2, 1).await;

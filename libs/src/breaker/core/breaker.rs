@@ -252,6 +252,14 @@ impl Breaker {
         self.announce(transition);
     }
 
+    /// Ends an open circuit's rest: who asks next is its probe. For whoever knows that it is time, though the breaker can't.
+    pub fn end_rest(&self) {
+        let _cold = lock(&self.cold);
+        if self.word().state() == State::Open {
+            self.hot.open_until.store(self.clock.now(), SeqCst);
+        }
+    }
+
     /// Whether forgetting it would lose nothing but its totals: it is closed by itself, its window is empty, no earlier trip is remembered
     /// and it goes by the rules that it was made with. A count window is as full as it was however long nobody calls, so only a time
     /// window empties; and where failures in a row open the circuit, its last call did not fail.

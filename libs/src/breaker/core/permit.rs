@@ -179,6 +179,11 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         self.ticket.overslept(self.breaker.clock.now())
     }
 
+    /// The breaker's generation in which the call left.
+    pub const fn generation(&self) -> u32 {
+        self.ticket.generation
+    }
+
     /// For how long the call has been under way, if it is timed.
     pub fn elapsed(&self) -> Option<Duration> {
         (self.ticket.started != NEVER)

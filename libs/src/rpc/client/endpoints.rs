@@ -6,7 +6,7 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Endpoints(Arc<Shared>);
 pub(super) struct Shared {
     all: RwLock<Arc<[Endpoint]>>,
     next: AtomicUsize,
+    /// The generation of the peer's half-open circuit for which addresses were last woken.
+    woken: AtomicU32,
     /// Told when an address is out: it may be gone, and others come.
     doubts: Notify,
 }
@@ -45,7 +47,12 @@ pub(super) struct Endpoint {
 
 impl Endpoints {
     pub(super) fn new(all: Vec<Endpoint>) -> Self {
-        Self(Arc::new(Shared { all: RwLock::new(all.into()), next: AtomicUsize::new(0), doubts: Notify::new() }))
+        Self(Arc::new(Shared {
+            all: RwLock::new(all.into()),
+            next: AtomicUsize::new(0),
+            woken: AtomicU32::new(0),
+            doubts: Notify::new(),
+        }))
     }
 
     /// What they share, for whoever keeps the addresses current.
@@ -72,6 +79,9 @@ impl Endpoints {
         }
         if all.iter().any(|endpoint| endpoint.is_out() && !endpoint.is_forced()) {
             self.0.doubts.notify_one();
+        }
+        if permit.is_probe() {
+            self.0.wake(&all, permit.generation());
         }
         let mut request = Some(request);
         for endpoint in in_turn(&all, turn, |endpoint| !endpoint.is_out()) {
@@ -138,6 +148,15 @@ fn excuse<B: Deref<Target = Breaker>>(permit: &mut Permit<B>, all: &[Endpoint], 
 }
 
 impl Shared {
+    /// Ends the rest of all addresses as the peer's circuit lets its probes out, if none is in: while it was open nobody asked them, and
+    /// its probes would find the one that is well by chance only.
+    fn wake(&self, all: &[Endpoint], generation: u32) {
+        let first = self.woken.swap(generation, Ordering::Relaxed) != generation;
+        if first && !all.iter().any(|endpoint| endpoint.ejection.breaker().trusts()) {
+            all.iter().for_each(|endpoint| endpoint.ejection.breaker().end_rest());
+        }
+    }
+
     /// The addresses as they are now.
     pub(super) fn all(&self) -> Arc<[Endpoint]> {
         Arc::clone(&self.all.read())
