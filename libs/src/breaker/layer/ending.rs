@@ -50,7 +50,9 @@ pub(super) fn by_code(watch: Watch, code: Code, headers: &HeaderMap) {
 #[cold]
 fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
     if was_refused_on_the_way(code, headers) {
-        return watch.finish(Class::Neutral);
+        // Those are the peer's own words: asked whether it is there, it has answered.
+        let class = if watch.is_probe() { Class::Success } else { Class::Neutral };
+        return watch.finish(class);
     }
     match rules(&watch).judged(|| whole_status(headers)) {
         Some(class) => finish_as(watch, class, || pause(headers)),
