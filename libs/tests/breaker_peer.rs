@@ -67,6 +67,31 @@ async fn a_method_that_fails_can_be_left_alone_by_itself() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_forced_open_is_not_called_whatever_breakers_its_methods_have() {
+    let moody = Moody::serve().await;
+    let peer = peer_at(&moody.uri, &eager().breaker_per_method(10));
+    list(&peer).await.unwrap();
+    peer.breaker().set_override(libs::breaker::Override::ForcedOpen);
+    let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert_eq!((&*refused.breaker, refused.reason), ("moody", Reason::ForcedOpen));
+    peer.breaker().set_override(libs::breaker::Override::None);
+    list(&peer).await.unwrap();
+    assert_eq!(moody.calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_method_that_is_met_later_goes_by_the_rules_that_its_peer_was_told() {
+    let moody = Moody::serve().await;
+    moody.set(Code::Internal as i32);
+    let peer = peer_at(&moody.uri, &eager().breaker_per_method(10));
+    let one = Config::builder().consecutive_failures(1).open_for(PATIENCE, 1, PATIENCE).build().unwrap();
+    peer.breaker().reconfigure(one).unwrap();
+    assert_eq!(list(&peer).await.unwrap_err().code(), Code::Internal);
+    let refused = CircuitOpen::from_status(&list(&peer).await.unwrap_err()).unwrap();
+    assert_eq!(&*refused.breaker, "moody/breaker.v1.BreakerQueryService/ListBreakers");
+}
+
+#[tokio::test]
 async fn a_stream_that_is_to_last_is_judged_apart_from_calls() {
     let moody = Moody::serve().await;
     let registry = Registry::new();

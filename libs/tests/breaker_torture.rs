@@ -249,7 +249,7 @@ fn t12_what_is_forgotten_is_never_what_fails() {
     let registry = Registry::with_clock(clock.clone());
     let config = quick().time_window(SECOND * 10, 10).build().expect("makes sense");
     let shared = BreakerLayer::new(registry.breaker("peer", &config));
-    let methods = Methods::new(registry.clone(), shared, config, 4, []);
+    let methods = Methods::new(registry.clone(), shared, 4, []);
     let call = |path: &str, class: Class| {
         let layer = methods.layer(path);
         layer.breaker().admit().expect("closed").finish(class);
@@ -289,7 +289,7 @@ fn t12_a_method_whose_last_call_failed_is_forgotten_unless_failures_in_a_row_are
         let registry = Registry::with_clock(clock.clone());
         let config = rules.build().expect("makes sense");
         let shared = BreakerLayer::new(registry.breaker("peer", &config));
-        let methods = Methods::new(registry.clone(), shared, config, 1, []);
+        let methods = Methods::new(registry.clone(), shared, 1, []);
         methods.layer("/A").breaker().admit().expect("closed").finish(Class::Failure);
         assert_eq!(&**methods.layer("/B").breaker().name(), "peer", "its window is not empty");
         clock.advance(SECOND * 11);

@@ -5,18 +5,18 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use parking_lot::RwLock;
 
 use super::{BreakerLayer, service::is_held};
-use crate::breaker::{Breaker, Classes, Config, Registry};
+use crate::breaker::{Breaker, Classes, Registry};
 
 /// The breakers of a peer's methods, at most so many. Cheap to clone.
 ///
 /// A method gets its breaker when it is first called, under the name `PEER/package.Service/Method`. When there are as many as
-/// there may be, those that are idle are forgotten; if none is, a new method shares the peer's breaker.
+/// there may be, those that are idle are forgotten; if none is, a new method shares the peer's breaker. Each is told at first what the
+/// peer's own is told by then. While that one is forced open it refuses for all of them.
 #[derive(Clone)]
 pub struct Methods(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
-    config: Config,
     /// For methods that are judged otherwise, at the peer's own breaker.
     special: HashMap<Box<str>, (Classes, BreakerLayer)>,
     /// What the names of the methods' breakers begin with.
@@ -33,20 +33,19 @@ impl Methods {
     pub fn new(
         registry: Registry,
         shared: BreakerLayer,
-        config: Config,
         most: usize,
         classes: impl IntoIterator<Item = (Box<str>, Classes)>,
     ) -> Self {
         let prefix = format!("{}/", shared.breaker().name());
         let special = |(path, classes)| (path, (classes, shared.clone().classes(classes)));
         let special = classes.into_iter().map(special).collect();
-        Self(Arc::new(Inner { registry, config, special, prefix, shared, most, known: RwLock::default() }))
+        Self(Arc::new(Inner { registry, special, prefix, shared, most, known: RwLock::default() }))
     }
 
     /// The layer of the method at this path, such as `/inventory.v1.InventoryQueryService/GetStock`.
     #[must_use]
     pub fn layer(&self, path: &str) -> BreakerLayer {
-        if self.0.most == 0 {
+        if self.0.most == 0 || self.breaker().is_forced_open() {
             return self.shared(path).clone();
         }
         if let Some(layer) = self.0.known.read().get(path) {
@@ -70,7 +69,7 @@ impl Methods {
 
     #[cold]
     fn meet(&self, path: &str) -> BreakerLayer {
-        let Inner { registry, config, special, prefix, shared, most, known } = &*self.0;
+        let Inner { registry, special, prefix, shared, most, known } = &*self.0;
         let mut known = known.write();
         if let Some(layer) = known.get(path) {
             return layer.clone();
@@ -84,7 +83,7 @@ impl Methods {
             return self.shared(path).clone();
         }
         let name = format!("{prefix}{}", path.trim_start_matches('/'));
-        let layer = shared.on(registry.breaker(&name, config));
+        let layer = shared.on(registry.breaker(&name, &shared.breaker().config()));
         let layer = match special.get(path) {
             Some((classes, _)) => layer.classes(*classes),
             None => layer,

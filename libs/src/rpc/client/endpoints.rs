@@ -215,12 +215,12 @@ mod tests {
         });
         let transport = transport::Endpoint::from_static("http://pod:1").connect_timeout(2 * SECOND);
         let config = super::super::PeerOptions::saga().ejection;
-        let breaker = Breaker::with_clock("pod", config.clone(), Arc::new(TokioClock::new()));
+        let breaker = Breaker::with_clock("pod", config, Arc::new(TokioClock::new()));
         let layer = BreakerLayer::new(Arc::new(breaker));
         Endpoint {
             place: Place::typed("http://pod:1".parse().expect("a URI")),
             channel: transport.connect_with_connector_lazy(connector),
-            ejection: Methods::new(Registry::new(), layer, config, 0, []),
+            ejection: Methods::new(Registry::new(), layer, 0, []),
         }
     }
 

@@ -102,9 +102,9 @@ impl PeerOptions {
         self
     }
 
-    /// Gives each method a breaker of its own, configured as the peer's. There are at most so many: for one more,
-    /// those that are idle are forgotten; where none is, the new method shares the peer's. For peers whose methods fail apart, such
-    /// as one that needs a database the others don't.
+    /// Gives each method a breaker of its own, configured as the peer's is when the method is first called; while the peer's is forced open,
+    /// no method is called. There are at most so many: for one more, those that are idle are forgotten; where none is, the new method
+    /// shares the peer's. For peers whose methods fail apart, such as one that needs a database the others don't.
     pub fn breaker_per_method(mut self, most: usize) -> Self {
         self.methods = Some(most);
         self

@@ -76,7 +76,8 @@ impl Peer {
         &self.name
     }
 
-    /// Its breaker: that of all its methods, unless they have their own.
+    /// Its breaker: that of all its methods, unless they have their own. Forced open, it refuses for those as well, and its rules are those
+    /// that a method's breaker begins with; a reset and other overrides are for methods without.
     #[must_use]
     pub const fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker

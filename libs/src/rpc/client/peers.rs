@@ -181,7 +181,7 @@ impl Peers {
         let classes = options.method_classes.clone();
         let methods = (options.methods.is_some() || !classes.is_empty()).then(|| {
             let most = options.methods.unwrap_or(0);
-            Methods::new(self.registry.clone(), layer.clone(), options.breaker.clone(), most, classes)
+            Methods::new(self.registry.clone(), layer.clone(), most, classes)
         });
         Ok(Peer::new(name, endpoints, &layer, methods, options, self.on_request.clone(), self.metrics.clone()))
     }
@@ -215,7 +215,7 @@ impl Peers {
             Arc::new(Breaker::new(name, options.ejection.clone()))
         };
         let (layer, classes) = (options.judged(BreakerLayer::new(breaker)), options.method_classes.clone());
-        let ejection = Methods::new(self.registry.clone(), layer, options.ejection.clone(), 0, classes);
+        let ejection = Methods::new(self.registry.clone(), layer, 0, classes);
         Ok(Endpoint { place: place.clone(), channel, ejection })
     }
 
