@@ -2,13 +2,17 @@
 
 use std::{fmt, str::FromStr};
 
-/// NATS servers, read from `nats://HOST:PORT` or `tls://HOST:PORT`, several with commas between them.
+/// NATS servers, read from `nats://HOST:PORT` or `tls://HOST:PORT`, several with commas between them. Before a host may be the
+/// `USER:PASSWORD@` or the `TOKEN@` that it is reached by: of these whoever connects makes out what they are.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsUrl(String);
 
 /// Not `nats://…` or `tls://…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a broker is nats://HOST:PORT or tls://HOST:PORT, several with commas between them")]
+#[error(
+    "a broker is nats://HOST:PORT or tls://HOST:PORT, several with commas between them, each with the USER:PASSWORD@ it may ask for; a \
+     sign such as @ or / that is part of a password is %40 or %2F"
+)]
 pub struct WrongBroker;
 
 impl NatsUrl {

@@ -76,8 +76,9 @@ fn found_wrong(error: &BoxError) -> Option<String> {
         let typed = !matches!(error, PeerError::Undeclared { .. });
         return typed.then(|| format!("--peer: {error}"));
     }
-    if let Some(error @ (StartError::File { .. } | StartError::Tls(_))) = error.downcast_ref::<StartError>() {
-        return Some(error.to_string());
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        let is_wrong = matches!(error, StartError::File { .. } | StartError::Tls(_) | StartError::Broker(_));
+        return is_wrong.then(|| error.to_string());
     }
     let telemetry = error.downcast_ref::<TelemetryError>().filter(|error| error.is_wrong_variable());
     telemetry.map(ToString::to_string)
@@ -426,6 +427,12 @@ mod tests {
         assert!(found_wrong(&file.into()).is_some());
         let taken = StartError::Listen { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("taken") };
         assert!(found_wrong(&taken.into()).is_none(), "what is typed is right");
+    }
+
+    #[test]
+    fn what_is_no_broker_to_whoever_connects_is_a_wrong_flag() {
+        let line = found_wrong(&StartError::Broker("it has two passwords".into()).into()).expect("it is typed");
+        assert!(line.starts_with("--nats-url") && line.contains("two passwords"), "{line}");
     }
 
     #[test]

@@ -9,11 +9,12 @@ mod consumer;
 mod forms;
 mod relay;
 mod seen;
+mod servers;
 
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
-    ConnectOptions, Event as Connection, HeaderMap, HeaderValue, ServerAddr,
+    ConnectOptions, Event as Connection, HeaderMap, HeaderValue,
     header::NATS_MESSAGE_ID,
     jetstream::{self, ErrorCode, response::Response, stream},
 };
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::consumer::{Consumer, Durable};
 pub use self::relay::Relay;
-use self::{forms::Forms, seen::Seen};
+use self::{forms::Forms, seen::Seen, servers::Servers};
 use super::{Log, reasons::Recurring};
 
 /// For how long a stream keeps events, if it wasn't there: who comes later reads older ones from the service.
@@ -60,13 +61,14 @@ struct Found {
 }
 
 impl JetStream {
-    /// Connects to a list of servers with commas between them, as `name`. That none is there is no error: it goes on trying for as
-    /// long as it lives, and the log says why, once a reason. The authority to trust is read whenever it tries.
+    /// Connects to a list of servers with commas between them, as `name`. Before each host is the same `USER:PASSWORD@` or `TOKEN@`, or
+    /// nothing. That none is there, or lets nobody in so, is no error: it goes on trying for as long as it lives, and the log says why,
+    /// once a reason. The authority to trust is read whenever it tries.
     ///
     /// # Errors
     /// When the list can't be read.
     pub async fn connect(servers: &str, name: &str, authority: Option<PathBuf>) -> Result<Self, BrokerError> {
-        let servers = servers.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+        let servers = Servers::read(servers)?;
         let recurring = Arc::<Mutex<Recurring>>::default();
         let told = move |event| {
             tell(&recurring, event);
@@ -76,7 +78,7 @@ impl JetStream {
         if let Some(authority) = authority {
             options = options.add_root_certificates(authority);
         }
-        let client = options.connect(servers).await?;
+        let client = servers.let_in_by(options).connect(servers.addresses).await?;
         Ok(Self { context: jetstream::new(client), seen: Seen::default() })
     }
 
