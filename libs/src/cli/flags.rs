@@ -27,7 +27,8 @@ pub struct Serve {
     #[command(flatten)]
     pub store: Store,
 
-    /// NATS servers whose JetStream carries events between services, such as nats://localhost:4222. Without it services ask each other.
+    /// NATS servers whose JetStream carries events between services, such as nats://localhost:4222 or tls://USER:PASSWORD@HOST:4222.
+    /// Without it services ask each other.
     #[arg(long, env = "NATS_URL", value_name = "URL", hide_env_values = true)]
     pub nats_url: Option<NatsUrl>,
 

@@ -62,8 +62,8 @@ struct Found {
 
 impl JetStream {
     /// Connects to a list of servers with commas between them, as `name`. Before each host is the same `USER:PASSWORD@` or `TOKEN@`, or
-    /// nothing. That none is there, or lets nobody in so, is no error: it goes on trying for as long as it lives, and the log says why,
-    /// once a reason. The authority to trust is read whenever it tries.
+    /// nothing; and where one is `tls://` all are, and they alone are reached. That none is there, or lets nobody in so, is no error: it
+    /// goes on trying for as long as it lives, and the log says why, once a reason. The authority to trust is read whenever it tries.
     ///
     /// # Errors
     /// When the list can't be read.
@@ -78,7 +78,7 @@ impl JetStream {
         if let Some(authority) = authority {
             options = options.add_root_certificates(authority);
         }
-        let client = servers.let_in_by(options).connect(servers.addresses).await?;
+        let client = servers.reached_by(options).connect(servers.addresses).await?;
         Ok(Self { context: jetstream::new(client), seen: Seen::default() })
     }
 

@@ -9,6 +9,8 @@ use super::BrokerError;
 pub(super) struct Servers {
     /// Where they are, without what is secret: whoever connects writes them to the log.
     pub(super) addresses: Vec<ServerAddr>,
+    /// Whether all of them are to be reached by TLS; else none is.
+    by_tls: bool,
     entry: Entry,
 }
 
@@ -28,22 +30,33 @@ impl Servers {
     /// Reads a list with commas between its servers.
     ///
     /// # Errors
-    /// When one of them is no server, or what is before the hosts isn't the same: one that was told of another's password could use it.
+    /// When one of them is no server, or they aren't reached alike: one that is told another's password could use it, and what is reached in
+    /// plain text is told it before everybody on the way.
     pub(super) fn read(list: &str) -> Result<Self, BrokerError> {
         let (addresses, mut entries) = list.split(',').map(apart).collect::<Result<(Vec<_>, Vec<_>), _>>()?;
         let entry = entries.pop().unwrap_or(Entry::Nothing);
         if entries.iter().any(|other| *other != entry) {
             return Err("the user and password before each server of a list are to be the same".into());
         }
-        Ok(Self { addresses, entry })
+        let by_tls = addresses.iter().any(ServerAddr::tls_required);
+        if by_tls && !addresses.iter().all(ServerAddr::tls_required) {
+            return Err("one server of a list is tls://, so all are to be".into());
+        }
+        Ok(Self { addresses, by_tls, entry })
     }
 
-    /// Tells a client by what it is let in. It asks its options alone, not the addresses.
-    pub(super) fn let_in_by(&self, options: ConnectOptions) -> ConnectOptions {
-        match &self.entry {
+    /// Tells a client how they are reached: it looks for that in its options, and not in each address.
+    pub(super) fn reached_by(&self, options: ConnectOptions) -> ConnectOptions {
+        let options = match &self.entry {
             Entry::Nothing => options,
             Entry::Token(token) => options.token(token.clone()),
             Entry::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
+        };
+        match self.by_tls {
+            // Where others of the cluster are, a server says before its TLS, so that anybody on the way may have said it; and those would be
+            // told the password in plain text.
+            true => options.require_tls(true).ignore_discovered_servers(),
+            false => options,
         }
     }
 }
