@@ -2,8 +2,9 @@
 //! started again, and given a disk that is full.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -51,6 +52,35 @@ impl Postgres {
         Self::set_up(Some(small))
     }
 
+    /// The same by TLS as well, with this certificate and key.
+    ///
+    /// # Errors
+    /// When it can't be set up or doesn't start.
+    pub fn start_with(certificate: &Path, key: &Path) -> anyhow::Result<Option<Self>> {
+        let Some(postgres) = Self::set_up(None)? else { return Ok(None) };
+        postgres.stop_at_once()?;
+        let data = postgres.data(None);
+        for (file, name) in [(certificate, "server.crt"), (key, "server.key")] {
+            fs::copy(file, data.join(name))?;
+            // A key that others may read it doesn't take.
+            fs::set_permissions(data.join(name), Permissions::from_mode(0o600))?;
+        }
+        let mut settings = fs::OpenOptions::new().append(true).open(data.join("postgresql.conf"))?;
+        writeln!(settings, "ssl = on")?;
+        postgres.give_away()?;
+        postgres.go_on()?;
+        Ok(Some(postgres))
+    }
+
+    /// Has the server own its files.
+    fn give_away(&self) -> anyhow::Result<()> {
+        if is_root() {
+            let owner = Command::new("chown").args(["-R", "postgres"]).arg(self.folder.path()).output()?;
+            ensure!(owner.status.success(), "chown: {}", String::from_utf8_lossy(&owner.stderr));
+        }
+        Ok(())
+    }
+
     #[expect(clippy::print_stderr, reason = "a test that is left out says why")]
     fn set_up(small: Option<Small>) -> anyhow::Result<Option<Self>> {
         let Some(bin) = std::env::var_os("TEST_POSTGRES_BIN") else {
@@ -75,10 +105,7 @@ impl Postgres {
             }
             postgres.mounted = true;
         }
-        if is_root() {
-            let owner = Command::new("chown").args(["-R", "postgres"]).arg(postgres.folder.path()).output()?;
-            ensure!(owner.status.success(), "chown: {}", String::from_utf8_lossy(&owner.stderr));
-        }
+        postgres.give_away()?;
         postgres.create(small)?;
         postgres.go_on()?;
         Ok(Some(postgres))

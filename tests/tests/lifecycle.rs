@@ -17,7 +17,7 @@ use proto::{
 };
 use tests::{Clients, Server, Shop, facts::Facts, invariants, program, refusal::Refused};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     time::{sleep, timeout},
 };
 use tonic::Code;
@@ -270,6 +270,34 @@ async fn a_server_that_waits_for_its_database_ends_with_0_when_asked_to() -> any
 }
 
 #[tokio::test]
+async fn a_server_of_postgres_that_need_not_prove_who_it_is_is_told_of_once() -> anyhow::Result<()> {
+    let shop = Shop::new()?;
+    // Nobody listens there. To whoever looks at the address that is some other machine.
+    let held = TcpSocket::new_v4()?;
+    held.bind("127.0.0.1:0".parse()?)?;
+    let port = held.local_addr()?.port();
+    for (word, address, told) in [
+        ("serve", format!("0.0.0.0:{port}/db"), 1),
+        ("migrate", format!("0.0.0.0:{port}/db?sslmode=require"), 1),
+        ("rebuild", format!("0.0.0.0:{port}/db?sslmode=verify-ca"), 1),
+        ("migrate", format!("0.0.0.0:{port}/db?sslmode=verify-full"), 0),
+        ("migrate", format!("0.0.0.0:{port}/db?sslmode=disable"), 0),
+        ("serve", format!("127.0.0.1:{port}/db"), 0),
+    ] {
+        let url = format!("postgres://me:secret@{address}");
+        let mut command = program::command("inventory", shop.folder())?;
+        command.arg(word).env("LISTEN", "127.0.0.1:0").env("DATABASE_URL", url);
+        let output = program::output(command).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{word} {address}: {said}");
+        let lines = said.lines().filter(|line| line.contains("WARN") && line.contains("verify-full"));
+        assert_eq!(lines.count(), told, "{word} {address}: {said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_one_line_and_exit_1() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
@@ -330,7 +358,7 @@ async fn wrong_flags_are_named_with_exit_2() -> anyhow::Result<()> {
 async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
     let shop = Shop::new()?;
     std::fs::write(shop.folder().join("empty.pem"), "")?;
-    let cases: [(&str, &str, &str); 26] = [
+    let cases: [(&str, &str, &str); 30] = [
         ("RUST_LOG", "a=b=c", "RUST_LOG"),
         ("RUST_LOG", "notalevel", "notalevel"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "no uri", "OTEL_"),
@@ -347,7 +375,11 @@ async fn wrong_values_are_one_line_and_exit_2() -> anyhow::Result<()> {
         ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=nope", "--database-url"),
         ("DATABASE_URL", "postgres://me:secret@host/db?ssl_mode=verify-full", "ssl_mode"),
         ("DATABASE_URL", "postgres://me@host/db?sslpassword=secret", "sslpassword"),
+        ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=allow", "sslmode=allow"),
+        ("DATABASE_URL", "postgres://me:secret@host/db?sslmode=require&sslrootcert=ca.pem", "verify-full"),
         ("DATABASE_URL", "sqlite:a.db?mode=rwc", "--database-url"),
+        ("NATS_URL", "nats://me:secret@a,nats://you:secret@b", "--nats-url"),
+        ("NATS_URL", "tls://me:secret@a,nats://me:secret@b", "--nats-url"),
         ("PEER", "inventory=http://localhost:5005l", "no number"),
         ("PEER", "inventory=http://me:secret@localhost:50051", "--peer"),
         ("PEER", "inventory=https://localhost:50051", "--tls-ca"),

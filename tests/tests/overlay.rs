@@ -86,24 +86,28 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) -> anyhow::Result<()> 
 
 #[tokio::test]
 async fn the_pods_of_production_serve_orders_together_and_are_probed_as_they_serve() -> anyhow::Result<()> {
-    let (Some(postgres), Some(broker)) = (Postgres::start()?, Broker::start()) else { return Ok(()) };
-    let all = Pods::of(&program::repository().join("k8s/overlays/production"))?;
     let folder = tempfile::tempdir()?;
     let (secrets, collector) = (Secrets::new(folder.path())?, Collector::start().await?);
+    let files: BTreeMap<_, _> = secrets.flags().collect();
+    let postgres = Postgres::start_with(files["--tls-cert"].as_ref(), files["--tls-key"].as_ref())?;
+    let (Some(postgres), Some(broker)) = (postgres, Broker::start()) else { return Ok(()) };
+    let all = Pods::of(&program::repository().join("k8s/overlays/production"))?;
     let mut places = vec![
         ("nats://nats:4222".to_owned(), broker.url()),
         ("http://otel-collector:4317".to_owned(), collector.uri().to_owned()),
     ];
-    for (flag, file) in secrets.flags() {
-        let key = match flag {
+    for (flag, file) in &files {
+        let key = match *flag {
             "--tls-cert" => "/tls/tls.crt",
             "--tls-key" => "/tls/tls.key",
             _ => "/tls/ca.crt",
         };
-        places.push((key.to_owned(), file));
+        places.push((key.to_owned(), file.clone()));
     }
     let mut servers = servers(&all, &folder, &secrets, places)?;
-    servers.values_mut().for_each(|server| server.keep_in(&postgres.url()));
+    // As the overlay's first lines have it.
+    let address = format!("{}?sslmode=verify-full&sslrootcert={}", postgres.url(), files["--tls-ca"]);
+    servers.values_mut().for_each(|server| server.keep_in(&address));
     try_join_all(servers.values_mut().map(Server::start)).await?;
     for pods in &all {
         let server = &servers[&pods.name];

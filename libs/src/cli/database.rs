@@ -1,6 +1,11 @@
 //! Where a service keeps its data, as an operator types it.
 
+#[cfg(feature = "journal")]
+use std::net::IpAddr;
 use std::{fmt, path::PathBuf, str::FromStr};
+
+#[cfg(feature = "journal")]
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// A database, read from `sqlite:PATH` or `postgres://…`.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,6 +31,26 @@ pub enum WrongUrl {
     /// A server that could never be reached.
     #[error("this postgres://… can't be used: {0}")]
     Server(String),
+}
+
+impl DatabaseUrl {
+    /// Warns of a server that may be anybody to whoever connects.
+    #[cfg(feature = "journal")]
+    pub(super) fn tell_of_too_little(&self) {
+        let Self::Postgres(url) = self else { return };
+        if let Some(sslmode) = too_little(url) {
+            tracing::warn!(
+                ?sslmode,
+                "PostgreSQL need not prove who it is: what is said may be read or answered by others, in plain text too unless TLS is \
+                 required. Write ?sslmode=verify-full&sslrootcert=FILE behind its address, or ?sslmode=disable where that is meant"
+            );
+        }
+    }
+
+    /// Without a journal nobody connects.
+    #[cfg(not(feature = "journal"))]
+    #[expect(clippy::unused_self, reason = "as with a journal")]
+    pub(super) const fn tell_of_too_little(&self) {}
 }
 
 impl FromStr for DatabaseUrl {
@@ -72,13 +97,23 @@ const KNOWN: [&str; 18] = [
     "options",
 ];
 
-/// Asks those who will connect whether they understand the address. What they say of it has no password in it.
+/// Those that name the authority a server's certificate is to be of.
 #[cfg(feature = "journal")]
-fn usable(url: &str) -> Result<(), WrongUrl> {
+const AUTHORITY: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+
+/// The names of an address's options.
+#[cfg(feature = "journal")]
+fn names(url: &str) -> impl Iterator<Item = &str> {
     let before_fragment = url.split('#').next().unwrap_or(url);
     let (_, options) = before_fragment.split_once('?').unwrap_or_default();
-    let names = options.split('&').filter(|option| !option.is_empty());
-    for name in names.map(|option| option.split('=').next().unwrap_or(option)) {
+    let options = options.split('&').filter(|option| !option.is_empty());
+    options.map(|option| option.split('=').next().unwrap_or(option))
+}
+
+/// Asks those who will connect whether they understand the address, and will do what it says. What they say of it has no password in it.
+#[cfg(feature = "journal")]
+fn usable(url: &str) -> Result<(), WrongUrl> {
+    for name in names(url) {
         let plain = name.to_ascii_lowercase().replace("%5b", "[").replace("%5d", "]");
         let of_session = plain.starts_with("options[") && plain.ends_with(']') && name.starts_with("options");
         if !of_session && !KNOWN.contains(&name) {
@@ -90,11 +125,35 @@ fn usable(url: &str) -> Result<(), WrongUrl> {
             }));
         }
     }
-    match url.parse::<sqlx::postgres::PgConnectOptions>() {
-        Ok(_) => Ok(()),
-        Err(sqlx::Error::Configuration(why)) => Err(WrongUrl::Server(why.to_string())),
-        Err(error) => Err(WrongUrl::Server(error.to_string())),
+    let reached = url.parse::<PgConnectOptions>().map_err(|error| match error {
+        sqlx::Error::Configuration(why) => WrongUrl::Server(why.to_string()),
+        error => WrongUrl::Server(error.to_string()),
+    })?;
+    match reached.get_ssl_mode() {
+        // libpq goes on to TLS where a server refuses plain text. This client doesn't.
+        PgSslMode::Allow => Err(WrongUrl::Server(
+            "with sslmode=allow there is never TLS: write sslmode=verify-full, or disable where none is meant"
+                .to_owned(),
+        )),
+        // To libpq that is verify-ca, or as good as that.
+        PgSslMode::Prefer | PgSslMode::Require if names(url).any(|name| AUTHORITY.contains(&name)) => {
+            Err(WrongUrl::Server("nobody looks at its sslrootcert: write sslmode=verify-full beside it".to_owned()))
+        }
+        _ => Ok(()),
     }
+}
+
+/// What is asked of a server elsewhere that need not prove who it is, though nobody said that this is meant.
+#[cfg(feature = "journal")]
+fn too_little(url: &str) -> Option<PgSslMode> {
+    let reached = url.parse::<PgConnectOptions>().ok()?;
+    let mode = reached.get_ssl_mode();
+    let is_said = matches!(mode, PgSslMode::VerifyFull | PgSslMode::Disable);
+    let host = reached.get_host();
+    let is_socket = reached.get_socket().is_some() || host.starts_with('/');
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let is_here = is_socket || host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    (!is_said && !is_here).then_some(mode)
 }
 
 /// Without a journal nobody connects.
@@ -155,9 +214,9 @@ mod tests {
     #[cfg(feature = "journal")]
     #[test]
     fn an_option_that_nobody_knows_is_refused_by_its_name() {
-        let all = "sslmode=require&sslrootcert=a&sslcert=b&sslkey=c&host=h&hostaddr=::1&port=1&user=u&password=p&dbname=d\
+        let all = "sslmode=verify-full&sslrootcert=a&sslcert=b&sslkey=c&host=h&hostaddr=::1&port=1&user=u&password=p&dbname=d\
              &application_name=n&statement-cache-capacity=9&options=-c%20a=b&options[a]=b&options%5Ba%5D=b&";
-        for right in ["", all, "ssl-mode=require&ssl-root-cert=a&ssl-ca=a&ssl-cert=b&ssl-key=c"] {
+        for right in ["", all, "ssl-mode=verify-ca&ssl-root-cert=a&ssl-ca=a&ssl-cert=b&ssl-key=c"] {
             let right = format!("postgres://me@host/db?{right}#sslpassword=x");
             assert!(matches!(right.parse(), Ok(DatabaseUrl::Postgres(_))), "{right}");
         }
@@ -174,6 +233,48 @@ mod tests {
             let error = format!("postgres://me:secret@host/db{options}").parse::<DatabaseUrl>().expect_err(options);
             let line = error.to_string();
             assert!(line.contains(says) && !line.contains("secret") && !line.contains('\n'), "{options}: {line}");
+        }
+    }
+
+    #[cfg(feature = "journal")]
+    #[test]
+    fn an_address_that_promises_more_than_it_holds_is_refused() {
+        let wrong = [
+            ("sslmode=allow", "disable"),
+            ("ssl-mode=ALLOW", "disable"),
+            ("sslmode=require&sslrootcert=ca.pem", "verify-full"),
+            ("ssl-ca=ca.pem&sslmode=require", "verify-full"),
+            ("sslmode=prefer&ssl-root-cert=ca.pem", "verify-full"),
+            ("sslrootcert=ca.pem", "verify-full"),
+        ];
+        for (options, says) in wrong {
+            let error = format!("postgres://me:secret@host/db?{options}").parse::<DatabaseUrl>().expect_err(options);
+            let line = error.to_string();
+            assert!(line.contains(says) && !line.contains("secret") && !line.contains('\n'), "{options}: {line}");
+        }
+        for right in ["verify-full&sslrootcert=ca.pem", "verify-ca&sslrootcert=ca.pem", "require", "prefer", "disable"]
+        {
+            let right = format!("postgres://me:secret@host/db?sslmode={right}");
+            assert!(matches!(right.parse(), Ok(DatabaseUrl::Postgres(_))), "{right}");
+        }
+    }
+
+    #[cfg(feature = "journal")]
+    #[test]
+    fn a_server_elsewhere_proves_who_it_is_or_is_told_of() {
+        let here = ["localhost", "127.0.0.1:5433", "127.3.2.1", "[::1]:5432", "%2Frun%2Fpostgresql"];
+        for url in here.map(|here| format!("postgres://me@{here}/db")) {
+            assert!(too_little(&url).is_none(), "{url}");
+        }
+        assert!(too_little("postgres:///db?host=/run").is_none());
+        assert!(too_little("postgres:///db?host=db").is_some());
+        let modes =
+            ["sslmode=prefer", "sslmode=require", "ssl-mode=verify-ca", "sslmode=verify-full", "sslmode=disable"];
+        for (mode, is_told) in modes.into_iter().zip([true, true, true, false, false]) {
+            for there in ["db", "10.0.0.1:5433", "[fd00::1]", "localhost.example"] {
+                let url = format!("postgres://me@{there}/db?{mode}");
+                assert_eq!(too_little(&url).is_some(), is_told, "{url}");
+            }
         }
     }
 

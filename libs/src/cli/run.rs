@@ -87,22 +87,28 @@ fn found_wrong(error: &BoxError) -> Option<String> {
 async fn execute<P: Program>(command: Command) -> Result<ExitCode, BoxError> {
     match command {
         Command::Serve(flags) => serve::<P>(&flags).await?,
-        Command::Migrate(store) => once::<P>("migrate", P::migrate(&store)).await?,
-        Command::Rebuild(store) => once::<P>("rebuild", P::rebuild(&store)).await?,
+        Command::Migrate(store) => once::<P>("migrate", &store, P::migrate(&store)).await?,
+        Command::Rebuild(store) => once::<P>("rebuild", &store, P::rebuild(&store)).await?,
         Command::Health(flags) => return health::ask(&flags).await,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Does what has an end of its own.
-async fn once<P: Program>(word: &str, work: impl Future<Output = Result<(), BoxError>>) -> Result<(), BoxError> {
+async fn once<P: Program>(
+    word: &str,
+    store: &Store,
+    work: impl Future<Output = Result<(), BoxError>>,
+) -> Result<(), BoxError> {
     let _telemetry = telemetry::init(P::NAME, P::VERSION, &telemetry::Args::default())?;
+    store.database_url.tell_of_too_little();
     unless_told_to_stop(word, work).await
 }
 
 async fn serve<P: Program>(flags: &Serve) -> Result<(), BoxError> {
     flags.check_peers(P::PEERS)?;
     let telemetry = telemetry::init(P::NAME, P::VERSION, &flags.telemetry)?;
+    flags.store.database_url.tell_of_too_little();
     let ended = serve_until::<P>(flags, super::shutdown()?).await;
     // Last of all, so that what the draining said goes out too; and whether or not it went well.
     telemetry.flush().await;
