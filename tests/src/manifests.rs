@@ -32,14 +32,7 @@ impl Pods {
     /// # Errors
     /// When it can't be rendered, or holds what nothing here stands for.
     pub fn of(overlay: &Path) -> anyhow::Result<Vec<Self>> {
-        let mut render = Command::new(program::tool("kubectl")?);
-        let mut rendering = render.arg("kustomize").arg(overlay).stdout(Stdio::piped()).spawn().context("kubectl")?;
-        let mut convert = Command::new(program::tool("python3")?);
-        convert.args(["-c", "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"]);
-        let output = convert.stdin(rendering.stdout.take().context("its output")?).output().context("python3")?;
-        ensure!(rendering.wait()?.success() && output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let documents: Vec<Value> = serde_json::from_slice(&output.stdout)?;
-        documents.iter().filter(|document| document["kind"] == "Deployment").map(Self::new).collect()
+        rendered(overlay)?.iter().filter(|document| document["kind"] == "Deployment").map(Self::new).collect()
     }
 
     fn new(deployment: &Value) -> anyhow::Result<Self> {
@@ -74,6 +67,20 @@ impl Pods {
         self.environment.push((text(&variable["name"])?, value));
         Ok(())
     }
+}
+
+/// All that an overlay's folder makes.
+///
+/// # Errors
+/// When it can't be rendered.
+pub fn rendered(overlay: &Path) -> anyhow::Result<Vec<Value>> {
+    let mut render = Command::new(program::tool("kubectl")?);
+    let mut rendering = render.arg("kustomize").arg(overlay).stdout(Stdio::piped()).spawn().context("kubectl")?;
+    let mut convert = Command::new(program::tool("python3")?);
+    convert.args(["-c", "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"]);
+    let output = convert.stdin(rendering.stdout.take().context("its output")?).output().context("python3")?;
+    ensure!(rendering.wait()?.success() && output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn text(value: &Value) -> anyhow::Result<String> {
