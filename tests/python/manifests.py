@@ -202,6 +202,21 @@ def admits(source, labels):
     return among and selector.get("matchLabels", {}).items() <= labels.items()
 
 
+def is_for(policy, deployment):
+    """Whether a NetworkPolicy says who may reach a Deployment's pods: all of them, so one of expressions is not."""
+    spec, selector = policy["spec"], policy["spec"]["podSelector"]
+    is_near = policy["metadata"].get("namespace") == deployment["metadata"].get("namespace")
+    is_of_ingress = "Ingress" in spec.get("policyTypes", ["Ingress"])
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    is_theirs = selector.get("matchLabels", {}).items() <= labels.items() and not selector.get("matchExpressions")
+    return is_near and is_of_ingress and is_theirs
+
+
+def is_anywhere(source):
+    """True of a NetworkPolicy's source that holds whoever there is, outside of the cluster too."""
+    return not source or source.get("ipBlock", {}).get("cidr", "").endswith("/0")
+
+
 def is_ours(host):
     """True of a name in the pods' own namespace; any other is somebody else's, whom no manifest here tells of."""
     labels = host.split(".")
@@ -244,12 +259,20 @@ for name, deployment in of_kind("Deployment").items():
     comes, deadline = starts + rests, spec.get("progressDeadlineSeconds", 600)
     expect(where, f"its update has not failed after {deadline} s, as a pod may take {comes} s to start and to rest", deadline > comes)
     expect(where, "has no rollingUpdate beside Recreate", strategy.get("type") != "Recreate" or not strategy.get("rollingUpdate"))
+    policies = of_kind("NetworkPolicy").values()
+    expect(where, "a NetworkPolicy says who may reach its pods", any(is_for(policy, deployment) for policy in policies))
 for name, service in of_kind("Service").items():
     check_service(f"Service {name}", service)
 for kind, selector in {"PodDisruptionBudget": "selector", "NetworkPolicy": "podSelector"}.items():
     for name, document in of_kind(kind).items():
         chosen = chosen_by(document["spec"][selector].get("matchLabels", {}))
         expect(f"{kind} {name}", "selects the pods of one Deployment", len(chosen) == 1)
+for name, policy in of_kind("NetworkPolicy").items():
+    for rule in policy["spec"].get("ingress") or []:
+        # What a rule leaves out it says of everybody, and of every port.
+        sources, ports = rule.get("from") or [{}], rule.get("ports") or [{}]
+        expect(f"NetworkPolicy {name}", "says of each rule from where, not anywhere", not any(map(is_anywhere, sources)))
+        expect(f"NetworkPolicy {name}", "says of each rule which port", all("port" in port for port in ports))
 for name, budget in of_kind("PodDisruptionBudget").items():
     always = budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow"
     expect(f"PodDisruptionBudget {name}", "holds no pod back that isn't ready", always)
