@@ -493,6 +493,39 @@ async fn two_tables_or_projections_of_one_name_are_refused_before_anything_is_ma
     assert!(refused.starts_with("two projections are named squeamish"), "{refused}");
 }
 
+/// As they are made by a umask that lets everybody read.
+#[tokio::test]
+async fn what_a_service_makes_only_its_user_may_read() {
+    let folder = TempDir::new().unwrap();
+    let made = folder.path().join("made/data");
+    let path = made.join("test.db");
+    let journal = Journal::open(&path, &[]).await.unwrap();
+    write(&journal, &["a"]).await;
+    let projections = Projections::new().with(Squeamish { mended: Arc::new(AtomicBool::new(true)) });
+    let views = Views::open(Location::from(&*path).views(), Log::open(&path).unwrap(), &projections).await.unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    let mut modes: Vec<_> = std::fs::read_dir(&made)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .map(|file| (file.file_name().unwrap().to_string_lossy().into_owned(), mode(&file)))
+        .collect();
+    modes.sort();
+    let all = ["test.db", "test.views.db"].map(|name| ["", "-shm", "-wal", ".lock"].map(|end| format!("{name}{end}")));
+    assert_eq!(modes, all.as_flattened().iter().map(|name| (name.clone(), 0o600)).collect::<Vec<_>>());
+    assert_eq!([mode(&made), mode(made.parent().unwrap())], [0o700; 2]);
+    drop((journal, views));
+
+    // What is there stays as somebody has made it.
+    let there = folder.path().join("there");
+    let path = there.join("test.db");
+    std::fs::create_dir(&there).unwrap();
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&there, Permissions::from_mode(0o750)).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let _journal = Journal::open(&path, &[]).await.unwrap();
+    assert_eq!([mode(&there), mode(&path), mode(&companion(&path, "-wal"))], [0o750, 0o640, 0o640]);
+}
+
 /// Somebody else may have left it where the views' lock is to be.
 #[tokio::test]
 async fn making_views_anew_changes_nothing_that_a_link_leads_to() {

@@ -1,9 +1,9 @@
 //! Opening SQLite so that what is committed stays: WAL, `synchronous=FULL`, both read back, one process a file.
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -171,8 +171,8 @@ impl Writer {
             Durability::Rebuildable => Setting { name: "synchronous", value: "NORMAL", read_back: "1" },
         };
         let failed = |source: Error| OpenError::Database { location: path.into(), source };
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-        let mut connection = connect(path, flags).map_err(failed)?;
+        make(path)?;
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
         let journal_mode = Setting { name: "journal_mode", value: "WAL", read_back: "wal" };
         for setting in [&journal_mode, &synchronous] {
             // SQLite takes an unknown or impossible setting for another one and says nothing, so ask.
@@ -282,6 +282,11 @@ const FIRST: &str = "PRAGMA cache_size = -4096;";
 /// the cache SQLite makes a file.
 const LAST: &str = "PRAGMA temp_store = MEMORY;";
 
+/// The mode of a file that is made here: nobody else's business is in it. One that is there keeps its own.
+const FILE: u32 = 0o600;
+/// The same of a folder.
+const FOLDER: u32 = 0o700;
+
 /// A setting that durability stands on.
 struct Setting {
     name: &'static str,
@@ -313,6 +318,17 @@ fn there(connection: &Connection) -> Result<There, Error> {
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?.to_lowercase(), row.get(1)?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Makes a database that isn't there, of nothing yet. SQLite would make it for whoever the umask lets read; what it makes beside a database
+/// has that one's mode.
+fn make(path: &Path) -> Result<(), OpenError> {
+    match File::options().write(true).create_new(true).mode(FILE).open(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(OpenError::File { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
@@ -450,9 +466,9 @@ pub fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = companion(&real(path), ".lock");
     let failed = |path: &Path, source| OpenError::File { path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
+        DirBuilder::new().recursive(true).mode(FOLDER).create(folder).map_err(|source| failed(folder, source))?;
     }
-    let options = File::options().create(true).truncate(false).write(true).clone();
+    let options = File::options().create(true).truncate(false).write(true).mode(FILE).clone();
     let file = itself(&options, &lock_path).map_err(|source| failed(&lock_path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
