@@ -238,7 +238,8 @@ impl App {
     /// in flight end, everything is put away.
     ///
     /// # Errors
-    /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone.
+    /// When a task fails. Then nothing is drained, unless it was being put away already: what it was needed for is gone. Calls in flight are
+    /// cut off.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
             name,
@@ -293,18 +294,24 @@ impl App {
             () = stop => Ok(()),
             failure = tasks.failed() => Err(failure),
         };
-        if let Err(failure) = accepted {
-            health.not_serving().await;
-            return Err(failure);
-        }
-
         drop(listener);
         let deadline = Instant::now() + limits.drain_timeout;
-        let drained = tokio::select! {
-            () = drain(name, &phase, &cut_off, connections, deadline) => Ok(()),
-            failure = tasks.failed() => Err(failure),
+        let ended = match accepted {
+            Ok(()) => tokio::select! {
+                () = drain(name, &phase, &cut_off, &mut connections, deadline) => Ok(()),
+                failure = tasks.failed() => Err(failure),
+            },
+            failed => failed,
         };
-        drained?;
+        if let Err(failure) = ended {
+            health.not_serving().await;
+            let (left, calls) = cut(&phase, &cut_off, &mut connections).await;
+            if calls > 0 {
+                let service = name;
+                tracing::warn!(service, connections = left, calls, "a task has failed: what was in flight was cut off");
+            }
+            return Err(failure);
+        }
         put_away(name, hooks, tasks, deadline).await
     }
 
@@ -342,20 +349,28 @@ async fn drain(
     service: &'static str,
     phase: &watch::Sender<Phase>,
     cut_off: &AtomicUsize,
-    mut connections: JoinSet<()>,
+    connections: &mut JoinSet<()>,
     deadline: Instant,
 ) {
-    let all_ended = async |connections: &mut JoinSet<()>| while connections.join_next().await.is_some() {};
     phase.send_replace(Phase::Draining);
-    if timeout_at(deadline, all_ended(&mut connections)).await.is_ok() {
+    if timeout_at(deadline, all_ended(connections)).await.is_ok() {
         return;
     }
+    let (left, calls) = cut(phase, cut_off, connections).await;
+    tracing::warn!(service, connections = left, calls, "what had not ended after --drain-timeout was cut off");
+}
+
+/// Cuts off whatever is in flight, and answers how many connections there were and how many calls on them.
+async fn cut(phase: &watch::Sender<Phase>, cut_off: &AtomicUsize, connections: &mut JoinSet<()>) -> (usize, usize) {
     let left = connections.len();
     phase.send_replace(Phase::Cut);
-    // A cut connection ends as soon as it is next polled.
-    let _ = timeout(Duration::from_secs(1), all_ended(&mut connections)).await;
-    let calls = cut_off.load(Relaxed);
-    tracing::warn!(service, connections = left, calls, "what had not ended after --drain-timeout was cut off");
+    // A cut connection ends as soon as it is next polled, and then its calls do.
+    let _ = timeout(Duration::from_secs(1), all_ended(connections)).await;
+    (left, cut_off.load(Relaxed))
+}
+
+async fn all_ended(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }
 
 async fn put_away(

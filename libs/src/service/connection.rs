@@ -129,22 +129,25 @@ impl Connections {
         let shed = shed.on(Arc::clone(&calls), methods.clone());
         let connection = Connection { service, client, calls: &calls, cut_off: &cut_off };
         let bounds = Bounds { age: jittered(max_age), grace, owed };
-        let mut server = server
-            // By TLS tonic has it within what it knows of that.
-            .layer(MapRequestLayer::new(with_tcp_info as fn(Request<Body>) -> Request<Body>))
-            // Outermost of what answers, so that whatever becomes of a call is seen.
-            .layer(ObserveLayer::new(service, metrics, methods, ending))
-            // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
-            .layer(CatchLayer::new(service))
-            .layer(headers)
-            // What finds no place costs neither a timer nor a surface.
-            .layer(shed)
-            // What is left of the time is the surface's.
-            .layer(DeadlineLayer::new(service, max_deadline))
-            .layer(guard)
-            // Innermost: it looks at what surfaces ask of the request.
-            .layer(MalformedLayer::new(service, max_request_bytes));
-        let server = server.add_routes(routes);
+        let server = {
+            let mut server = server
+                // By TLS tonic has it within what it knows of that.
+                .layer(MapRequestLayer::new(with_tcp_info as fn(Request<Body>) -> Request<Body>))
+                // Outermost of what answers, so that whatever becomes of a call is seen.
+                .layer(ObserveLayer::new(service, metrics, methods, ending))
+                // Outside the deadline, whose own answer cannot panic; inside what logs the INTERNAL it makes.
+                .layer(CatchLayer::new(service))
+                .layer(headers)
+                // What finds no place costs neither a timer nor a surface.
+                .layer(shed)
+                // What is left of the time is the surface's.
+                .layer(DeadlineLayer::new(service, max_deadline))
+                .layer(guard)
+                // Innermost: it looks at what surfaces ask of the request.
+                .layer(MalformedLayer::new(service, max_request_bytes));
+            // What tells calls of the end is then held by them alone.
+            server.add_routes(routes)
+        };
         let served = async {
             match entrance {
                 None => server.serve_with_incoming_shutdown(alone(socket, greet), left).await,
@@ -160,8 +163,10 @@ impl Connections {
                     tracing::debug!(%error, "connection failed");
                 }
             }
-            () = live(phase, cord, greeted, connection, leave, end, bounds) => {}
+            () = live(phase, cord, greeted, connection, leave, &end, bounds) => {}
         }
+        // Each call hears by itself that its connection is gone.
+        end.closed().await;
     }
 }
 
@@ -203,7 +208,7 @@ async fn live(
     greeted: oneshot::Receiver<()>,
     connection: Connection<'_>,
     leave: oneshot::Sender<()>,
-    ending: watch::Sender<Ending>,
+    ending: &watch::Sender<Ending>,
     bounds: Bounds,
 ) {
     let Cord { cut, gone } = cord;
@@ -227,7 +232,7 @@ async fn end(
     greeted: oneshot::Receiver<()>,
     Connection { calls, cut_off, .. }: Connection<'_>,
     leave: oneshot::Sender<()>,
-    ending: watch::Sender<Ending>,
+    ending: &watch::Sender<Ending>,
     Bounds { age, grace, .. }: Bounds,
 ) {
     let (mut is_old, mut is_draining) = (false, false);
@@ -305,7 +310,7 @@ mod tests {
         let connection = Connection { service: "tea", client, calls, cut_off };
         let (cord, bounds) = (Cord { cut, gone }, Bounds { age, grace: GRACE, owed: GRACE });
         tokio::select! {
-            () = live(phase, cord, greeted, connection, leave, ending, bounds) => {}
+            () = live(phase, cord, greeted, connection, leave, &ending, bounds) => {}
             _ = was_cut => {}
             () = sleep(4 * age) => {}
         }

@@ -430,6 +430,47 @@ async fn a_failed_task_ends_the_service() {
     assert_eq!(panicking.ended().await.expect_err("a task panicked").to_string(), "committer: panicked");
 }
 
+/// In one thread, so that its lines are kept: a task fails with a call in flight, once `until` has come.
+async fn a_call_that_a_failed_task_cuts_off_is_told(until: impl AsyncFnOnce(&mut Served)) {
+    let (lines, _keeping) = Lines::keep();
+    let (fail, failing) = tokio::sync::oneshot::channel::<()>();
+    let mut served = Served::start_with(&flags(), |app| {
+        app.task("committer", async {
+            let _ = failing.await;
+            Err::<(), _>("no space left")
+        });
+    })
+    .await;
+    let mut client = served.client();
+    let call = tokio::spawn(async move { client.get_stock(GetStockRequest { sku: "wait".to_owned() }).await });
+    served.shelf.waiting.acquire().await.expect("open").forget();
+    until(&mut served).await;
+    fail.send(()).expect("it runs");
+    assert_eq!(served.ended().await.expect_err("a task failed").to_string(), "committer: no space left");
+    let told = lines.that_say("InventoryQueryService/GetStock");
+    let says = ["WARN", "code=\"UNAVAILABLE\"", "cut off"];
+    assert!(told.len() == 1 && says.iter().all(|said| told[0].contains(said)), "{told:?}");
+    let told = lines.that_say("what was in flight was cut off");
+    let says = ["WARN", "service=\"shelf\"", "connections=1", "calls=1"];
+    assert!(told.len() == 1 && says.iter().all(|said| told[0].contains(said)), "{told:?}");
+    call.await.expect("no panic").expect_err("cut off");
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_a_task_fails_is_cut_off_and_that_is_told() {
+    a_call_that_a_failed_task_cuts_off_is_told(async |_| {}).await;
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_a_task_fails_in_the_midst_of_draining_is_cut_off_and_that_is_told() {
+    a_call_that_a_failed_task_cuts_off_is_told(async |served| {
+        served.drain();
+        // A refused connection is the sign that draining has begun.
+        soon(async { while health(served, "").await.is_ok() {} }).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_task_that_fails_while_all_is_put_away_is_told_of() {
     let (close, closed) = tokio::sync::oneshot::channel::<()>();

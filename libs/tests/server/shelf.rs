@@ -104,7 +104,7 @@ pub(crate) struct Served {
     pub(crate) shelf: Shelf,
     pub(crate) channel: Channel,
     pub(crate) address: std::net::SocketAddr,
-    stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
     ended: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -124,7 +124,7 @@ impl Served {
         let ended = tokio::spawn(app.run_until(async {
             let _ = stopped.await;
         }));
-        Self { shelf, channel, address, stop, ended }
+        Self { shelf, channel, address, stop: Some(stop), ended }
     }
 
     pub(crate) fn client(&self) -> InventoryQueryServiceClient<Channel> {
@@ -143,9 +143,14 @@ impl Served {
     }
 
     /// Tells the server to stop, and hands out its end.
-    pub(crate) fn stop(self) -> JoinHandle<Result<(), ServeError>> {
-        self.stop.send(()).expect("the server runs");
+    pub(crate) fn stop(mut self) -> JoinHandle<Result<(), ServeError>> {
+        self.drain();
         self.ended
+    }
+
+    /// Tells the server to stop.
+    pub(crate) fn drain(&mut self) {
+        self.stop.take().expect("told once").send(()).expect("the server runs");
     }
 
     /// Waits for a server that ends by itself.
