@@ -368,13 +368,17 @@ async fn who_reads_is_told_to_try_again_while_the_server_lets_nobody_in_or_has_n
         }
     };
     timeout(PATIENCE, ended).await.expect("its sessions end");
-    let why = unavailable(&read(&clerk).await.unwrap_err());
+    let error = read(&clerk).await.unwrap_err();
+    let why = unavailable(&error);
     assert!(why.contains("not permitted to log in"), "{why}");
+    assert!(error.mend().is_some_and(|mend| mend.contains("log in")), "nobody but a person mends it");
     session.execute(AssertSqlSafe(format!("DROP OWNED BY {role}; DROP ROLE {role}"))).await.unwrap();
 
     let (at, _) = schema.url.rsplit_once('/').unwrap();
-    let why = unavailable(&read(&reader(&schema, format!("{at}/{name}_gone"))).await.unwrap_err());
+    let error = read(&reader(&schema, format!("{at}/{name}_gone"))).await.unwrap_err();
+    let why = unavailable(&error);
     assert!(why.contains("does not exist"), "{why}");
+    assert!(error.mend().is_some_and(|mend| mend.contains("make that database")), "nor this");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! What is said of reads while PostgreSQL is out. Runs where `TEST_POSTGRES` names a server.
+//! What is said of reads while PostgreSQL is out, or denies them. Runs where `TEST_POSTGRES` names a server.
 #![cfg(feature = "saga")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -21,6 +21,7 @@ use lines::Lines;
 use proto::events::v1::{SubscribeRequest, event_service_server::EventService as _};
 use saga_world::place_order;
 use schema::{PATIENCE, Schema};
+use sqlx::AssertSqlSafe;
 use squeamish::{SEEN, Squeamish};
 use tokio::{
     io::copy_bidirectional,
@@ -110,4 +111,36 @@ async fn a_server_that_is_out_is_a_line_a_second_of_who_reads_and_nothing_is_cal
     for what in ["what=\"the log\"", "what=\"a saga\""] {
         assert!(told.iter().any(|line| line.contains(what)), "{what}: {told:?}");
     }
+}
+
+/// In one thread, so that its lines are kept.
+#[tokio::test]
+async fn a_right_that_was_taken_away_is_an_error_that_says_what_a_person_does() {
+    let Some(schema) = Schema::new() else { return };
+    let (lines, _keeping) = Lines::keep();
+    let (name, journal) = (&schema.name, schema.open().await);
+    let projections = Projections::new().with(Squeamish::default());
+    Views::make(&journal.location().views(), &projections).await.unwrap();
+    let role = format!("{name}_clerk");
+    let mut session = schema.connect().await;
+    let mut does = async |sql: String| sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut session).await.map(drop).unwrap();
+    does(format!(
+        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA {name} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {role}"
+    ))
+    .await;
+    // It is another's session that has the clerk's rights, so the clerk needs no password.
+    let and = if schema.url.contains('?') { '&' } else { '?' };
+    let url = format!("{}{and}options=-c%20role%3D{role}", schema.url);
+    let views = Location::Postgres { url, schema: name.clone() }.views();
+    let read = Views::open(views, Log::of(&journal), &projections).await.unwrap().read_side("test", Duration::ZERO);
+    read.document::<i64>(&SEEN, "a").await.unwrap();
+    does(format!("REVOKE SELECT ON seen FROM {role}")).await;
+    let refusal = read.document::<i64>(&SEEN, "a").await.unwrap_err();
+    assert_eq!((refusal.code, &*refusal.reason), (Code::Unavailable, "DATABASE_UNAVAILABLE"));
+    does(format!("GRANT SELECT ON seen TO {role}")).await;
+    read.document::<i64>(&SEEN, "a").await.expect("it goes on by itself");
+    does(format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    let told = lines.that_say("the database can't be read");
+    let says = ["ERROR", "what=\"seen\"", "permission denied", "reads=1", "grant"];
+    assert!(told.len() == 1 && says.iter().all(|said| told[0].contains(said)), "{told:?}");
 }

@@ -1,17 +1,29 @@
-//! Reads that come to nothing while their database can't do anything: they are told of together, beside the line of
-//! each call that is refused so.
+//! Reads that come to nothing while their database can't do anything: they are told of together, beside the line of each call that is
+//! refused so.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{mem, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::sql::Error;
 use crate::{refusal::Refusal, told::Told};
 
+/// An outage is over in which no read was refused for so long.
+const OVER: Duration = Duration::from_secs(5);
+
 /// The reads of one who answers by them.
 #[derive(Debug, Default)]
 pub(crate) struct RefusedReads {
-    /// Since that was told of.
-    reads: AtomicU64,
+    outage: Mutex<Outage>,
     told: Told,
+}
+
+#[derive(Debug, Default)]
+struct Outage {
+    /// Since that was told of.
+    reads: u64,
+    last: Option<Instant>,
 }
 
 impl RefusedReads {
@@ -21,22 +33,38 @@ impl RefusedReads {
         if !error.is_passing() {
             tell();
         } else if let Some(reads) = self.count() {
-            tracing::warn!(what, %error, reads, "the database can't be read now: who asks for what is in it is refused");
+            match error.mend() {
+                None => tracing::warn!(
+                    what,
+                    %error,
+                    reads,
+                    "the database can't be read now: who asks for what is in it is refused"
+                ),
+                Some(mend) => tracing::error!(
+                    what,
+                    %error,
+                    reads,
+                    "the database can't be read, and who asks for what is in it is refused: {mend}"
+                ),
+            }
         }
         error.refusal()
     }
 
-    /// Counts a read that is refused, and answers how many those are since that was told of, if it is to be told: it was not just now.
+    /// Counts a read that is refused. If it is to be told, for it was not just now, it answers how many those are since that was told of in
+    /// this outage.
     fn count(&self) -> Option<u64> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.told.is_due().then(|| self.reads.swap(0, Ordering::Relaxed))
+        let mut outage = self.outage.lock();
+        if outage.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= OVER) {
+            outage.reads = 0;
+        }
+        outage.reads += 1;
+        self.told.is_due().then(|| mem::take(&mut outage.reads))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -47,6 +75,18 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         let told: Vec<_> = (0..500).filter_map(|_| refused.count()).collect();
         assert_eq!(told, [500]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_told_of_without_the_reads_of_the_one_before() {
+        let refused = RefusedReads::default();
+        let told: Vec<_> = (0..500).filter_map(|_| refused.count()).collect();
+        assert_eq!(told, [1]);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let told: Vec<_> = (0..500).filter_map(|_| refused.count()).collect();
+        assert_eq!(told, [1]);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(refused.count(), Some(500), "it is the same one");
     }
 
     #[tokio::test]

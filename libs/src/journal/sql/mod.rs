@@ -289,6 +289,28 @@ impl Error {
         }
     }
 
+    /// What a person does about what [passes](Self::is_passing) only by one. None of what passes by itself, as far as its code tells.
+    #[must_use]
+    pub fn mend(&self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite(error) => match error.sqlite_error_code()? {
+                rusqlite::ErrorCode::SystemIoFailure => Some("see to the disk that it is on"),
+                rusqlite::ErrorCode::PermissionDenied => Some("give its files back to the user of this process"),
+                _ => None,
+            },
+            Self::Postgres(sqlx::Error::Database(said)) => match said.code()?.as_ref() {
+                "42501" => Some("grant this process's role what it is denied"),
+                code if code.starts_with("28") => {
+                    Some("let the role of --database-url log in, by its password and the server's pg_hba.conf")
+                }
+                code if code.starts_with("3D") => Some("make that database, or name another one in --database-url"),
+                code if code.starts_with("58") => Some("see to the server's disk and to its log"),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// True where a column was named that there isn't.
     #[cfg(feature = "cqrs")]
     pub(crate) fn is_unknown_column(&self) -> bool {
@@ -384,5 +406,13 @@ mod tests {
         for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_ERROR, ffi::SQLITE_NOTADB] {
             assert_eq!(&*refused(code).reason, "INTERNAL", "{code}");
         }
+    }
+
+    #[test]
+    fn what_a_disk_fails_at_is_a_persons_to_mend_and_what_others_hold_is_not() {
+        use rusqlite::ffi;
+        let mend = |code| Error::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).mend();
+        assert!(mend(ffi::SQLITE_IOERR_READ).is_some_and(|mend| mend.contains("the disk")));
+        assert_eq!([ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_CORRUPT].map(mend), [None; 3]);
     }
 }
