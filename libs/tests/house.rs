@@ -21,7 +21,7 @@ const FLOOR_PLAN: &[(&str, &[&str])] = &[
     ("rpc", &["refusal", "told", "breaker", "telemetry"]),
     ("cqrs", &["refusal", "time", "journal", "rpc", "telemetry"]),
     // Operators see sagas by a view and steer them by commands, made as every service's are. Nothing goes back.
-    ("saga", &["refusal", "time", "journal", "rpc", "breaker", "telemetry", "cqrs"]),
+    ("saga", &["refusal", "time", "told", "journal", "rpc", "breaker", "telemetry", "cqrs"]),
     ("testing", &["refusal", "time", "journal", "rpc", "cqrs"]),
     ("cli", &["breaker", "rpc", "telemetry", "service"]),
     ("service", &["refusal", "told", "journal", "rpc", "telemetry", "cqrs", "breaker", "cli"]),

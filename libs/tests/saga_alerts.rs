@@ -5,7 +5,7 @@
 mod lines;
 mod saga_world;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libs::{
     refusal::Refusal,
@@ -13,6 +13,7 @@ use libs::{
     saga::{Definition, Retry, testing::Fault},
 };
 use lines::Lines;
+use proto::saga::v1::SagaPhase;
 use saga_world::{Charge, Reserve, World};
 
 #[tokio::test]
@@ -56,6 +57,46 @@ async fn a_line_about_an_undoing_does_not_tell_why_the_saga_turned_back() {
     process.until("tea", |saga| saga.steps[1].compensation_attempts > 10).await;
     let told = lines.that_say("doesn't get done");
     assert!(told[0].contains("saga.step=\"reserve\"") && told[0].contains("the connection broke"), "{told:?}");
+}
+
+/// As where an address leads to another service.
+#[tokio::test]
+async fn what_all_sagas_meet_at_one_step_is_a_line_a_second_for_all_of_them() {
+    let (lines, _keeping) = Lines::keep();
+    let world = World::new();
+    world.participants.on_call(|call| if call.step == "charge" { Fault::Elsewhere } else { Fault::None });
+    let process = world.open().await;
+    let (began, sagas) = (Instant::now(), (0..50).map(|number| format!("tea-{number}")).collect::<Vec<_>>());
+    for saga in &sagas {
+        process.place(saga).await.unwrap();
+    }
+    for saga in &sagas {
+        process.until(saga, |saga| !saga.steps[1].last_error.is_empty()).await;
+    }
+    let (told, seconds) = (lines.that_say("doesn't answer as one"), began.elapsed().as_secs() as usize);
+    assert!((1..=seconds + 1).contains(&told.len()), "{} lines in {seconds} s, such as {}", told.len(), told[0]);
+    let says = ["ERROR", "saga.step=\"charge\"", "saga.id=\"tea-", "times=1"];
+    assert!(says.iter().all(|said| told[0].contains(said)), "{told:?}");
+}
+
+#[tokio::test]
+async fn of_each_saga_that_is_stuck_there_is_a_line() {
+    let (lines, _keeping) = Lines::keep();
+    let world = World::new();
+    let no = Refusal::precondition("NO", "a stranger");
+    world.participants.on_call(move |call| match (&*call.step, call.op) {
+        ("ship", Op::Action) | ("charge", Op::Compensation) => Fault::Reject(no.clone()),
+        _ => Fault::None,
+    });
+    let process = world.open().await;
+    for saga in ["tea", "jam", "rice"] {
+        process.place(saga).await.unwrap();
+    }
+    for saga in ["tea", "jam", "rice"] {
+        process.until(saga, |saga| saga.phase() == SagaPhase::Stuck).await;
+        let told = lines.that_say(&format!("saga.id={saga:?}"));
+        assert_eq!(told.iter().filter(|line| line.contains("a saga is stuck")).count(), 1, "{told:?}");
+    }
 }
 
 #[tokio::test]

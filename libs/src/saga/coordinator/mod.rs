@@ -9,6 +9,7 @@
 //! says what its answer means; and the task hears of that.
 
 mod admission;
+mod alerts;
 mod apart;
 mod asker;
 mod call;
@@ -57,6 +58,7 @@ use super::simulation::process::spawn;
 pub use self::recovery::RecoverError;
 use self::{
     admission::{Admissions, bytes_of_new},
+    alerts::Alerts,
     driver::{Driver, Start},
     live::{Live, Mail, Unreachable},
     looks::Looks,
@@ -128,6 +130,7 @@ struct Shared {
     holders: Mutex<HashSet<String>>,
     looks: Looks,
     refused_reads: RefusedReads,
+    alerts: Alerts,
     admissions: Arc<Admissions>,
     /// A turn for each call that may be under way.
     calls: Semaphore,
@@ -188,6 +191,7 @@ impl Coordinator {
             holders: Mutex::default(),
             looks: Looks::default(),
             refused_reads: RefusedReads::default(),
+            alerts: Alerts::default(),
             admissions: Arc::new(Admissions::new(options.most_live)),
             calls: Semaphore::new(options.most_calls.clamp(1, Semaphore::MAX_PERMITS)),
             draining: AtomicBool::new(false),

@@ -105,6 +105,9 @@ pub(super) struct Moved {
     pub(super) alert: Option<Alert>,
 }
 
+/// What somebody should know of a saga that goes neither on nor back.
+pub(super) const IS_STUCK: &str = "a saga is stuck: an operator must settle what it names";
+
 /// What somebody should know of a step, or of what ends a compensated saga.
 #[derive(Debug)]
 pub(super) struct Alert {
@@ -216,7 +219,7 @@ impl Turn<'_> {
             self.enter(SagaPhase::Stuck);
         }
         self.note(Line { what: STUCK, step, detail: &refusal.message, ..Line::default() });
-        self.alert("a saga is stuck: an operator must settle what it names", step, refusal);
+        self.alert(IS_STUCK, step, refusal);
     }
 
     fn alert(&mut self, what: &'static str, step: Option<usize>, refusal: &Refusal) {

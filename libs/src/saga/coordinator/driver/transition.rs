@@ -250,6 +250,7 @@ impl Driver {
     }
 
     fn alert(&self, alert: &Alert) {
+        let Some(times) = self.shared.alerts.count(self.program.name(), alert) else { return };
         let saga = &self.record.saga;
         tracing::error!(
             saga.id = &*self.saga_id,
@@ -257,6 +258,7 @@ impl Driver {
             saga.phase = saga.phase().as_str_name(),
             saga.step = alert.step,
             last_error = alert.error,
+            times,
             "{}",
             alert.what
         );
