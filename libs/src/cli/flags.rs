@@ -126,6 +126,12 @@ pub struct Limits {
     #[arg(long, env = "MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(4 << 10..))]
     pub max_header_bytes: u32,
 
+    /// The most connections at a time; what comes beyond is closed at once, and once there are half as many of one address so is what comes
+    /// of that. This machine has no such half, and of sixteen places one, 64 at the most, is for it and for who has no other connection. Each
+    /// takes an open file.
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
     /// The most calls in flight on one connection; more wait at the client.
     #[arg(long, env = "MAX_STREAMS", value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams: u32,
@@ -271,6 +277,7 @@ impl Default for Limits {
             max_request_bytes: 128 << 10,
             max_message_bytes: 4 << 20,
             max_header_bytes: 16 << 10,
+            max_connections: 512,
             max_streams: 256,
             max_calls: 4096,
             max_sagas: 100_000,

@@ -25,7 +25,9 @@ use tower::Service;
 use super::{
     ServeError, StartError,
     connection::{Connections, Phase},
+    descriptors,
     health::Health,
+    places::Places,
     reflection,
     tasks::Tasks,
     tls::Entrance,
@@ -37,7 +39,7 @@ use crate::{
         server::GuardLayer,
         shed::{ShedLayer, is_exempt},
     },
-    telemetry::ServerMetrics,
+    telemetry::{self, ServerMetrics},
     told::Told,
 };
 
@@ -279,6 +281,11 @@ impl App {
             owed: limits.max_deadline.max(limits.keepalive_timeout),
             patience: limits.keepalive.saturating_add(limits.keepalive_timeout),
         };
+        let places = Places::new(name, usize::try_from(limits.max_connections).unwrap_or(usize::MAX));
+        if let Some(meter) = telemetry::meter(name) {
+            places.observe(&meter);
+        }
+        descriptors::check(name, limits.max_connections);
         health.serving().await;
         tracing::info!(service = name, %address, "serving");
 
@@ -290,7 +297,7 @@ impl App {
             sleep(limits.drain_grace).await;
         };
         let accepted = tokio::select! {
-            never = accept(&listener, &shared, &mut connections) => match never {},
+            never = accept(&listener, &shared, &places, &mut connections) => match never {},
             () = stop => Ok(()),
             failure = tasks.failed() => Err(failure),
         };
@@ -326,12 +333,20 @@ impl App {
     }
 }
 
-async fn accept(listener: &TcpListener, shared: &Connections, connections: &mut JoinSet<()>) -> Infallible {
+async fn accept(
+    listener: &TcpListener,
+    shared: &Connections,
+    places: &Places,
+    connections: &mut JoinSet<()>,
+) -> Infallible {
     let told = Told::default();
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
-                connections.spawn(shared.clone().serve(stream, client));
+                // What has no place is closed as it is dropped.
+                if let Some(place) = places.enter(client.ip()) {
+                    connections.spawn(shared.clone().serve(stream, client, place));
+                }
             }
             Err(error) => {
                 // Mostly too many open files: asking again at once would only burn the processor.

@@ -34,6 +34,7 @@ use tower::util::MapRequestLayer;
 
 use super::{
     greeting::Greeted,
+    places::Place,
     socket::{Cord, Socket},
     tls::Entrance,
 };
@@ -91,8 +92,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Serves a connection to its end.
-    pub(super) async fn serve(self, stream: TcpStream, client: SocketAddr) {
+    /// Serves a connection to its end, which leaves its place.
+    pub(super) async fn serve(self, stream: TcpStream, client: SocketAddr, _place: Place) {
         let Self {
             service,
             server,

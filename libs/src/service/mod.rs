@@ -8,9 +8,11 @@
 
 mod app;
 mod connection;
+mod descriptors;
 mod error;
 mod greeting;
 mod health;
+mod places;
 #[cfg(feature = "cqrs")]
 mod rebuild;
 mod reflection;

@@ -3,6 +3,7 @@
 
 #[path = "../clock/mod.rs"]
 mod clock;
+mod crowd;
 mod deaf;
 #[path = "../lines/mod.rs"]
 mod lines;
