@@ -111,8 +111,8 @@ pub struct Limits {
 
     /// The largest message of a request, in bytes, for whichever service it is: 64 KiB at the least, as the largest order and each
     /// call of its saga have room in it, and 4 MiB at the most. A larger one is not read, and refused with OUT_OF_RANGE. As many as
-    /// --max-calls may be held until they are complete, and beside them those for health and reflection, of 4 KiB at the most, and on each
-    /// connection 1 MiB of what reflection has not read, as its answers are not taken.
+    /// --max-calls may be held until they are complete, and beside them those for health, sixteen on a connection and of 4 KiB at the most, and
+    /// 16 MiB of what reflection has not read, as its answers are not taken.
     #[arg(long, env = "MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 128 << 10, value_parser = RangedU64ValueParser::<usize>::new().range(Limits::LEAST_REQUEST_BYTES..=Limits::MOST_REQUEST_BYTES))]
     pub max_request_bytes: usize,
 
@@ -137,7 +137,8 @@ pub struct Limits {
     pub max_streams: u32,
 
     /// The most calls being worked on, of all connections together, and answers that their clients have still to take; more are refused
-    /// at once with RESOURCE_EXHAUSTED. Health and reflection always pass, and of sixteen places one, 64 at the most, is for operators alone.
+    /// at once with RESOURCE_EXHAUSTED. Health and reflection are none of them, but a connection has sixteen such calls at a time, and all of
+    /// them together sixteen of reflection; and of sixteen places one, 64 at the most, is for operators alone.
     #[arg(long, env = "MAX_CALLS", value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_calls: u32,
 

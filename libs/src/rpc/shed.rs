@@ -2,9 +2,10 @@
 //!
 //! What does not fit is answered at once with RESOURCE_EXHAUSTED, ErrorInfo `OVERLOADED`, RetryInfo and
 //! `grpc-retry-pushback-ms`: a breaker takes it for overload rather than failure and rests as long as it says, and a retry waits
-//! as long. Health and reflection always pass, and operators have places of their own: what they ask for puts right what the others wait
+//! as long. Health and reflection need no place, and operators have places of their own: what they ask for puts right what the others wait
 //! for. A call has its place until its answer is taken: what its client leaves lying is in memory.
-//! A stream has none once it has begun. Who has a place and finds no room behind it, such as in a queue, is told of as who has found none.
+//! A stream has none once it has begun. Of those that need none a connection has a few at a time, to their end, and so have all connections
+//! together of reflection. Who has a place and finds no room behind it, such as in a queue, is told of as who has found none.
 
 use std::{
     future::Future,
@@ -40,17 +41,32 @@ const OTHERS: usize = 16;
 /// More than people are.
 const OPERATORS: usize = 64;
 
+/// A connection's calls at a time that need no place. A client watches the health of a few services, and reflection is one stream: more are
+/// one's who wants this process to hold what it can.
+const PASSES: usize = 16;
+/// The streams of reflection at a time, of all connections: each may have a connection's window full of what was not read yet, 1 MiB.
+const REFLECTIONS: usize = 16;
+
 /// Bounds the calls being worked on. Clones share the bound, so one layer serves all connections.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
     /// Those for operators, where nobody else has left any.
     operators: Arc<Semaphore>,
+    reflections: Arc<Semaphore>,
     overloaded: Status,
     refused: Arc<Refused>,
     /// Those that had a place and found no room behind it, such as in a queue.
     full: Arc<Refused>,
-    connection: Option<(Arc<InFlight>, Methods)>,
+    connection: Option<Connection>,
+}
+
+/// What a connection has of its own.
+#[derive(Clone, Debug)]
+struct Connection {
+    calls: Arc<InFlight>,
+    methods: Methods,
+    passes: Arc<Semaphore>,
 }
 
 /// The calls that found no place, or no room.
@@ -73,18 +89,20 @@ impl ShedLayer {
     pub fn new(service: &str, calls: usize, pause: Duration) -> Self {
         let calls = calls.clamp(1, Semaphore::MAX_PERMITS);
         let operators = (calls / OTHERS).min(OPERATORS);
-        let [places, operators] = [calls - operators, operators].map(|places| Arc::new(Semaphore::new(places)));
+        let [places, operators, reflections] =
+            [calls - operators, operators, REFLECTIONS].map(|places| Arc::new(Semaphore::new(places)));
         let none = || Refused { service: service.to_owned(), calls: AtomicU64::new(0), told: Told::default() };
         let [refused, full] = [none(), none()].map(Arc::new);
         let overloaded = overloaded(service, pause);
-        Self { places, operators, overloaded, refused, full, connection: None }
+        Self { places, operators, reflections, overloaded, refused, full, connection: None }
     }
 
     /// The same for one connection, whose calls are counted, and whose answers have their places until they are taken. Without it any may
-    /// be a stream.
+    /// be a stream, and however many need no place.
     #[must_use]
     pub fn on(self, calls: Arc<InFlight>, methods: Methods) -> Self {
-        Self { connection: Some((calls, methods)), ..self }
+        let passes = Arc::new(Semaphore::new(PASSES));
+        Self { connection: Some(Connection { calls, methods, passes }), ..self }
     }
 
     /// Places that are free for any call.
@@ -93,9 +111,24 @@ impl ShedLayer {
         self.places.available_permits()
     }
 
-    fn place(&self, path: &str) -> Option<OwnedSemaphorePermit> {
+    /// What a call has until it is over, if there is room for it.
+    fn admit(&self, path: &str) -> Option<Held> {
         let of = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
-        of(&self.places).or_else(|| if is_operators(path) { of(&self.operators) } else { None })
+        let connection = self.connection.as_ref();
+        let mut held = Held::default();
+        if is_exempt(path) {
+            if let Some(Connection { passes, .. }) = connection {
+                held.pass = Some(of(passes)?);
+            }
+            if is_reflection(path) {
+                held.reflection = Some(of(&self.reflections)?);
+            }
+        } else {
+            let operators = || if is_operators(path) { of(&self.operators) } else { None };
+            held.place = Some(of(&self.places).or_else(operators)?);
+        }
+        held.flight = connection.map(|of| of.calls.begin());
+        Some(held)
     }
 }
 
@@ -169,20 +202,13 @@ where
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         let path = request.uri().path();
-        let place = match is_exempt(path) {
-            true => None,
-            false => match self.layer.place(path) {
-                Some(place) => Some(place),
-                None => {
-                    self.layer.refused.no_place(path);
-                    let kind = Kind::Refused { status: Some(self.layer.overloaded.clone()) };
-                    return ShedFuture { held: None, is_stream: false, kind };
-                }
-            },
+        let Some(held) = self.layer.admit(path) else {
+            self.layer.refused.no_place(path);
+            let kind = Kind::Refused { status: Some(self.layer.overloaded.clone()) };
+            return ShedFuture { held: None, is_stream: false, kind };
         };
         let connection = self.layer.connection.as_ref();
-        let is_stream = connection.is_none_or(|(_, methods)| methods.may_stream(path.trim_start_matches('/')));
-        let held = Held { place, flight: connection.map(|(calls, _)| calls.begin()) };
+        let is_stream = connection.is_none_or(|of| of.methods.may_stream(path.trim_start_matches('/')));
         ShedFuture {
             held: Some(held),
             is_stream,
@@ -197,7 +223,11 @@ impl<S: NamedService> NamedService for Shed<S> {
 
 /// Health and reflection: what must be answered most of all when there is too much to do, and whoever asks.
 pub(crate) fn is_exempt(path: &str) -> bool {
-    path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
+    path.starts_with("/grpc.health.") || is_reflection(path)
+}
+
+fn is_reflection(path: &str) -> bool {
+    path.starts_with("/grpc.reflection.")
 }
 
 /// By these operators see what has stopped, and have it go on. Sagas that go on are looked at by customers, too.
@@ -208,10 +238,13 @@ fn is_operators(path: &str) -> bool {
 }
 
 /// What a call has until it is over.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
-    /// None for who always passes, and for a stream that has begun.
+    /// None for what needs none, and for a stream that has begun.
     place: Option<OwnedSemaphorePermit>,
+    /// Of the connection's, for what needs no place: a stream has it, too.
+    pass: Option<OwnedSemaphorePermit>,
+    reflection: Option<OwnedSemaphorePermit>,
     flight: Option<Flight>,
 }
 

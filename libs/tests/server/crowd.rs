@@ -1,17 +1,50 @@
-//! Connections that are too many.
+//! Callers that are too many, or one that wants too much of what needs no place.
 
+use std::net::SocketAddr;
+
+use futures::channel::mpsc::{UnboundedSender, unbounded};
 use proto::inventory::v1::{GetStockRequest, inventory_query_service_client::InventoryQueryServiceClient};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tonic::transport::Endpoint;
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, ServerReflectionResponse, server_reflection_client::ServerReflectionClient,
+};
 
 use crate::{
     clock::soon,
     lines::Lines,
+    reason,
     shelf::{Served, flags},
 };
+
+/// What a connection has of calls that need no place, and a server of reflection.
+const PASSES: usize = 16;
+
+/// A client's connection of its own.
+async fn connected(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a URI");
+    endpoint.connect().await.expect("a place")
+}
+
+async fn watch(of: &Channel) -> Result<Streaming<HealthCheckResponse>, Status> {
+    HealthClient::new(of.clone()).watch(HealthCheckRequest::default()).await.map(tonic::Response::into_inner)
+}
+
+/// A stream of reflection that is asked nothing, and what ends it when it is dropped.
+async fn reflect(
+    of: &Channel,
+) -> Result<(Streaming<ServerReflectionResponse>, UnboundedSender<ServerReflectionRequest>), Status> {
+    let (ask, asked) = unbounded();
+    let answers = ServerReflectionClient::new(of.clone()).server_reflection_info(asked).await?;
+    Ok((answers.into_inner(), ask))
+}
 
 /// In one thread, so that its lines are kept.
 #[tokio::test]
@@ -41,6 +74,41 @@ async fn a_connection_over_as_many_as_allowed_is_closed_before_its_greeting_and_
     };
     // Until the server has seen that the other has gone.
     soon(async { while asked_anew().await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_calls_at_a_time_that_need_no_place_and_no_more() {
+    let served = Served::start(&flags()).await;
+    let (one, other) = (connected(served.address).await, connected(served.address).await);
+    let mut watching = Vec::new();
+    for _ in 0..PASSES {
+        watching.push(watch(&one).await.expect("a place"));
+    }
+    let refused = watch(&one).await.map(|_| "it is answered").expect_err("one more than a connection has");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "OVERLOADED"));
+    let mut client = InventoryQueryServiceClient::new(one.clone());
+    client.get_stock(GetStockRequest { sku: "tea".to_owned() }).await.expect("those are none of it");
+    watch(&other).await.expect("another connection is none of it");
+
+    watching.pop();
+    soon(async { while watch(&one).await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_server_has_so_many_streams_of_reflection_at_a_time_on_however_many_connections() {
+    let served = Served::start(&flags()).await;
+    let mut reflecting = Vec::new();
+    for _ in 0..PASSES {
+        let of = connected(served.address).await;
+        reflecting.push((reflect(&of).await.expect("a place"), of));
+    }
+    let last = connected(served.address).await;
+    let refused = reflect(&last).await.map(|_| "it is answered").expect_err("one more than a server has");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "OVERLOADED"));
+    watch(&last).await.expect("health is none of it");
+
+    reflecting.pop();
+    soon(async { while reflect(&last).await.is_err() {} }).await;
 }
 
 /// In one thread, so that its lines are kept.
