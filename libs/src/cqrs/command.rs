@@ -40,6 +40,7 @@ pub struct CommandSide {
     service: &'static str,
     pub(super) journal: Journal,
     carried: CarriedKeys,
+    is_for_clients_alone: bool,
     refused: Arc<RefusedReads>,
 }
 
@@ -79,7 +80,16 @@ impl CommandSide {
     /// The side of `service`, by its bare name such as `inventory`.
     #[must_use]
     pub fn new(service: &'static str, journal: Journal) -> Self {
-        Self { service, journal, carried: CarriedKeys::default(), refused: Arc::default() }
+        let (carried, refused) = (CarriedKeys::default(), Arc::default());
+        Self { service, journal, carried, is_for_clients_alone: false, refused }
+    }
+
+    /// Refuses what says that it is a saga's, for a service that no saga calls: what is answered to a saga's operation, a refusal too, is
+    /// kept until that saga's coordinator has it forgotten, and where there is none, for ever. A contract can't say it, as any command that
+    /// it declares may be a step.
+    #[must_use]
+    pub fn for_clients_alone(self) -> Self {
+        Self { is_for_clients_alone: true, ..self }
     }
 
     /// Has this metadata of each request go on with the sagas that it begins.
@@ -145,7 +155,8 @@ impl CommandSide {
     /// may mend its request.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT with every wrong field, where there is no key.
+    /// INVALID_ARGUMENT with every wrong field, where there is no key, and for a saga's request where [none is
+    /// taken](Self::for_clients_alone).
     pub async fn accept<Q: Message>(
         &self,
         method: &Method,
@@ -154,6 +165,10 @@ impl CommandSide {
         request_id: &str,
         mut violations: Violations,
     ) -> Result<Accepted, Status> {
+        if let Some(key) = SagaCall::key_in(metadata).filter(|_| self.is_for_clients_alone) {
+            let refusal = Refusal::invalid(key, format!("{} is no step of a saga", method.name));
+            return Err(refusal.into_status(self.service));
+        }
         let is_named = violations.request_id(request_id) && !request_id.is_empty();
         let saga = SagaCall::from_metadata(metadata).map_err(|refusal| refusal.into_status(self.service))?;
         if saga.as_ref().is_some_and(|call| call.op == Op::Compensation) && !method.compensates {

@@ -135,6 +135,13 @@ pub struct SagaCall {
 }
 
 impl SagaCall {
+    /// The first key by which a request says that it is a saga's. None if it doesn't.
+    #[must_use]
+    pub fn key_in(metadata: &MetadataMap) -> Option<&'static str> {
+        let headers: &HeaderMap = metadata.as_ref();
+        SAGA_CALL.iter().find(|key| headers.contains_key(**key)).map(|key| key.as_str())
+    }
+
     /// Reads it from a request. None if the request is no saga's.
     ///
     /// # Errors
@@ -142,7 +149,7 @@ impl SagaCall {
     pub fn from_metadata(metadata: &MetadataMap) -> Result<Option<Self>, Refusal> {
         let headers: &HeaderMap = metadata.as_ref();
         // What has lost its saga-id on the way is no client's: it would be decided under a key that no saga asks for again.
-        if !SAGA_CALL.iter().any(|key| headers.contains_key(*key)) {
+        if Self::key_in(metadata).is_none() {
             return Ok(None);
         }
         let mut violations = Violations::default();

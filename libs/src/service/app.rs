@@ -159,6 +159,10 @@ impl App {
     /// the place to tell who calls, by a token or by the certificate of the connection, and what they may call, by the path. Only
     /// the last one given looks.
     ///
+    /// A service that takes part in sagas keeps what it answers to a call with the metadata `saga-…` until the saga's coordinator says that
+    /// it has ended. So these are for coordinators alone: who is none, and may call, had better be refused where it sends any. A service
+    /// that no saga calls refuses them by itself where its command side is `for_clients_alone`.
+    ///
     /// ```
     /// # use libs::{cli::Serve, refusal::Refusal, service::App};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

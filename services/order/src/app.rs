@@ -112,7 +112,8 @@ async fn serve_commands(
     }
     app.task("its share of the sagas", coordinator.clone().share());
     app.task("what participants may forget", coordinator.clone().sweep());
-    let side = side.carrying(coordinator.carries());
+    // Anybody may place an order, and nobody would have it forgotten what was answered to a saga.
+    let side = side.carrying(coordinator.carries()).for_clients_alone();
     let most = flags.limits.max_message_bytes;
     app.add(SagaCommands::new(side.clone(), coordinator.clone()).into_server());
     app.add(ParkedSagas::new(Service::NAME, coordinator.clone()).into_server());

@@ -110,6 +110,26 @@ async fn a_repetition_gets_the_first_answer_and_another_wish_of_that_id_is_refus
 }
 
 #[tokio::test]
+async fn what_says_that_it_is_a_sagas_is_refused_and_leaves_nothing_as_no_saga_calls_this_service() {
+    let mut app = TestApp::start().await;
+    let words = [("saga-id", "s1"), ("saga-type", "tour"), ("saga-step", "order"), ("saga-op", "action")];
+    // What is wrong with the request as well is not what it is refused for.
+    for wish in [place("o1", "ada"), place("o1", "a b")] {
+        for words in [&words[..], &words[3..]] {
+            let mut call = Request::new(wish.clone());
+            for (key, word) in words {
+                call.metadata_mut().insert(*key, word.parse().unwrap());
+            }
+            let answer = app.commands.place_order(call).await;
+            assert_eq!(wrong_fields(answer), [words[0].0]);
+        }
+    }
+    assert_eq!(app.kept(), 0);
+    app.commands.place_order(place("o1", "ada")).await.unwrap();
+    assert_eq!(app.kept(), 1);
+}
+
+#[tokio::test]
 async fn what_is_malformed_is_told_field_by_field_and_leaves_nothing() {
     let mut app = TestApp::start().await;
     let worst = PlaceOrderRequest {

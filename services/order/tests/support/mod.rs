@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 pub(crate) struct TestApp {
     pub(crate) commands: OrderCommandServiceClient<Channel>,
     pub(crate) queries: OrderQueryServiceClient<Channel>,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl TestApp {
@@ -43,7 +43,13 @@ impl TestApp {
         Self {
             commands: OrderCommandServiceClient::new(channel.clone()),
             queries: OrderQueryServiceClient::new(channel),
-            _data: data,
+            data,
         }
+    }
+
+    /// How many answers it keeps.
+    pub(crate) fn kept(&self) -> i64 {
+        let database = rusqlite::Connection::open(self.data.path().join("order.db")).unwrap();
+        database.query_row("SELECT count(*) FROM requests", [], |row| row.get(0)).unwrap()
     }
 }
