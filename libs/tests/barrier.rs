@@ -10,7 +10,10 @@ use libs::{
     cqrs::{CommandSide, Decision, Method, State},
     journal::Journal,
     refusal::{Refusal, Violations},
-    rpc::verdict::{Op, SagaCall, Verdict},
+    rpc::{
+        principal::Principal,
+        verdict::{Op, SagaCall, Verdict},
+    },
 };
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -144,6 +147,36 @@ async fn what_a_client_asks_again_is_answered_as_when_it_was_right_and_else_refu
     }
     assert_eq!(journal.stats().commits, commits, "nothing was kept");
     assert_eq!(ask("coffee", "new", Violations::default()).await, done, "mended");
+}
+
+#[tokio::test]
+async fn of_two_who_ask_under_one_id_each_has_an_answer_of_its_own_where_it_is_known_who_asks() {
+    let folder = TempDir::new().unwrap();
+    let side = side(&folder).await;
+    let ask = async |sku: &str, id: &str, who: Option<&str>| {
+        let asked = async {
+            let wrong = Violations::default();
+            let accepted = side.accept(&METHODS[0], &MetadataMap::new(), &sku.to_owned(), id, wrong).await?;
+            let answer = format!("for {}", who.unwrap_or("anybody"));
+            side.submit(accepted, Vec::new(), move |_| Ok(Decision::reply(answer))).await
+        };
+        let answered = match who.and_then(Principal::new) {
+            Some(principal) => principal.scope(asked).await,
+            None => asked.await,
+        };
+        let told = |status: Status| Refusal::from_status(&status).reason.into_owned();
+        answered.map(tonic::Response::into_inner).map_err(told)
+    };
+    for who in [Some("ada"), Some("bob"), None] {
+        let answer = Ok(format!("for {}", who.unwrap_or("anybody")));
+        assert_eq!(ask("tea", "1", who).await, answer);
+        assert_eq!(ask("tea", "1", who).await, answer, "again");
+        assert_eq!(ask("coffee", "1", who).await, Err("REQUEST_ID_REUSED".to_owned()));
+    }
+    // Nor does anybody come to another one's answer by an id.
+    for id in ["ada/1", "@ada/1", "@bob/1"] {
+        assert_eq!(ask("tea", id, None).await, Ok("for anybody".to_owned()), "{id}");
+    }
 }
 
 /// A request, as the version of today knows it.

@@ -12,6 +12,7 @@ use libs::{
     cqrs::{CommandSide, Log, Projection, ProjectionError, Projections, READ_POSITION, Views},
     journal::{AggregateId, Cause, Change, Decided, Entry, Event, Journal, Loaded, NewEvent, Table, sql::Transaction},
     refusal::Refusal,
+    rpc::principal::Principal,
     saga::{Definition, LocalWork, Options, Retry, SagaCommands, SagaQueries, SagasView, TABLES, testing::Fault},
     testing::{after, refused, wrong_fields},
 };
@@ -292,6 +293,13 @@ async fn an_order_says_who_and_why_and_stays_in_the_history() {
     let shown = api.queries.get_saga(get).await.unwrap().into_inner().saga.unwrap();
     let line = shown.history.last().unwrap();
     assert_eq!((line.what.as_str(), line.actor.as_str(), line.detail.as_str()), ("paused", "ann", "inventory day"));
+
+    let resume =
+        ResumeSagaRequest { saga_id: "a:prepare".to_owned(), actor: "ann".to_owned(), reason: "done".to_owned() };
+    let bob = Principal::new("bob").unwrap();
+    let resumed = bob.scope(api.commands.resume_saga(Request::new(resume))).await.unwrap().into_inner().saga.unwrap();
+    let line = resumed.history.iter().find(|line| line.what == "resumed").unwrap();
+    assert_eq!(line.actor, "bob", "he was known, and is not ann");
     assert_eq!(shown.parent_saga_id, "a");
     let unknown = GetSagaRequest { saga_id: "nobody".to_owned() };
     assert_eq!(

@@ -20,8 +20,11 @@ use crate::{
         SubmitError, sql,
     },
     refusal::{Refusal, Violations},
-    rpc::carried::CarriedKeys,
-    rpc::verdict::{Op, SagaCall, Verdict},
+    rpc::{
+        carried::CarriedKeys,
+        principal::Principal,
+        verdict::{Op, SagaCall, Verdict},
+    },
     telemetry::propagation,
 };
 
@@ -185,7 +188,7 @@ impl CommandSide {
                 };
                 (Some(call.key(call.op)), role)
             }
-            None => (is_named.then(|| format!("{}/{request_id}", method.name)), Role::Action),
+            None => (is_named.then(|| client_key(method.name, request_id)), Role::Action),
         };
         // This call's own span, where there is one; else the caller's word, which goes into every event.
         let sent = || metadata.get("traceparent").and_then(|value| value.to_str().ok());
@@ -368,6 +371,15 @@ fn stored_status(details: Bytes) -> Status {
             tracing::error!(%error, "a stored refusal can't be read");
             Status::internal("internal error")
         }
+    }
+}
+
+/// The key of a client's command. An id is its caller's own where it is known who that is: another one that comes to know it has no answer
+/// by it. No method's name has an @.
+fn client_key(method: &str, request_id: &str) -> String {
+    match Principal::current() {
+        Some(principal) => format!("{method}@{}/{request_id}", principal.name()),
+        None => format!("{method}/{request_id}"),
     }
 }
 

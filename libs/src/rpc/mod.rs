@@ -6,6 +6,7 @@ pub mod client;
 pub(crate) mod coalesce;
 pub mod deadline;
 pub mod in_flight;
+pub mod principal;
 pub mod server;
 pub mod shed;
 pub mod verdict;

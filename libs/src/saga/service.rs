@@ -22,7 +22,10 @@ use crate::{
     cqrs::{Changes, Column, CommandSide, Outgoing, PageOrder, PageQuery, READ_POSITION, ReadSide},
     journal::sql::Value,
     refusal::{Refusal, Violations},
-    rpc::verdict::{LONGEST_NAME, Op, is_name},
+    rpc::{
+        principal::Principal,
+        verdict::{LONGEST_NAME, Op, is_name},
+    },
 };
 
 /// The query side: sagas from the view, definitions as they are.
@@ -273,6 +276,11 @@ impl SagaCommands {
     }
 }
 
+/// Who acts, for the saga's history: whom the server's guard has found, and otherwise who the caller says it is.
+fn acting(said: String) -> String {
+    Principal::current().map_or(said, |principal| principal.name().to_owned())
+}
+
 #[tonic::async_trait]
 impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
     async fn cancel_saga(
@@ -280,6 +288,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
         request: Request<pb::CancelSagaRequest>,
     ) -> Result<Response<pb::CancelSagaResponse>, Status> {
         let pb::CancelSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let actor = acting(actor);
         let ordered = self.coordinator.cancel(&saga_id, &actor, &reason);
         self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::CancelSagaResponse { saga })
             .await
@@ -290,6 +299,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
         request: Request<pb::RetrySagaRequest>,
     ) -> Result<Response<pb::RetrySagaResponse>, Status> {
         let pb::RetrySagaRequest { saga_id, actor, reason } = request.into_inner();
+        let actor = acting(actor);
         let ordered = self.coordinator.retry(&saga_id, &actor, &reason);
         self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::RetrySagaResponse { saga })
             .await
@@ -300,6 +310,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
         request: Request<pb::ForceCloseSagaRequest>,
     ) -> Result<Response<pb::ForceCloseSagaResponse>, Status> {
         let pb::ForceCloseSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let actor = acting(actor);
         let ordered = self.coordinator.force_close(&saga_id, &actor, &reason);
         self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::ForceCloseSagaResponse {
             saga,
@@ -312,6 +323,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
         request: Request<pb::PauseSagaRequest>,
     ) -> Result<Response<pb::PauseSagaResponse>, Status> {
         let pb::PauseSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let actor = acting(actor);
         let ordered = self.coordinator.pause(&saga_id, &actor, &reason);
         self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::PauseSagaResponse { saga })
             .await
@@ -322,6 +334,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
         request: Request<pb::ResumeSagaRequest>,
     ) -> Result<Response<pb::ResumeSagaResponse>, Status> {
         let pb::ResumeSagaRequest { saga_id, actor, reason } = request.into_inner();
+        let actor = acting(actor);
         let ordered = self.coordinator.resume(&saga_id, &actor, &reason);
         self.obeyed(&saga_id, &actor, &reason, Violations::default(), ordered, |saga| pb::ResumeSagaResponse { saga })
             .await
@@ -329,7 +342,7 @@ impl pb::saga_command_service_server::SagaCommandService for SagaCommands {
 
     async fn skip_step(&self, request: Request<pb::SkipStepRequest>) -> Result<Response<pb::SkipStepResponse>, Status> {
         let request = request.into_inner();
-        let (saga_id, actor, reason) = (&request.saga_id, &request.actor, &request.reason);
+        let (saga_id, actor, reason) = (&request.saga_id, &acting(request.actor.clone()), &request.reason);
         let (operation, outcome) = (request.operation(), request.outcome());
         let mut violations = Violations::default();
         violations.require((1..=LONGEST).contains(&request.step.len()), "step", "must be 1 to 64 characters");

@@ -159,17 +159,25 @@ impl App {
     /// the place to tell who calls, by a token or by the certificate of the connection, and what they may call, by the path. Only
     /// the last one given looks.
     ///
+    /// Who it leaves in the call's extensions, as a [`Principal`](crate::rpc::principal::Principal), is known to what is done for the call: a
+    /// `request_id` is that one's own then, so that nobody else gets the answer to it (and once a guard says who calls, what was asked before
+    /// it did is another request), and the history of a saga that it steers has that name, whatever `actor` says.
+    /// What else a call may see or do isn't looked at: that is for the service itself to ask of `Principal::current()`.
+    ///
     /// A service that takes part in sagas keeps what it answers to a call with the metadata `saga-…` until the saga's coordinator says that
     /// it has ended. So these are for coordinators alone: who is none, and may call, had better be refused where it sends any. A service
     /// that no saga calls refuses them by itself where its command side is `for_clients_alone`.
     ///
     /// ```
-    /// # use libs::{cli::Serve, refusal::Refusal, service::App};
+    /// # use libs::{cli::Serve, refusal::Refusal, rpc::principal::Principal, service::App};
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let flags = Serve::new("127.0.0.1:0".parse()?, "sqlite:data/tea.db".parse()?);
     /// # let mut app = App::bind("tea", &flags).await?;
     /// app.guard(|call| match call.headers.get("authorization") {
-    ///     Some(token) if token == "Bearer sesame" => Ok(()),
+    ///     Some(token) if token == "Bearer sesame" => {
+    ///         call.extensions.insert(Principal::new("ali-baba").expect("a name"));
+    ///         Ok(())
+    ///     }
     ///     _ => Err(Refusal::new(tonic::Code::Unauthenticated, "NO_TOKEN", "send a bearer token")),
     /// });
     /// # use proto::breaker::v1::{ListBreakersRequest, breaker_query_service_client::BreakerQueryServiceClient};
@@ -185,7 +193,7 @@ impl App {
     /// client.list_breakers(call).await?;
     /// # Ok(()) }
     /// ```
-    pub fn guard(&mut self, guard: impl Fn(&Parts) -> Result<(), Refusal> + Send + Sync + 'static) -> &mut Self {
+    pub fn guard(&mut self, guard: impl Fn(&mut Parts) -> Result<(), Refusal> + Send + Sync + 'static) -> &mut Self {
         self.guard =
             GuardLayer::new(self.name, move |call| if is_exempt(call.uri.path()) { Ok(()) } else { guard(call) });
         self

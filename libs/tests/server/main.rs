@@ -15,7 +15,12 @@ mod untaken;
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::join_all, stream};
-use libs::{breaker::Registry, refusal::Refusal, rpc::client::Peers, service::App};
+use libs::{
+    breaker::Registry,
+    refusal::Refusal,
+    rpc::{client::Peers, principal::Principal},
+    service::App,
+};
 use parking_lot::Mutex;
 use proto::inventory::v1::{
     GetStockRequest, ListStockRequest, WatchStockRequest, inventory_query_service_client::InventoryQueryServiceClient,
@@ -216,6 +221,29 @@ async fn a_guard_looks_at_every_call_but_those_of_health() {
     call.metadata_mut().insert("authorization", "Bearer sesame".parse().expect("ASCII"));
     served.client().get_stock(call).await.expect("a token");
     assert_eq!(health(&served, "").await, Ok(1));
+}
+
+#[tokio::test]
+async fn whom_a_guard_has_found_to_call_is_known_to_what_is_done_for_the_call() {
+    let served = Served::start_with(&flags(), |app| {
+        app.guard(|call| {
+            let name = call.headers.get("x-name").and_then(|name| name.to_str().ok());
+            if let Some(principal) = name.and_then(Principal::new) {
+                call.extensions.insert(principal);
+            }
+            Ok(())
+        });
+    })
+    .await;
+    let stock = async |name: Option<&'static str>| {
+        let mut call = Request::new(GetStockRequest { sku: "tea".to_owned() });
+        if let Some(name) = name {
+            call.metadata_mut().insert("x-name", name.parse().expect("ASCII"));
+        }
+        served.client().get_stock(call).await.expect("an answer").into_inner().stock.expect("stock").sku
+    };
+    assert_eq!(stock(Some("ada")).await, "tea for ada");
+    assert_eq!(stock(None).await, "tea");
 }
 
 #[tokio::test]

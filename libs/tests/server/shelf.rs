@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt as _, stream};
 use libs::{
     cli::{DatabaseUrl, Serve},
-    rpc::deadline,
+    rpc::{deadline, principal::Principal},
     service::{App, ServeError},
 };
 use proto::inventory::v1::{
@@ -55,6 +55,10 @@ impl InventoryQueryService for Shelf {
             }
             _ => {}
         }
+        let sku = match Principal::current() {
+            Some(principal) => format!("{sku} for {}", principal.name()),
+            None => sku,
+        };
         Ok(Response::new(GetStockResponse { stock: Some(Stock { sku, ..Stock::default() }) }))
     }
 

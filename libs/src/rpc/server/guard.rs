@@ -13,11 +13,15 @@ use http::{Request, Response, request::Parts};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use crate::refusal::Refusal;
+use crate::{
+    refusal::Refusal,
+    rpc::principal::{Principal, Scoped},
+};
 
-type Check = dyn Fn(&Parts) -> Result<(), Refusal> + Send + Sync;
+type Check = dyn Fn(&mut Parts) -> Result<(), Refusal> + Send + Sync;
 
-/// Refuses calls by what stands before their message: path and metadata. It never waits.
+/// Refuses calls by what stands before their message: path and metadata. It never waits. Whom the check leaves in the call's extensions, as a
+/// [`Principal`], is known to all that is done for the call.
 #[derive(Clone)]
 pub struct GuardLayer {
     service: &'static str,
@@ -27,7 +31,10 @@ pub struct GuardLayer {
 impl GuardLayer {
     /// A layer for the service of this bare name.
     #[must_use]
-    pub fn new(service: &'static str, check: impl Fn(&Parts) -> Result<(), Refusal> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        service: &'static str,
+        check: impl Fn(&mut Parts) -> Result<(), Refusal> + Send + Sync + 'static,
+    ) -> Self {
         Self { service, check: Arc::new(check) }
     }
 
@@ -87,16 +94,23 @@ where
 {
     type Response = Response<B>;
     type Error = Infallible;
-    type Future = Either<S::Future, Ready<Result<Response<B>, Infallible>>>;
+    type Future = Either<Either<S::Future, Scoped<S::Future>>, Ready<Result<Response<B>, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        match (self.layer.check)(&parts) {
-            Ok(()) => Either::Left(self.inner.call(Request::from_parts(parts, body))),
+        let (mut parts, body) = request.into_parts();
+        match (self.layer.check)(&mut parts) {
+            Ok(()) => {
+                let principal = parts.extensions.get::<Principal>().cloned();
+                let called = self.inner.call(Request::from_parts(parts, body));
+                Either::Left(match principal {
+                    None => Either::Left(called),
+                    Some(principal) => Either::Right(principal.scope(called)),
+                })
+            }
             Err(refusal) => Either::Right(ready(Ok(refusal.into_status(self.layer.service).into_http()))),
         }
     }
