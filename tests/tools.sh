@@ -59,9 +59,9 @@ echo $$ >"$lock/holder"
 put_back
 complete && exit 0
 
-# ensurepip is what Debian leaves out of a bare python3; `import` finds it only with python3-venv.
+# ensurepip is what Debian leaves out of a bare python3; `import` finds it only with python3-venv. The list is for 3.10 and newer.
 has_venv() {
-    python3 -c 'import ensurepip, venv' 2>/dev/null
+    python3 -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }
 has_venv || tests/install.sh tools python3 python3-venv
 has_venv || {
