@@ -14,7 +14,7 @@ complete() {
 }
 # The newest of those that a distribution has side by side, else those on PATH.
 binaries() {
-    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin; do
+    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin; do
         ! complete "$folder" || echo "$("$folder/postgres" --version | sed 's/.*(PostgreSQL) *//; s/[^0-9.].*//') $folder"
     done | sort -n | tail -n 1 | cut -d ' ' -f 2- | grep . && return
     command -v initdb >/dev/null && command -v postgres >/dev/null && dirname "$(command -v initdb)"
@@ -34,7 +34,7 @@ fi
     bin=$(binaries || true)
 }
 [ -n "$bin" ] || {
-    echo "postgres: install PostgreSQL 14 or newer (Debian: postgresql), or name its programs' folder in POSTGRES_BIN" >&2
+    echo "postgres: install PostgreSQL 14 or newer (Debian: postgresql, macOS: brew install postgresql@17), or name its programs' folder in POSTGRES_BIN" >&2
     exit 1
 }
 
@@ -42,6 +42,11 @@ fi
 if [ "$(id -u)" -eq 0 ]; then
     id postgres >/dev/null 2>&1 || {
         echo "postgres: as root the server is run as the user postgres, and there is none: add it, or be somebody else" >&2
+        exit 1
+    }
+    # Busybox has one that sets no user.
+    setpriv --reuid=postgres --regid=postgres --init-groups true 2>/dev/null || {
+        echo "postgres: as root the server is run as the user postgres by util-linux's setpriv, which is not there: install it (Alpine: setpriv)" >&2
         exit 1
     }
     as() { setpriv --reuid=postgres --regid=postgres --init-groups env HOME="$folder" "$@"; }
