@@ -334,6 +334,8 @@ fn make(path: &Path) -> Result<(), OpenError> {
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY)?;
+    // macOS takes a sync for done once the drive has it in its cache, unless asked for more. Other systems flush the drive anyway.
+    connection.pragma_update(None, "fullfsync", true)?;
     // A plan never depends on a bound value: else SQLite prepares a statement with a bound LIMIT anew whenever it is bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(PREPARED);
@@ -474,5 +476,25 @@ pub fn lock(path: &Path) -> Result<File, OpenError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed(&lock_path, source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flushes(connection: &Connection) -> bool {
+        connection.pragma_query_value(None, "fullfsync", |row| row.get(0)).unwrap()
+    }
+
+    /// Who only answers queries copies a log too.
+    #[test]
+    fn what_is_synced_is_on_the_drive_on_every_system() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("order.db");
+        let writer = Writer::open(&path, Durability::Full, &[]).unwrap();
+        assert!(flushes(&writer.connection), "a writer leaves it to the drive");
+        let other = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+        assert!(flushes(&other), "who settles a log leaves it to the drive");
     }
 }
