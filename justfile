@@ -4,11 +4,13 @@ set positional-arguments
 
 # Those that are programs of their own; `shop` is all of them in one.
 services := '--package inventory --package payment --package shipping --package order'
-programs := env('CARGO_TARGET_DIR', justfile_directory() / 'target') / 'debug'
+# Programs are run from where they are built. A person's cargo may be set to build elsewhere, which what is said here outranks.
+export CARGO_TARGET_DIR := env('CARGO_TARGET_DIR', justfile_directory() / 'target')
+unexport CARGO_BUILD_TARGET
 
 [private]
 default:
-    @'{{ just_executable() }}' --list --unsorted --list-heading '{{ "./just RECIPE, where RECIPE is one of\n" }}'
+    @{{ quote(just_executable()) }} --list --unsorted --list-heading '{{ "./just RECIPE, where RECIPE is one of\n" }}'
 
 # Four services, three orders, each saga's timeline, the books; `demo breaker` kills shipping under load
 [group('run')]
@@ -16,7 +18,7 @@ demo *WHAT:
     @if [ "${1:-}" = breaker ]; then \
         [ $# -eq 1 ] || { echo "demo breaker takes nothing more, such as ${2}" >&2; exit 2; }; \
         cargo build --locked {{ services }} --package tests && \
-        exec '{{ programs }}/outage'; \
+        exec "$CARGO_TARGET_DIR/debug/outage"; \
     else exec cargo run --package shop -- demo "$@"; fi
 
 # Serve all four services until Ctrl-C, with grpcurl lines to paste
@@ -72,7 +74,7 @@ fmt:
 # Try every order in which two threads can meet in the breaker
 [group('prove')]
 loom:
-    RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir '{{ programs }}/../loom'
+    RUSTFLAGS='--cfg loom' cargo test --package breaker-loom --release --locked --target-dir "$CARGO_TARGET_DIR/loom"
 
 # Try every world that a saga of four steps, or a few that share locks, can come into with so many mishaps; says how many each comes to
 [group('prove')]
@@ -94,7 +96,7 @@ simulate SEEDS='500' FIRST='1':
 [group('prove')]
 chaos SECONDS='60' SEED='':
     @cargo build --locked {{ services }} --package tests
-    @'{{ programs }}/chaos' --seconds "$1" ${2:+--seed "$2"}
+    @"$CARGO_TARGET_DIR/debug/chaos" --seconds "$1" ${2:+--seed "$2"}
 
 # Measure: all benches, or the one named (orders, saga, cqrs, server, breaker, breaker_torture)
 [group('prove')]
@@ -103,7 +105,7 @@ bench *NAME:
     @name=${1:-}; [ -z "$name" ] || shift; \
     set -- cargo bench --package benches --features breakers --locked ${name:+--bench "$name"} -- "$@"; \
     case "${name:-all}" in \
-        all | cqrs | saga) benches/beside.sh '{{ programs }}/..' "${name:-all}" "$@" ;; \
+        all | cqrs | saga) benches/beside.sh "$CARGO_TARGET_DIR" "${name:-all}" "$@" ;; \
         *) "$@" ;; \
     esac
 
