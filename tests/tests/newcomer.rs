@@ -318,3 +318,38 @@ async fn wrong_words_are_told_in_a_line() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// The lines of the pages' `sh` blocks, each behind its page's name.
+fn shown_commands() -> anyhow::Result<Vec<(String, String)>> {
+    let root = program::repository();
+    let docs = fs::read_dir(root.join("docs"))?.map(|page| Ok(page?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut commands = Vec::new();
+    for page in docs.into_iter().chain(["README.md", "ARCHITECTURE.md"].map(|page| root.join(page))) {
+        let (name, text) = (page.display().to_string(), fs::read_to_string(&page)?);
+        let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        commands.extend(blocks.flat_map(str::lines).map(|line| (name.clone(), line.to_owned())));
+    }
+    Ok(commands)
+}
+
+/// Whether a shell's variable is named without braces right before a colon.
+fn names_before_a_colon(line: &str) -> bool {
+    line.split('$').skip(1).any(|rest| {
+        let behind = rest.trim_start_matches(|letter: char| letter.is_ascii_alphanumeric() || letter == '_');
+        behind.len() < rest.len() && behind.starts_with(':')
+    })
+}
+
+/// Who pastes into zsh, as on a Mac, has no comments behind a command: each word is one of its own. And `$name:l` is that name in small letters.
+#[test]
+fn what_is_shown_to_be_pasted_is_the_same_to_every_shell() -> anyhow::Result<()> {
+    let commands = shown_commands()?;
+    assert!(commands.len() > 20, "these are not all: {commands:?}");
+    let differs = |line: &str| {
+        let told = line.split_once(" #").is_some_and(|(command, _)| !command.trim().is_empty());
+        told || names_before_a_colon(line)
+    };
+    let differ: Vec<_> = commands.iter().filter(|(_, line)| differs(line)).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+    Ok(())
+}
