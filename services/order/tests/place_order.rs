@@ -44,6 +44,14 @@ use tonic::Request;
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What the saga asks of others on its way there, a call a step: reserve, charge, ship.
+const ACTIONS: usize = 3;
+
+/// What undoes them on its way back, once the last one is refused: refund, release.
+const UNDOINGS: usize = 2;
+
+/// Serves every test here, those of other orders too. One that asserts what only one order asks for is never answered elsewhere, and that
+/// test runs out of patience.
 fn participants() -> Participants {
     let price = || Some(Money { currency_code: "EUR".to_owned(), units: 25, nanos: 0 });
     Participants::new()
@@ -87,23 +95,23 @@ fn rig(folder: &TempDir) -> Rig {
 async fn it_comes_through_a_refusal_of_every_step() {
     let folder = TempDir::new().unwrap();
     let report = fail_every_step(&rig(&folder)).await.unwrap();
-    assert_eq!(report.runs().len(), 3, "{report}");
+    assert_eq!(report.runs().len(), ACTIONS, "{report}");
 }
 
 #[tokio::test]
 async fn it_comes_through_every_lost_and_repeated_call() {
     let folder = TempDir::new().unwrap();
     let report = repeat_every_operation(&rig(&folder)).await.unwrap();
-    // Three faults of three calls on the way there, of four on the way back, and the lost request of the one refused.
-    assert_eq!(report.runs().len(), 9 + 12 + 1, "{report}");
+    // Three faults of each call on the way there, of each but the one refused on the way back, and the lost request of that one.
+    assert_eq!(report.runs().len(), 3 * ACTIONS + 3 * (ACTIONS - 1 + UNDOINGS) + 1, "{report}");
 }
 
 #[tokio::test]
 async fn it_comes_through_a_crash_at_every_point() {
     let folder = TempDir::new().unwrap();
     let report = crash_every_point(&rig(&folder)).await.unwrap();
-    // Before and after each of three calls on the way there, and of five on the way back.
-    assert_eq!(report.runs().len(), 6 + 10, "{report}");
+    // Before and after each call on the way there, and each on the way back.
+    assert_eq!(report.runs().len(), 2 * ACTIONS + 2 * (ACTIONS + UNDOINGS), "{report}");
 }
 
 /// A client's connection that is cut drops what waits for its answer here.
@@ -171,8 +179,7 @@ async fn large_orders_that_are_accepted_find_room_for_all_that_they_come_to_keep
         calls.map(|call| (call.call.key(call.call.op), call.message)).collect::<HashMap<_, _>>()
     };
     let turned_back = async {
-        // What it reserves, charges and ships, and what it refunds and releases.
-        while requests().len() < 5 * inputs.len() {
+        while requests().len() < (ACTIONS + UNDOINGS) * inputs.len() {
             sleep(Duration::from_millis(10)).await;
         }
     };
