@@ -12,7 +12,7 @@ unexport CARGO_BUILD_TARGET
 default:
     @{{ quote(just_executable()) }} --list --unsorted --list-heading '{{ "./just RECIPE, where RECIPE is one of\n" }}'
 
-# Four services, three orders, each saga's timeline, the books; `demo breaker` kills shipping under load
+# The services, three orders, each saga's timeline, the books; `demo breaker` kills shipping under load
 [group('run')]
 demo *WHAT:
     @if [ "${1:-}" = breaker ]; then \
@@ -21,7 +21,7 @@ demo *WHAT:
         exec "$CARGO_TARGET_DIR/debug/outage"; \
     else exec cargo run --package shop -- demo "$@"; fi
 
-# Serve all four services until Ctrl-C, with grpcurl lines to paste
+# Serve all services until Ctrl-C, with grpcurl lines to paste
 [group('run')]
 up *FLAGS:
     @cargo run --package shop -- serve "$@"

@@ -1,4 +1,4 @@
-//! A shop of four real processes to test against: started on free ports and fresh data, killed and restarted at will, and
+//! A shop of real processes to test against: started on free ports and fresh data, killed and restarted at will, and
 //! judged only by what its queries answer.
 
 pub mod chaos;

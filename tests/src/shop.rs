@@ -1,4 +1,4 @@
-//! The four services together.
+//! The services together.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ impl Shop {
     /// Those that take part in order's sagas.
     const PARTICIPANTS: [&str; 3] = ["inventory", "payment", "shipping"];
 
-    /// Starts the four and waits until they serve.
+    /// Starts all and waits until they serve.
     ///
     /// # Errors
     /// When one isn't built or doesn't serve.
@@ -37,7 +37,7 @@ impl Shop {
         Ok(shop)
     }
 
-    /// The four, none of them started.
+    /// All, none of them started.
     ///
     /// # Errors
     /// When no port or folder is to be had.
@@ -58,7 +58,7 @@ impl Shop {
         }
     }
 
-    /// Gives all four TLS, with a certificate to show each other.
+    /// Gives all of them TLS, with a certificate to show each other.
     ///
     /// # Errors
     /// When the certificate can't be used.
@@ -70,7 +70,7 @@ impl Shop {
         Ok(())
     }
 
-    /// All four, in the order of [`NAMES`](Self::NAMES).
+    /// All, in the order of [`NAMES`](Self::NAMES).
     pub fn servers_mut(&mut self) -> &mut [Server; Self::NAMES.len()] {
         &mut self.servers
     }
@@ -110,13 +110,13 @@ impl Shop {
         self.folder.path()
     }
 
-    /// Where the four listen, in the order of [`NAMES`](Self::NAMES).
+    /// Where they listen, in the order of [`NAMES`](Self::NAMES).
     #[must_use]
     pub fn addresses(&self) -> [String; Self::NAMES.len()] {
         self.servers.each_ref().map(Server::address)
     }
 
-    /// Clients of all four.
+    /// Clients of all.
     #[must_use]
     pub fn clients(&self) -> Clients {
         let [inventory, payment, shipping, order] = &self.servers;

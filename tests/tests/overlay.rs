@@ -53,7 +53,7 @@ fn servers(
     Ok(servers)
 }
 
-/// Clients of the four services at the Deployments that end so.
+/// Clients of the services at the Deployments that end so.
 fn clients(servers: &BTreeMap<String, Server>, side: &str) -> Clients {
     let channel = |service: &str| servers[&format!("{service}-{side}")].channel();
     Clients {

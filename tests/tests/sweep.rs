@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 /// How long something may take that is only waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Four services that keep answers for so long.
+/// Services that keep answers for so long.
 async fn shop(keep: &str) -> anyhow::Result<Shop> {
     let mut shop = Shop::new()?;
     for server in shop.servers_mut() {

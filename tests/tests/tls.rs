@@ -1,4 +1,4 @@
-//! Four services that know each other by certificates.
+//! Services that know each other by certificates.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! One order is one trace, across four processes; what is taken up after a crash is another, which points to the first.
+//! One order is one trace, across the processes of all services; what is taken up after a crash is another, which points to the first.
 
 use std::{
     future::poll_fn,

@@ -4,7 +4,7 @@
 //! bind ─▶ open stores ─▶ start tasks ─▶ SERVING ─▶ serve ─▶ NOT_SERVING ─▶ accept no more ─▶ calls end ─▶ put away
 //! ```
 //!
-//! An [`App`] installs nothing in its process, so one process may hold several: the shop has four.
+//! An [`App`] installs nothing in its process, so one process may hold several: the shop has all of them.
 
 mod app;
 mod connection;

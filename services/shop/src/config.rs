@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-/// The four services in one process: to try, to show and to develop against.
+/// The services in one process: to try, to show and to develop against.
 #[derive(Debug, Parser)]
 #[command(name = "shop", args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -19,7 +19,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve all four services until Ctrl-C, and print grpcurl lines to paste (the default).
+    /// Serve all services until Ctrl-C, and print grpcurl lines to paste (the default).
     Serve(Serve),
     /// Place three orders on fresh data, show each saga as it moves, and check the books.
     Demo,
@@ -39,10 +39,10 @@ pub enum Command {
 /// How to serve.
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
-    /// The folder of the four databases; made when it is missing.
+    /// The folder of their databases; made when it is missing.
     #[arg(long, env = "SHOP_DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
-    /// The address to listen on, at ports 50051 (inventory) to 50054 (order).
+    /// The address to listen on, at the ports of the services themselves, from 50051 (inventory) on.
     // Not HOST: csh, conda and some distributions put the machine's name there.
     #[arg(long, env = "SHOP_HOST", default_value = "127.0.0.1")]
     pub host: IpAddr,

@@ -76,7 +76,7 @@ pub async fn run(screen: Screen) -> anyhow::Result<()> {
     let mut stopped = pin!(libs::cli::shutdown()?);
     let data = tempfile::tempdir().context("no room for the demo's data")?;
     let began = Instant::now();
-    screen.line(screen.paint(Tone::Title, "Four services, each with its own database, on fresh data"))?;
+    screen.line(screen.paint(Tone::Title, "The services, each with its own database, on fresh data"))?;
     let shop = Shop::start(&Site::anywhere(data.path())).await?;
     for (name, uri) in shop.uris() {
         screen.line(format!("  {name:<10} {uri}"))?;

@@ -1,7 +1,7 @@
-//! The shop: the four services in one process, to try, to show and to develop against.
+//! The shop: the services in one process, to try, to show and to develop against.
 //!
 //! - [`config`]: what can be asked of it.
-//! - [`shop`](mod@shop): the four services, opened and closed together.
+//! - [`shop`](mod@shop): the services, opened and closed together.
 //! - [`serve`], [`demo`], [`order`], [`watch`], [`sagas`], [`breakers`]: what it does, one file a word.
 //! - [`follow`], [`timeline`]: an order on its way, line by line.
 //! - [`books`]: what must add up, from the queries.

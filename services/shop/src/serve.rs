@@ -1,4 +1,4 @@
-//! The development server: four services until Ctrl-C, and lines to paste.
+//! The development server: the services until Ctrl-C, and lines to paste.
 
 use std::io;
 

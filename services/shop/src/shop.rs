@@ -1,4 +1,4 @@
-//! Four services in one process, each as its own binary would be: its own port, its own database, gRPC between them.
+//! The services in one process, each as its own binary would be: its own port, its own database, gRPC between them.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -62,7 +62,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Opens a shop: when this returns, all four services take calls.
+    /// Opens a shop: when this returns, all services take calls.
     ///
     /// # Errors
     /// When a port is taken or a database can't be opened.

@@ -9,7 +9,7 @@ use std::{
 use clap::Parser;
 use tests::chaos::{self, Plan, Progress};
 
-/// Starts the four services as processes, places orders, kills the processes with SIGKILL at random moments and restarts them.
+/// Starts the services as processes, places orders, kills the processes with SIGKILL at random moments and restarts them.
 /// In the end every accepted order must have ended, once, and stock, money and shipments must add up.
 #[derive(Debug, Parser)]
 struct Flags {

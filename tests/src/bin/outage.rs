@@ -11,7 +11,7 @@ use tests::outage::{self, Look, Report};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    say("Four processes under load. Shipping will be killed, and brought back 5 s later.");
+    say("The services under load, each a process. Shipping will be killed, and brought back 5 s later.");
     say(
         "announced: the circuit opens; orders are accepted all the while; how a shipment stands is answered at once from what",
     );
