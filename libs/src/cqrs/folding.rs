@@ -1,5 +1,5 @@
 //! One batch of events handed to the projections: to all in one transaction, and where that fails to one after the other. The one that
-//! goes on failing is parked with the event and the error.
+//! goes on failing is parked with the event and the error, as is one whose tables may not be written, until they may.
 
 use std::panic::AssertUnwindSafe;
 
@@ -71,6 +71,15 @@ impl Views {
                         folded.moved(checkpoint);
                         break;
                     }
+                    // No more the event's fault, nor that of the others, whose tables may be written.
+                    Err(ProjectionError::Database(error)) if error.is_denied() && !*is_beside => {
+                        if let Err(error) = transaction.rollback().await {
+                            tracing::info!(%error, "a fold that failed is not rolled back: its session is over");
+                        }
+                        let next = events.iter().find(|event| event.position > folded.checkpoint);
+                        park_denied(folded, next.map_or(last, |event| event.position), &error);
+                        return Ok(());
+                    }
                     // Not the event's fault: another time all of them are folded.
                     Err(ProjectionError::Database(error)) if error.is_passing() || is_too_much(&error, events) => {
                         return Err(error);
@@ -106,6 +115,17 @@ fn tell_parked(is_beside: bool, projection: &str, position: i64, error: &Project
     }
     let mend = mend.unwrap_or("mend it and restart, or have it try again by ResumeProjection");
     tracing::error!(projection, position, %error, "projection parked: its view stands still at this event; {mend}");
+}
+
+/// Parks a projection whose tables this process may not read or write, until it is tried again, and tells that once.
+fn park_denied(folded: &mut Folded, position: i64, error: &sql::Error) {
+    const MEND: &str = "grant whoever serves SELECT, INSERT, UPDATE and DELETE on its tables, and it goes on by itself";
+    folded.parked = true;
+    folded.standing.park(position, format!("{error}: {MEND}"));
+    if !std::mem::replace(&mut folded.is_denied, true) {
+        let projection = folded.fold.name();
+        tracing::error!(projection, position, %error, "projection parked: its view stands still at this event; {MEND}");
+    }
 }
 
 /// What to do where a table lacks a column: if it is another version's, no restart mends it.

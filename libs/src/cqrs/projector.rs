@@ -63,6 +63,16 @@ impl Views {
         }
     }
 
+    /// Has those try again that were parked for want of a right: nobody tells when it is granted.
+    fn try_denied(&mut self) {
+        for folded in &mut self.projections {
+            if folded.parked && folded.is_denied {
+                folded.parked = false;
+                self.log.begin_again();
+            }
+        }
+    }
+
     /// Tells where another service's log ends, as far as is known.
     fn tell_head(&self) {
         let reached = lowest(&self.projections);
@@ -77,6 +87,7 @@ impl Views {
     /// its event, or made its tables anew. Those may end further back than here, where they are of another service's log that does, or of a
     /// server that has taken over from one that was further on: with its log, or with the tables alone.
     async fn look(&mut self) -> Result<(), sql::Error> {
+        self.try_denied();
         let mut is_lost = false;
         if !self.log.is_remote() {
             let head = self.log.head().await?;
@@ -290,8 +301,9 @@ async fn is_elsewhere(projections: &[Folded], reader: &Reader) -> Result<bool, s
 async fn until_look(looks: &mut Interval, is_remote: bool, projections: &[Folded], reader: &Reader) {
     loop {
         looks.tick().await;
+        let is_denied = projections.iter().any(|folded| folded.is_denied);
         // If that can't be read, a turn will say so.
-        if !is_remote || is_elsewhere(projections, reader).await.unwrap_or(false) {
+        if !is_remote || is_denied || is_elsewhere(projections, reader).await.unwrap_or(false) {
             return;
         }
     }

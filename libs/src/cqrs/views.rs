@@ -53,6 +53,8 @@ pub(super) struct Folded {
     pub(super) fold: Arc<dyn Fold>,
     pub(super) checkpoint: i64,
     pub(super) parked: bool,
+    /// It was parked because this process may not read or write its tables, and has not got past that since.
+    pub(super) is_denied: bool,
     pub(super) standing: Arc<Standing>,
 }
 
@@ -63,13 +65,17 @@ impl Folded {
     }
 
     pub(super) fn moved(&mut self, checkpoint: i64) {
+        if self.is_denied {
+            tracing::info!(projection = self.fold.name(), checkpoint, "goes on: it has the rights on its tables");
+            self.go_on(checkpoint);
+        }
         self.checkpoint = checkpoint;
         self.standing.moved(checkpoint);
     }
 
     /// It goes on from where somebody else has brought it, and is not parked.
     pub(super) fn go_on(&mut self, checkpoint: i64) {
-        self.parked = false;
+        (self.parked, self.is_denied) = (false, false);
         self.checkpoint = checkpoint;
         self.standing.go_on(checkpoint);
     }
@@ -119,7 +125,7 @@ impl Views {
         let stood = checkpoints::read(projections.0.iter().map(|fold| fold.name()), &reader).await.map_err(failed)?;
         for (fold, checkpoint) in projections.0.iter().zip(stood) {
             let standing = Standing::new(fold.name(), checkpoint, log.watched_head(), Arc::clone(&bell));
-            folded.push(Folded { fold: fold.clone(), checkpoint, parked: false, standing });
+            folded.push(Folded { fold: fold.clone(), checkpoint, parked: false, is_denied: false, standing });
         }
         let (caught_up, _) = watch::channel(passed(&folded));
         let (wanted, rebuilds) = (Arc::default(), mpsc::channel(1));

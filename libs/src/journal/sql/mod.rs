@@ -311,6 +311,12 @@ impl Error {
         }
     }
 
+    /// True where a server doesn't let this role do that to a table, or to another thing of its own.
+    #[cfg(feature = "cqrs")]
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::Postgres(sqlx::Error::Database(said)) if said.code().as_deref() == Some("42501"))
+    }
+
     /// True where a column was named that there isn't.
     #[cfg(feature = "cqrs")]
     pub(crate) fn is_unknown_column(&self) -> bool {
