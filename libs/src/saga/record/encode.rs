@@ -62,9 +62,8 @@ impl Record {
         self.kept.encode_raw(&mut record);
 
         let change = |at: usize| (u32::try_from(at).unwrap_or(u32::MAX), &steps[at]);
-        let length = |(index, step): (u32, &Step)| {
-            uint32::encoded_len(field::CHANGE_INDEX, &index) + message::encoded_len(field::CHANGE_STEP, step)
-        };
+        let index_length = |index: u32| if index == 0 { 0 } else { uint32::encoded_len(field::CHANGE_INDEX, &index) };
+        let length = |(index, step): (u32, &Step)| index_length(index) + message::encoded_len(field::CHANGE_STEP, step);
         let new = &history[history.len() - lines..];
         // To the byte or a few more: the log's last events stay in memory as they are made here.
         let changes: usize = each(changed).map(|at| length(change(at)) + field::ROOM).sum();
@@ -73,7 +72,10 @@ impl Record {
         field::put(field::TRANSITION_SAGA, &saga[..head], &mut transition);
         for (index, step) in each(changed).map(change) {
             field::announce(field::TRANSITION_STEPS, length((index, step)), &mut transition);
-            uint32::encode(field::CHANGE_INDEX, &index, &mut transition);
+            // As prost writes it, to the byte: who reads events takes what is longer for a newer version's.
+            if index != 0 {
+                uint32::encode(field::CHANGE_INDEX, &index, &mut transition);
+            }
             message::encode(field::CHANGE_STEP, step, &mut transition);
         }
         message::encode_repeated(field::TRANSITION_HISTORY, new, &mut transition);

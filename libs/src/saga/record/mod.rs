@@ -332,6 +332,20 @@ mod tests {
         saga
     }
 
+    /// Whoever folds events takes one of which it knows less than there is for a newer version's, and tells a person.
+    #[test]
+    fn a_transition_is_no_longer_than_what_is_known_of_it() {
+        let mut record = record();
+        record.saga.steps.push(Step { name: "ship".to_owned(), ..Step::default() });
+        record.kept.steps.push(StepRecord::default());
+        record.tell_all_steps();
+        record.note(1, Line { what: "paused", ..Line::default() });
+        let (told, _) = record.encode();
+        let known = SagaTransition::decode(told.clone()).expect("a transition");
+        assert_eq!(known.encoded_len(), told.len());
+        assert_eq!(known.steps.iter().map(|change| change.index).collect::<Vec<_>>(), [0, 1]);
+    }
+
     #[test]
     fn a_record_survives_the_store_but_for_its_history() {
         let mut record = record();
