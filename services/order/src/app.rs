@@ -50,17 +50,21 @@ impl Program for Service {
         let breakers = Registry::with_clock(Arc::new(CoarseClock::new()));
         let peers = flags.known_peers(Self::NAME, breakers.clone(), Self::PEERS)?;
         let sides = stores().open(Self::NAME, app, flags).await?;
+        // Before any saga is taken up: what can't begin, as by a view of another version's, has called nobody by then.
+        let neighbours = match sides.queries {
+            Some(_) => Some(Neighbours::follow(Self::NAME, app, flags, &peers).await?),
+            None => None,
+        };
         let coordinator = match sides.commands.zip(sides.journal) {
             Some((side, journal)) => Some(serve_commands(app, flags, &peers, side, journal).await?),
             None => None,
         };
-        if let Some(read) = sides.queries {
+        if let Some((read, neighbours)) = sides.queries.zip(neighbours) {
             let sagas = SagaQueries::new(read.clone(), definitions()?)?;
             app.add(match coordinator {
                 Some(coordinator) => sagas.beside(coordinator).into_server(),
                 None => sagas.into_server(),
             });
-            let neighbours = Neighbours::follow(Self::NAME, app, flags, &peers).await?;
             let queries = Queries::new(neighbours, Shipments::connect(&peers)?);
             app.add(
                 OrderQueryServiceServer::new(OrderQuerySurface::new(read, queries)).max_encoding_message_size(most),
