@@ -182,26 +182,33 @@ async fn an_attempt_may_take_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_passes_a_refusal_on_as_it_is_probed_has_answered() {
-    let stopped = stop_the_clock();
-    let moody = Moody::serve().await;
-    let breaker = Config::builder().consecutive_failures(3).open_for(PATIENCE, 1, PATIENCE).build().unwrap();
-    let peer = peer_at(&moody.uri, &patient(PeerOptions::saga().breaker(breaker)));
-    moody.set(Code::Unavailable as i32);
-    for _ in 0..3 {
-        soon(list(&peer)).await.unwrap_err();
-    }
-    assert_eq!(peer.breaker().state(), State::Open);
-    // It is back, and knows that whom it calls is not.
-    let refusal =
+async fn a_peer_that_refuses_one_request_or_passes_a_refusal_on_as_it_is_probed_has_answered() {
+    let open =
         CircuitOpen { breaker: "behind".into(), reason: Reason::Open, cause: None, retry_after: MS, generation: 1 };
-    *moody.failure.lock() = Some(refusal.into_status());
-    advance(PATIENCE * 2).await;
-    for _ in 0..15 {
-        soon(list(&peer)).await.unwrap_err();
+    let behind = Refusal::unavailable("NOT_CAUGHT_UP", "the views are at 5 and the token is at 9: try again", MS);
+    for refusal in [open.into_status(), behind.into_status("moody")] {
+        let stopped = stop_the_clock();
+        let moody = Moody::serve().await;
+        let breaker = Config::builder().consecutive_failures(3).open_for(PATIENCE, 1, PATIENCE).build().unwrap();
+        let peer = peer_at(&moody.uri, &patient(PeerOptions::saga().breaker(breaker)));
+        moody.set(Code::Unavailable as i32);
+        for _ in 0..3 {
+            soon(list(&peer)).await.unwrap_err();
+        }
+        assert_eq!(peer.breaker().state(), State::Open);
+        // It is back, and answers no more than that.
+        *moody.failure.lock() = Some(refusal.clone());
+        advance(PATIENCE * 2).await;
+        for _ in 0..15 {
+            soon(list(&peer)).await.unwrap_err();
+        }
+        assert_eq!(
+            (peer.breaker().state(), peer.breaker().snapshot().totals.opened),
+            (State::Closed, 1),
+            "{refusal:?}"
+        );
+        drop(stopped);
     }
-    assert_eq!((peer.breaker().state(), peer.breaker().snapshot().totals.opened), (State::Closed, 1));
-    drop(stopped);
 }
 
 /// A raw HTTP/2 server that turns the first calls away unseen, then answers well.

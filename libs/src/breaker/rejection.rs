@@ -132,8 +132,8 @@ pub(crate) fn is_draining(status: &Status) -> bool {
     says(status, Code::Unavailable, DRAINING)
 }
 
-/// Whether a server says this of a query that asks for more than its views know: it has waited for them as long as it may, and others have
-/// their answers.
+/// Whether a server says this of a query that asks for more than its views know: waiting for them is no use there, and others have their
+/// answers.
 pub(crate) fn is_behind(status: &Status) -> bool {
     says(status, Code::Unavailable, NOT_CAUGHT_UP)
 }

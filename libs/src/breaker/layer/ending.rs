@@ -9,7 +9,7 @@ use tonic_types::StatusExt as _;
 
 use super::super::{
     Class, Classes,
-    rejection::{is_no_fault, is_our_refusal},
+    rejection::{is_draining, is_no_fault, is_our_refusal},
 };
 use super::{
     pushback::Pushback,
@@ -56,7 +56,11 @@ fn by_error_code(watch: Watch, code: Code, headers: &HeaderMap) {
     }
     match rules(&watch).judged(|| whole_status(headers)) {
         Some(class) => finish_as(watch, class, || pause(headers)),
-        None if is_nobodys_fault(code, headers) => watch.finish(Class::Neutral),
+        None if is_nobodys_fault(code, headers) => {
+            // Asked whether it is there, who says what is wrong with a request has answered; who leaves may not be there long.
+            let answered = watch.is_probe() && !status_with_details(headers).is_some_and(|status| is_draining(&status));
+            watch.finish(if answered { Class::Success } else { Class::Neutral });
+        }
         None => finish(watch, code, || pause(headers)),
     }
 }

@@ -188,8 +188,8 @@ fn worth_another<B>(
         Ok(response) => {
             let headers = response.headers();
             let code = layer::grpc_status(headers)?;
-            // What a server has waited for in vain comes no sooner for waiting again.
-            if layer::was_refused_on_the_way(code, headers) || layer::has_waited(code, headers) {
+            // What a server has waited for in vain comes no sooner for waiting again; another one may have it.
+            if layer::was_refused_on_the_way(code, headers) || (!elsewhere && layer::has_waited(code, headers)) {
                 return None;
             }
             retry.codes.contains(&code).then(|| match Pushback::of(headers) {
@@ -261,6 +261,22 @@ mod tests {
 
     use super::*;
     use crate::refusal::Refusal;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_servers_views_lack_another_is_asked_for_once() {
+        for (several, calls) in [(false, 1), (true, 2)] {
+            let asked = Mutex::new(0);
+            let server = service_fn(|_: Request<Body>| {
+                *asked.lock().expect("no panic") += 1;
+                let behind = Refusal::unavailable("NOT_CAUGHT_UP", "the views are behind", Duration::from_secs(1));
+                std::future::ready(Ok::<_, BoxError>(behind.into_status("tea").into_http::<()>()))
+            });
+            let request = Request::new(Body::new(Full::new(Bytes::new())));
+            let answer = call(server, Arc::new(Retry::new()), request, None, several).await.expect("answered");
+            assert_eq!(layer::grpc_status(answer.headers()), Some(Code::Unavailable));
+            assert_eq!(asked.into_inner().expect("no panic"), calls, "{several}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_too_large_to_hold_is_sent_once() {

@@ -60,9 +60,9 @@ impl Endpoints {
         &self.0
     }
 
-    /// Whether there are several.
+    /// Whether calls go to several now: those that are out are passed over.
     pub(super) fn are_several(&self) -> bool {
-        self.0.all().len() > 1
+        self.0.all().iter().filter(|endpoint| !endpoint.is_out()).nth(1).is_some()
     }
 
     /// Calls the next one that is in, by the peer's permit. What ends badly at an address that is out counts against that one alone while

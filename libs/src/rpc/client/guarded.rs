@@ -25,7 +25,7 @@ impl Guarded {
         Self { layer, endpoints }
     }
 
-    /// Whether there are several addresses.
+    /// Whether calls go to several addresses now.
     pub(super) fn are_several(&self) -> bool {
         self.endpoints.are_several()
     }

@@ -200,6 +200,7 @@ where
                     return Poll::Ready(Some(Ok(frame)));
                 }
             }
+            Poll::Ready(Some(Err(error))) if was_let_go(&*error) && is_near(this.timer.deadline) => {}
             Poll::Pending if this.timer.poll_over(cx) => {}
             frame => return frame,
         }
@@ -275,6 +276,20 @@ mod tests {
             };
             let status = TimeoutFuture::new(call, Some(Instant::now() + SECOND), None).await.expect_err("let go");
             assert_eq!(status.code(), code);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_lets_go_of_an_answer_at_the_deadline_means_the_deadline_too() {
+        let milliseconds = Duration::from_millis;
+        for (after, code) in [(milliseconds(500), Code::Unavailable), (milliseconds(999), Code::DeadlineExceeded)] {
+            let reset = || Err::<Frame<Bytes>, BoxError>(h2::Error::from(h2::Reason::CANCEL).into());
+            let body = StreamBody::new(futures::stream::iter([reset()]));
+            let answer = std::future::ready(Ok(Response::new(body)));
+            let response = TimeoutFuture::new(answer, Some(Instant::now() + SECOND), None).await.expect("headers");
+            tokio::time::advance(after).await;
+            let error = Box::pin(response.into_body()).frame().await.expect("an end").expect_err("let go");
+            assert_eq!(into_status(error).code(), code);
         }
     }
 
