@@ -11,7 +11,7 @@ pub struct NatsUrl(String);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a broker is nats://HOST:PORT or tls://HOST:PORT, several with commas between them, each with the USER:PASSWORD@ it may ask for; a \
-     sign such as @ or / that is part of a password is %40 or %2F"
+     sign such as @, / or a comma that is part of a password is %40, %2F or %2C"
 )]
 pub struct WrongBroker;
 

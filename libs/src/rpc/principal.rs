@@ -1,4 +1,5 @@
-//! Who calls, where a server's guard has found that out: known to all that is done while the call is served.
+//! Who calls, where a server's guard has found that out: known to what is done until its answer begins. A
+//! stream asks before it begins.
 
 use std::{future::Future, sync::Arc};
 

@@ -142,7 +142,12 @@ impl Refused {
     fn no_place(&self, path: &str) {
         let Some(refused) = self.count() else { return };
         let (service, method) = (&self.service, shown(path.trim_start_matches('/')));
-        tracing::warn!(service, method, refused, "too many calls are being worked on: others are refused");
+        // More of `--max-calls` would help those alone that need a place.
+        let what = match is_exempt(path) {
+            true => "too many calls of health or reflection at a time: others are refused",
+            false => "too many calls are being worked on: others are refused",
+        };
+        tracing::warn!(service, method, refused, "{what}");
     }
 
     fn no_room(&self, refusal: &Refusal) {

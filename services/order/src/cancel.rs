@@ -3,6 +3,7 @@
 use libs::{
     cqrs::CommandSide,
     refusal::{Refusal, Violations},
+    rpc::principal::Principal,
     saga::Coordinator,
 };
 use proto::order::v1::{CancelOrderRequest, CancelOrderResponse, OrderRecord};
@@ -25,9 +26,11 @@ pub(crate) async fn cancel(
     let OrderRecord { order: found } = side.state::<Order>(order_id).await?;
     let found = found.ok_or_else(|| order::unknown(order_id))?;
     if !order::is_closed(&found) {
-        // The saga's history is to say why.
+        // The saga's history is to say who, a guard's word before the order's own, and why.
+        let caller = Principal::current();
+        let actor = caller.as_ref().map_or(&*found.customer_id, Principal::name);
         let reason = if reason.is_empty() { "no reason given" } else { reason };
-        match coordinator.cancel(order_id, &found.customer_id, reason).await {
+        match coordinator.cancel(order_id, actor, reason).await {
             // It ended between the look and the word: what it ended as decides.
             Err(refusal) if refusal.reason == "SAGA_CLOSED" => {}
             Err(refusal) if refusal.reason == "SAGA_PARKED" => return Err(order::held_up(order_id)),
