@@ -159,10 +159,10 @@ impl App {
     /// the place to tell who calls, by a token or by the certificate of the connection, and what they may call, by the path. Only
     /// the last one given looks.
     ///
-    /// Who it leaves in the call's extensions, as a [`Principal`](crate::rpc::principal::Principal), is known to what is done for the call until its answer begins: a
-    /// `request_id` is that one's own then, so that nobody else gets the answer to it (and once a guard says who calls, what was asked before
-    /// it did is another request), and the history of a saga that it steers has that name, whatever `actor` says.
-    /// What else a call may see or do isn't looked at: that is for the service itself to ask of `Principal::current()`.
+    /// Who it leaves in the call's extensions, as a [`Principal`](crate::rpc::principal::Principal), is known to what is done for the
+    /// call until its answer begins: a `request_id` is that one's own then, so that nobody else gets the answer to it (and once a guard
+    /// says who calls, what was asked before it did is another request), and the history of a saga that it steers has that name, whatever
+    /// `actor` says. What else a call may see or do isn't looked at: that is for the service itself to ask of `Principal::current()`.
     ///
     /// A service that takes part in sagas keeps what it answers to a call with the metadata `saga-…` until the saga's coordinator says that
     /// it has ended. So these are for coordinators alone: who is none, and may call, had better be refused where it sends any. A service

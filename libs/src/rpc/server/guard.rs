@@ -20,8 +20,8 @@ use crate::{
 
 type Check = dyn Fn(&mut Parts) -> Result<(), Refusal> + Send + Sync;
 
-/// Refuses calls by what stands before their message: path and metadata. It never waits. Whom the check leaves in the call's extensions, as a
-/// [`Principal`], is known to what is done for the call until its answer begins.
+/// Refuses calls by what stands before their message: path and metadata. It never waits. Whom the check leaves in the call's extensions,
+/// as a [`Principal`], is known to what is done for the call until its answer begins.
 #[derive(Clone)]
 pub struct GuardLayer {
     service: &'static str,
